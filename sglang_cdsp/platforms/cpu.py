@@ -1,0 +1,56 @@
+"""The out-of-tree platform: host memory, torch operators, no device kernels.
+
+SGLang's own CPU path needs ``sgl_kernel``'s CPU build. As an out-of-tree platform SGLang takes
+every operator's torch-native forward instead.
+"""
+
+from typing import Any
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
+
+from sglang_cdsp.platforms.defaults import apply_cpu_defaults
+from sglang_cdsp.platforms.hooks import check_hooks_live
+
+
+class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """A CPU on which SGLang runs with nothing but torch."""
+
+    _enum = PlatformEnum.OOT
+    device_name = "cdsp_cpu"
+    device_type = "cpu"
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Set what a torch-only CPU needs and the user left open; see ``apply_cpu_defaults``.
+
+        Raises:
+            PlatformHookError: a hook of this platform is not in place in the server's process.
+        """
+        if server_args.device != "cpu":
+            return
+        check_hooks_live()
+        apply_cpu_defaults(server_args)
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"
+
+    def get_mha_kv_pool_cls(self) -> type:
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+        return MHATokenToKVPool
+
+    def get_mla_kv_pool_cls(self) -> type:
+        from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+
+        return MLATokenToKVPool
+
+    def get_paged_allocator_cls(self) -> type:
+        from sglang_cdsp.platforms.allocator import HostPagedAllocator
+
+        return HostPagedAllocator
+
+    def is_pin_memory_available(self, device: Any = None) -> bool:
+        return False
