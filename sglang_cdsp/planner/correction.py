@@ -1,0 +1,117 @@
+"""Online correction of the latency model from measured chunk times, with bounds.
+
+Per SP size one factor on Equation 1. A measured chunk moves the logarithm of its size's factor by
+`gain` times its error, and that error is first cut to `max_step`, so one outlier changes
+a factor by at most `gain * max_step` (default 2 %), whatever it measured; the factor itself stays
+within `bound`. All of it shows in `snapshot`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_cdsp.planner.errors import LatencyModelError
+from sglang_cdsp.planner.latency import LatencyModel
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionOptions:
+    """gain in (0, 1]; max_step: largest log error counted; bound: factor within [1/bound, bound].
+
+    refresh: relative change of a factor that makes `model` a new one (plans stay comparable and
+    the planner's tables are not rebuilt after each chunk).
+    """
+
+    gain: float = 0.1
+    max_step: float = 0.2
+    bound: float = 2.0
+    refresh: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (0 < self.gain <= 1 and self.max_step > 0 and self.bound >= 1 and self.refresh >= 0):
+            raise LatencyModelError(
+                "correction needs gain in (0, 1], max_step > 0, bound >= 1 and refresh >= 0"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SizeCorrection:
+    """One SP size: its factor, what it was fed, and the recent error before correction."""
+
+    factor: float = 1.0
+    samples: int = 0
+    cut: int = 0
+    error: float = 0.0
+
+
+class OnlineCorrection:
+    """Measured chunk times in, a corrected `LatencyModel` out."""
+
+    def __init__(self, base: LatencyModel, options: CorrectionOptions | None = None) -> None:
+        self._base = base
+        self._options = options or CorrectionOptions()
+        self._sizes: dict[int, SizeCorrection] = {sp: SizeCorrection() for sp in base.sp_sizes}
+        self._applied = dict.fromkeys(base.sp_sizes, 1.0)
+        self._model = base
+        self._ignored = 0
+
+    @property
+    def model(self) -> LatencyModel:
+        """The corrected model; the same object until a factor has moved by `refresh`."""
+        return self._model
+
+    def observe(self, sp: int, history: int, tokens: int, measured_s: float) -> None:
+        """One finished chunk. Times that are not positive and finite are counted, not used.
+
+        A size that was never profiled corrects its two neighbours, whose rows it is made of.
+        """
+        if not (math.isfinite(measured_s) and measured_s > 0):
+            self._ignored += 1
+            return
+        expected = self._base.predict(sp, history, tokens)
+        for size in self._neighbours(sp):
+            self._learn(size, math.log(measured_s / expected))
+        factors = {size: state.factor for size, state in self._sizes.items()}
+        if any(
+            abs(factors[size] / self._applied[size] - 1) > self._options.refresh for size in factors
+        ):
+            self._applied = factors
+            self._model = self._base.with_factors(factors)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Factor, samples, cut samples and mean recent error per SP size, in JSON types."""
+        return {
+            "ignored": self._ignored,
+            "sp": {
+                str(size): {
+                    "factor": state.factor,
+                    "applied": self._applied[size],
+                    "samples": state.samples,
+                    "cut": state.cut,
+                    "mean_abs_error": state.error,
+                }
+                for size, state in self._sizes.items()
+            },
+        }
+
+    def _neighbours(self, sp: int) -> tuple[int, ...]:
+        if sp in self._sizes:
+            return (sp,)
+        sizes = self._base.sp_sizes
+        return tuple(s for s in (max(s for s in sizes if s < sp), min(s for s in sizes if s > sp)))
+
+    def _learn(self, size: int, log_ratio: float) -> None:
+        old, options = self._sizes[size], self._options
+        error = log_ratio - math.log(old.factor)
+        step = min(max(error, -options.max_step), options.max_step)
+        limit = math.log(options.bound)
+        log_factor = min(max(math.log(old.factor) + options.gain * step, -limit), limit)
+        weight = max(options.gain, 1 / (old.samples + 1))
+        self._sizes[size] = SizeCorrection(
+            math.exp(log_factor),
+            old.samples + 1,
+            old.cut + (step != error),
+            old.error + weight * (abs(math.expm1(min(error, 50.0))) - old.error),
+        )

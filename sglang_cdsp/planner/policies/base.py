@@ -1,0 +1,45 @@
+"""The seam between planner and pool: the server and the simulator talk to policies through it.
+
+The caller tells a policy of arrivals and ends and calls `step` whenever something changed (an
+arrival, an end, an instance up or down); the policy answers with the plans to start now. A policy
+may bind everything at once or keep requests waiting and choose their order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+
+
+class Policy(ABC):
+    """One way to give prompts to instances. `name` is what `--cdsp-policy` selects."""
+
+    name: str
+
+    @abstractmethod
+    def arrive(self, prompt: PromptView, now_s: float) -> None:
+        """A prompt waits from now on. Call `check` first to refuse what can never fit."""
+
+    @abstractmethod
+    def finish(self, rid: str, now_s: float) -> None:
+        """A request ended in any way, bound or still waiting; unknown ids are fine."""
+
+    @abstractmethod
+    def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
+        """The plans to start now, in order. Each sees the pool as the ones before leave it."""
+
+    @abstractmethod
+    def waiting(self) -> tuple[str, ...]:
+        """Request ids not yet bound, in the order in which they would be planned."""
+
+    @abstractmethod
+    def check(self, prompt: PromptView, pool: PoolView) -> None:
+        """Raises PromptTooLongError if the prompt could not fit even an empty pool."""
+
+    @abstractmethod
+    def plan(self, prompt: PromptView, pool: PoolView, *, explain: bool = False) -> Plan | None:
+        """The plan this policy would make for the prompt at this pool state; None = must wait.
+
+        Changes nothing. With `explain` the plan lists every candidate and why it lost.
+        """

@@ -1,0 +1,158 @@
+"""Policies that bind each prompt when it arrives, first come first served, as the paper does.
+
+A prompt whose KV fits nowhere now waits, and those behind it wait too: overtaking would let short
+prompts keep the memory from a long one for ever.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+
+from sglang_cdsp.planner.errors import PromptTooLongError
+from sglang_cdsp.planner.memory import history_share, kv_demand
+from sglang_cdsp.planner.paper import Candidate, Report
+from sglang_cdsp.planner.policies.base import Policy
+from sglang_cdsp.planner.policies.options import PolicyOptions
+from sglang_cdsp.planner.problem import (
+    NO_LIMIT,
+    Placement,
+    Problem,
+    instance_seconds,
+    make_problem,
+    timed,
+)
+from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+
+
+class FirstComePolicy(Policy):
+    """Keeps the arrival order; a subclass says which plan one prompt gets at one pool state."""
+
+    def __init__(self, options: PolicyOptions) -> None:
+        self.options = options
+        self._waiting: dict[str, PromptView] = {}
+
+    @abstractmethod
+    def search(
+        self, problem: Problem, report: Report | None
+    ) -> tuple[Candidate | None, float | None]:
+        """The candidate to run (None = wait) and Algorithm 2's TTFT if it was computed.
+
+        With `report` every candidate is reported to it, the chosen one too.
+        """
+
+    def sizes(self, pool: PoolView) -> tuple[int, ...]:
+        """Candidate SP sizes at this pool."""
+        return self.options.current_sizes()
+
+    def arrive(self, prompt: PromptView, now_s: float) -> None:
+        if self.options.regulator:
+            self.options.regulator.observe_arrival(now_s)
+        self._waiting[prompt.rid] = prompt
+
+    def finish(self, rid: str, now_s: float) -> None:
+        self._waiting.pop(rid, None)
+
+    def waiting(self) -> tuple[str, ...]:
+        return tuple(self._waiting)
+
+    def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
+        if self.options.regulator:
+            self.options.regulator.refresh(now_s)
+        started: list[tuple[str, Plan]] = []
+        for rid, prompt in self._waiting.items():
+            plan = self.plan(prompt, pool)
+            if plan is None:
+                break
+            pool = after_plan(pool, plan, prompt, self.options.page_size)
+            started.append((rid, plan))
+        for rid, _ in started:
+            del self._waiting[rid]
+        return started
+
+    def plan(self, prompt: PromptView, pool: PoolView, *, explain: bool = False) -> Plan | None:
+        problem = self._problem(prompt, pool)
+        seen: list[tuple[Placement, float, str]] = []
+        best, single = self.search(
+            problem, (lambda *candidate: seen.append(candidate)) if explain else None
+        )
+        if best is None:
+            return None
+        chunks = timed(problem, best.chunks)
+        considered = explained(problem, best.chunks, seen) if explain else ()
+        return Plan(chunks, chunks[-1].end_s, self.name, single, considered)
+
+    def check(self, prompt: PromptView, pool: PoolView) -> None:
+        empty = empty_pool(prompt, pool, self.options.page_size)
+        if self.search(self._problem(prompt, empty), None)[0] is None:
+            raise PromptTooLongError(
+                f"prompt {prompt.rid}: {prompt.tokens} tokens after {prompt.history_tokens} of "
+                f"history do not fit an empty pool under policy {self.name}; "
+                f"the largest group holds {self.longest_prompt(pool)} tokens"
+            )
+
+    def longest_prompt(self, pool: PoolView) -> int:
+        """Tokens that this policy's largest group holds when the pool is empty."""
+        capacity = sorted(pool.capacity_tokens or (NO_LIMIT,), reverse=True)
+        size = max((s for s in self.sizes(pool) if s <= pool.size), default=0)
+        return size * capacity[min(size, len(capacity)) - 1] if size else 0
+
+    def _problem(self, prompt: PromptView, pool: PoolView) -> Problem:
+        options = self.options
+        return make_problem(
+            prompt,
+            pool,
+            options.current_model(),
+            self.sizes(pool),
+            page_size=options.page_size,
+            min_chunk=options.min_chunk,
+            improvement_rate=options.current_rate(),
+        )
+
+
+def empty_pool(prompt: PromptView, pool: PoolView, page_size: int) -> PoolView:
+    """The pool with every seat up and nothing in it but the prompt's own history."""
+    free = pool.capacity_tokens
+    if free is not None and prompt.history_instances:
+        share = history_share(prompt.history_tokens, len(prompt.history_instances), page_size)
+        free = tuple(
+            max(0, f - share) if i in prompt.history_instances else f for i, f in enumerate(free)
+        )
+    return PoolView((0.0,) * pool.size, free, pool.instances_per_node, None, pool.capacity_tokens)
+
+
+def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -> PoolView:
+    """The pool as the next prompt must see it: the last group is busy until the plan ends."""
+    queue = list(pool.queue_s)
+    for i in plan.instances:
+        queue[i] = plan.ttft_s
+    free = pool.free_tokens
+    if free is not None:
+        demand = kv_demand(
+            [(chunk.tokens, chunk.instances) for chunk in plan.chunks],
+            page_size,
+            prompt.history_tokens,
+            prompt.history_instances,
+        )
+        free = tuple(f - demand.get(i, 0) for i, f in enumerate(free))
+    return replace(pool, queue_s=tuple(queue), free_tokens=free)
+
+
+def explained(
+    problem: Problem, chosen: Placement, seen: list[tuple[Placement, float, str]]
+) -> tuple[Considered, ...]:
+    """The distinct candidates of a search, best TTFT first, those that cannot run last."""
+    out: dict[object, Considered] = {}
+    for chunks, ttft, reason in seen:
+        whole = sum(tokens for tokens, _ in chunks) == problem.tokens
+        if not whole or ttft == float("inf"):
+            out.setdefault((chunks, reason), Considered((), float("inf"), 0.0, False, reason))
+            continue
+        planned = timed(problem, chunks)
+        won = chunks == chosen
+        text = "chosen" if won else reason
+        if chunks not in out or not won:
+            out[chunks] = Considered(
+                planned, planned[-1].end_s, instance_seconds(problem, planned), won, text
+            )
+    return tuple(sorted(out.values(), key=lambda c: (not c.chosen, c.ttft_s)))

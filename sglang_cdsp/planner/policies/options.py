@@ -1,0 +1,52 @@
+"""What every policy is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_cdsp.planner.correction import OnlineCorrection
+from sglang_cdsp.planner.errors import OptionError
+from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.regulator import Regulator
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """model: Equation 1. sp_sizes: candidate SP sizes (any integers the model covers).
+
+    page_size: KV page in tokens; chunk boundaries are multiples of it. min_chunk: fewest tokens
+    in any chunk but the last. improvement_rate: used when there is no `regulator`; with one, the
+    rate and the SP sizes come from it. correction: the model corrected online, if given.
+    """
+
+    model: LatencyModel
+    sp_sizes: tuple[int, ...]
+    page_size: int = 1
+    min_chunk: int = 256
+    improvement_rate: float = 0.0
+    regulator: Regulator | None = None
+    correction: OnlineCorrection | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.sp_sizes
+        if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+            raise OptionError(
+                f"SP sizes {list(sizes)} must be positive, unique and ascending; give e.g. 1,2,4"
+            )
+        for size in sizes:
+            self.model.coefficients(size)
+        if self.page_size < 1:
+            raise OptionError(f"page size is {self.page_size}; it must be at least 1")
+        if self.min_chunk < 1:
+            raise OptionError(f"minimum chunk is {self.min_chunk}; it must be at least 1 token")
+        if not 0 <= self.improvement_rate < 1:
+            raise OptionError(f"improvement rate is {self.improvement_rate}; it must be in [0, 1)")
+
+    def current_model(self) -> LatencyModel:
+        return self.correction.model if self.correction else self.model
+
+    def current_sizes(self) -> tuple[int, ...]:
+        return self.regulator.sp_sizes if self.regulator else self.sp_sizes
+
+    def current_rate(self) -> float:
+        return self.regulator.rate if self.regulator else self.improvement_rate

@@ -1,0 +1,134 @@
+"""The rivals behind the same seam: each changes one thing about how a prompt gets instances."""
+
+from __future__ import annotations
+
+import math
+
+from sglang_cdsp.planner.errors import OptionError
+from sglang_cdsp.planner.groups import get_group
+from sglang_cdsp.planner.memory import shard_share
+from sglang_cdsp.planner.paper import Candidate, Report
+from sglang_cdsp.planner.policies.first_come import FirstComePolicy
+from sglang_cdsp.planner.policies.options import PolicyOptions
+from sglang_cdsp.planner.problem import Placement, Problem, fits, joining_need, timed
+from sglang_cdsp.planner.types import PoolView
+
+IDLE_S = 1e-9
+"""An instance with less remaining work than this counts as idle."""
+
+Searched = tuple[Candidate | None, float | None]
+
+
+class FixedSP(FirstComePolicy):
+    """`fixed-sp:K`: the pool is cut into groups of K once; a prompt goes to the least queue.
+
+    Group g is instances [gK, (g+1)K); what is left over is not used, as in a static deployment.
+    """
+
+    def __init__(self, options: PolicyOptions, size: int) -> None:
+        super().__init__(options)
+        options.model.coefficients(size)
+        self.size, self.name = size, f"fixed-sp:{size}"
+
+    def sizes(self, pool: PoolView) -> tuple[int, ...]:
+        return (self.size,)
+
+    def search(self, problem: Problem, report: Report | None) -> Searched:
+        groups = [
+            tuple(range(start, start + self.size))
+            for start in range(0, len(problem.queue_s) - self.size + 1, self.size)
+        ]
+        usable = [g for g in groups if set(problem.history_group) <= set(g)]
+        ordered = [_history_first(g, problem.history_group) for g in usable]
+        return _fastest(problem, ordered, report), None
+
+
+class DataParallel(FixedSP):
+    """`data-parallel`: one instance a prompt, the one with the least queue."""
+
+    def __init__(self, options: PolicyOptions) -> None:
+        super().__init__(options, 1)
+        self.name = "data-parallel"
+
+
+class Threshold(FirstComePolicy):
+    """`threshold:N`: one instance (least queue) below N uncached tokens, the whole pool above.
+
+    The whole pool is every instance that is up. A prompt below N that no single instance could
+    ever hold goes to the whole pool too.
+    """
+
+    def __init__(self, options: PolicyOptions, tokens: int) -> None:
+        super().__init__(options)
+        self.tokens, self.name = tokens, f"threshold:{tokens}"
+
+    def sizes(self, pool: PoolView) -> tuple[int, ...]:
+        return (1, sum(pool.up)) if pool.up else (1, pool.size)
+
+    def search(self, problem: Problem, report: Report | None) -> Searched:
+        up = tuple(i for i, q in enumerate(problem.queue_s) if q < math.inf)
+        single: list[tuple[int, ...]] = [(i,) for i in up if set(problem.history_group) <= {i}]
+        whole = [_history_first(up, problem.history_group)]
+        ever = shard_share(problem.tokens, 1, problem.page_size) <= max(problem.capacity_tokens)
+        alone = problem.tokens < self.tokens and single and ever
+        return _fastest(problem, single if alone else whole, report), None
+
+
+class LoongServe(FirstComePolicy):
+    """`loongserve`: the largest useful group of idle instances, one request at a time.
+
+    As the Tetris paper runs LoongServe: no batching over requests, greedy, blind to load. Among
+    the SP sizes that fit into the idle instances it takes the one with the least prefill time;
+    with no instance idle the prompt waits unbound, in arrival order.
+    """
+
+    name = "loongserve"
+
+    def search(self, problem: Problem, report: Report | None) -> Searched:
+        groups = []
+        for size in problem.sizes:
+            need = joining_need(problem, problem.history_tokens, problem.tokens, size)
+            allowed = [
+                q <= IDLE_S and free >= need
+                for q, free in zip(problem.queue_s, problem.free_tokens, strict=True)
+            ]
+            if any(problem.queue_s[i] > IDLE_S for i in problem.history_group):
+                break
+            group = get_group(
+                problem.queue_s, problem.instances_per_node, allowed, problem.history_group, size
+            )
+            if group is not None:
+                groups.append(group)
+        return _fastest(problem, groups, report), None
+
+
+def _fastest(
+    problem: Problem, groups: list[tuple[int, ...]], report: Report | None
+) -> Candidate | None:
+    """The group on which the whole prompt, as one chunk, ends first; ties to the first given."""
+    best: Candidate | None = None
+    for group in groups:
+        chunks: Placement = ((problem.tokens, group),)
+        down = any(problem.queue_s[i] == math.inf for i in group)
+        runs = bool(group) and not down and fits(problem, chunks)
+        ttft = timed(problem, chunks)[-1].end_s if runs else math.inf
+        if report:
+            report(chunks, ttft, "slower" if runs else _why_not(group, down))
+        if ttft < (best.ttft_s if best else math.inf):
+            best = Candidate(chunks, ttft)
+    return best
+
+
+def _why_not(group: tuple[int, ...], down: bool) -> str:
+    return f"group {list(group)}: " + ("an instance is down" if down else "cannot hold the KV")
+
+
+def _history_first(group: tuple[int, ...], history: tuple[int, ...]) -> tuple[int, ...]:
+    return history + tuple(i for i in group if i not in history)
+
+
+def positive(text: str, policy: str) -> int:
+    """The number in `NAME:number`; OptionError if it is missing or not a positive integer."""
+    if not text.isdigit() or int(text) < 1:
+        raise OptionError(f"policy {policy!r}: give a positive integer after the colon")
+    return int(text)

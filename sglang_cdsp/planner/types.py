@@ -1,0 +1,170 @@
+"""The planner's plain data: prompts, the pool as seen, and plans. Everything is frozen.
+
+Times are seconds relative to the planning moment unless a name says otherwise; lengths are
+tokens; instances are numbered 0..n-1 and node k holds instances [k * instances_per_node, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_cdsp.planner.errors import PoolViewError
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChunk:
+    """One chunk: `tokens` prompt tokens on the ordered SP group `instances`."""
+
+    tokens: int
+    instances: tuple[int, ...]
+    start_s: float
+    end_s: float
+
+    @property
+    def sp_size(self) -> int:
+        return len(self.instances)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "sp_size": self.sp_size,
+            "instances": list(self.instances),
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """A candidate that a policy weighed, and why it won or lost.
+
+    `instance_seconds` is what the plan takes from the pool: over the last group, the time from
+    when each instance would have been free until the plan's end (papers.md 1.11.10: a member is
+    busy until the request ends).
+    """
+
+    chunks: tuple[PlannedChunk, ...]
+    ttft_s: float
+    instance_seconds: float
+    chosen: bool
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "chunks": [chunk.to_dict() for chunk in self.chunks],
+            "ttft_s": self.ttft_s if math.isfinite(self.ttft_s) else None,
+            "instance_seconds": self.instance_seconds,
+            "chosen": self.chosen,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The chunks of one request, in order; each group starts with the group before it.
+
+    `single_chunk_ttft_s` is the TTFT of Algorithm 2's plan at the same state (None for policies
+    that do not compute it); `considered` is filled only when an explanation was asked for.
+    """
+
+    chunks: tuple[PlannedChunk, ...]
+    ttft_s: float
+    policy: str
+    single_chunk_ttft_s: float | None = None
+    considered: tuple[Considered, ...] = ()
+
+    @property
+    def instances(self) -> tuple[int, ...]:
+        """Every instance that takes part: the last group, which contains all earlier ones."""
+        return self.chunks[-1].instances
+
+    @property
+    def home(self) -> int:
+        """The instance that samples the first token: first of the first group."""
+        return self.chunks[0].instances[0]
+
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.tokens for chunk in self.chunks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "ttft_s": self.ttft_s,
+            "single_chunk_ttft_s": self.single_chunk_ttft_s,
+            "chunks": [chunk.to_dict() for chunk in self.chunks],
+            "considered": [candidate.to_dict() for candidate in self.considered],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PromptView:
+    """A prompt to plan: its uncached tokens, and where its history (cached or computed) lies.
+
+    `history_tokens` is a multiple of the page size and lies evenly on `history_instances`, whose
+    order becomes the start of the first group. Planning the rest of a request at a chunk boundary
+    is the same call: `tokens` = what is left, history = what is placed.
+    `priority`: larger is more urgent; policies that keep arrival order ignore it.
+    """
+
+    rid: str
+    tokens: int
+    history_tokens: int = 0
+    history_instances: tuple[int, ...] = ()
+    arrival_s: float = 0.0
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise PoolViewError(
+                f"prompt {self.rid}: tokens is {self.tokens}; plan at least one uncached token"
+            )
+        if self.history_tokens < 0 or (self.history_tokens > 0) != bool(self.history_instances):
+            raise PoolViewError(
+                f"prompt {self.rid}: history_tokens {self.history_tokens} and history_instances "
+                f"{self.history_instances} disagree; give both or neither"
+            )
+        if len(set(self.history_instances)) != len(self.history_instances):
+            raise PoolViewError(f"prompt {self.rid}: history_instances repeats an instance")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """The pool at the planning moment, one entry per instance in each tuple.
+
+    queue_s: remaining work (running and bound) in seconds, >= 0.
+    free_tokens: KV slots neither held nor promised to a plan already bound; None = no limit.
+    up: False for a seat that is down (it is never planned on); None = all up.
+    capacity_tokens: KV slots of the empty instance, for `Policy.check`; None = no limit.
+    """
+
+    queue_s: tuple[float, ...]
+    free_tokens: tuple[int, ...] | None
+    instances_per_node: int
+    up: tuple[bool, ...] | None = None
+    capacity_tokens: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.queue_s)
+        if n == 0:
+            raise PoolViewError("the pool has no instances; give one queue time per instance")
+        for name in ("free_tokens", "up", "capacity_tokens"):
+            values = getattr(self, name)
+            if values is not None and len(values) != n:
+                raise PoolViewError(
+                    f"{name} has {len(values)} entries for {n} instances; give one per instance"
+                )
+        if self.instances_per_node < 1:
+            raise PoolViewError(
+                f"instances_per_node is {self.instances_per_node}; it must be at least 1"
+            )
+        if not 0.0 <= min(self.queue_s) <= max(self.queue_s) < math.inf:
+            raise PoolViewError(
+                "queue_s must be finite and >= 0; mark an unusable instance with up=False"
+            )
+
+    @property
+    def size(self) -> int:
+        return len(self.queue_s)
