@@ -1,0 +1,1 @@
+"""Exact attention over the KV of a whole SP group."""

@@ -1,0 +1,53 @@
+"""A running attention state that partial attentions are merged into."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sglang_cdsp.attention.partial import partial_attention
+from sglang_cdsp.kernels.merge import merge_into
+
+
+class RunningState:
+    """The exact attention of some queries over all keys given so far.
+
+    Example:
+        >>> state = RunningState(q, value_dim=64, scale=0.125)
+        >>> state.attend(k_history, v_history, causal=False)
+        >>> state.attend(k, v, causal=True)
+        >>> out = state.result()
+
+    Attributes:
+        out: ``[Tq, Hq, Dv]``, float32; zeros where no key was seen.
+        lse: ``[Tq, Hq]``, float32, natural log-sum-exp; ``-inf`` where no key was seen.
+    """
+
+    def __init__(self, q: torch.Tensor, value_dim: int, scale: float) -> None:
+        self._q = q
+        self._scale = scale
+        tokens, heads, _ = q.shape
+        self.out = torch.zeros((tokens, heads, value_dim), dtype=torch.float32, device=q.device)
+        self.lse = torch.full((tokens, heads), -math.inf, dtype=torch.float32, device=q.device)
+
+    def attend(
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        causal: bool,
+        rows: slice = slice(None),
+    ) -> None:
+        """Let the queries in ``rows`` see the keys ``k`` ``[Tk, Hkv, D]`` with ``v``."""
+        if k.shape[0]:
+            out, lse = partial_attention(self._q[rows], k, v, causal=causal, scale=self._scale)
+            self.merge(out, lse, rows=rows)
+
+    def merge(self, out: torch.Tensor, lse: torch.Tensor, *, rows: slice = slice(None)) -> None:
+        """Merge a state over keys that the queries in ``rows`` have not seen yet."""
+        merge_into(self.out[rows], self.lse[rows], out, lse)
+
+    def result(self) -> torch.Tensor:
+        """Return the attention ``[Tq, Hq, Dv]`` in the dtype of the queries."""
+        return self.out.to(self._q.dtype)

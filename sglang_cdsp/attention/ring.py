@@ -1,0 +1,88 @@
+"""Ring attention over an SP group with history, KV circulating.
+
+Tetris (section 4) runs a chunk this way: the intra-chunk part is causal and balanced by the
+zigzag split, history circulates with it and is seen by every query. Each member's block of K and
+V, history and chunk together, is one message; it moves on to the next member while the block at
+hand is computed. Partial attentions are merged exactly by their log-sum-exp, in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sglang_cdsp.attention.blocks import BlockShape, check_rows, pack_block
+from sglang_cdsp.attention.merge import RunningState
+from sglang_cdsp.attention.ring_layout import RingLayout, Visible
+from sglang_cdsp.parallel.mesh import Mesh, Message
+
+__all__ = ["RING_TAG", "RingLayout", "Visible", "ring_attention"]
+
+RING_TAG = 1
+
+
+def ring_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_history: torch.Tensor,
+    v_history: torch.Tensor,
+    layout: RingLayout,
+    mesh: Mesh | None,
+    *,
+    scale: float,
+) -> torch.Tensor:
+    """Attend this member's tokens of a chunk to everything before them. All members call it.
+
+    Args:
+        q: ``[Tq, Hq, D]``, this member's tokens in ascending position; ``Tq`` may be 0.
+        k, v: ``[Tq, Hkv, D]`` and ``[Tq, Hkv, Dv]``, the same tokens.
+        k_history, v_history: ``[Th, Hkv, D]`` and ``[Th, Hkv, Dv]``, this member's rows of the
+            history, in any order.
+        layout: who holds and computes what; the same at all members but for ``me``.
+        mesh: links to the group; None will do for a group of one.
+        scale: factor on the logits.
+
+    Returns:
+        ``[Tq, Hq, Dv]`` in the dtype of ``q``.
+
+    Raises:
+        AttentionError: the tensors do not have the rows that the layout says.
+        LinkError: a partner is gone.
+    """
+    check_rows(q, k, v, k_history, v_history, layout, mesh)
+    me, size = layout.me, layout.size
+    shape = BlockShape.of(k, v)
+    hops = [layout.hops(holder) for holder in range(size)]
+    successor, predecessor = layout.group[(me + 1) % size], layout.group[me - 1]
+    state = RunningState(q, v.shape[2], scale)
+
+    # Only a block that some other member needs is copied together.
+    block = pack_block(k, v, k_history, v_history) if hops[me] else None
+    for step in range(size):
+        holder, next_holder = (me - step) % size, (me - step - 1) % size
+        following = None
+        sends, recvs = [], []
+        # A block is passed on as far as somebody needs it; both ends read that off the layout.
+        if step + 1 < size and hops[next_holder] > step:
+            following = shape.empty(layout.block_rows(next_holder), k)
+            recvs.append(Message(following, predecessor, RING_TAG))
+        if block is not None and hops[holder] > step:
+            sends.append(Message(block, successor, RING_TAG))
+        work = mesh.exchange(sends, recvs) if mesh is not None and size > 1 else None
+
+        if step == 0:
+            state.attend(k_history, v_history, causal=False)
+            state.attend(k, v, causal=True)
+        elif block is not None:
+            keys, values = shape.views(block)
+            for part in layout.visible(me, holder):
+                state.attend(
+                    keys[: part.keys],
+                    values[: part.keys],
+                    causal=False,
+                    rows=slice(part.first, part.last),
+                )
+        if work is not None:
+            work.wait()
+        block = following
+    return state.result()

@@ -1,0 +1,1 @@
+"""Sequence parallelism over tensors and ranks: layout, links, movement. Knows no requests."""
