@@ -1,13 +1,15 @@
-"""Algorithms 1, 2 and 3 of Tetris in plain Python, the form that explains and that tests trust.
+"""Algorithms 1, 2 and 3 of Tetris in plain Python: the form that explains and that tests trust.
+
+`kernel.py` is the same search compiled; the two agree to the bit (tests/planner/test_kernel.py).
 
 Decisions where the paper is silent or contradicts itself (papers.md 1.10, 1.11):
 
-- Queue times inside the recursion follow Equation 2: they are relative to the end of the chunks
-  already placed, and the caller adds the time up to there. `absolute_queues` keeps the other
-  reading, the worked example's; at improvement rate 0 both give the same plans.
-- The chunk length is the closed-form root of Equation 1, rounded down so that the boundary is a
-  multiple of the page size in prompt positions. Shorter than `min_chunk`, or all that is left
-  (an empty remainder), is illegal.
+- Queue times inside the recursion follow Equation 2, relative to the end of the chunks already
+  placed, so at deeper levels the improvement rate weighs the remaining time. `absolute` is the
+  other reading, the worked example's: there it weighs the whole TTFT. At improvement rate 0 both
+  give the same plans. Here clocks are absolute and the difference is only in that comparison.
+- The chunk length is the closed-form root of Equation 1, rounded down to a page boundary. Shorter
+  than the minimum chunk, or all that is left (an empty remainder), is illegal.
 - A group that cannot hold its shards is not a candidate; a chunk is cut to what its group can
   hold before it is judged.
 """
@@ -15,218 +17,106 @@ Decisions where the paper is silent or contradicts itself (papers.md 1.10, 1.11)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang_cdsp.planner.groups import get_group
-from sglang_cdsp.planner.memory import held_after, history_share, longest_chunk
-from sglang_cdsp.planner.problem import Placement, Problem, fits, joining_need
+from sglang_cdsp.planner.problem import Candidate, Placement, Problem
 
 Report = Callable[[Placement, float, str], None]
 """Called with each candidate: chunks, TTFT (inf if it cannot run) and what became of it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """Chunks (those already placed first) and the TTFT from the level's own moment on."""
-
-    chunks: Placement
-    ttft_s: float
-
-    @property
-    def group(self) -> tuple[int, ...]:
-        return self.chunks[-1][1]
-
-
-@dataclass(frozen=True, slots=True)
 class Level:
-    """Where the recursion stands: what is placed, what is left, and the pool from here on."""
+    """Where the recursion stands: chunks placed, their end, and the sizes and members left."""
 
-    remaining: int
     chunks: Placement
-    queue_s: Sequence[float]
+    clock_s: float
     sizes: tuple[int, ...]
     pool: tuple[bool, ...]
 
 
-def _ignore(chunks: Placement, ttft_s: float, reason: str) -> None:
-    return None
+def ignore(chunks: Placement, ttft_s: float, reason: str) -> None:
+    """A Report that keeps nothing."""
 
 
-def first_level(problem: Problem) -> Level:
-    pool = tuple(q < math.inf for q in problem.queue_s)
-    return Level(problem.tokens, (), problem.queue_s, problem.sizes, pool)
+def plan_single_chunk(problem: Problem, *, report: Report = ignore) -> Candidate | None:
+    """Algorithm 2 alone: the whole prompt as one chunk, or None if no group can hold it now."""
+    return _single_chunk(problem, _first_level(problem), False, report)
 
 
 def plan_paper(
-    problem: Problem, *, absolute_queues: bool = False, report: Report = _ignore
+    problem: Problem, *, absolute: bool = False, report: Report = ignore
 ) -> Candidate | None:
     """Algorithm 1: the paper's chunked plan, or None if no group can hold the prompt now."""
-    return _schedule(problem, first_level(problem), absolute_queues, 0.0, report)
+    return _schedule(problem, _first_level(problem), absolute, report)
 
 
-def plan_single_chunk(problem: Problem, *, report: Report = _ignore) -> Candidate | None:
-    """Algorithm 2 alone: the whole prompt as one chunk."""
-    return single_chunk(problem, first_level(problem), 0.0, report)
+def _first_level(problem: Problem) -> Level:
+    return Level((), 0.0, problem.sizes, (True,) * len(problem.queue_s))
 
 
-def single_chunk(
-    problem: Problem, level: Level, elapsed_s: float, report: Report
+def _single_chunk(
+    problem: Problem, level: Level, absolute: bool, report: Report
 ) -> Candidate | None:
-    """Algorithm 2 at one level: the larger SP size must beat the last accepted one by the rate."""
-    placed, initial = _placed(problem, level)
+    """Algorithm 2 at one level: a larger SP size must beat the last accepted one by the rate."""
+    origin = 0.0 if absolute else level.clock_s
+    left = problem.tokens + problem.history_tokens - problem.placed(level.chunks)
+    initial = problem.holders(level.chunks)
     best: Candidate | None = None
     for size in level.sizes:
         if size < len(initial):
             continue
-        need = joining_need(problem, placed, level.remaining, size)
-        allowed = _allowed(problem, level, need)
-        group = get_group(level.queue_s, problem.instances_per_node, allowed, initial, size)
+        group = problem.extend(level.chunks, size, left, inside=level.pool)
         if group is None:
-            report((), math.inf, f"SP {size}: too few instances with {need} free KV slots")
+            report((), math.inf, f"SP {size}: too few instances that are up and can hold the KV")
             continue
-        chunks = (*level.chunks, (level.remaining, group))
-        ttft = _free_at(level.queue_s, group) + problem.row(size).predict(placed, level.remaining)
-        if ttft == math.inf:
-            report(chunks, ttft, f"SP {size}: an instance that holds the history is down")
-        elif not fits(problem, chunks):
-            report(chunks, math.inf, f"SP {size}: the group cannot hold the KV")
-        elif best is None or ttft < best.ttft_s * (1 - problem.improvement_rate):
-            report(chunks, elapsed_s + ttft, "accepted by Algorithm 2")
-            best = Candidate(chunks, ttft)
+        found = problem.finish(level.chunks, level.clock_s, group)
+        if not problem.fits(found.chunks):
+            report(found.chunks, math.inf, f"SP {size}: the group cannot hold the KV")
+            continue
+        keep = 1 - problem.improvement_rate
+        if best is None or found.ttft_s - origin < (best.ttft_s - origin) * keep:
+            reason = "later beaten" if best is None else f"beats SP {len(best.group)}, later beaten"
+            report(found.chunks, found.ttft_s, reason)
+            best = found
         else:
-            gain = 1 - (elapsed_s + ttft) / (elapsed_s + best.ttft_s)
-            report(
-                chunks,
-                elapsed_s + ttft,
-                f"SP {size}: {gain:.1%} faster than SP {len(best.group)}, "
-                f"the improvement rate asks for more than {problem.improvement_rate:.1%}"
-                if gain > 0
-                else f"SP {size}: not faster than SP {len(best.group)}",
-            )
+            report(found.chunks, found.ttft_s, _rejected(problem, found, best, origin))
     return best
 
 
-def chunk_length(
-    problem: Problem,
-    level: Level,
-    current: tuple[int, ...],
-    following: tuple[int, ...],
-    clock_s: float = 0.0,
-) -> int:
-    """Algorithm 3: tokens on `current` that fill the time until `following` is free; 0 = illegal.
-
-    `clock_s` is the earliest that `current` can start besides its queues (absolute reading).
-    """
-    placed, initial = _placed(problem, level)
-    size = len(current)
-    start = max(clock_s, _free_at(level.queue_s, current))
-    budget = _free_at(level.queue_s, following) - start
-    room = _room(problem, level, current, initial, placed)
-    tokens = min(
-        problem.row(size).fill(placed, budget),
-        longest_chunk(room, size, problem.page_size),
-        level.remaining,
-    )
-    end = (placed + int(tokens)) // problem.page_size * problem.page_size
-    length = end - placed
-    return length if max(problem.min_chunk, 1) <= length < level.remaining else 0
-
-
-def _schedule(
-    problem: Problem, level: Level, absolute: bool, elapsed_s: float, report: Report
-) -> Candidate | None:
-    """Algorithm 1. `elapsed_s` is the time up to this level's moment, for the report only."""
-    clock = elapsed_s if absolute else 0.0
-    base = (
-        _single_absolute(problem, level, clock, report)
-        if absolute
-        else single_chunk(problem, level, elapsed_s, report)
-    )
-    if base is None:
+def _schedule(problem: Problem, level: Level, absolute: bool, report: Report) -> Candidate | None:
+    """Algorithm 1 at one level: the base plan, or a chunk in front of the best plan of the rest."""
+    best = base = _single_chunk(problem, level, absolute, report)
+    if base is None or best is None:
         return None
-    best = base
-    placed, initial = _placed(problem, level)
-    inside = tuple(i in base.group for i in range(len(level.queue_s)))
-    sizes = tuple(s for s in level.sizes if len(initial) <= s <= len(base.group))
-    restricted = Level(level.remaining, level.chunks, level.queue_s, sizes, inside)
+    inside = tuple(i in base.group for i in range(len(problem.queue_s)))
+    held = len(problem.holders(level.chunks))
+    sizes = tuple(s for s in level.sizes if held <= s <= len(base.group))
     for position, size in enumerate(sizes):
-        need = joining_need(problem, placed, max(problem.min_chunk, 1), size)
-        allowed = _allowed(problem, restricted, need)
-        current = get_group(level.queue_s, problem.instances_per_node, allowed, initial, size)
+        current = problem.extend(level.chunks, size, problem.min_chunk, inside=inside)
         if current is None:
             continue
+        start = max(level.clock_s, problem.free_at(current))
         for larger in sizes[position + 1 :]:
-            following = get_group(
-                level.queue_s, problem.instances_per_node, inside, current, larger
-            )
+            following = problem.extend((*level.chunks, (0, current)), larger, 0, inside=inside)
             if following is None:
                 continue
-            length = chunk_length(problem, level, current, following, clock)
+            length = problem.fill(level.chunks, current, start, problem.free_at(following))
             chunks = (*level.chunks, (length, current))
-            if not length or not fits(problem, chunks):
+            if not length or not problem.fits(chunks):
                 continue
-            start = max(clock, _free_at(level.queue_s, current))
-            end = start + problem.row(size).predict(placed, length)
-            queues = level.queue_s if absolute else [max(0.0, q - end) for q in level.queue_s]
-            rest = Level(
-                level.remaining - length,
-                chunks,
-                queues,
-                tuple(s for s in sizes if s >= larger),
-                inside,
-            )
-            tail = _schedule(problem, rest, absolute, end if absolute else elapsed_s + end, report)
-            if tail is None:
-                continue
-            total = tail.ttft_s if absolute else end + tail.ttft_s
-            if total < best.ttft_s:
-                best = Candidate(tail.chunks, total)
+            end = start + problem.row(current).predict(problem.placed(level.chunks), length)
+            rest = Level(chunks, end, tuple(s for s in sizes if s >= larger), inside)
+            found = _schedule(problem, rest, absolute, report)
+            if found is not None and found.ttft_s < best.ttft_s:
+                best = found
     return best
 
 
-def _single_absolute(
-    problem: Problem, level: Level, clock_s: float, report: Report
-) -> Candidate | None:
-    """Algorithm 2 with absolute queue times: no group starts before `clock_s`."""
-    queues = [max(q, clock_s) for q in level.queue_s]
-    moved = Level(level.remaining, level.chunks, queues, level.sizes, level.pool)
-    return single_chunk(problem, moved, 0.0, report)
-
-
-def _placed(problem: Problem, level: Level) -> tuple[int, tuple[int, ...]]:
-    """History in front of this level, cached and planned, and the group that holds it."""
-    placed = problem.history_tokens + sum(tokens for tokens, _ in level.chunks)
-    return placed, level.chunks[-1][1] if level.chunks else problem.history_group
-
-
-def _allowed(problem: Problem, level: Level, need: int) -> list[bool]:
-    free = problem.free_tokens
-    return [inside and free[i] >= need for i, inside in enumerate(level.pool)]
-
-
-def _free_at(queue_s: Sequence[float], group: tuple[int, ...]) -> float:
-    return max(queue_s[i] for i in group)
-
-
-def _room(
-    problem: Problem,
-    level: Level,
-    group: tuple[int, ...],
-    initial: tuple[int, ...],
-    placed: int,
-) -> int:
-    """Slots left for a shard on the tightest member, after the history that it must hold."""
-    history = problem.history_group
-    page = problem.page_size
-    held = held_after(level.chunks, page, problem.history_tokens, len(history))
-    cached = (
-        history_share(problem.history_tokens, len(history), page) if problem.history_tokens else 0
-    )
-    arriving = history_share(placed, len(group), page) if placed else 0
-    return min(
-        problem.free_tokens[i] + (cached if i in history else 0) - held
-        if i in initial
-        else problem.free_tokens[i] - arriving
-        for i in group
-    )
+def _rejected(problem: Problem, found: Candidate, best: Candidate, origin: float) -> str:
+    gain = 1 - (found.ttft_s - origin) / (best.ttft_s - origin)
+    than = f"SP {len(found.group)} over SP {len(best.group)}"
+    if gain <= 0:
+        return f"{than}: not faster"
+    return f"{than}: gains {gain:.1%}, the improvement rate asks {problem.improvement_rate:.1%}"

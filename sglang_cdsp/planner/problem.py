@@ -3,61 +3,164 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_cdsp.planner.errors import PoolViewError
+from sglang_cdsp.planner.groups import Group, get_group, straddles
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
-from sglang_cdsp.planner.memory import history_share, kv_demand, shard_share
+from sglang_cdsp.planner.memory import (
+    held_after,
+    history_share,
+    kv_demand,
+    longest_chunk,
+    shard_share,
+)
 from sglang_cdsp.planner.types import PlannedChunk, PoolView, PromptView
 
 NO_LIMIT = 1 << 60
 """Free slots of an instance when the pool view sets no limit."""
 
-Placement = tuple[tuple[int, tuple[int, ...]], ...]
+Placement = tuple[tuple[int, Group], ...]
 """A plan without times: (tokens, group) per chunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Everything Algorithms 1 to 3 read.
+class Candidate:
+    """A whole plan without times and its TTFT in seconds from the planning moment."""
 
-    queue_s has inf for instances that are down. sizes are the candidate SP sizes, ascending, each
-    with its row of Equation 1; the history's own group size is always among them.
+    chunks: Placement
+    ttft_s: float
+
+    @property
+    def group(self) -> Group:
+        return self.chunks[-1][1]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Everything the search reads.
+
+    queue_s: remaining work in seconds, inf for instances that are down. sizes: candidate SP sizes,
+    ascending, each with its row of Equation 1; the history's own group size is always among them.
+    spread_cost: by which fraction a chunk is slower on a group that straddles nodes.
     """
 
     tokens: int
     history_tokens: int
-    history_group: tuple[int, ...]
+    history_group: Group
     queue_s: tuple[float, ...]
     free_tokens: tuple[int, ...]
     capacity_tokens: tuple[int, ...]
     instances_per_node: int
     sizes: tuple[int, ...]
     rows: tuple[Coefficients, ...]
-    page_size: int
-    min_chunk: int
-    improvement_rate: float
+    page_size: int = 1
+    min_chunk: int = 1
+    improvement_rate: float = 0.0
+    spread_cost: float = 0.0
 
-    def row(self, size: int) -> Coefficients:
-        return self.rows[self.sizes.index(size)]
+    def row(self, group: Sequence[int]) -> Coefficients:
+        """Equation 1 for this group: its size's row, slower if it straddles nodes."""
+        row = self.rows[self.sizes.index(len(group))]
+        if self.spread_cost and straddles(group, self.instances_per_node):
+            return row.scaled(1 + self.spread_cost)
+        return row
 
-    def members_allowed(self, need: int) -> list[bool]:
-        """Which instances are up and have at least `need` free KV slots."""
-        return [
-            q < math.inf and free >= need
-            for q, free in zip(self.queue_s, self.free_tokens, strict=True)
+    def free_at(self, group: Group) -> float:
+        """When the whole group has done the work it already has."""
+        return max((self.queue_s[i] for i in group), default=0.0)
+
+    def placed(self, chunks: Placement) -> int:
+        """Tokens in front of the next chunk: cached history and the chunks given."""
+        return self.history_tokens + sum(tokens for tokens, _ in chunks)
+
+    def holders(self, chunks: Placement) -> Group:
+        """The group that the next one must contain."""
+        return chunks[-1][1] if chunks else self.history_group
+
+    def extend(
+        self,
+        chunks: Placement,
+        size: int,
+        tokens: int,
+        *,
+        inside: Sequence[bool] | None = None,
+        spread: bool = False,
+    ) -> Group | None:
+        """The group of `size` for a next chunk of `tokens`, from instances that can hold it.
+
+        `inside` restricts the new members. The members it already has are not checked here.
+        """
+        need = history_share(self.placed(chunks), size, self.page_size) + shard_share(
+            tokens, size, self.page_size
+        )
+        allowed = [
+            q < math.inf and free >= need and (inside is None or inside[i])
+            for i, (q, free) in enumerate(zip(self.queue_s, self.free_tokens, strict=True))
         ]
+        initial = self.holders(chunks)
+        if any(self.queue_s[i] == math.inf for i in initial):
+            return None
+        return get_group(
+            self.queue_s, self.instances_per_node, allowed, initial, size, spread=spread
+        )
+
+    def fits(self, chunks: Placement) -> bool:
+        """Whether every member has the KV slots that the chunks need (memory.py)."""
+        demand = kv_demand(chunks, self.page_size, self.history_tokens, self.history_group)
+        return all(need <= self.free_tokens[i] for i, need in demand.items())
+
+    def finish(self, chunks: Placement, clock_s: float, group: Group) -> Candidate:
+        """The plan that runs all that is left as one last chunk on `group`."""
+        placed = self.placed(chunks)
+        left = self.tokens + self.history_tokens - placed
+        start = max(clock_s, self.free_at(group))
+        return Candidate((*chunks, (left, group)), start + self.row(group).predict(placed, left))
+
+    def fill(self, chunks: Placement, group: Group, start_s: float, until_s: float) -> int:
+        """Algorithm 3: the chunk on `group` that fills [start_s, until_s); 0 if there is none.
+
+        Cut to what the group can hold, rounded down so that the boundary is a multiple of the page
+        size in prompt positions; none if shorter than the minimum or if nothing would be left.
+        """
+        placed = self.placed(chunks)
+        longest = min(
+            self.row(group).fill(placed, until_s - start_s),
+            longest_chunk(self._room(chunks, group), len(group), self.page_size),
+            self.tokens,
+        )
+        length = (placed + int(longest)) // self.page_size * self.page_size - placed
+        left = self.tokens + self.history_tokens - placed
+        return length if self.min_chunk <= length < left else 0
+
+    def _room(self, chunks: Placement, group: Group) -> int:
+        """Slots left for a shard on the group's tightest member, after the history it must hold."""
+        history, page = self.history_group, self.page_size
+        initial = self.holders(chunks)
+        held = held_after(chunks, page, self.history_tokens, len(history))
+        cached = (
+            history_share(self.history_tokens, len(history), page) if self.history_tokens else 0
+        )
+        arriving = history_share(self.placed(chunks), len(group), page)
+        return min(
+            self.free_tokens[i] + (cached if i in history else 0) - held
+            if i in initial
+            else self.free_tokens[i] - arriving
+            for i in group
+        )
 
 
 def make_problem(
     prompt: PromptView,
     pool: PoolView,
     model: LatencyModel,
-    sizes: tuple[int, ...],
+    sizes: Sequence[int],
     *,
     page_size: int = 1,
     min_chunk: int = 1,
     improvement_rate: float = 0.0,
+    spread_cost: float = 0.0,
 ) -> Problem:
     """Checks prompt and pool against each other and looks the coefficients up."""
     up = pool.up or (True,) * pool.size
@@ -71,36 +174,25 @@ def make_problem(
             f"prompt {prompt.rid}: history of {prompt.history_tokens} tokens is not a multiple of "
             f"the page size {page_size}; reuse whole pages only"
         )
-    usable = {s for s in sizes if s <= sum(up) and s >= len(prompt.history_instances)}
-    if prompt.history_instances:
-        usable.add(len(prompt.history_instances))
+    held = len(prompt.history_instances)
+    usable = {s for s in sizes if held <= s <= sum(up)}
+    if held:
+        usable.add(held)
     ordered = tuple(sorted(usable))
     return Problem(
-        prompt.tokens,
-        prompt.history_tokens,
-        prompt.history_instances,
-        tuple(q if ok else math.inf for q, ok in zip(pool.queue_s, up, strict=True)),
-        pool.free_tokens or (NO_LIMIT,) * pool.size,
-        pool.capacity_tokens or (NO_LIMIT,) * pool.size,
-        pool.instances_per_node,
-        ordered,
-        tuple(model.coefficients(s) for s in ordered),
-        page_size,
-        min_chunk,
-        improvement_rate,
-    )
-
-
-def fits(problem: Problem, chunks: Placement) -> bool:
-    """Whether every member has the KV slots that the chunks need (memory.py)."""
-    demand = kv_demand(chunks, problem.page_size, problem.history_tokens, problem.history_group)
-    return all(need <= problem.free_tokens[i] for i, need in demand.items())
-
-
-def joining_need(problem: Problem, placed: int, tokens: int, size: int) -> int:
-    """Slots that an instance needs to join a group of `size` for a chunk of `tokens`."""
-    return history_share(placed, size, problem.page_size) + shard_share(
-        tokens, size, problem.page_size
+        tokens=prompt.tokens,
+        history_tokens=prompt.history_tokens,
+        history_group=prompt.history_instances,
+        queue_s=tuple(q if ok else math.inf for q, ok in zip(pool.queue_s, up, strict=True)),
+        free_tokens=pool.free_tokens or (NO_LIMIT,) * pool.size,
+        capacity_tokens=pool.capacity_tokens or (NO_LIMIT,) * pool.size,
+        instances_per_node=pool.instances_per_node,
+        sizes=ordered,
+        rows=tuple(model.coefficients(s) for s in ordered),
+        page_size=page_size,
+        min_chunk=min_chunk,
+        improvement_rate=improvement_rate,
+        spread_cost=spread_cost,
     )
 
 
@@ -108,14 +200,13 @@ def timed(problem: Problem, chunks: Placement) -> tuple[PlannedChunk, ...]:
     """Start and end of each chunk: after the chunk before it and when its whole group is free."""
     placed, clock, out = problem.history_tokens, 0.0, []
     for tokens, group in chunks:
-        start = max(clock, max(problem.queue_s[i] for i in group))
-        clock = start + problem.row(len(group)).predict(placed, tokens)
+        start = max(clock, problem.free_at(group))
+        clock = start + problem.row(group).predict(placed, tokens)
         placed += tokens
         out.append(PlannedChunk(tokens, group, start, clock))
     return tuple(out)
 
 
-def instance_seconds(problem: Problem, chunks: tuple[PlannedChunk, ...]) -> float:
+def instance_seconds(problem: Problem, candidate: Candidate) -> float:
     """What the plan takes from the pool: its members' time from free to the plan's end."""
-    end = chunks[-1].end_s
-    return sum(end - problem.queue_s[i] for i in chunks[-1].instances)
+    return sum(candidate.ttft_s - problem.queue_s[i] for i in candidate.group)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sglang_cdsp.planner.paper import Candidate, Report, plan_paper, plan_single_chunk
+from sglang_cdsp.planner.paper import Report, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
-from sglang_cdsp.planner.problem import Problem
+from sglang_cdsp.planner.problem import Candidate, Problem
 
 
 class CdspPaper(FirstComePolicy):

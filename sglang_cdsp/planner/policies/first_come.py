@@ -11,11 +11,12 @@ from dataclasses import replace
 
 from sglang_cdsp.planner.errors import PromptTooLongError
 from sglang_cdsp.planner.memory import history_share, kv_demand
-from sglang_cdsp.planner.paper import Candidate, Report
+from sglang_cdsp.planner.paper import Report
 from sglang_cdsp.planner.policies.base import Policy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import (
     NO_LIMIT,
+    Candidate,
     Placement,
     Problem,
     instance_seconds,
@@ -153,6 +154,6 @@ def explained(
         text = "chosen" if won else reason
         if chunks not in out or not won:
             out[chunks] = Considered(
-                planned, planned[-1].end_s, instance_seconds(problem, planned), won, text
+                planned, ttft, instance_seconds(problem, Candidate(chunks, ttft)), won, text
             )
     return tuple(sorted(out.values(), key=lambda c: (not c.chosen, c.ttft_s)))

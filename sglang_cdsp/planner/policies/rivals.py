@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from sglang_cdsp.planner.errors import OptionError
-from sglang_cdsp.planner.groups import get_group
 from sglang_cdsp.planner.memory import shard_share
-from sglang_cdsp.planner.paper import Candidate, Report
+from sglang_cdsp.planner.paper import Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
-from sglang_cdsp.planner.problem import Placement, Problem, fits, joining_need, timed
+from sglang_cdsp.planner.problem import Candidate, Placement, Problem, timed
 from sglang_cdsp.planner.types import PoolView
 
 IDLE_S = 1e-9
@@ -85,21 +84,11 @@ class LoongServe(FirstComePolicy):
     name = "loongserve"
 
     def search(self, problem: Problem, report: Report | None) -> Searched:
-        groups = []
-        for size in problem.sizes:
-            need = joining_need(problem, problem.history_tokens, problem.tokens, size)
-            allowed = [
-                q <= IDLE_S and free >= need
-                for q, free in zip(problem.queue_s, problem.free_tokens, strict=True)
-            ]
-            if any(problem.queue_s[i] > IDLE_S for i in problem.history_group):
-                break
-            group = get_group(
-                problem.queue_s, problem.instances_per_node, allowed, problem.history_group, size
-            )
-            if group is not None:
-                groups.append(group)
-        return _fastest(problem, groups, report), None
+        idle = tuple(q <= IDLE_S for q in problem.queue_s)
+        if not all(idle[i] for i in problem.history_group):
+            return None, None
+        groups = [problem.extend((), s, problem.tokens, inside=idle) for s in problem.sizes]
+        return _fastest(problem, [g for g in groups if g is not None], report), None
 
 
 def _fastest(
@@ -110,7 +99,7 @@ def _fastest(
     for group in groups:
         chunks: Placement = ((problem.tokens, group),)
         down = any(problem.queue_s[i] == math.inf for i in group)
-        runs = bool(group) and not down and fits(problem, chunks)
+        runs = bool(group) and not down and problem.fits(chunks)
         ttft = timed(problem, chunks)[-1].end_s if runs else math.inf
         if report:
             report(chunks, ttft, "slower" if runs else _why_not(group, down))
