@@ -7,7 +7,7 @@ receives whole pages; so every cut lies at a multiple of the page size in prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sglang_cdsp.parallel.errors import LayoutError
@@ -93,3 +93,145 @@ def split_chunk(start: int, tokens: int, size: int, page_size: int) -> tuple[tup
         return [Span(first, last)] if first < last else []
 
     return tuple(joined(piece(i) + piece(pieces - 1 - i)) for i in range(size))
+
+
+@dataclass(frozen=True, order=True)
+class Move:
+    """KV of ``span`` goes from mesh rank ``src``, which drops it, to ``dst``."""
+
+    src: int
+    dst: int
+    span: Span
+
+
+@dataclass(frozen=True)
+class Rebalance:
+    """History after the moves: ``held`` by member, spans ascending and joined."""
+
+    held: dict[int, tuple[Span, ...]]
+    moves: tuple[Move, ...]
+
+
+def rebalance(
+    held: Mapping[int, tuple[Span, ...]],
+    group: tuple[int, ...],
+    page_size: int,
+    *,
+    force: bool = False,
+) -> Rebalance:
+    """Spread the history evenly over a group that has grown (Tetris, section 4).
+
+    History is seen by every query, so any even split is balanced. Only surplus moves: who holds
+    more than its share gives the last pages of it, who holds less receives, nothing moves twice.
+    While all pages are whole that is the least that can move.
+    The result depends on the arguments alone, so every member derives the same one.
+
+    Args:
+        held: the spans that each member holds; members without an entry are new.
+        group: the members of the next chunk, all holders among them.
+        page_size: tokens in a KV page; a page, cut off or not, moves as a whole.
+        force: move also when no member is new.
+
+    Returns:
+        The history by member of ``group`` and the moves that lead there. When something moved, no
+        two members differ by more than ``page_size`` tokens.
+
+    Raises:
+        LayoutError: a holder is outside the group, or a token has two holders.
+    """
+    before = {member: joined(held.get(member, ())) for member in group}
+    joined(span for spans in held.values() for span in spans)  # raises where two hold one token
+    strangers = sorted(member for member, spans in held.items() if spans and member not in before)
+    if strangers or page_size < 1 or len(before) != len(group) or not group:
+        raise LayoutError(
+            f"cannot spread the history of {sorted(held)} over group={group} with "
+            f"page_size={page_size}: the group lists every holder once (missing: {strangers})"
+        )
+    if not force and all(member in held for member in group):
+        return Rebalance(before, ())
+
+    parts = _give_surplus(before, group, page_size)
+    _even_out(parts, page_size)
+    moves = sorted(
+        Move(origin, member, span)
+        for member in group
+        for origin in group
+        if origin != member
+        for span in joined(span for holder, span in parts[member] if holder == origin)
+    )
+    after = {member: joined(span for _, span in parts[member]) for member in group}
+    return Rebalance(after, tuple(moves))
+
+
+_Parts = dict[int, list[tuple[int, Span]]]  # by new holder: (old holder, span)
+
+
+def _pages(span: Span, page_size: int) -> int:
+    return -(-span.stop // page_size) - span.start // page_size
+
+
+def _split_tail(span: Span, pages: int, page_size: int) -> tuple[Span, Span]:
+    """Cut the last ``pages`` pages, fewer than all, off ``span``."""
+    cut = (-(-span.stop // page_size) - pages) * page_size
+    return Span(span.start, cut), Span(cut, span.stop)
+
+
+def _give_surplus(
+    before: Mapping[int, tuple[Span, ...]], group: tuple[int, ...], page_size: int
+) -> _Parts:
+    """Level the numbers of pages with as few moves as possible."""
+    counts = {m: sum(_pages(span, page_size) for span in before[m]) for m in group}
+    share, extra = divmod(sum(counts.values()), len(group))
+    # Who holds most keeps the odd pages: then they need not move.
+    fullest = sorted(group, key=lambda m: (-counts[m], group.index(m)))
+    target = {m: share + (place < extra) for place, m in enumerate(fullest)}
+
+    parts: _Parts = {}
+    surplus: list[tuple[int, Span]] = []
+    for member in group:
+        spans = list(before[member])
+        given: list[Span] = []
+        pages = counts[member] - target[member]
+        while pages > 0:
+            span = spans.pop()
+            if _pages(span, page_size) > pages:
+                rest, span = _split_tail(span, pages, page_size)
+                spans.append(rest)
+            pages -= _pages(span, page_size)
+            given.append(span)
+        parts[member] = [(member, span) for span in spans]
+        surplus += [(member, span) for span in reversed(given)]
+    for member in group:
+        pages = target[member] - counts[member]
+        while pages > 0:
+            origin, span = surplus.pop()
+            if _pages(span, page_size) > pages:
+                rest, span = _split_tail(span, pages, page_size)
+                surplus.append((origin, rest))
+            pages -= _pages(span, page_size)
+            parts[member].append((origin, span))
+    return parts
+
+
+def _even_out(parts: _Parts, page_size: int) -> None:
+    """Hand single pages from the fullest to the emptiest until they differ by a page at most.
+
+    Needed only where pages are cut off (a prompt that began or ended inside one): equal numbers
+    of pages may then hold unequal numbers of tokens. Each step brings two members closer by up to
+    a page, while they are more than a page apart; so it ends.
+    """
+    while True:
+        load = {member: tokens_of(span for _, span in held) for member, held in parts.items()}
+        full, empty = max(load, key=lambda m: load[m]), min(load, key=lambda m: load[m])
+        if load[full] - load[empty] <= page_size:
+            return
+
+        def last_page(part: tuple[int, Span]) -> int:
+            return part[1].stop - max(part[1].start, (part[1].stop - 1) // page_size * page_size)
+
+        origin, span = part = max(parts[full], key=last_page)
+        parts[full].remove(part)
+        if _pages(span, page_size) > 1:
+            rest, span = _split_tail(span, 1, page_size)
+            parts[full].append((origin, rest))
+        parts[empty].append((origin, span))

@@ -1,0 +1,116 @@
+"""Moving history between members, one layer at a time.
+
+Started right after a layer's attention, when the links are free, the next layer's history travels
+while this one runs its output projection and MLP (Tetris, section 4, "overlap of balancing").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sglang_cdsp.parallel.errors import LayoutError
+from sglang_cdsp.parallel.layout import Move, Span
+from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+
+MOVE_TAG = 2
+
+SlotsOf = Callable[[Span], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MoveHandle:
+    """The moves of one layer, under way.
+
+    Attributes:
+        work: the exchange with all partners.
+        arrivals: ``(rows, buffer, landing)``: what came into ``landing`` belongs into these rows
+            of this pool buffer.
+    """
+
+    work: Work
+    arrivals: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
+
+    def wait(self) -> None:
+        """Return when all rows have left and all arrivals lie in the pool. Call it once.
+
+        Raises:
+            LinkError: a partner is gone.
+        """
+        self.work.wait()
+        for rows, buffer, landing in self.arrivals:
+            buffer.index_copy_(0, rows, landing)
+
+
+def start_moves(
+    layer_k: torch.Tensor,
+    layer_v: torch.Tensor,
+    moves: Sequence[Move],
+    me: int,
+    slots_of: SlotsOf,
+    mesh: Mesh,
+    *,
+    tag: int = MOVE_TAG,
+) -> MoveHandle:
+    """Start the moves of one layer that concern this rank: one message to or from each partner.
+
+    The rows to send are copied here, so they may be freed or overwritten from now on; arrivals
+    are written by ``MoveHandle.wait``.
+
+    Args:
+        layer_k: the layer's K pool, ``[slots, Hkv, D]``.
+        layer_v: its V pool, ``[slots, Hkv, Dv]``.
+        moves: all moves of the group, the same list at every member, from ``rebalance``.
+        me: this rank of the mesh.
+        slots_of: pool rows ``[tokens]``, int64, of a span on this instance: where an outgoing one
+            lies, where an incoming one shall.
+        mesh: links to the others.
+        tag: message tag; moves of two layers under way at once arrive in the order of starting.
+
+    Raises:
+        LayoutError: ``slots_of`` gives another number of rows than the span has tokens.
+        LinkError: a partner is gone.
+    """
+    sends: list[Message] = []
+    recvs: list[Message] = []
+    arrivals: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for peer in sorted({move.dst for move in moves if move.src == me} - {me}):
+        rows = _rows([m.span for m in moves if m.src == me and m.dst == peer], slots_of)
+        message, k, v = _message(layer_k, layer_v, rows.numel())
+        torch.index_select(layer_k, 0, rows, out=k)
+        torch.index_select(layer_v, 0, rows, out=v)
+        sends.append(Message(message, peer, tag))
+    for peer in sorted({move.src for move in moves if move.dst == me} - {me}):
+        rows = _rows([m.span for m in moves if m.dst == me and m.src == peer], slots_of)
+        message, k, v = _message(layer_k, layer_v, rows.numel())
+        recvs.append(Message(message, peer, tag))
+        arrivals += [(rows, layer_k, k), (rows, layer_v, v)]
+    return MoveHandle(mesh.exchange(sends, recvs), tuple(arrivals))
+
+
+def _rows(spans: Sequence[Span], slots_of: SlotsOf) -> torch.Tensor:
+    parts = []
+    for span in spans:
+        rows = slots_of(span)
+        if rows.numel() != span.tokens:
+            raise LayoutError(
+                f"{span} has {span.tokens} tokens but slots_of gave {rows.numel()} rows: every "
+                "position needs one slot on both sides"
+            )
+        parts.append(rows)
+    return torch.cat(parts)
+
+
+def _message(
+    layer_k: torch.Tensor, layer_v: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a flat message for ``rows`` rows of K then V, and both as views of it."""
+    border, size = layer_k[0].numel() * rows, (layer_k[0].numel() + layer_v[0].numel()) * rows
+    message = layer_k.new_empty(size)
+    return (
+        message,
+        message[:border].view(rows, *layer_k.shape[1:]),
+        message[border:].view(rows, *layer_v.shape[1:]),
+    )

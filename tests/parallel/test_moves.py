@@ -1,0 +1,93 @@
+"""Moving one layer's rows between pools, over real gloo links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_cdsp.parallel.errors import LayoutError
+from sglang_cdsp.parallel.layout import Span, rebalance, split_chunk
+from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.moves import start_moves
+from tests.parallel.ring_cases import in_threads, rows_of, thread_meshes
+
+RANKS = 5
+HEADS, KEY_DIM, VALUE_DIM = 2, 3, 5
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def meshes() -> Iterator[list[Mesh]]:
+    meshes = thread_meshes(RANKS)
+    yield meshes
+    for mesh in meshes:
+        mesh.close()
+
+
+def rows_like(position: torch.Tensor, layer: int, dim: int) -> torch.Tensor:
+    """Rows that show which position, layer and element they are for."""
+    mark = position[:, None, None] * 1000.0 + layer * 100 + dim * 10
+    return mark + torch.arange(HEADS * dim).view(HEADS, dim)
+
+
+@settings(print_blob=True, deadline=None, max_examples=60)
+@given(
+    order=st.permutations(range(RANKS)),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    tokens=st.integers(1, 90),
+    page=st.sampled_from([1, 4, 16]),
+    seed=st.integers(0, 99),
+)
+def test_every_row_arrives_where_it_should(
+    meshes: list[Mesh],
+    order: list[int],
+    sizes: tuple[int, int],
+    tokens: int,
+    page: int,
+    seed: int,
+) -> None:
+    smaller = order[: min(sizes)]
+    group = tuple(order[: max(sizes) + 1])
+    pieces = split_chunk(0, tokens, len(smaller), page)
+    plan = rebalance(dict(zip(smaller, pieces, strict=True)), group, page)
+    # A random slot for every position: own ones and arrivals lie scattered in the pool.
+    slots = torch.randperm(2 * tokens, generator=torch.Generator().manual_seed(seed))[:tokens]
+
+    def slots_of(span: Span) -> torch.Tensor:
+        return slots[span.start : span.stop]
+
+    def member(me: int) -> bool:
+        pools = []
+        mine = rows_of(pieces[smaller.index(me)]) if me in smaller else rows_of(())
+        for layer in range(LAYERS):
+            pool = [torch.zeros(2 * tokens, HEADS, dim) for dim in (KEY_DIM, VALUE_DIM)]
+            for buffer, dim in zip(pool, (KEY_DIM, VALUE_DIM), strict=True):
+                buffer[slots[mine]] = rows_like(mine, layer, dim)
+            pools.append(pool)
+        handles = [start_moves(k, v, plan.moves, me, slots_of, meshes[me]) for k, v in pools]
+        for move in plan.moves:
+            if move.src == me:  # whoever sends may use the slots for something else right away
+                for k, v in pools:
+                    k[slots_of(move.span)] = v[slots_of(move.span)] = -1.0
+        for handle in handles:
+            handle.wait()
+        held = rows_of(plan.held[me])
+        return all(
+            torch.equal(buffer[slots[held]], rows_like(held, layer, dim))
+            for layer, pool in enumerate(pools)
+            for buffer, dim in zip(pool, (KEY_DIM, VALUE_DIM), strict=True)
+        )
+
+    outcomes = in_threads(lambda index: member(group[index]), range(len(group)))
+    assert outcomes == [True] * len(group)
+
+
+def test_slots_must_match_the_span(meshes: list[Mesh]) -> None:
+    pool = torch.zeros(8, HEADS, KEY_DIM)
+    moves = rebalance({0: (Span(0, 8),)}, (0, 1), 1).moves
+    with pytest.raises(LayoutError, match="one slot on both sides"):
+        start_moves(pool, pool, moves, 0, lambda span: torch.arange(3), meshes[0])
