@@ -1,0 +1,126 @@
+"""The attention backend of a chunk task: SGLang calls it layer by layer during one forward.
+
+It is published in SGLang's forward context for the duration of a chunk's forward and nowhere
+else, so stock batches keep the configured backend.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+from sglang_cdsp.attention.ring import RingLayout, ring_attention
+from sglang_cdsp.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    from sglang_cdsp.engine.rebalancer import Rebalancer
+
+
+class UnsupportedLayer(NotImplementedError):
+    """The model has an attention layer that a chunk task cannot run exactly."""
+
+
+class ShardAttention:
+    """Exact attention of one member's shard over history and chunk, with its SP group.
+
+    Attributes:
+        token_to_kv_pool, req_to_token_pool: the instance's pools, where SGLang's model layer
+            looks for them.
+    """
+
+    def __init__(
+        self,
+        *,
+        inner: Any,
+        layout: RingLayout,
+        mesh: Mesh | None,
+        own_slots: torch.Tensor,
+        history_slots: torch.Tensor,
+        rebalancer: Rebalancer | None,
+    ) -> None:
+        """Prepare for one forward.
+
+        Args:
+            inner: the instance's configured attention backend (for its pools).
+            layout: who holds and computes what, see :class:`RingLayout`.
+            mesh: links to the other instances; None for a group of one.
+            own_slots: KV slots of the shard's tokens, ascending positions, int64 ``[T]``.
+            history_slots: KV slots of the history held here, int64 ``[H]``.
+            rebalancer: moves history one layer ahead; None when nothing moves.
+        """
+        self.token_to_kv_pool = inner.token_to_kv_pool
+        self.req_to_token_pool = inner.req_to_token_pool
+        self._layout = layout
+        self._mesh = mesh
+        self._own = own_slots
+        self._history = history_slots
+        self._rebalancer = rebalancer
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **unknown: Any,
+    ) -> torch.Tensor:
+        """Store the shard's KV and return its attention output, ``[rows, heads * head_dim]``.
+
+        The rows may be more than the shard's tokens: a member without tokens runs one padding
+        row, whose output is zero.
+        """
+        check_layer(layer, unknown)
+        pool = self.token_to_kv_pool
+        if save_kv_cache:
+            pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+        if self._rebalancer is not None:
+            self._rebalancer.before_attention(layer.layer_id)
+        tokens = self._own.numel()
+        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+        shape = (-1, layer.tp_q_head_num, layer.qk_head_dim)
+        out = ring_attention(
+            q.view(shape)[:tokens],
+            k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
+            v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],
+            keys[self._history],
+            values[self._history],
+            self._layout,
+            self._mesh,
+            scale=layer.scaling,
+        )
+        if self._rebalancer is not None:
+            self._rebalancer.after_attention(layer.layer_id)
+        rows = q.view(shape).shape[0]
+        result = q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
+        result[:tokens] = out.reshape(tokens, -1)
+        return result
+
+
+def check_layer(layer: RadixAttention, unknown: dict[str, Any]) -> None:
+    """Refuse what would make the merged result differ from stock's.
+
+    Raises:
+        UnsupportedLayer: names the property.
+    """
+    refused = {
+        "a logit soft cap": bool(layer.logit_cap),
+        "a sliding window": layer.sliding_window_size is not None
+        and layer.sliding_window_size > -1,
+        "cross attention": layer.is_cross_attention,
+        "bidirectional attention": layer.attn_type != AttentionType.DECODER,
+        f"attention arguments {sorted(unknown)}": bool(unknown),
+    }
+    for what, present in refused.items():
+        if present:
+            raise UnsupportedLayer(
+                f"layer {layer.layer_id} has {what}, which --cdsp cannot run; serve this model "
+                "without --cdsp"
+            )

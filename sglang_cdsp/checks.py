@@ -1,0 +1,134 @@
+"""Which SGLang options the pool can serve with; everything else is refused before start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglang_cdsp.args import TESTED_SGLANG_VERSIONS, CdspArgs, CdspConfigError
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One combination that is refused.
+
+    Attributes:
+        applies: tells whether the given server arguments ask for it.
+        message: what is wrong and what to do instead.
+    """
+
+    applies: Callable[[ServerArgs], bool]
+    message: str
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        lambda a: a.disaggregation_mode != "prefill",
+        "--cdsp runs a prefill pool: add --disaggregation-mode prefill and start a stock decode "
+        "server with --disaggregation-mode decode",
+    ),
+    Refusal(
+        lambda a: a.dp_size < 2,
+        "--cdsp needs a pool of at least two instances: set --dp-size to the number of instances",
+    ),
+    Refusal(
+        lambda a: a.disaggregation_transfer_backend != "nixl",
+        "--cdsp moves KV over NIXL only: set --disaggregation-transfer-backend nixl on the "
+        "prefill and on the decode server",
+    ),
+    Refusal(
+        lambda a: a.speculative_algorithm is not None,
+        "--cdsp does not prefill for speculative decoding: remove --speculative-algorithm",
+    ),
+    Refusal(
+        lambda a: a.pp_size > 1,
+        "--cdsp does not combine with pipeline parallelism: set --pp-size 1",
+    ),
+    Refusal(
+        lambda a: a.enable_dp_attention,
+        "--cdsp needs plain data parallelism: remove --enable-dp-attention",
+    ),
+    Refusal(
+        lambda a: a.attn_cp_size > 1 or a.dcp_size > 1,
+        "--cdsp takes the place of static context parallelism: remove --attn-cp-size and "
+        "--dcp-size",
+    ),
+    Refusal(
+        lambda a: bool(a.enable_lora or a.lora_paths),
+        "--cdsp does not serve LoRA adapters: remove --enable-lora and --lora-paths",
+    ),
+    Refusal(
+        lambda a: bool(a.enable_multimodal),
+        "--cdsp serves text prompts only: remove --enable-multimodal",
+    ),
+    Refusal(
+        lambda a: bool(a.enable_hierarchical_cache),
+        "--cdsp does not combine with the hierarchical cache: remove --enable-hierarchical-cache",
+    ),
+    Refusal(
+        lambda a: bool(a.enable_pd_role_switch),
+        "--cdsp keeps the prefill role: remove --enable-pd-role-switch",
+    ),
+    Refusal(
+        lambda a: a.tokenizer_worker_num > 1,
+        "--cdsp answers one tokenizer process: set --tokenizer-worker-num 1",
+    ),
+    Refusal(
+        lambda a: a.nnodes > 1,
+        "--cdsp runs on one node in this release: set --nnodes 1",
+    ),
+    Refusal(
+        lambda a: bool(a.enable_mixed_chunk),
+        "--cdsp prefill instances do not decode: remove --enable-mixed-chunk",
+    ),
+)
+
+
+def forced_settings(cdsp: CdspArgs) -> dict[str, object]:
+    """SGLang settings that ``--cdsp`` decides itself, as ``ServerArgs`` fields.
+
+    The radix cache would keep KV slots that the pool counts as free, and the overlap
+    scheduler would start a stock batch while a chunk task waits for its partners.
+    """
+    return {"disable_radix_cache": True, "disable_overlap_schedule": True}
+
+
+def check_version(cdsp: CdspArgs, version: str) -> None:
+    """Refuse an SGLang release that was not tested.
+
+    Raises:
+        CdspConfigError: unless ``--cdsp-any-sglang-version`` was given.
+    """
+    if version in TESTED_SGLANG_VERSIONS or cdsp.any_sglang_version:
+        return
+    raise CdspConfigError(
+        f"sglang {version} was not tested with this sglang-cdsp (tested: "
+        f"{', '.join(TESTED_SGLANG_VERSIONS)}); install a tested release, or add "
+        "--cdsp-any-sglang-version to try this one"
+    )
+
+
+def check_server_args(cdsp: CdspArgs, server_args: ServerArgs) -> None:
+    """Refuse combinations that the pool cannot serve.
+
+    Raises:
+        CdspConfigError: names the option and the remedy; the first that applies.
+    """
+    for refusal in REFUSALS:
+        if refusal.applies(server_args):
+            raise CdspConfigError(refusal.message)
+    too_large = [size for size in cdsp.sp_sizes if size > server_args.dp_size]
+    if too_large:
+        raise CdspConfigError(
+            f"--cdsp-sp-sizes {too_large} exceed the pool of {server_args.dp_size} instances; "
+            "lower them or raise --dp-size"
+        )
+    if cdsp.instances_per_node is not None and server_args.dp_size % cdsp.instances_per_node:
+        raise CdspConfigError(
+            f"--cdsp-instances-per-node {cdsp.instances_per_node} does not divide the pool of "
+            f"{server_args.dp_size} instances"
+        )

@@ -1,0 +1,1 @@
+"""The scheduler's side: chunk tasks on one instance."""

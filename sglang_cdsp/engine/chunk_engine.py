@@ -1,0 +1,266 @@
+"""An instance's queue of tasks: it starts them in the pool's order and runs their chunks.
+
+The controller decides go or drop for every chunk once all members are ready, so every member
+acts alike at the same chunk boundary. All ranks of an instance receive the same orders in the
+same loop iteration (SGLang's broadcast), so nothing is negotiated among them either.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang_cdsp.engine import sampling
+from sglang_cdsp.engine.holdings import Holdings
+from sglang_cdsp.engine.layout import plan_layout
+from sglang_cdsp.engine.reports import Reporter
+from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.engine.tasks import ChunkTask, Turn
+from sglang_cdsp.engine.turns import Turns
+from sglang_cdsp.engine.writes import poll_writes, start_write
+from sglang_cdsp.pool.messages import (
+    ChunkDone,
+    Drained,
+    Failed,
+    FirstToken,
+    GoOrder,
+    PeerOrder,
+    PlanOrder,
+    Ready,
+    Released,
+    ReleaseOrder,
+    RoomOrder,
+    TurnOrder,
+)
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+    from sglang_cdsp.transfer.manager import PoolKVManager
+
+logger = logging.getLogger(__name__)
+
+
+class ChunkEngine:
+    """One scheduler's part in the pool; see the module's text."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Any,
+        manager: PoolKVManager,
+        reporter: Reporter,
+        runner: ShardRunner,
+        admit: Callable[[Any], None],
+    ) -> None:
+        """``admit`` hands a one-instance request to SGLang's own intake."""
+        self._scheduler = scheduler
+        self._manager = manager
+        self._reporter = reporter
+        self._runner = runner
+        self._admit = admit
+        self._me = reporter.instance
+        self._page = int(scheduler.token_to_kv_pool_allocator.page_size)
+        self._queue: deque[ChunkTask | Turn] = deque()
+        self._tasks: dict[int, ChunkTask] = {}
+        self._turns = Turns(scheduler, reporter)
+
+    # -- orders ---------------------------------------------------------------------------
+
+    def on_peer(self, order: PeerOrder) -> None:
+        """A decode agent registered."""
+        if order.tp_rank == self._reporter.tp_rank:
+            self._manager.inject(order.frames)
+
+    def on_room(self, order: RoomOrder) -> None:
+        """Decode named a request's destination pages, or aborted it."""
+        if order.tp_rank == self._reporter.tp_rank:
+            self._manager.inject(order.frames)
+
+    def on_plan(self, order: PlanOrder) -> None:
+        """A plan that this instance takes part in joins the queue."""
+        layouts = plan_layout(order.chunks, self._page)
+        task = ChunkTask(
+            seq=order.seq,
+            rid=order.rid or "",
+            room=order.room,
+            probe=order.probe,
+            layouts=layouts,
+            tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
+            holdings=Holdings(self._scheduler.token_to_kv_pool_allocator, self._page),
+            next_chunk=next(c.index for c in layouts if self._me in c.group),
+        )
+        self._tasks[order.seq] = task
+        self._queue.append(task)
+
+    def on_turn(self, order: TurnOrder) -> None:
+        """A one-instance request joins the queue; the request itself follows."""
+        self._queue.append(Turn(order.seq, order.rid or ""))
+
+    def on_go(self, order: GoOrder) -> None:
+        """Run a chunk, or drop its task."""
+        task = self._tasks.get(order.seq)
+        if task is None or task.over:
+            return
+        if not order.go:
+            task.over = True
+            return
+        try:
+            self._run_chunk(task, order.chunk)
+        except Exception as error:
+            logger.exception("chunk %d of %s failed", order.chunk, task.rid)
+            task.error = f"chunk {order.chunk} failed on instance {self._me}: {error}"
+            self._reporter.lead(Failed, seq=task.seq, error=task.error)
+
+    def on_release(self, order: ReleaseOrder) -> None:
+        """Every holder's writes have drained: free the slots and answer the client at home."""
+        task = self._tasks.pop(order.seq, None)
+        if task is None:
+            return
+        task.over = True
+        if task in self._queue:
+            self._queue.remove(task)
+        task.holdings.clear()
+        if task.req is not None:
+            sampling.retire(self._scheduler, task.req, order.error, silent=order.silent)
+        if task.room is not None:
+            self._manager.forget_room(task.room)
+        free = self._scheduler.token_to_kv_pool_allocator.available_size()
+        self._reporter.lead(Released, seq=order.seq, free_tokens=int(free))
+
+    # -- SGLang's side --------------------------------------------------------------------
+
+    def holds_back(self, request: Any) -> bool:
+        """Keep a request whose turn has not come; False for a request that is not ours."""
+        for entry in self._queue:
+            if isinstance(entry, Turn) and entry.rid == request.rid and entry.request is None:
+                entry.request = request
+                return True
+        return False
+
+    def adopt(self, req: Req) -> bool:
+        """Take SGLang's request object at home; False for a request of the stock path."""
+        for task in self._tasks.values():
+            if task.rid == req.rid and task.home == self._me and task.req is None:
+                if req.to_finish is not None or req.finished():
+                    reason = getattr(req.to_finish or req.finished_reason, "message", "rejected")
+                    self._scheduler.retire_unadmitted_request(req)
+                    self._fail(task, str(reason), bad_request=True)
+                    return True
+                req.sampling_params.max_new_tokens = 1
+                task.req = req
+                return True
+        self._turns.adopt(req)
+        return False
+
+    def stamp_start(self, reqs: list[Req]) -> None:
+        """A stock batch starts."""
+        self._turns.stamp_start(reqs)
+
+    def stamp_end(self, reqs: list[Req]) -> None:
+        """A stock batch's results are in."""
+        self._turns.stamp_end(reqs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the engine holds nothing: no slots, no queue, no write in flight."""
+        return not self._queue and not self._tasks and not self._turns
+
+    def step(self) -> None:
+        """One turn of the scheduler's loop: poll writes, advance the queue."""
+        for task in list(self._tasks.values()):
+            self._poll_task(task)
+        self._turns.poll()
+        while self._queue:
+            head = self._queue[0]
+            if isinstance(head, ChunkTask):
+                if head.over:
+                    self._queue.popleft()
+                    continue
+                self._announce(head)
+                return
+            if head.request is None:
+                return
+            self._queue.popleft()
+            self._turns.begin(head)
+            self._admit(head.request)
+
+    # -- the work -------------------------------------------------------------------------
+
+    def _announce(self, task: ChunkTask) -> None:
+        """Say that the head task's next chunk can start, once everything for it is here."""
+        if task.announced or task.error or self._turns.prefilling():
+            return
+        at_home = task.home == self._me and not task.probe
+        if at_home and task.req is None:
+            return
+        if (
+            task.room is not None
+            and self._reporter.leads
+            and not self._manager.knows_room(task.room)
+        ):
+            return
+        chunk = task.next_chunk
+        if at_home and task.is_final(chunk):
+            assert task.req is not None
+            if not self._scheduler.disagg_prefill_bootstrap_queue.ensure_metadata_buffer(task.req):
+                return
+        if task.prepared != chunk:
+            try:
+                self._prepare(task, chunk)
+            except Exception as error:
+                self._fail(task, str(error))
+                return
+        task.announced = True
+        self._reporter.lead(Ready, seq=task.seq, chunk=chunk)
+
+    def _prepare(self, task: ChunkTask, chunk: int) -> None:
+        """Allocate the slots of a chunk before anybody depends on them."""
+        layout = task.layouts[chunk]
+        incoming = [move.span for move in layout.moves if move.dst == self._me]
+        task.holdings.take([*incoming, *layout.shard(self._me)])
+        task.prepared = chunk
+
+    def _run_chunk(self, task: ChunkTask, chunk: int) -> None:
+        start_s = time.monotonic()
+        layout = task.layouts[chunk]
+        final = task.is_final(chunk)
+        if task.room is not None:
+            self._manager.await_room(task.room)
+        samples = final and task.home == self._me and not task.probe
+        if samples:
+            assert task.req is not None
+            task.req.time_stats.set_forward_entry_time()
+            self._runner.run_and_sample(layout, task.tokens, task.holdings, task.req)
+            self._reporter.lead(FirstToken, seq=task.seq)
+        else:
+            self._runner.run(layout, task.tokens, task.holdings)
+        if task.room is not None:
+            start_write(self._manager, self._scheduler, task, chunk, self._me)
+        leaving = [move.span for move in layout.moves if move.src == self._me]
+        if leaving:
+            poll_writes(self._manager, task, up_to=chunk, wait=True)
+            task.holdings.drop(leaving)
+        task.announced = False
+        task.over = final
+        task.next_chunk = chunk + 1
+        self._reporter.lead(ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
+
+    def _poll_task(self, task: ChunkTask) -> None:
+        """Look after a task's writes; say when it will write no more."""
+        try:
+            poll_writes(self._manager, task)
+        except Exception as error:
+            self._fail(task, str(error))
+        if task.over and not task.writes and not task.drained:
+            task.drained = True
+            self._reporter.send(Drained, seq=task.seq, error=task.error)
+
+    def _fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
+        task.error = error
+        self._reporter.lead(Failed, seq=task.seq, error=error, bad_request=bad_request)

@@ -1,0 +1,40 @@
+"""The scheduler's end of the report socket."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import zmq
+
+from sglang_cdsp.pool.messages import Report, encode_report
+
+
+class Reporter:
+    """Sends this rank's reports to the pool controller, in order, without ever blocking."""
+
+    def __init__(self, endpoint: str, instance: int, tp_rank: int) -> None:
+        """Connect to the controller's PULL socket at ``endpoint`` (a ZMQ address)."""
+        self._context = zmq.Context.instance()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.connect(endpoint)
+        self.instance = instance
+        self.tp_rank = tp_rank
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for its instance."""
+        return self.tp_rank == 0
+
+    def send(self, kind: type[Report], **fields: Any) -> None:
+        """Report ``kind`` with ``fields``, stamped with instance, rank and time."""
+        fields.setdefault("at_s", time.monotonic())
+        report = kind(instance=self.instance, tp_rank=self.tp_rank, **fields)
+        self._socket.send(encode_report(report))
+
+    def lead(self, kind: type[Report], **fields: Any) -> None:
+        """Report once per instance: only the leading rank speaks."""
+        if self.leads:
+            self.send(kind, **fields)

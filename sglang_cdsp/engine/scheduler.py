@@ -1,0 +1,171 @@
+"""SGLang's scheduler as a member of the pool.
+
+It keeps its own event loop, queues and batches; the chunk engine takes its turn in between.
+Inside this module ``Scheduler`` becomes this very class once the hook is applied (SGLang rebinds
+imported names), hence ``super()`` without arguments everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.runtime_context import get_parallel
+from sglang.utils import TypeBasedDispatcher
+
+from sglang_cdsp import hooks
+from sglang_cdsp.engine.chunk_engine import ChunkEngine
+from sglang_cdsp.engine.reports import Reporter
+from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.pool.messages import (
+    GoOrder,
+    Hello,
+    PeerOrder,
+    PlanOrder,
+    ReleaseOrder,
+    RoomOrder,
+    StatusOrder,
+    TurnOrder,
+    register_orders,
+)
+from sglang_cdsp.pool.settings import pool_addresses
+from sglang_cdsp.transfer.manager import PoolKVManager
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
+
+logger = logging.getLogger(__name__)
+
+MESH_TIMEOUT = timedelta(seconds=300)
+
+
+class PoolScheduler(Scheduler):
+    """One rank of one prefill instance."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        register_orders()
+        self._cdsp: ChunkEngine | None = None
+        self._cdsp_status: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+        hooks.verify_scheduler(self)
+        self._join_pool()
+
+    def _join_pool(self) -> None:
+        """Link up with the other instances and greet the controller."""
+        parallel = get_parallel()
+        me, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
+        addresses = pool_addresses()
+        manager = self.disagg_prefill_bootstrap_queue.kv_manager
+        assert isinstance(manager, PoolKVManager)
+        reporter = Reporter(addresses.reports, me, tp_rank)
+        mesh = Mesh.connect(
+            me,
+            int(parallel.dp_size),
+            addresses.host,
+            addresses.store_port,
+            "nccl" if self.device == "cuda" else "gloo",
+            hosts_store=False,
+            name=f"sp-mesh-tp{tp_rank}",
+            bind_host=addresses.host,
+            timeout=MESH_TIMEOUT,
+        )
+        self._cdsp = ChunkEngine(
+            scheduler=self,
+            manager=manager,
+            reporter=reporter,
+            runner=ShardRunner(self, mesh, me),
+            admit=self._admit_now,
+        )
+        allocator = self.token_to_kv_pool_allocator
+        capacity = int(allocator.available_size())
+        pool_limit = min(self.model_config.context_len, capacity * int(parallel.dp_size)) - 1
+        # A prompt may be longer than one instance's KV: the pool's limit is what counts.
+        self.max_req_len = pool_limit
+        self.max_req_input_len = pool_limit - 5
+        reporter.send(
+            Hello,
+            kv_capacity=capacity,
+            page_size=int(allocator.page_size),
+            max_input_tokens=self.max_req_input_len,
+            kv_cache_dtype=manager.kv_cache_dtype_str,
+        )
+
+    # -- intake ---------------------------------------------------------------------------
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [
+                (PeerOrder, lambda order: self._engine.on_peer(order)),
+                (RoomOrder, lambda order: self._engine.on_room(order)),
+                (PlanOrder, lambda order: self._engine.on_plan(order)),
+                (TurnOrder, lambda order: self._engine.on_turn(order)),
+                (GoOrder, lambda order: self._engine.on_go(order)),
+                (ReleaseOrder, lambda order: self._engine.on_release(order)),
+                (StatusOrder, self._on_status),
+            ]
+        )
+
+    @property
+    def _engine(self) -> ChunkEngine:
+        assert self._cdsp is not None
+        return self._cdsp
+
+    def _on_status(self, order: StatusOrder) -> None:
+        self._cdsp_status = json.loads(order.status)
+
+    def handle_generate_request(
+        self, recv_req: TokenizedGenerateReqInput, **kwargs: Any
+    ) -> None:
+        """Stock intake, for requests whose turn it is."""
+        if self._cdsp is not None and self._cdsp.holds_back(recv_req):
+            return
+        super().handle_generate_request(recv_req, **kwargs)
+
+    def _admit_now(self, recv_req: TokenizedGenerateReqInput) -> None:
+        super().handle_generate_request(recv_req)
+
+    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+        """Stock queueing, except for a home's request, which the chunk engine keeps."""
+        if self._cdsp is not None and self._cdsp.adopt(req):
+            return
+        super()._add_request_to_queue(req, is_retracted=is_retracted)
+
+    # -- the loop -------------------------------------------------------------------------
+
+    def get_next_disagg_prefill_batch_to_run(self, *args: Any, **kwargs: Any) -> NextBatchPlan:
+        """Stock's choice of the next batch, after the engine's turn."""
+        if self._cdsp is not None:
+            self._cdsp.step()
+        return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)
+
+    def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._cdsp is not None:
+            self._cdsp.stamp_start(batch.reqs)
+        return super().run_batch(batch, *args, **kwargs)
+
+    def process_batch_result(self, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
+        outcome = super().process_batch_result(batch, result, *args, **kwargs)
+        if self._cdsp is not None:
+            self._cdsp.stamp_end(batch.reqs)
+        return outcome
+
+    def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
+        """Not idle while the engine holds KV slots: stock would call them a leak."""
+        idle = self._cdsp is None or self._cdsp.idle
+        return idle and super().is_fully_idle(*args, **kwargs)
+
+    def get_internal_state(self, recv_req: Any) -> Any:
+        """Stock's state, with CDSP's under ``"cdsp"``."""
+        output = super().get_internal_state(recv_req)
+        output.internal_state["cdsp"] = {
+            "hooks": hooks.live_hooks(),
+            "free_tokens": int(self.token_to_kv_pool_allocator.available_size()),
+            **self._cdsp_status,
+        }
+        return output

@@ -1,0 +1,73 @@
+"""What an instance keeps for each task in its queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang_cdsp.engine.holdings import Holdings
+from sglang_cdsp.engine.layout import ChunkLayout
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+    from sglang_cdsp.transfer.manager import ShardWrite
+
+
+@dataclass
+class Turn:
+    """A one-instance request that waits for its place in the stock queue."""
+
+    seq: int
+    rid: str
+    request: Any = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass
+class ChunkTask:
+    """A plan on one of its instances.
+
+    Attributes:
+        seq, rid, room, probe: as in ``PlanOrder``.
+        layouts: the whole plan, resolved.
+        tokens: the prompt, int64 ``[L]``.
+        holdings: KV slots held here.
+        next_chunk: the next chunk that this instance takes part in.
+        prepared: the chunk whose slots are allocated, None before.
+        announced: whether ``Ready`` was reported for ``next_chunk``.
+        req: SGLang's request, at home only.
+        writes: KV writes in flight, by chunk.
+        sends_of_chunk: number of this instance's transfer per chunk, filled on first use.
+        over: all its chunks ran or it was dropped; only writes are left.
+        drained: ``Drained`` was reported.
+        error: what went wrong here, "" when nothing did.
+    """
+
+    seq: int
+    rid: str
+    room: int | None
+    probe: bool
+    layouts: tuple[ChunkLayout, ...]
+    tokens: torch.Tensor
+    holdings: Holdings
+    next_chunk: int
+    prepared: int | None = None
+    announced: bool = False
+    req: Req | None = None
+    writes: list[tuple[int, ShardWrite]] = field(default_factory=list)
+    over: bool = False
+    drained: bool = False
+    error: str = ""
+
+    @property
+    def home(self) -> int:
+        """The instance that samples."""
+        return self.layouts[0].group[0]
+
+    def is_final(self, chunk: int) -> bool:
+        """Whether ``chunk`` is the plan's last."""
+        return chunk == len(self.layouts) - 1

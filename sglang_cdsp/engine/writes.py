@@ -1,0 +1,83 @@
+"""A chunk's KV on its way to decode, from this instance."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sglang_cdsp.engine.layout import Send, number_sends
+from sglang_cdsp.engine.tasks import ChunkTask
+
+if TYPE_CHECKING:
+    from sglang_cdsp.transfer.manager import PoolKVManager
+
+
+def start_write(
+    manager: PoolKVManager, scheduler: Any, task: ChunkTask, chunk: int, me: int
+) -> None:
+    """Post the transfer of this instance's shard of ``chunk``, if it has one.
+
+    Decode's page list starts at the first position that decode does not hold yet, so a shard's
+    pages find their places by position alone.
+    """
+    assert task.room is not None
+    prefix = manager.decode_prefix(task.room)
+    send = next(
+        (s for s in number_sends(task.layouts, prefix) if (s.instance, s.chunk) == (me, chunk)),
+        None,
+    )
+    if send is None:
+        return
+    aux_index = None
+    if send.last:
+        assert task.req is not None
+        scheduler.disagg_metadata_buffers.set_buf(task.req)
+        aux_index = task.req.metadata_buffer_index
+        task.req.time_stats.set_prefill_transfer_queue_entry_time()
+    pages, places = _pages_and_places(task, send, prefix, manager.kv_args.page_size)
+    write = manager.write_shard(
+        task.room, pages, places, send.send_id, last=send.last, aux_index=aux_index
+    )
+    task.writes.append((chunk, write))
+
+
+def _pages_and_places(
+    task: ChunkTask, send: Send, prefix: int, page_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Source pages here and their indices in decode's page list, in the same order."""
+    pages: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    for span in send.spans:
+        pages.append(task.holdings.pages(span).cpu().numpy())
+        places.append(np.arange(span.start - prefix, span.stop - prefix, page_size) // page_size)
+    if not pages:
+        return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
+    return np.concatenate(pages).astype(np.int32), np.concatenate(places)
+
+
+def poll_writes(
+    manager: PoolKVManager, task: ChunkTask, *, up_to: int | None = None, wait: bool = False
+) -> None:
+    """Forget the writes that have ended; with ``wait``, those of chunks before ``up_to`` all.
+
+    Raises:
+        TransferFailed: a write ended badly; it is forgotten, the others stay.
+    """
+    while True:
+        remaining = []
+        try:
+            while task.writes:
+                chunk, write = task.writes[0]
+                if not manager.settled(write):
+                    remaining.append((chunk, write))
+                task.writes.pop(0)
+        except Exception:
+            task.writes.pop(0)
+            raise
+        finally:
+            task.writes[:0] = remaining
+        if not wait or not any(up_to is None or chunk < up_to for chunk, _ in task.writes):
+            return
+        time.sleep(0.0002)

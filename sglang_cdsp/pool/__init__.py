@@ -1,0 +1,1 @@
+"""The pool controller's side: requests, their life cycle, and decode's messages."""

@@ -1,0 +1,352 @@
+"""The pool controller: SGLang's data-parallel controller with a planner in it.
+
+It owns no tensors. It polls four kinds of sockets (requests from the tokenizer, reports from the
+schedulers, decode's messages) and drives the :class:`Lifecycle`; it never spins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+import zmq
+from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
+from sglang.srt.managers.data_parallel_controller import DataParallelController
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTokenizedGenerateReqInput,
+    TokenizedGenerateReqInput,
+    sock_recv,
+    sock_send,
+)
+from sglang.srt.runtime_context import get_disagg, get_parallel, get_serving
+from sglang.srt.utils.network import NetworkAddress, get_local_ip_auto, get_zmq_socket
+
+from sglang_cdsp.args import CdspArgs, active_args
+from sglang_cdsp.planner.correction import OnlineCorrection
+from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.planner.policies import PolicyOptions, make_policy
+from sglang_cdsp.planner.types import Plan
+from sglang_cdsp.pool import messages
+from sglang_cdsp.pool.calibration import calibrate
+from sglang_cdsp.pool.contact import DecodeContact, PeerMessage, RoomAbort, RoomPages
+from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
+from sglang_cdsp.pool.forced import PARAMETER
+from sglang_cdsp.pool.lifecycle import Lifecycle
+from sglang_cdsp.pool.outbox import PoolOutbox
+from sglang_cdsp.pool.plan_log import PlanLog
+from sglang_cdsp.pool.rooms import Rooms
+from sglang_cdsp.pool.seats import RESERVE_TOKENS, Seats
+from sglang_cdsp.pool.settings import PoolAddresses, publish_addresses
+
+logger = logging.getLogger(__name__)
+
+POLL_MS = 100
+HELLO_TIMEOUT_S = 60.0
+PROBE_TIMEOUT_S = 300.0
+
+
+class PoolController(DataParallelController):
+    """Takes the place of SGLang's controller; see the module's text."""
+
+    def __init__(self, server_args: Any, port_args: Any, run: Callable[..., Any]) -> None:
+        args = active_args()
+        assert args is not None
+        self._cdsp: CdspArgs = args
+        messages.register_orders()
+        self._host = get_local_ip_auto()
+        self._zmq = zmq.Context()
+        self._reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
+        self._reports.setsockopt(zmq.RCVHWM, 0)
+        port = self._reports.bind_to_random_port("tcp://127.0.0.1")
+        self._store = dist.TCPStore(
+            self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300)
+        )
+        publish_addresses(
+            PoolAddresses(f"tcp://127.0.0.1:{port}", self._host, int(self._store.port))
+        )
+        super().__init__(server_args, port_args, run)
+        self._tp_size = int(get_parallel().tp_size)
+        self._contact = DecodeContact(self._tp_size, self._host)
+        self._tokenizer = get_zmq_socket(
+            self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False
+        )
+        self._poller = zmq.Poller()
+        for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):
+            self._poller.register(socket, zmq.POLLIN)
+        self._log = PlanLog(args.plan_log)
+        self._rooms = Rooms(self._tp_size)
+        self._finished_probes: list[Entry] = []
+        hello = self._await_hellos()
+        self.max_req_input_len = hello.max_input_tokens
+        self._start_planning(hello)
+        self._announce_pool(hello)
+
+    # -- start ----------------------------------------------------------------------------
+
+    def _await_hellos(self) -> messages.Hello:
+        """Every rank greets; one that does not runs stock SGLang, which must not serve."""
+        size = int(get_parallel().dp_size)
+        hellos: dict[tuple[int, int], messages.Hello] = {}
+        deadline = time.monotonic() + HELLO_TIMEOUT_S
+        while len(hellos) < size * self._tp_size:
+            if not self._reports.poll(POLL_MS):
+                if time.monotonic() > deadline:
+                    self._give_up(
+                        f"only {len(hellos)} of {size * self._tp_size} schedulers joined the "
+                        "pool: their hooks are not live; install a tested sglang release"
+                    )
+                continue
+            report = messages.decode_report(self._reports.recv())
+            if isinstance(report, messages.Hello):
+                hellos[(report.instance, report.tp_rank)] = report
+        first = hellos[(0, 0)]
+        self._seats = Seats(
+            capacity=tuple(hellos[(i, 0)].kv_capacity for i in range(size)),
+            page_size=first.page_size,
+            instances_per_node=self._cdsp.instances_per_node or size,
+        )
+        return first
+
+    def _start_planning(self, hello: messages.Hello) -> None:
+        size = int(get_parallel().dp_size)
+        sizes = self._cdsp.sp_sizes or tuple(2**k for k in range(size.bit_length()) if 2**k <= size)
+        if self._cdsp.latency_model is not None:
+            model = LatencyModel.load(self._cdsp.latency_model)
+        else:
+            model = self._measure(sizes, hello)
+        self._correction = OnlineCorrection(model)
+        self._lifecycle = self._make_lifecycle(model, sizes, hello)
+        self.send_control_message(
+            messages.StatusOrder(
+                status=json.dumps(
+                    {
+                        "policy": self._cdsp.policy,
+                        "sp_sizes": sizes,
+                        "latency_model": model.to_json(),
+                    }
+                )
+            )
+        )
+
+    def _make_lifecycle(
+        self, model: LatencyModel, sizes: tuple[int, ...], hello: messages.Hello
+    ) -> Lifecycle:
+        options = PolicyOptions(
+            model=model,
+            sp_sizes=sizes,
+            page_size=hello.page_size,
+            min_chunk=self._cdsp.min_chunk,
+            improvement_rate=self._cdsp.improvement_rate,
+            correction=self._correction,
+        )
+        outbox = PoolOutbox(
+            workers=self.workers,
+            contact=self._contact,
+            rooms=self._rooms,
+            answer=self._answer,
+            ended=self._ended,
+        )
+        return Lifecycle(
+            seats=self._seats,
+            policy=make_policy(self._cdsp.policy, options),
+            model=lambda: self._correction.model,
+            rooms=self._rooms,
+            outbox=outbox,
+            tp_size=self._tp_size,
+            max_input_tokens=hello.max_input_tokens,
+            allow_request_plans=self._cdsp.allow_request_plans,
+            clock=time.monotonic,
+        )
+
+    def _measure(self, sizes: tuple[int, ...], hello: messages.Hello) -> LatencyModel:
+        """Run probes on the pool before anybody is served."""
+        logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
+        stand_in = builtin_model()
+        self._correction = OnlineCorrection(stand_in)
+        self._lifecycle = self._make_lifecycle(stand_in, (1,), hello)
+        longest = min(hello.max_input_tokens, min(self._seats.capacity) - RESERVE_TOKENS)
+        model = calibrate(
+            sizes,
+            longest,
+            hello.page_size,
+            self._run_probe,
+            model=str(self.server_args.model_path),
+            device=str(self.server_args.device),
+        )
+        logger.info("measured latency model: %s", json.dumps(model.to_json()["sp"]))
+        return model
+
+    def _run_probe(self, plan: Plan) -> Entry:
+        """Run one measurement to its end.
+
+        Raises:
+            RuntimeError: it did not end in time.
+        """
+        entry = Entry("cdsp-probe", None, plan.tokens, time.monotonic())
+        self._lifecycle.probe(entry, plan)
+        deadline = time.monotonic() + PROBE_TIMEOUT_S
+        while entry.phase is not Phase.ENDED:
+            if time.monotonic() > deadline:
+                raise RuntimeError("measuring the pool takes too long; give --cdsp-latency-model")
+            if self._reports.poll(POLL_MS):
+                self._read_reports()
+        return entry
+
+    def _announce_pool(self, hello: messages.Hello) -> None:
+        """Register as one prefill replica at the bootstrap server of the launching process."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(get_serving().host, get_serving().host)
+        port = get_disagg().disaggregation_bootstrap_port
+        row = {
+            "attn_tp_size": self._tp_size,
+            "attn_cp_size": 1,
+            "attn_cp_rank": 0,
+            "attn_dp_size": 1,
+            "attn_dp_rank": 0,
+            "pp_size": 1,
+            "pp_rank": 0,
+            "system_dp_size": 1,
+            "system_dp_rank": 0,
+            "page_size": hello.page_size,
+            "kv_cache_dtype": hello.kv_cache_dtype,
+            "load_balance_method": "follow_bootstrap_room",
+            "prefill_http_port": get_serving().port,
+        }
+        self._contact.register(f"{NetworkAddress(host, port).to_url()}/route", row)
+
+    def _give_up(self, reason: str) -> None:
+        logger.error("sglang-cdsp: %s", reason)
+        parent = psutil.Process().parent()
+        if parent is not None:
+            parent.send_signal(signal.SIGQUIT)
+        os._exit(1)
+
+    # -- requests -------------------------------------------------------------------------
+
+    def init_dispatcher(self) -> None:
+        super().init_dispatcher()
+        mapping = self._request_dispatcher._mapping
+        mapping[TokenizedGenerateReqInput] = self.on_request
+        mapping[BatchTokenizedGenerateReqInput] = self._on_batch
+        mapping[AbortReq] = self._on_abort
+
+    def _on_batch(self, batch: BatchTokenizedGenerateReqInput) -> None:
+        for request in batch:
+            self.on_request(request)
+
+    def on_request(self, request: TokenizedGenerateReqInput) -> None:
+        """A request from the tokenizer; SGLang's own checks take the stock way."""
+        fake = request.bootstrap_host == FAKE_BOOTSTRAP_HOST
+        if request.routed_dp_rank is not None and (fake or request.bootstrap_room is None):
+            self.dispatching_with_trace(request)
+            return
+        tokens = len(request.input_ids or ())
+        entry = Entry(
+            rid=str(request.rid),
+            request=request,
+            tokens=tokens,
+            arrival_s=time.monotonic(),
+            room=None if fake else request.bootstrap_room,
+        )
+        custom = request.sampling_params.custom_params or {}
+        self._lifecycle.submit(entry, custom.get(PARAMETER))
+
+    def _on_abort(self, request: AbortReq) -> None:
+        reason = request.abort_message or "aborted by the client"
+        for entry in self._lifecycle.matching(str(request.rid), everything=request.abort_all):
+            self._lifecycle.abort(entry, reason)
+        # SGLang's own requests (warm-up, health checks) are not in the pool's books.
+        self.send_control_message(request)
+
+    def _answer(self, entry: Entry, status: HTTPStatus, message: str) -> None:
+        reason = {"type": "abort", "message": message, "status_code": int(status)}
+        worker = getattr(entry.request, "http_worker_ipc", None)
+        answer = AbortReq(rid=entry.rid, finished_reason=reason, http_worker_ipc=worker)
+        sock_send(self._tokenizer, answer)
+
+    def _ended(self, entry: Entry) -> None:
+        self._log.write(entry)
+
+    # -- the loop -------------------------------------------------------------------------
+
+    def event_loop(self) -> None:
+        """Serve for ever."""
+        while True:
+            self.soft_watchdog.feed()
+            self._check_schedulers()
+            self._poller.poll(POLL_MS)
+            self._read_decode()
+            self._read_requests()
+            self._read_reports()
+            self._lifecycle.plan()
+
+    def _check_schedulers(self) -> None:
+        for process in self.scheduler_procs:
+            if not process.is_alive():
+                self._give_up(
+                    f"a scheduler process (pid {process.pid}) ended with exit code "
+                    f"{process.exitcode}; the pool stops with it: restart the server"
+                )
+
+    def _read_requests(self) -> None:
+        while True:
+            try:
+                request = sock_recv(self.recv_from_tokenizer, flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._request_dispatcher(request)
+
+    def _read_decode(self) -> None:
+        for rank, socket in enumerate(self._contact.sockets):
+            while socket.poll(0):
+                message = self._contact.receive(rank)
+                if isinstance(message, PeerMessage):
+                    order = messages.PeerOrder(tp_rank=rank, frames=message.frames)
+                    self.send_control_message(order)
+                elif isinstance(message, RoomPages):
+                    self._rooms.add(message.room, message.message)
+                    if self._rooms.complete(message.room):
+                        self._lifecycle.pages_known(message.room)
+                elif isinstance(message, RoomAbort):
+                    self._on_room_abort(message)
+
+    def _on_room_abort(self, abort: RoomAbort) -> None:
+        target = None
+        if abort.host is not None and abort.port is not None:
+            target = AbortTarget(abort.tp_rank, abort.host, abort.port)
+        self._lifecycle.abort_room(abort.room, target, abort.frames)
+
+    def _read_reports(self) -> None:
+        pool = self._lifecycle
+        while self._reports.poll(0):
+            report = messages.decode_report(self._reports.recv())
+            match report:
+                case messages.Ready():
+                    pool.ready(report.seq, report.chunk, report.instance)
+                case messages.ChunkDone():
+                    pool.chunk_done(
+                        report.seq, report.chunk, report.instance, report.start_s, report.at_s
+                    )
+                case messages.FirstToken():
+                    pool.first_token(report.seq, report.at_s)
+                case messages.Drained():
+                    pool.drained(report.seq, report.instance, report.tp_rank, report.error)
+                case messages.Failed():
+                    pool.failed(
+                        report.seq, report.instance, report.error, bad_request=report.bad_request
+                    )
+                case messages.Released():
+                    pool.released(report.seq, report.instance)
+                case messages.TurnEnded():
+                    pool.turn_ended(report.seq, report.start_s, report.end_s, report.error)
+                case _:
+                    logger.warning("unexpected report %r", report)

@@ -1,0 +1,378 @@
+"""A request's way through the pool, as the controller drives it.
+
+Pure bookkeeping: what goes out is handed to an :class:`Outbox`, so the whole life cycle can be
+run without processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.planner.policies import Policy
+from sglang_cdsp.planner.types import Plan, PromptView
+from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
+from sglang_cdsp.pool.forced import ForcedPlanError, fits, parse_plan, timed_plan
+from sglang_cdsp.pool.rooms import Rooms
+from sglang_cdsp.pool.seats import Seats
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox(Protocol):
+    """Everything that the life cycle makes happen elsewhere."""
+
+    def bind(self, entry: Entry) -> None:
+        """Send a bound request's orders to its instances."""
+
+    def go(self, entry: Entry, instances: Iterable[int], *, go: bool) -> None:
+        """Order a chunk to start, or the task to be dropped."""
+
+    def release(self, entry: Entry) -> None:
+        """Order slots to be freed and the client to be answered at home."""
+
+    def cancel_turn(self, entry: Entry) -> None:
+        """Abort a one-instance request at its instance."""
+
+    def answer(self, entry: Entry, status: HTTPStatus, message: str) -> None:
+        """Answer a client whose request will not run."""
+
+    def forward_abort(self, entry: Entry, tp_rank: int, frames: list[bytes]) -> None:
+        """Pass decode's abort on to a one-instance request's instance."""
+
+    def fail_room(self, room: int, reason: str) -> None:
+        """Tell decode that a room failed."""
+
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
+        """Tell decode that a room's pages are safe."""
+
+    def ended(self, entry: Entry) -> None:
+        """A request is over (log, measurements)."""
+
+
+class Lifecycle:
+    """All requests of the pool; see the module's text. Times are monotonic seconds."""
+
+    def __init__(
+        self,
+        *,
+        seats: Seats,
+        policy: Policy,
+        model: Callable[[], LatencyModel],
+        rooms: Rooms,
+        outbox: Outbox,
+        tp_size: int,
+        max_input_tokens: int,
+        allow_request_plans: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        """``model`` gives the latency model in force, ``clock`` the time."""
+        self._clock = clock
+        self._seats = seats
+        self._policy = policy
+        self._model = model
+        self._rooms = rooms
+        self._out = outbox
+        self._tp_size = tp_size
+        self._limit = max_input_tokens
+        self._allow_plans = allow_request_plans
+        self._entries: dict[str, Entry] = {}
+        self._by_seq: dict[int, Entry] = {}
+        self._by_room: dict[int, Entry] = {}
+        self._forced: list[Entry] = []
+        self._next_seq = 0
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Requests that are not over."""
+        return tuple(self._entries.values())
+
+    # -- intake ---------------------------------------------------------------------------
+
+    def submit(self, entry: Entry, raw_plan: Any) -> None:
+        """A request arrived. It is answered at once if it can never run."""
+        try:
+            self._check(entry, raw_plan)
+        except (PlannerError, ForcedPlanError) as error:
+            self._refuse(entry, str(error))
+            return
+        twin = self._by_room.get(entry.room) if entry.room is not None else None
+        if twin is not None:
+            reason = f"bootstrap room {entry.room} is used by two requests; use a new room number"
+            self.abort(twin, reason)
+            self._refuse(entry, reason)
+            return
+        self._entries[entry.rid] = entry
+        if entry.room is not None:
+            self._rooms.readmit(entry.room)
+            self._by_room[entry.room] = entry
+        if entry.room is None or self._rooms.complete(entry.room):
+            self._enqueue(entry)
+
+    def probe(self, entry: Entry, plan: Plan) -> None:
+        """Run a measurement of the controller's own."""
+        self._entries[entry.rid] = entry
+        self._bind(entry, plan)
+
+    def pages_known(self, room: int) -> None:
+        """Decode's pages for a room are complete."""
+        reason = self._rooms.rejection(room)
+        entry = self._by_room.get(room)
+        if reason is not None and entry is None:
+            self._out.fail_room(room, reason)
+            self._rooms.forget(room)
+        elif entry is not None and entry.phase is Phase.ARRIVED:
+            self._enqueue(entry)
+
+    def _check(self, entry: Entry, raw_plan: Any) -> None:
+        if entry.rid in self._entries:
+            raise ForcedPlanError(f"request id {entry.rid} is in use; send another rid")
+        if entry.tokens > self._limit:
+            raise ForcedPlanError(
+                f"the prompt has {entry.tokens} tokens, this pool takes at most {self._limit}; "
+                "shorten it, or serve with a larger --context-length or --max-total-tokens"
+            )
+        view = self._seats.view(self._clock())
+        if raw_plan is None:
+            self._policy.check(PromptView(entry.rid, entry.tokens, arrival_s=self._clock()), view)
+            return
+        if not self._allow_plans:
+            raise ForcedPlanError(
+                "cdsp_plan given, but this server does not take plans from requests; start it "
+                "with --cdsp-allow-request-plans or leave the plan out"
+            )
+        entry.forced = parse_plan(raw_plan, entry.tokens, view.size, self._seats.page_size)
+        assert view.capacity_tokens is not None
+        if not fits(entry.forced, view.capacity_tokens, self._seats.page_size):
+            raise ForcedPlanError(
+                "cdsp_plan needs more KV slots than its instances have "
+                f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
+            )
+
+    def _refuse(self, entry: Entry, reason: str) -> None:
+        entry.error = reason
+        entry.phase = Phase.ENDED
+        entry.answered = True
+        self._out.answer(entry, HTTPStatus.BAD_REQUEST, reason)
+        if entry.room is not None and entry.room not in self._by_room:
+            self._rooms.reject(entry.room, reason)
+            if self._rooms.complete(entry.room):
+                self._out.fail_room(entry.room, reason)
+                self._rooms.forget(entry.room)
+        self._out.ended(entry)
+
+    def _enqueue(self, entry: Entry) -> None:
+        entry.phase = Phase.WAITING
+        if entry.forced is not None:
+            self._forced.append(entry)
+        else:
+            view = PromptView(entry.rid, entry.tokens, arrival_s=entry.arrival_s)
+            self._policy.arrive(view, self._clock())
+
+    # -- planning -------------------------------------------------------------------------
+
+    def plan(self) -> None:
+        """Bind whatever the policy starts now; forced plans first, in order of arrival."""
+        while self._forced:
+            entry = self._forced[0]
+            assert entry.forced is not None
+            if not fits(entry.forced, self._seats.free_tokens(), self._seats.page_size):
+                break
+            self._forced.pop(0)
+            plan = timed_plan(entry.forced, self._model(), self._seats.view(self._clock()))
+            self._bind(entry, plan)
+        if self._policy.waiting():
+            for rid, plan in self._policy.step(self._seats.view(self._clock()), self._clock()):
+                self._bind(self._entries[rid], plan)
+
+    def _bind(self, entry: Entry, plan: Plan) -> None:
+        chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
+        now_s = self._clock()
+        entry.plan, entry.policy, entry.bound_s = plan, plan.policy, now_s
+        entry.times = [ChunkTimes() for _ in chunks]
+        entry.seq, self._next_seq = self._next_seq, self._next_seq + 1
+        entry.phase = Phase.BOUND
+        self._by_seq[entry.seq] = entry
+        self._seats.bind(entry.seq, plan, now_s, kv_demand(chunks, self._seats.page_size))
+        self._out.bind(entry)
+
+    # -- progress -------------------------------------------------------------------------
+
+    def ready(self, seq: int, chunk: int, instance: int) -> None:
+        """An instance can start a chunk."""
+        entry = self._by_seq.get(seq)
+        if entry is not None and entry.phase is Phase.BOUND:
+            entry.ready.setdefault(chunk, set()).add(instance)
+            self._advance(entry)
+
+    def chunk_done(
+        self, seq: int, chunk: int, instance: int, start_s: float, end_s: float
+    ) -> None:
+        """An instance ran its shard."""
+        entry = self._by_seq.get(seq)
+        if entry is None or entry.plan is None:
+            return
+        times = entry.times[chunk]
+        # Members wait for each other inside a chunk: the last to come starts it.
+        times.start_s = max(start_s, times.start_s or start_s)
+        times.end_s = max(end_s, times.end_s or end_s)
+        self._member_done(entry, chunk, instance)
+
+    def _member_done(self, entry: Entry, chunk: int, instance: int) -> None:
+        assert entry.plan is not None
+        times = entry.times[chunk]
+        times.done.add(instance)
+        if times.done < set(entry.plan.chunks[chunk].instances):
+            return
+        entry.running = False
+        entry.next_chunk = chunk + 1
+        if times.end_s is not None:
+            planned = entry.bound_s + entry.plan.chunks[chunk].end_s
+            self._seats.shift(entry.seq, times.end_s - planned)
+        if entry.next_chunk == len(entry.plan.chunks) and not entry.error:
+            entry.phase = Phase.DRAINING
+            self._seats.computed(entry.seq)
+        else:
+            self._advance(entry)
+
+    def _advance(self, entry: Entry) -> None:
+        """Decide go or drop for the next chunk, once and for all members."""
+        assert entry.plan is not None
+        if entry.running or entry.phase is not Phase.BOUND:
+            return
+        if entry.error:
+            self._drop(entry)
+            return
+        group = entry.plan.chunks[entry.next_chunk].instances
+        if entry.ready.get(entry.next_chunk, set()) >= set(group):
+            entry.running = True
+            self._out.go(entry, group, go=True)
+
+    def _drop(self, entry: Entry) -> None:
+        assert entry.plan is not None
+        entry.phase = Phase.DRAINING
+        self._seats.computed(entry.seq)
+        self._out.go(entry, entry.plan.instances, go=False)
+
+    def first_token(self, seq: int, at_s: float) -> None:
+        """The first token was sampled."""
+        entry = self._by_seq.get(seq)
+        if entry is not None:
+            entry.first_token_s = at_s
+            if entry.one_instance:
+                self._seats.computed(seq)
+
+    def failed(self, seq: int, instance: int, error: str, *, bad_request: bool) -> None:
+        """The task cannot go on at an instance."""
+        entry = self._by_seq.get(seq)
+        if entry is None:
+            return
+        entry.error = entry.error or error
+        entry.answered = entry.answered or bad_request
+        if entry.running:
+            self._member_done(entry, entry.next_chunk, instance)
+        else:
+            self._advance(entry)
+
+    def drained(self, seq: int, instance: int, tp_rank: int, error: str) -> None:
+        """A rank writes nothing more to decode for the task."""
+        entry = self._by_seq.get(seq)
+        if entry is None or entry.plan is None:
+            return
+        entry.error = entry.error or error
+        entry.drained.add((instance, tp_rank))
+        if len(entry.drained) == len(entry.plan.instances) * self._tp_size:
+            entry.phase = Phase.RELEASING
+            self._settle_room(entry)
+            self._out.release(entry)
+
+    def released(self, seq: int, instance: int) -> None:
+        """An instance freed the task's slots."""
+        entry = self._by_seq.get(seq)
+        if entry is None or entry.plan is None:
+            return
+        entry.released.add(instance)
+        if entry.released >= set(entry.plan.instances):
+            self._end(entry)
+
+    def turn_ended(self, seq: int, start_s: float | None, end_s: float | None, error: str) -> None:
+        """A one-instance request left its instance, which has answered its client."""
+        entry = self._by_seq.get(seq)
+        if entry is None:
+            return
+        entry.times[0].start_s, entry.times[0].end_s = start_s, end_s
+        entry.error = entry.error or error
+        entry.answered = True
+        if entry.error:
+            self._settle_room(entry)
+        self._end(entry)
+
+    # -- ends -----------------------------------------------------------------------------
+
+    def abort(self, entry: Entry, reason: str) -> None:
+        """Nobody wants the request any more; its client is answered now, slots follow."""
+        if entry.phase in (Phase.RELEASING, Phase.ENDED):
+            return
+        entry.aborted = True
+        entry.error = entry.error or reason
+        if not entry.answered:
+            entry.answered = True
+            self._out.answer(entry, HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        if entry.phase in (Phase.ARRIVED, Phase.WAITING):
+            if entry in self._forced:
+                self._forced.remove(entry)
+            self._settle_room(entry)
+            self._end(entry)
+        elif entry.one_instance:
+            self._out.cancel_turn(entry)
+        elif entry.phase is Phase.BOUND and not entry.running:
+            self._drop(entry)
+
+    def abort_room(self, room: int, target: AbortTarget | None, frames: list[bytes]) -> None:
+        """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
+        entry = self._by_room.get(room)
+        if entry is None:
+            if target is not None:
+                self._out.ack_abort(room, target)
+            return
+        if entry.one_instance and target is not None:
+            # That instance's stock sender knows when its own writes have drained.
+            self._out.forward_abort(entry, target.tp_rank, frames)
+        elif target is not None:
+            entry.abort_targets.append(target)
+        self.abort(entry, "decode gave the request up")
+
+    def matching(self, rid: str, *, everything: bool) -> tuple[Entry, ...]:
+        """Requests that SGLang's abort names: ids that begin with ``rid``, or all."""
+        return tuple(
+            e for e in self._entries.values() if not e.probe and (everything or e.rid.startswith(rid))
+        )
+
+    def _settle_room(self, entry: Entry) -> None:
+        """Tell decode how a room ended, now that nothing of ours is in flight."""
+        if entry.room is None:
+            return
+        for target in entry.abort_targets:
+            self._out.ack_abort(entry.room, target)
+        if not entry.error:
+            return
+        if self._rooms.messages(entry.room):
+            self._out.fail_room(entry.room, entry.error)
+        else:
+            self._rooms.reject(entry.room, entry.error)
+
+    def _end(self, entry: Entry) -> None:
+        entry.phase = Phase.ENDED
+        self._entries.pop(entry.rid, None)
+        self._by_seq.pop(entry.seq, None)
+        if entry.room is not None:
+            self._by_room.pop(entry.room, None)
+            self._rooms.forget(entry.room)
+        self._seats.release(entry.seq)
+        self._policy.finish(entry.rid, self._clock())
+        self._out.ended(entry)

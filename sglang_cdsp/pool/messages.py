@@ -1,0 +1,179 @@
+"""What the pool controller and the schedulers say to each other.
+
+Orders travel on SGLang's own scheduler sockets, in order, and reach every tensor-parallel rank
+of an instance through SGLang's broadcast: all ranks see the same orders in the same loop
+iteration. Reports travel back over one PULL socket of the controller's. Both are msgpack.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
+
+
+class PeerOrder(BaseReq, kw_only=True):
+    """A decode agent's registration, as it came from decode's rank ``tp_rank``."""
+
+    tp_rank: int
+    frames: list[bytes]
+
+
+class RoomOrder(BaseReq, kw_only=True):
+    """Destination pages of one request (or its abort) from decode's rank ``tp_rank``."""
+
+    tp_rank: int
+    frames: list[bytes]
+
+
+class PlanOrder(BaseReq, kw_only=True):
+    """A request's plan, sent to every instance of its last group.
+
+    Attributes:
+        seq: position in the pool's one global order of tasks.
+        tokens: the prompt's token ids, as int64 bytes.
+        chunks: ``(tokens, instances)`` per chunk.
+        room: bootstrap room, None when no decode server takes the KV (probe, fake host).
+        probe: a measurement of the controller's own: nothing is sampled, nobody is answered.
+    """
+
+    seq: int
+    tokens: bytes
+    chunks: list[tuple[int, list[int]]]
+    room: int | None = None
+    probe: bool = False
+
+
+class TurnOrder(BaseReq, kw_only=True):
+    """A one-instance request that enters the stock waiting queue when its turn comes."""
+
+    seq: int
+
+
+class GoOrder(BaseReq, kw_only=True):
+    """Start chunk ``chunk`` of task ``seq``, or drop the task at this boundary."""
+
+    seq: int
+    chunk: int
+    go: bool
+
+
+class ReleaseOrder(BaseReq, kw_only=True):
+    """All writes of task ``seq`` have drained everywhere: free its slots, answer at home.
+
+    ``error`` is the text of a failure, "" for a success; ``silent`` when the client was
+    already answered (an abort).
+    """
+
+    seq: int
+    error: str = ""
+    silent: bool = False
+
+
+class StatusOrder(BaseReq, kw_only=True):
+    """What the controller wants shown in ``/server_info``, as JSON."""
+
+    status: str
+
+
+ORDER_TYPES: tuple[type[BaseReq], ...] = (
+    PeerOrder,
+    RoomOrder,
+    PlanOrder,
+    TurnOrder,
+    GoOrder,
+    ReleaseOrder,
+    StatusOrder,
+)
+
+
+def register_orders() -> None:
+    """Teach this process's SGLang message decoder the order types; safe to call twice."""
+    hook_custom_types(*ORDER_TYPES)
+
+
+class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Base of all reports: which rank of which instance speaks, and when (monotonic seconds)."""
+
+    instance: int
+    tp_rank: int
+    at_s: float
+
+
+class Hello(Report, frozen=True, kw_only=True):
+    """A rank is up. Sizes are in tokens."""
+
+    kv_capacity: int
+    page_size: int
+    max_input_tokens: int
+    kv_cache_dtype: str
+
+
+class Ready(Report, frozen=True, kw_only=True):
+    """The instance can start chunk ``chunk`` of ``seq`` at once."""
+
+    seq: int
+    chunk: int
+
+
+class ChunkDone(Report, frozen=True, kw_only=True):
+    """The instance ran its shard of a chunk; ``start_s`` and ``at_s`` bound its own work."""
+
+    seq: int
+    chunk: int
+    start_s: float
+
+
+class FirstToken(Report, frozen=True, kw_only=True):
+    """Home sampled the first token."""
+
+    seq: int
+
+
+class Drained(Report, frozen=True, kw_only=True):
+    """This rank writes nothing more to decode for ``seq``; ``error`` is "" when all went well."""
+
+    seq: int
+    error: str = ""
+
+
+class Failed(Report, frozen=True, kw_only=True):
+    """The task cannot go on at this instance: it is to be dropped at the next boundary.
+
+    ``bad_request`` says that the request itself is at fault and that the instance has
+    answered its client already.
+    """
+
+    seq: int
+    error: str
+    bad_request: bool = False
+
+
+class Released(Report, frozen=True, kw_only=True):
+    """The instance freed the task's slots."""
+
+    seq: int
+    free_tokens: int
+
+
+class TurnEnded(Report, frozen=True, kw_only=True):
+    """A one-instance request left the instance; times are None if it never ran."""
+
+    seq: int
+    start_s: float | None
+    end_s: float | None
+    error: str
+
+
+AnyReport = Union[Hello, Ready, ChunkDone, FirstToken, Drained, Failed, Released, TurnEnded]
+
+
+def encode_report(report: Report) -> bytes:
+    """Serialise a report."""
+    return msgspec.msgpack.encode(report)
+
+
+def decode_report(data: bytes) -> AnyReport:
+    """Inverse of :func:`encode_report`; raises ``msgspec.DecodeError`` on foreign bytes."""
+    return msgspec.msgpack.decode(data, type=AnyReport)

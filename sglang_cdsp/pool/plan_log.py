@@ -1,0 +1,62 @@
+"""The plan log: one JSON line per ended request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sglang_cdsp.pool.entry import Entry
+
+
+def record(entry: Entry) -> dict[str, Any]:
+    """What is logged of a request; times are seconds after its arrival, None if it never ran."""
+    chunks: list[dict[str, Any]] = []
+    offset = entry.bound_s - entry.arrival_s
+    for index, chunk in enumerate(entry.plan.chunks if entry.plan else ()):
+        times = entry.times[index] if index < len(entry.times) else None
+        chunks.append(
+            {
+                "tokens": chunk.tokens,
+                "instances": list(chunk.instances),
+                "planned_start_s": offset + chunk.start_s,
+                "planned_end_s": offset + chunk.end_s,
+                "start_s": _since(times.start_s if times else None, entry.arrival_s),
+                "end_s": _since(times.end_s if times else None, entry.arrival_s),
+            }
+        )
+    predicted = offset + entry.plan.ttft_s if entry.plan else None
+    return {
+        "rid": entry.rid,
+        "prompt_tokens": entry.tokens,
+        "policy": entry.policy,
+        "arrival_s": entry.arrival_s,
+        "ttft_s": {
+            "predicted": predicted,
+            "measured": _since(entry.first_token_s, entry.arrival_s),
+        },
+        "chunks": chunks,
+        "outcome": entry.outcome,
+        "error": entry.error,
+    }
+
+
+def _since(at_s: float | None, arrival_s: float) -> float | None:
+    return None if at_s is None else at_s - arrival_s
+
+
+class PlanLog:
+    """Appends records to a file, one line each, flushed at once."""
+
+    def __init__(self, path: str | None) -> None:
+        """``path`` None logs nothing; the file's folder is created."""
+        self._file = None
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._file = Path(path).open("a", encoding="utf-8")
+
+    def write(self, entry: Entry) -> None:
+        """Log one ended request; probes are left out."""
+        if self._file is not None and not entry.probe:
+            self._file.write(json.dumps(record(entry)) + "\n")
+            self._file.flush()

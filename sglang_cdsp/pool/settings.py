@@ -1,0 +1,44 @@
+"""Addresses that the controller process leaves for the schedulers it spawns."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+ENV_VAR = "SGLANG_CDSP_POOL"
+
+
+@dataclass(frozen=True)
+class PoolAddresses:
+    """Where the pool's processes meet.
+
+    Attributes:
+        reports: ZMQ endpoint of the controller's PULL socket.
+        host: address of the machine's interface for the links between instances.
+        store_port: port of the key-value store through which the links are made.
+    """
+
+    reports: str
+    host: str
+    store_port: int
+
+
+def publish_addresses(addresses: PoolAddresses) -> None:
+    """Leave the addresses in the environment of processes spawned from here."""
+    os.environ[ENV_VAR] = json.dumps(asdict(addresses))
+
+
+def pool_addresses() -> PoolAddresses:
+    """Read what :func:`publish_addresses` left.
+
+    Raises:
+        RuntimeError: outside a process that the pool controller spawned.
+    """
+    text = os.environ.get(ENV_VAR)
+    if text is None:
+        raise RuntimeError(
+            "this scheduler was not started by the CDSP pool controller; start the server with "
+            "--cdsp --dp-size 2 or more"
+        )
+    return PoolAddresses(**json.loads(text))

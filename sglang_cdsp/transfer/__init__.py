@@ -1,0 +1,1 @@
+"""KV from many holders to a stock decode server."""
