@@ -14,6 +14,8 @@ from sglang.srt.utils import get_num_new_pages
 class HostPagedAllocator(PagedTokenToKVPoolAllocator):
     """``PagedTokenToKVPoolAllocator`` on host memory; slot 0 stays the padding slot."""
 
+    free_pages: torch.Tensor
+
     def alloc_extend(
         self,
         prefix_lens: torch.Tensor,

@@ -31,6 +31,10 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         check_hooks_live()
         apply_cpu_defaults(server_args)
 
+    def get_device(self, device_id: int | None = 0) -> str:
+        """Name the device; SGLang's argument resolution needs a string, not a torch.device."""
+        return "cpu"
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 

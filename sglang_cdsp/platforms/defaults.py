@@ -8,6 +8,9 @@ from sglang_cdsp.platforms.controller import install_controller_entry
 DEFAULT_MAX_TOTAL_TOKENS = 65_536
 """KV slots a rank: SGLang would else take most of the memory that the whole machine has free."""
 
+DEFAULT_MAX_RUNNING_REQUESTS = 64
+"""Requests a rank: each holds a row of slots as long as the context, whether used or not."""
+
 DEFAULT_MEM_FRACTION = 0.9
 """Share of free memory that weights and KV may take.
 
@@ -27,6 +30,8 @@ def apply_cpu_defaults(server_args: Any) -> None:
         args.dtype = "float32"
     if args.max_total_tokens is None:
         args.max_total_tokens = max(DEFAULT_MAX_TOTAL_TOKENS, args.context_length or 0)
+    if args.max_running_requests is None:
+        args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
     if args.mem_fraction_static is None:
         args.mem_fraction_static = DEFAULT_MEM_FRACTION
     if args.sampling_backend is None:

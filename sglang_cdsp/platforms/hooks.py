@@ -1,4 +1,4 @@
-"""The platform's hooks into SGLang: one table, registered once a process, checked before serving."""
+"""The platform's hooks into SGLang: one table, registered in every process and checked."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from sglang_cdsp.platforms.host_memory import register_kv_as_host_memory
+from sglang_cdsp.platforms.host_memory import prepare_nixl_manager
 from sglang_cdsp.platforms.idle import (
     make_controller_patient,
     pause_idle_scheduler,
@@ -36,9 +36,9 @@ def skip_sgl_kernel_threads(**kwargs: Any) -> None:
 PLATFORM_HOOKS = (
     PlatformHook(
         "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__",
-        register_kv_as_host_memory,
+        prepare_nixl_manager,
         "BEFORE",
-        "KV lies in host memory",
+        "KV lies in host memory, on few cores",
     ),
     PlatformHook(
         "sglang.srt.managers.scheduler.Scheduler.on_idle",

@@ -12,7 +12,7 @@ import zmq
 BUSY_WAIT_S = 0.001
 """Pause of a scheduler that has no batch but waits for something (KV transfer, a handshake)."""
 
-IDLE_WAIT_MS = 5
+IDLE_WAIT_MS = 10
 """Longest wait of a fully idle scheduler; a request ends it at once."""
 
 CONTROLLER_WAIT_MS = 20

@@ -1,0 +1,241 @@
+"""Starts real servers for a demonstration, a test or a benchmark, and ends them for sure.
+
+::
+
+    with running(disaggregated(checkpoint), Path("build/logs")) as stack:
+        requests.post(f"{stack.url}/generate", json=...)
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from sglang_cdsp.demo.processes import (
+    Command,
+    ServerProcess,
+    free_ports,
+    stop_all,
+    wait_until_healthy,
+)
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 600.0
+
+_STAGES = (
+    ("fired up and ready", "ready"),
+    ("KV Cache is allocated", "warming up"),
+    ("Load weight begin", "loading weights"),
+    ("server_args=", "starting its processes"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Servers to start together, and the URL that clients talk to."""
+
+    commands: tuple[Command, ...]
+    url: str
+    urls: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """Healthy servers.
+
+    Attributes:
+        url: where clients send requests: the router, or the only server.
+        urls: URL of each server by name ("prefill", "decode", "router", "single").
+        servers: the processes by name.
+        start_s: seconds from the first process to the last healthy answer.
+    """
+
+    url: str
+    urls: Mapping[str, str]
+    servers: Mapping[str, ServerProcess]
+    start_s: float
+
+
+def disaggregated(
+    checkpoint: Path,
+    *,
+    prefill_flags: Sequence[str] = (),
+    decode_flags: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    prefill_cpus: Sequence[int] | None = None,
+    decode_cpus: Sequence[int] | None = None,
+    router_port: int | None = None,
+) -> Plan:
+    """Plan a prefill server, a decode server and SGLang's router in front of them.
+
+    Args:
+        checkpoint: model directory.
+        prefill_flags: for the prefill server, for example ``("--cdsp", "--dp-size", "4")``.
+        decode_flags: for the decode server.
+        flags: for both.
+        prefill_cpus: cores that the prefill server may use, all if not given.
+        decode_cpus: the same for the decode server.
+        router_port: where the router listens; a free port if not given.
+    """
+    prefill_port, bootstrap_port, decode_port, free_port = free_ports(4)
+    port = router_port or free_port
+    prefill_url, decode_url = f"http://{HOST}:{prefill_port}", f"http://{HOST}:{decode_port}"
+    prefill = _server(
+        "prefill",
+        checkpoint,
+        prefill_port,
+        [
+            *("--disaggregation-mode", "prefill"),
+            *("--disaggregation-bootstrap-port", str(bootstrap_port)),
+            *flags,
+            *prefill_flags,
+        ],
+        prefill_cpus,
+    )
+    decode = _server(
+        "decode",
+        checkpoint,
+        decode_port,
+        ["--disaggregation-mode", "decode", *flags, *decode_flags],
+        decode_cpus,
+    )
+    url = f"http://{HOST}:{port}"
+    router = Command(
+        "router",
+        (
+            *(sys.executable, "-m", "sglang_router.launch_router"),
+            *("--pd-disaggregation", "--mini-lb", "--host", HOST, "--port", str(port)),
+            *("--prefill", prefill_url, str(bootstrap_port), "--decode", decode_url),
+        ),
+        f"{url}/health",
+    )
+    return Plan(
+        (prefill, decode, router),
+        url,
+        {"prefill": prefill_url, "decode": decode_url, "router": url},
+    )
+
+
+def single(
+    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+) -> Plan:
+    """Plan one stock server that prefills and decodes."""
+    (port,) = free_ports(1)
+    url = f"http://{HOST}:{port}"
+    return Plan((_server("single", checkpoint, port, flags, cpus),), url, {"single": url})
+
+
+def prefill_only(
+    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+) -> Plan:
+    """Plan a prefill server alone.
+
+    A request with ``bootstrap_host`` 2.2.2.2 is answered with its first token without any decode
+    server; SGLang warms prefill servers up that way.
+    """
+    port, bootstrap_port = free_ports(2)
+    url = f"http://{HOST}:{port}"
+    mode = ("--disaggregation-mode", "prefill")
+    bootstrap = ("--disaggregation-bootstrap-port", str(bootstrap_port))
+    command = _server("prefill", checkpoint, port, [*mode, *bootstrap, *flags], cpus)
+    return Plan((command,), url, {"prefill": url})
+
+
+@contextlib.contextmanager
+def running(
+    plan: Plan,
+    log_directory: Path,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> Iterator[RunningStack]:
+    """Start the servers of ``plan`` at once, yield when all are healthy, and end them.
+
+    They are ended whatever leaves the block: its end, an exception, Ctrl-C, SIGTERM.
+
+    Args:
+        plan: from ``disaggregated``, ``single`` or ``prefill_only``.
+        log_directory: gets one ``NAME.log`` a server.
+        progress: receives a line whenever a server's state changes and every ten seconds.
+        timeout_s: seconds until all must be healthy.
+
+    Raises:
+        ServerFailedError: a server ended or was not ready in time.
+    """
+    servers: list[ServerProcess] = []
+    with _sigterm_as_exit():
+        try:
+            log_directory = log_directory.resolve()
+            for command in plan.commands:
+                servers.append(ServerProcess(command, log_directory / f"{command.name}.log"))
+            report = _ProgressReport(servers, progress)
+            wait_until_healthy(servers, timeout_s, report)
+            by_name = {server.command.name: server for server in servers}
+            yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
+        finally:
+            stop_all(servers)
+
+
+class _ProgressReport:
+    """Turns health answers and log markers into a line when something changed."""
+
+    def __init__(self, servers: Sequence[ServerProcess], say: Callable[[str], None]):
+        self._servers = servers
+        self._say = say
+        self._last = ""
+        self._last_s = 0.0
+        self.elapsed_s = 0.0
+
+    def __call__(self, ready: Mapping[str, bool], elapsed_s: float) -> None:
+        self.elapsed_s = elapsed_s
+        states = [
+            f"{server.command.name} {'ready' if ready[server.command.name] else _stage(server)}"
+            for server in self._servers
+        ]
+        line = ", ".join(states)
+        if line != self._last or elapsed_s - self._last_s >= 10:
+            self._say(f"[{elapsed_s:3.0f} s] {line}")
+            self._last, self._last_s = line, elapsed_s
+
+
+def _stage(server: ServerProcess) -> str:
+    text = server.log.read_text(encoding="utf-8", errors="replace")
+    return next((stage for marker, stage in _STAGES if marker in text), "importing")
+
+
+def _server(
+    name: str, checkpoint: Path, port: int, flags: Sequence[str], cpus: Sequence[int] | None
+) -> Command:
+    model = str(checkpoint.resolve())
+    arguments = (
+        *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
+        *("--host", HOST, "--port", str(port), *flags),
+    )
+    return Command(
+        name,
+        arguments,
+        f"http://{HOST}:{port}/health",
+        cpus=tuple(cpus) if cpus is not None else None,
+        environment={"HF_HUB_OFFLINE": "1"},
+    )
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack like Ctrl-C does, so that ``finally`` blocks run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
