@@ -108,7 +108,7 @@ class Move:
 class Rebalance:
     """History after the moves: ``held`` by member, spans ascending and joined."""
 
-    held: dict[int, tuple[Span, ...]]
+    held: Mapping[int, tuple[Span, ...]]
     moves: tuple[Move, ...]
 
 
