@@ -74,17 +74,21 @@ class ServerProcess:
                 continue
         return found
 
+    def check_alive(self) -> None:
+        """Raise ``ServerFailedError`` if the server's first process has ended."""
+        if self._popen.poll() is not None:
+            raise ServerFailedError(
+                f"{self.command.name} ended with status {self._popen.returncode}; "
+                f"see {self.log}\n{self.log_tail()}"
+            )
+
     def healthy(self) -> bool:
         """Say whether the health URL answers 200.
 
         Raises:
             ServerFailedError: the process has ended.
         """
-        if self._popen.poll() is not None:
-            raise ServerFailedError(
-                f"{self.command.name} ended with status {self._popen.returncode} while starting; "
-                f"see {self.log}\n{self.log_tail()}"
-            )
+        self.check_alive()
         try:
             with urllib.request.urlopen(self.command.health_url, timeout=5) as answer:
                 return bool(answer.status == 200)

@@ -145,6 +145,15 @@ def prefill_only(
     return Plan((command,), url, {"prefill": url})
 
 
+def together(*plans: Plan) -> Plan:
+    """Plan the servers of several plans, whose names must differ, as one; the first one's URL."""
+    commands = tuple(command for plan in plans for command in plan.commands)
+    urls = {name: url for plan in plans for name, url in plan.urls.items()}
+    if len({command.name for command in commands}) < len(commands):
+        raise ValueError("two of the servers have the same name; run such plans one by one")
+    return Plan(commands, plans[0].url, urls)
+
+
 @contextlib.contextmanager
 def running(
     plan: Plan,

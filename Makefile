@@ -1,0 +1,49 @@
+# Set-up, demonstration and tests. Everything goes into .venv; running a target again is quick.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-deps
+INSTALLED := $(VENV)/.installed
+REQUIREMENTS := $(sort $(wildcard requirements/*.txt))
+
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: install demo serve test lint format clean
+
+install: $(INSTALLED)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "cannot create $(VENV): install python3-venv, or give another interpreter with PYTHON="; \
+	  exit 1; }
+
+# torch first and by the name of its CPU build; where no index offers that, torch as it comes.
+$(INSTALLED): $(REQUIREMENTS) setup.py | $(VENV)/bin/python
+	@echo "installing torch (about 200 MB)"
+	$(PIP) -r requirements/torch-cpu.txt || $(RUN) -m pip install torch==2.13.0
+	@echo "installing SGLang and what it needs on a CPU (about 150 packages)"
+	$(PIP) -r requirements/cpu.txt -r requirements/dev.txt
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+demo: install
+	$(RUN) -m sglang_cdsp.demo
+
+serve: install
+	$(RUN) -m sglang_cdsp.demo --serve
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy .
+
+format: install
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+test: lint
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

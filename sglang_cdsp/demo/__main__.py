@@ -1,0 +1,144 @@
+"""The demonstration: ``python -m sglang_cdsp.demo``; with ``--serve`` the servers stay."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.client import (
+    Answer,
+    chunks_at_once,
+    format_table,
+    read_plan_log,
+    send_burst,
+)
+from sglang_cdsp.demo.processes import ServerFailedError
+from sglang_cdsp.demo.prompts import cut_prompts
+from sglang_cdsp.demo.stack import Plan, RunningStack, disaggregated, running
+
+BURST = (8000, 150, 6500, 400, 7200, 100, 1000, 2500, 250, 5000, 700, 3600)
+"""Prompt lengths in tokens, sent at once: long ones and short ones mixed."""
+
+SERVE_PORT = 30_000
+
+
+def main() -> int:
+    """Run the demonstration and return the exit status."""
+    options = parse_options()
+    started = time.monotonic()
+    print("writing the checkpoint", flush=True)
+    checkpoint = write_checkpoint(options.directory / "checkpoint", options.seed)
+    plan_log = options.directory / "plans.jsonl"
+    plan_log.unlink(missing_ok=True)
+    print("starting prefill, decode and router", flush=True)
+    try:
+        with running(
+            plan_servers(options, checkpoint, plan_log), options.directory / "logs", progress=say
+        ) as stack:
+            if options.serve:
+                serve(stack)
+            else:
+                show_burst(stack, checkpoint, plan_log, options.output_tokens, started)
+    except KeyboardInterrupt:
+        print("\nstopped")
+        return 130
+    except ServerFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("all servers ended")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m sglang_cdsp.demo", description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="keep the servers until Ctrl-C")
+    parser.add_argument(
+        "--stock", action="store_true", help="stock SGLang with one instance, for comparison"
+    )
+    parser.add_argument("--dp-size", type=int, default=4, help="instances of the pool")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the checkpoint's weights")
+    parser.add_argument("--output-tokens", type=int, default=32, help="tokens generated a prompt")
+    parser.add_argument(
+        "--port", type=int, help=f"the router's port; default {SERVE_PORT} with --serve, else free"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("build/demo"),
+        help="where checkpoint, logs and plan log go",
+    )
+    parser.add_argument(
+        "flags", nargs="*", help="further flags for the prefill server, after a bare --"
+    )
+    return parser.parse_args()
+
+
+def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) -> Plan:
+    """Plan the servers that ``options`` ask for."""
+    pool = (
+        *("--cdsp", "--dp-size", str(options.dp_size)),
+        *("--cdsp-plan-log", str(plan_log.resolve())),
+        "--cdsp-allow-request-plans",
+    )
+    return disaggregated(
+        checkpoint,
+        prefill_flags=(
+            *("--max-total-tokens", "20000"),
+            *(() if options.stock else pool),
+            *options.flags,
+        ),
+        decode_flags=("--max-total-tokens", "80000"),
+        router_port=options.port or (SERVE_PORT if options.serve else None),
+    )
+
+
+def show_burst(
+    stack: RunningStack, checkpoint: Path, plan_log: Path, output_tokens: int, started: float
+) -> None:
+    """Send one small request, then the burst, and print the table."""
+    warm_up = cut_prompts(checkpoint, [100])
+    send_burst(stack.url, warm_up, output_tokens=4, rid_prefix="first-")
+    say(f"first answer {time.monotonic() - started:.0f} s after the start")
+    prompts = cut_prompts(checkpoint, BURST)
+    say(f"sending {len(prompts)} prompts of {min(BURST)} to {max(BURST)} tokens at once")
+
+    def tell(answer: Answer) -> None:
+        say(f"  {answer.prompt_tokens:5d} tokens answered after {answer.end_s:5.1f} s")
+
+    answers = send_burst(
+        stack.url, prompts, output_tokens=output_tokens, rid_prefix="burst-", on_answer=tell
+    )
+    entries = read_plan_log(plan_log)
+    print(f"\n{format_table(answers, entries)}\n")
+    tokens = sum(answer.prompt_tokens for answer in answers)
+    seconds = max(answer.end_s for answer in answers)
+    print(f"{len(answers)} requests with {tokens} prompt tokens answered in {seconds:.1f} s")
+    mine = [entry for rid, entry in entries.items() if rid.startswith("burst-")]
+    if mine:
+        print(f"up to {chunks_at_once(mine)} requests had a chunk running at the same moment")
+
+
+def serve(stack: RunningStack) -> None:
+    """Say how to send a request, then wait until interrupted or until a server ends."""
+    print(
+        f"\nready; logs: {next(iter(stack.servers.values())).log.parent}\ntry:\n\n"
+        f"curl {stack.url}/v1/completions -H 'Content-Type: application/json' -d "
+        """'{"model": "default", "prompt": "The import statement", "max_tokens": 16}'"""
+        "\n\nCtrl-C ends everything",
+        flush=True,
+    )
+    while True:
+        time.sleep(1)
+        for server in stack.servers.values():
+            server.check_alive()
+
+
+def say(line: str) -> None:
+    """Print a progress line at once."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
