@@ -11,11 +11,20 @@ from __future__ import annotations
 import torch
 
 from sglang_cdsp.attention.blocks import BlockShape, check_rows, pack_block
+from sglang_cdsp.attention.circulation import choose_circulation
 from sglang_cdsp.attention.merge import RunningState
+from sglang_cdsp.attention.q_ring import q_ring_attention
 from sglang_cdsp.attention.ring_layout import RingLayout, Visible
 from sglang_cdsp.parallel.mesh import Mesh, Message
 
-__all__ = ["RING_TAG", "RingLayout", "Visible", "ring_attention"]
+__all__ = [
+    "RING_TAG",
+    "RingLayout",
+    "Visible",
+    "choose_circulation",
+    "q_ring_attention",
+    "ring_attention",
+]
 
 RING_TAG = 1
 

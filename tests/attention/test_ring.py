@@ -7,12 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sglang_cdsp.attention.errors import AttentionError
 from sglang_cdsp.attention.ring import ring_attention
 from sglang_cdsp.parallel.mesh import Mesh
-from tests.parallel.ring_cases import RingCase, run_member, run_threads, thread_meshes
+from tests.parallel.ring_cases import (
+    RingCase,
+    ring_cases,
+    run_member,
+    run_threads,
+    thread_meshes,
+)
 
 RANKS = 5
 
@@ -25,27 +30,8 @@ def meshes() -> Iterator[list[Mesh]]:
         mesh.close()
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> RingCase:
-    ranks = draw(st.permutations(range(RANKS)))
-    page = draw(st.sampled_from([1, 3, 16, 64]))
-    kv_heads = draw(st.integers(1, 3))
-    return RingCase(
-        group=tuple(ranks[: draw(st.integers(1, RANKS))]),
-        history=draw(st.one_of(st.just(0), st.integers(0, 12))) * page,
-        tokens=draw(st.one_of(st.integers(1, 12), st.sampled_from([63, 64, 65, 127, 129, 251]))),
-        page_size=page,
-        q_heads=kv_heads * draw(st.sampled_from([1, 2, 4])),
-        kv_heads=kv_heads,
-        head_dim=draw(st.sampled_from([8, 24])),
-        value_dim=draw(st.sampled_from([8, 24])),
-        seed=draw(st.integers(0, 1000)),
-        lopsided=draw(st.booleans()),
-    )
-
-
 @settings(print_blob=True, deadline=None, max_examples=150)
-@given(case=cases())
+@given(case=ring_cases(RANKS))
 def test_equals_attention_over_the_full_sequence(meshes: list[Mesh], case: RingCase) -> None:
     out = run_threads(case, meshes, ring_attention)
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
