@@ -36,11 +36,6 @@ REFUSALS: tuple[Refusal, ...] = (
         "--cdsp needs a pool of at least two instances: set --dp-size to the number of instances",
     ),
     Refusal(
-        lambda a: a.disaggregation_transfer_backend != "nixl",
-        "--cdsp moves KV over NIXL only: set --disaggregation-transfer-backend nixl on the "
-        "prefill and on the decode server",
-    ),
-    Refusal(
         lambda a: a.speculative_algorithm is not None,
         "--cdsp does not prefill for speculative decoding: remove --speculative-algorithm",
     ),
@@ -110,6 +105,19 @@ def check_version(cdsp: CdspArgs, version: str) -> None:
         f"{', '.join(TESTED_SGLANG_VERSIONS)}); install a tested release, or add "
         "--cdsp-any-sglang-version to try this one"
     )
+
+
+def check_transfer_backend(backend: str) -> None:
+    """Refuse a transfer backend, as resolved by SGLang (a platform may choose its default).
+
+    Raises:
+        CdspConfigError: for any but NIXL.
+    """
+    if backend != "nixl":
+        raise CdspConfigError(
+            f"--cdsp moves KV over NIXL, not over {backend}: set --disaggregation-transfer-backend "
+            "nixl on the prefill and on the decode server"
+        )
 
 
 def check_server_args(cdsp: CdspArgs, server_args: ServerArgs) -> None:

@@ -100,7 +100,7 @@ class ShardAttention:
             self._rebalancer.after_attention(layer.layer_id)
         rows = q.view(shape).shape[0]
         result = q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
-        result[:tokens] = out.reshape(tokens, -1)
+        result[:tokens] = out.flatten(1)
         return result
 
 

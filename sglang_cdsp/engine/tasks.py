@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sglang_cdsp.transfer.manager import ShardWrite
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A one-instance request that waits for its place in the stock queue."""
 
@@ -27,7 +27,7 @@ class Turn:
     end_s: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class ChunkTask:
     """A plan on one of its instances.
 

@@ -28,10 +28,12 @@ from sglang.srt.managers.io_struct import (
     sock_recv,
     sock_send,
 )
+from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.runtime_context import get_disagg, get_parallel, get_serving
 from sglang.srt.utils.network import NetworkAddress, get_local_ip_auto, get_zmq_socket
 
-from sglang_cdsp.args import CdspArgs, active_args
+from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
+from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.policies import PolicyOptions, make_policy
@@ -62,6 +64,10 @@ class PoolController(DataParallelController):
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
+        try:
+            check_transfer_backend(get_disagg().disaggregation_transfer_backend)
+        except CdspConfigError as error:
+            self._give_up(str(error))
         messages.register_orders()
         self._host = get_local_ip_auto()
         self._zmq = zmq.Context()
@@ -245,6 +251,9 @@ class PoolController(DataParallelController):
 
     def on_request(self, request: TokenizedGenerateReqInput) -> None:
         """A request from the tokenizer; SGLang's own checks take the stock way."""
+        if is_health_check_generate_req(request):
+            self.round_robin_scheduler(request)
+            return
         fake = request.bootstrap_host == FAKE_BOOTSTRAP_HOST
         if request.routed_dp_rank is not None and (fake or request.bootstrap_room is None):
             self.dispatching_with_trace(request)
