@@ -84,7 +84,8 @@ def build_forward_batch(
     )
     if batch is not None:
         forward.sampling_info = batch.sampling_info
-        forward.sampling_info.grammars = [r.grammar for r in batch.reqs] if batch.has_grammar else None
+        grammars = [req.grammar for req in batch.reqs] if batch.has_grammar else None
+        forward.sampling_info.grammars = grammars
         forward.return_logprob = batch.return_logprob
         forward.top_logprobs_nums = batch.top_logprobs_nums
         forward.token_ids_logprobs = batch.token_ids_logprobs
@@ -99,5 +100,5 @@ def run_forward(model_runner: Any, forward: ForwardBatch, attention: ShardAttent
 
     CUDA graphs are bypassed: a captured graph holds the configured backend.
     """
-    with forward_context(ForwardContext(attn_backend=attention)):  # type: ignore[arg-type]
+    with forward_context(ForwardContext(attn_backend=attention)):
         return model_runner.eager_runner.execute(forward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Rebalancer:
     ) -> None:
         """``layers`` are the model's attention layer ids in the order they run."""
         self._pool = pool
-        self._next = {a: b for a, b in zip(layers, layers[1:], strict=False)}
+        self._next = dict(pairwise(layers))
         self._moves = list(moves)
         self._me = me
         self._slots_of = slots_of

@@ -15,7 +15,7 @@ class Reporter:
 
     def __init__(self, endpoint: str, instance: int, tp_rank: int) -> None:
         """Connect to the controller's PULL socket at ``endpoint`` (a ZMQ address)."""
-        self._context = zmq.Context.instance()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 1000)

@@ -119,9 +119,7 @@ class PoolScheduler(Scheduler):
     def _on_status(self, order: StatusOrder) -> None:
         self._cdsp_status = json.loads(order.status)
 
-    def handle_generate_request(
-        self, recv_req: TokenizedGenerateReqInput, **kwargs: Any
-    ) -> None:
+    def handle_generate_request(self, recv_req: TokenizedGenerateReqInput, **kwargs: Any) -> None:
         """Stock intake, for requests whose turn it is."""
         if self._cdsp is not None and self._cdsp.holds_back(recv_req):
             return

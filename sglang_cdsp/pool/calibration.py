@@ -49,7 +49,8 @@ def samples_of(entry: Entry) -> list[Sample]:
     samples: list[Sample] = []
     history = 0
     for chunk, times in zip(entry.plan.chunks, entry.times, strict=True):
-        assert times.start_s is not None and times.end_s is not None
+        assert times.start_s is not None
+        assert times.end_s is not None
         seconds = max(times.end_s - times.start_s, 1e-6)
         samples.append(Sample(chunk.sp_size, history, chunk.tokens, seconds))
         history += chunk.tokens
@@ -90,8 +91,7 @@ def calibrate(
             rows.append((size, fit_coefficients(samples)))
         except ValueError as error:
             raise RuntimeError(
-                f"the pool cannot be measured at SP size {size}: {error}; give "
-                "--cdsp-latency-model"
+                f"the pool cannot be measured at SP size {size}: {error}; give --cdsp-latency-model"
             ) from error
         logger.info("measured SP size %d: %d samples, up to %s", size, len(samples), samples[-1])
     return LatencyModel(

@@ -17,7 +17,6 @@ from http import HTTPStatus
 from typing import Any
 
 import psutil
-import torch.distributed as dist
 import zmq
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.managers.data_parallel_controller import DataParallelController
@@ -29,8 +28,9 @@ from sglang.srt.managers.io_struct import (
     sock_send,
 )
 from sglang.srt.managers.utils import is_health_check_generate_req
-from sglang.srt.runtime_context import get_disagg, get_parallel, get_serving
-from sglang.srt.utils.network import NetworkAddress, get_local_ip_auto, get_zmq_socket
+from sglang.srt.runtime_context import get_disagg, get_parallel
+from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
+from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
@@ -39,6 +39,7 @@ from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.policies import PolicyOptions, make_policy
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.pool import messages
+from sglang_cdsp.pool.admission import Admission
 from sglang_cdsp.pool.calibration import calibrate
 from sglang_cdsp.pool.contact import DecodeContact, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
@@ -49,11 +50,17 @@ from sglang_cdsp.pool.plan_log import PlanLog
 from sglang_cdsp.pool.rooms import Rooms
 from sglang_cdsp.pool.seats import RESERVE_TOKENS, Seats
 from sglang_cdsp.pool.settings import PoolAddresses, publish_addresses
+from sglang_cdsp.pool.startup import (
+    PoolIncompleteError,
+    await_hellos,
+    bootstrap_route,
+    bootstrap_row,
+    default_sp_sizes,
+)
 
 logger = logging.getLogger(__name__)
 
 POLL_MS = 100
-HELLO_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 300.0
 
 
@@ -74,7 +81,7 @@ class PoolController(DataParallelController):
         self._reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
         self._reports.setsockopt(zmq.RCVHWM, 0)
         port = self._reports.bind_to_random_port("tcp://127.0.0.1")
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300)
         )
         publish_addresses(
@@ -83,38 +90,26 @@ class PoolController(DataParallelController):
         super().__init__(server_args, port_args, run)
         self._tp_size = int(get_parallel().tp_size)
         self._contact = DecodeContact(self._tp_size, self._host)
-        self._tokenizer = get_zmq_socket(
-            self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False
-        )
+        self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._poller = zmq.Poller()
         for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):
             self._poller.register(socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._rooms = Rooms(self._tp_size)
-        self._finished_probes: list[Entry] = []
-        hello = self._await_hellos()
+        hello = self._meet()
         self.max_req_input_len = hello.max_input_tokens
         self._start_planning(hello)
-        self._announce_pool(hello)
+        self._contact.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
 
     # -- start ----------------------------------------------------------------------------
 
-    def _await_hellos(self) -> messages.Hello:
-        """Every rank greets; one that does not runs stock SGLang, which must not serve."""
+    def _meet(self) -> messages.Hello:
         size = int(get_parallel().dp_size)
-        hellos: dict[tuple[int, int], messages.Hello] = {}
-        deadline = time.monotonic() + HELLO_TIMEOUT_S
-        while len(hellos) < size * self._tp_size:
-            if not self._reports.poll(POLL_MS):
-                if time.monotonic() > deadline:
-                    self._give_up(
-                        f"only {len(hellos)} of {size * self._tp_size} schedulers joined the "
-                        "pool: their hooks are not live; install a tested sglang release"
-                    )
-                continue
-            report = messages.decode_report(self._reports.recv())
-            if isinstance(report, messages.Hello):
-                hellos[(report.instance, report.tp_rank)] = report
+        try:
+            hellos = await_hellos(self._reports, size, self._tp_size)
+        except PoolIncompleteError as error:
+            self._give_up(str(error))
+            raise
         first = hellos[(0, 0)]
         self._seats = Seats(
             capacity=tuple(hellos[(i, 0)].kv_capacity for i in range(size)),
@@ -124,8 +119,7 @@ class PoolController(DataParallelController):
         return first
 
     def _start_planning(self, hello: messages.Hello) -> None:
-        size = int(get_parallel().dp_size)
-        sizes = self._cdsp.sp_sizes or tuple(2**k for k in range(size.bit_length()) if 2**k <= size)
+        sizes = self._cdsp.sp_sizes or default_sp_sizes(int(get_parallel().dp_size))
         if self._cdsp.latency_model is not None:
             model = LatencyModel.load(self._cdsp.latency_model)
         else:
@@ -155,6 +149,7 @@ class PoolController(DataParallelController):
             improvement_rate=self._cdsp.improvement_rate,
             correction=self._correction,
         )
+        policy = make_policy(self._cdsp.policy, options)
         outbox = PoolOutbox(
             workers=self.workers,
             contact=self._contact,
@@ -164,13 +159,18 @@ class PoolController(DataParallelController):
         )
         return Lifecycle(
             seats=self._seats,
-            policy=make_policy(self._cdsp.policy, options),
+            policy=policy,
             model=lambda: self._correction.model,
             rooms=self._rooms,
             outbox=outbox,
+            admission=Admission(
+                policy=policy,
+                view=lambda: self._seats.view(time.monotonic()),
+                page_size=hello.page_size,
+                max_input_tokens=hello.max_input_tokens,
+                allow_request_plans=self._cdsp.allow_request_plans,
+            ),
             tp_size=self._tp_size,
-            max_input_tokens=hello.max_input_tokens,
-            allow_request_plans=self._cdsp.allow_request_plans,
             clock=time.monotonic,
         )
 
@@ -207,27 +207,6 @@ class PoolController(DataParallelController):
             if self._reports.poll(POLL_MS):
                 self._read_reports()
         return entry
-
-    def _announce_pool(self, hello: messages.Hello) -> None:
-        """Register as one prefill replica at the bootstrap server of the launching process."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(get_serving().host, get_serving().host)
-        port = get_disagg().disaggregation_bootstrap_port
-        row = {
-            "attn_tp_size": self._tp_size,
-            "attn_cp_size": 1,
-            "attn_cp_rank": 0,
-            "attn_dp_size": 1,
-            "attn_dp_rank": 0,
-            "pp_size": 1,
-            "pp_rank": 0,
-            "system_dp_size": 1,
-            "system_dp_rank": 0,
-            "page_size": hello.page_size,
-            "kv_cache_dtype": hello.kv_cache_dtype,
-            "load_balance_method": "follow_bootstrap_room",
-            "prefill_http_port": get_serving().port,
-        }
-        self._contact.register(f"{NetworkAddress(host, port).to_url()}/route", row)
 
     def _give_up(self, reason: str) -> None:
         logger.error("sglang-cdsp: %s", reason)

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import Any
 
 from sglang_cdsp.planner.types import Plan
+from sglang_cdsp.pool.forced import ForcedPlan
 
 
 class Phase(Enum):
@@ -65,7 +66,7 @@ class Entry:
     tokens: int
     arrival_s: float
     room: int | None = None
-    forced: tuple[tuple[int, tuple[int, ...]], ...] | None = None
+    forced: ForcedPlan | None = None
     phase: Phase = Phase.ARRIVED
     plan: Plan | None = None
     policy: str = ""

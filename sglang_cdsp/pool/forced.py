@@ -8,6 +8,9 @@ from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView
 
+ForcedPlan = tuple[tuple[int, tuple[int, ...]], ...]
+"""``(tokens, instances)`` per chunk."""
+
 PARAMETER = "cdsp_plan"
 FORM = "[[tokens, [instance, ...]], ...]"
 
@@ -16,9 +19,7 @@ class ForcedPlanError(ValueError):
     """A request's plan cannot be run; says why."""
 
 
-def parse_plan(
-    raw: Any, prompt_tokens: int, pool_size: int, page_size: int
-) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def parse_plan(raw: Any, prompt_tokens: int, pool_size: int, page_size: int) -> ForcedPlan:
     """Check a request's plan.
 
     Returns:
@@ -66,9 +67,7 @@ def parse_plan(
     return tuple(chunks)
 
 
-def timed_plan(
-    chunks: tuple[tuple[int, tuple[int, ...]], ...], model: LatencyModel, pool: PoolView
-) -> Plan:
+def timed_plan(chunks: ForcedPlan, model: LatencyModel, pool: PoolView) -> Plan:
     """Put predicted times on a forced plan, given the pool's queues."""
     planned: list[PlannedChunk] = []
     at_s, history = 0.0, 0
@@ -80,8 +79,6 @@ def timed_plan(
     return Plan(chunks=tuple(planned), ttft_s=at_s, policy="request")
 
 
-def fits(
-    chunks: tuple[tuple[int, tuple[int, ...]], ...], free: tuple[int, ...], page_size: int
-) -> bool:
+def fits(chunks: ForcedPlan, free: tuple[int, ...], page_size: int) -> bool:
     """Whether every instance has the slots that a plan needs of it."""
     return all(need <= free[i] for i, need in kv_demand(chunks, page_size).items())

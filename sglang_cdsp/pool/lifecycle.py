@@ -1,58 +1,26 @@
 """A request's way through the pool, as the controller drives it.
 
-Pure bookkeeping: what goes out is handed to an :class:`Outbox`, so the whole life cycle can be
+Pure bookkeeping: what goes out is handed to an :class:`~sglang_cdsp.pool.outbox_protocol.Outbox`, so the whole life cycle can be
 run without processes.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import Plan, PromptView
+from sglang_cdsp.pool.admission import Admission, RefusedError
 from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
-from sglang_cdsp.pool.forced import ForcedPlanError, fits, parse_plan, timed_plan
+from sglang_cdsp.pool.forced import ForcedPlanError, fits, timed_plan
+from sglang_cdsp.pool.outbox_protocol import Outbox
 from sglang_cdsp.pool.rooms import Rooms
 from sglang_cdsp.pool.seats import Seats
-
-logger = logging.getLogger(__name__)
-
-
-class Outbox(Protocol):
-    """Everything that the life cycle makes happen elsewhere."""
-
-    def bind(self, entry: Entry) -> None:
-        """Send a bound request's orders to its instances."""
-
-    def go(self, entry: Entry, instances: Iterable[int], *, go: bool) -> None:
-        """Order a chunk to start, or the task to be dropped."""
-
-    def release(self, entry: Entry) -> None:
-        """Order slots to be freed and the client to be answered at home."""
-
-    def cancel_turn(self, entry: Entry) -> None:
-        """Abort a one-instance request at its instance."""
-
-    def answer(self, entry: Entry, status: HTTPStatus, message: str) -> None:
-        """Answer a client whose request will not run."""
-
-    def forward_abort(self, entry: Entry, tp_rank: int, frames: list[bytes]) -> None:
-        """Pass decode's abort on to a one-instance request's instance."""
-
-    def fail_room(self, room: int, reason: str) -> None:
-        """Tell decode that a room failed."""
-
-    def ack_abort(self, room: int, target: AbortTarget) -> None:
-        """Tell decode that a room's pages are safe."""
-
-    def ended(self, entry: Entry) -> None:
-        """A request is over (log, measurements)."""
 
 
 class Lifecycle:
@@ -66,12 +34,12 @@ class Lifecycle:
         model: Callable[[], LatencyModel],
         rooms: Rooms,
         outbox: Outbox,
+        admission: Admission,
         tp_size: int,
-        max_input_tokens: int,
-        allow_request_plans: bool,
         clock: Callable[[], float],
     ) -> None:
         """``model`` gives the latency model in force, ``clock`` the time."""
+        self._admission = admission
         self._clock = clock
         self._seats = seats
         self._policy = policy
@@ -79,8 +47,6 @@ class Lifecycle:
         self._rooms = rooms
         self._out = outbox
         self._tp_size = tp_size
-        self._limit = max_input_tokens
-        self._allow_plans = allow_request_plans
         self._entries: dict[str, Entry] = {}
         self._by_seq: dict[int, Entry] = {}
         self._by_room: dict[int, Entry] = {}
@@ -96,9 +62,12 @@ class Lifecycle:
 
     def submit(self, entry: Entry, raw_plan: Any) -> None:
         """A request arrived. It is answered at once if it can never run."""
+        if entry.rid in self._entries:
+            self._refuse(entry, f"request id {entry.rid} is in use; send another rid")
+            return
         try:
-            self._check(entry, raw_plan)
-        except (PlannerError, ForcedPlanError) as error:
+            entry.forced = self._admission.check(entry, raw_plan)
+        except (RefusedError, ForcedPlanError, PlannerError) as error:
             self._refuse(entry, str(error))
             return
         twin = self._by_room.get(entry.room) if entry.room is not None else None
@@ -128,31 +97,6 @@ class Lifecycle:
             self._rooms.forget(room)
         elif entry is not None and entry.phase is Phase.ARRIVED:
             self._enqueue(entry)
-
-    def _check(self, entry: Entry, raw_plan: Any) -> None:
-        if entry.rid in self._entries:
-            raise ForcedPlanError(f"request id {entry.rid} is in use; send another rid")
-        if entry.tokens > self._limit:
-            raise ForcedPlanError(
-                f"the prompt has {entry.tokens} tokens, this pool takes at most {self._limit}; "
-                "shorten it, or serve with a larger --context-length or --max-total-tokens"
-            )
-        view = self._seats.view(self._clock())
-        if raw_plan is None:
-            self._policy.check(PromptView(entry.rid, entry.tokens, arrival_s=self._clock()), view)
-            return
-        if not self._allow_plans:
-            raise ForcedPlanError(
-                "cdsp_plan given, but this server does not take plans from requests; start it "
-                "with --cdsp-allow-request-plans or leave the plan out"
-            )
-        entry.forced = parse_plan(raw_plan, entry.tokens, view.size, self._seats.page_size)
-        assert view.capacity_tokens is not None
-        if not fits(entry.forced, view.capacity_tokens, self._seats.page_size):
-            raise ForcedPlanError(
-                "cdsp_plan needs more KV slots than its instances have "
-                f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
-            )
 
     def _refuse(self, entry: Entry, reason: str) -> None:
         entry.error = reason
@@ -210,9 +154,7 @@ class Lifecycle:
             entry.ready.setdefault(chunk, set()).add(instance)
             self._advance(entry)
 
-    def chunk_done(
-        self, seq: int, chunk: int, instance: int, start_s: float, end_s: float
-    ) -> None:
+    def chunk_done(self, seq: int, chunk: int, instance: int, start_s: float, end_s: float) -> None:
         """An instance ran its shard."""
         entry = self._by_seq.get(seq)
         if entry is None or entry.plan is None:
@@ -350,7 +292,9 @@ class Lifecycle:
     def matching(self, rid: str, *, everything: bool) -> tuple[Entry, ...]:
         """Requests that SGLang's abort names: ids that begin with ``rid``, or all."""
         return tuple(
-            e for e in self._entries.values() if not e.probe and (everything or e.rid.startswith(rid))
+            e
+            for e in self._entries.values()
+            if not e.probe and (everything or e.rid.startswith(rid))
         )
 
     def _settle_room(self, entry: Entry) -> None:

@@ -7,27 +7,25 @@ iteration. Reports travel back over one PULL socket of the controller's. Both ar
 
 from __future__ import annotations
 
-from typing import Union
-
 import msgspec
 from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
 
-class PeerOrder(BaseReq, kw_only=True):
+class PeerOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A decode agent's registration, as it came from decode's rank ``tp_rank``."""
 
     tp_rank: int
     frames: list[bytes]
 
 
-class RoomOrder(BaseReq, kw_only=True):
+class RoomOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Destination pages of one request (or its abort) from decode's rank ``tp_rank``."""
 
     tp_rank: int
     frames: list[bytes]
 
 
-class PlanOrder(BaseReq, kw_only=True):
+class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A request's plan, sent to every instance of its last group.
 
     Attributes:
@@ -45,13 +43,13 @@ class PlanOrder(BaseReq, kw_only=True):
     probe: bool = False
 
 
-class TurnOrder(BaseReq, kw_only=True):
+class TurnOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A one-instance request that enters the stock waiting queue when its turn comes."""
 
     seq: int
 
 
-class GoOrder(BaseReq, kw_only=True):
+class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Start chunk ``chunk`` of task ``seq``, or drop the task at this boundary."""
 
     seq: int
@@ -59,7 +57,7 @@ class GoOrder(BaseReq, kw_only=True):
     go: bool
 
 
-class ReleaseOrder(BaseReq, kw_only=True):
+class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """All writes of task ``seq`` have drained everywhere: free its slots, answer at home.
 
     ``error`` is the text of a failure, "" for a success; ``silent`` when the client was
@@ -71,7 +69,7 @@ class ReleaseOrder(BaseReq, kw_only=True):
     silent: bool = False
 
 
-class StatusOrder(BaseReq, kw_only=True):
+class StatusOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """What the controller wants shown in ``/server_info``, as JSON."""
 
     status: str
@@ -166,7 +164,7 @@ class TurnEnded(Report, frozen=True, kw_only=True):
     error: str
 
 
-AnyReport = Union[Hello, Ready, ChunkDone, FirstToken, Drained, Failed, Released, TurnEnded]
+AnyReport = Hello | Ready | ChunkDone | FirstToken | Drained | Failed | Released | TurnEnded
 
 
 def encode_report(report: Report) -> bytes:

@@ -46,17 +46,17 @@ def _since(at_s: float | None, arrival_s: float) -> float | None:
 
 
 class PlanLog:
-    """Appends records to a file, one line each, flushed at once."""
+    """Appends records to a file, one line each, readable at once."""
 
     def __init__(self, path: str | None) -> None:
         """``path`` None logs nothing; the file's folder is created."""
-        self._file = None
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = Path(path).open("a", encoding="utf-8")
+        self._path = Path(path) if path is not None else None
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
 
     def write(self, entry: Entry) -> None:
         """Log one ended request; probes are left out."""
-        if self._file is not None and not entry.probe:
-            self._file.write(json.dumps(record(entry)) + "\n")
-            self._file.flush()
+        if self._path is not None and not entry.probe:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record(entry)) + "\n")

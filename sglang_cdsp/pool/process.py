@@ -23,6 +23,6 @@ def run_pool_controller_process(
     load_plugins()
     from sglang_cdsp.pool.controller import PoolController
 
-    stock.DataParallelController = PoolController  # type: ignore[misc]
+    stock.DataParallelController = PoolController
     run = run_scheduler_process_func or stock.run_scheduler_process
     stock.run_data_parallel_controller_process(server_args, port_args, pipe_writer, run)

@@ -1,0 +1,66 @@
+"""Which requests a pool can run at all; the others are refused on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_cdsp.planner.policies import Policy
+from sglang_cdsp.planner.types import PoolView, PromptView
+from sglang_cdsp.pool.entry import Entry
+from sglang_cdsp.pool.forced import ForcedPlan, ForcedPlanError, fits, parse_plan
+
+
+class RefusedError(ValueError):
+    """A request that this pool cannot run; names the limit and the remedy."""
+
+
+class Admission:
+    """Checks requests against the pool's limits, its policy and the server's options."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        view: Callable[[], PoolView],
+        page_size: int,
+        max_input_tokens: int,
+        allow_request_plans: bool,
+    ) -> None:
+        """``view`` gives the pool as it is; ``max_input_tokens`` is the pool's prompt limit."""
+        self._policy = policy
+        self._view = view
+        self._page = page_size
+        self._limit = max_input_tokens
+        self._allow_plans = allow_request_plans
+
+    def check(self, entry: Entry, raw_plan: Any) -> ForcedPlan | None:
+        """Returns the plan that the request demands, None if the policy is to plan it.
+
+        Raises:
+            RefusedError, ForcedPlanError, PlannerError: it cannot be run here.
+        """
+        if entry.tokens < 1:
+            raise RefusedError("the prompt is empty; send at least one token")
+        if entry.tokens > self._limit:
+            raise RefusedError(
+                f"the prompt has {entry.tokens} tokens, this pool takes at most {self._limit}; "
+                "shorten it, or serve with a larger --context-length or --max-total-tokens"
+            )
+        view = self._view()
+        if raw_plan is None:
+            self._policy.check(PromptView(entry.rid, entry.tokens), view)
+            return None
+        if not self._allow_plans:
+            raise RefusedError(
+                "cdsp_plan given, but this server does not take plans from requests; start it "
+                "with --cdsp-allow-request-plans or leave the plan out"
+            )
+        plan = parse_plan(raw_plan, entry.tokens, view.size, self._page)
+        assert view.capacity_tokens is not None
+        if not fits(plan, view.capacity_tokens, self._page):
+            raise ForcedPlanError(
+                "cdsp_plan needs more KV slots than its instances have "
+                f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
+            )
+        return plan

@@ -1,0 +1,40 @@
+"""What the life cycle makes happen elsewhere, as an interface: the server's and the tests'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Protocol
+
+from sglang_cdsp.pool.entry import AbortTarget, Entry
+
+
+class Outbox(Protocol):
+    """Everything that the life cycle makes happen elsewhere."""
+
+    def bind(self, entry: Entry) -> None:
+        """Send a bound request's orders to its instances."""
+
+    def go(self, entry: Entry, instances: Iterable[int], *, go: bool) -> None:
+        """Order a chunk to start, or the task to be dropped."""
+
+    def release(self, entry: Entry) -> None:
+        """Order slots to be freed and the client to be answered at home."""
+
+    def cancel_turn(self, entry: Entry) -> None:
+        """Abort a one-instance request at its instance."""
+
+    def answer(self, entry: Entry, status: HTTPStatus, message: str) -> None:
+        """Answer a client whose request will not run."""
+
+    def forward_abort(self, entry: Entry, tp_rank: int, frames: list[bytes]) -> None:
+        """Pass decode's abort on to a one-instance request's instance."""
+
+    def fail_room(self, room: int, reason: str) -> None:
+        """Tell decode that a room failed."""
+
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
+        """Tell decode that a room's pages are safe."""
+
+    def ended(self, entry: Entry) -> None:
+        """A request is over (log, measurements)."""
