@@ -27,6 +27,7 @@ class RunningState:
     def __init__(self, q: torch.Tensor, value_dim: int, scale: float) -> None:
         self._q = q
         self._scale = scale
+        self._fresh = True
         tokens, heads, _ = q.shape
         self.out = torch.zeros((tokens, heads, value_dim), dtype=torch.float32, device=q.device)
         self.lse = torch.full((tokens, heads), -math.inf, dtype=torch.float32, device=q.device)
@@ -46,7 +47,12 @@ class RunningState:
 
     def merge(self, out: torch.Tensor, lse: torch.Tensor, *, rows: slice = slice(None)) -> None:
         """Merge a state over keys that the queries in ``rows`` have not seen yet."""
-        merge_into(self.out[rows], self.lse[rows], out, lse)
+        if self._fresh and lse.shape == self.lse.shape:
+            self.out.copy_(out)
+            self.lse.copy_(lse)
+        else:
+            merge_into(self.out[rows], self.lse[rows], out, lse)
+        self._fresh = False
 
     def result(self) -> torch.Tensor:
         """Return the attention ``[Tq, Hq, Dv]`` in the dtype of the queries."""

@@ -222,7 +222,11 @@ class Mesh:
         return Work(tuple(pending), messages, _limited=not grouped)
 
     def close(self) -> None:
-        """Drop all links. Partners that wait for this rank get a ``LinkError``."""
+        """Drop all links. Partners that wait for this rank get a ``LinkError``.
+
+        An operation that this rank waits for in another thread is not woken (gloo cannot): it
+        ends when its partner's process ends or closes its mesh.
+        """
         group, self._group = self._group, None
         if group is not None:
             group.shutdown()
