@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -121,6 +122,20 @@ def test_a_partner_that_leaves_is_an_error_not_a_hang() -> None:
     left.close()
     with pytest.raises(LinkError, match="closed"):
         left.send(torch.zeros(1), 1)
+
+
+def test_rank_0_opens_the_store() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def connect(rank: int) -> float:
+        mesh = Mesh.connect(rank, 2, "127.0.0.1", port, bind_host="127.0.0.1")
+        value = torch.tensor([7.0 * rank])
+        (mesh.send if rank else mesh.recv)(value, 1 - rank).wait()
+        return float(value)
+
+    assert in_threads(connect, range(2)) == [7.0, 7.0]
 
 
 def test_meeting_is_limited_in_time() -> None:
