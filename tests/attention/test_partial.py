@@ -30,7 +30,7 @@ def drawn(
     return q, k, v
 
 
-@settings(print_blob=True, deadline=None, max_examples=120)
+@settings(print_blob=True, deadline=None, max_examples=80)
 @given(
     queries=st.integers(1, 200),
     keys=st.one_of(st.none(), st.integers(1, 300)),

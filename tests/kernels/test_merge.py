@@ -51,7 +51,7 @@ def interpreted() -> Iterator[Compare]:
     worker.stdout.close()
 
 
-@settings(print_blob=True, deadline=None, max_examples=60)
+@settings(print_blob=True, deadline=None, max_examples=40)
 @given(
     n=st.integers(1, 6),
     tokens=st.integers(0, 9),
