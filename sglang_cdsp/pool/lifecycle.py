@@ -1,7 +1,7 @@
 """A request's way through the pool, as the controller drives it.
 
-Pure bookkeeping: what goes out is handed to an :class:`~sglang_cdsp.pool.outbox_protocol.Outbox`, so the whole life cycle can be
-run without processes.
+Pure bookkeeping: what goes out is handed to an ``Outbox``, so the whole life cycle can be run
+without processes.
 """
 
 from __future__ import annotations

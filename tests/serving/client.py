@@ -1,0 +1,144 @@
+"""What the serving tests ask of the servers."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from sglang_cdsp.demo.stack import RunningStack
+from sglang_cdsp.demo.text import manual_text
+from tokenizers import Tokenizer
+
+TOP = 5
+FAKE_HOST = "2.2.2.2"
+Plan = list[tuple[int, list[int]]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Generated tokens with their log-probabilities.
+
+    Attributes:
+        tokens: ids in order.
+        logprobs: of each token.
+        top: per token, the ``TOP`` best as ``{id: logprob}``.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top: tuple[dict[int, float], ...]
+
+    def margin(self, index: int) -> float:
+        """How far the best token lies ahead of the second."""
+        best, second, *_ = sorted(self.top[index].values(), reverse=True)
+        return best - second
+
+
+class Client:
+    """Requests to the servers of one test session."""
+
+    def __init__(self, servers: RunningStack) -> None:
+        """``servers`` as the fixture starts them."""
+        self.servers = servers
+
+    def generate(self, url: str, tokens: Sequence[int], **fields: Any) -> requests.Response:
+        """POST ``/generate``, greedy, with log-probabilities."""
+        sampling = {"temperature": 0, "ignore_eos": True, **fields.pop("sampling_params", {})}
+        body = {
+            "input_ids": list(tokens),
+            "sampling_params": {"max_new_tokens": 6, **sampling},
+            "return_logprob": True,
+            "top_logprobs_num": TOP,
+            **fields,
+        }
+        return requests.post(f"{url}/generate", json=body, timeout=120)
+
+    def pool(self, tokens: Sequence[int], plan: Plan | None = None, **fields: Any) -> Answer:
+        """Ask the pool through the router, with a forced plan if one is given."""
+        if plan is not None:
+            fields["sampling_params"] = {
+                **fields.get("sampling_params", {}),
+                "custom_params": {"cdsp_plan": plan},
+            }
+        return read(self.generate(self.servers.url, tokens, **fields))
+
+    def stock(self, tokens: Sequence[int], **fields: Any) -> Answer:
+        """Ask the stock server."""
+        return read(self.generate(self.servers.urls["single"], tokens, **fields))
+
+    def prefill(self, tokens: Sequence[int], **fields: Any) -> requests.Response:
+        """Ask the prefill server alone, with SGLang's own stand-in for decode."""
+        fields = {"bootstrap_host": FAKE_HOST, "bootstrap_room": 0, **fields}
+        return self.generate(self.servers.urls["prefill"], tokens, **fields)
+
+    def pool_states(self) -> list[dict[str, Any]]:
+        """CDSP's part of ``/server_info``, per instance."""
+        info = requests.get(f"{self.servers.urls['prefill']}/server_info", timeout=30).json()
+        return [state["cdsp"] for state in info["internal_states"]]
+
+    def free_tokens(self) -> list[int]:
+        """Free KV slots of every instance."""
+        return [int(state["free_tokens"]) for state in self.pool_states()]
+
+    def wait_free(self, expected: list[int], timeout_s: float = 10.0) -> list[int]:
+        """Poll until the free slots are as expected; returns the last reading."""
+        deadline = time.monotonic() + timeout_s
+        while (free := self.free_tokens()) != expected and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return free
+
+
+def read(response: requests.Response) -> Answer:
+    """Read an answer; fails with the server's words if it is none."""
+    assert response.status_code == 200, response.text
+    data = response.json()
+    meta = data["meta_info"]
+    entries = meta["output_token_logprobs"]
+    return Answer(
+        tokens=tuple(int(token) for token in data["output_ids"]),
+        logprobs=tuple(float(entry[0]) for entry in entries),
+        top=tuple({int(e[1]): float(e[0]) for e in tops} for tops in meta["output_top_logprobs"]),
+    )
+
+
+def text_tokens(checkpoint: Path, length: int, seed: int) -> list[int]:
+    """A prompt of ``length`` tokens of real text, from a place that the seed chooses."""
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    text = manual_text()
+    start = random.Random(seed).randrange(len(text) // 2)
+    ids = tokenizer.encode(text[start : start + 8 * length + 64]).ids
+    assert len(ids) >= length
+    return list(ids[:length])
+
+
+def difference(stock: Answer, ours: Answer, tolerance: float) -> tuple[int, bool]:
+    """Compare two answers token by token.
+
+    Returns:
+        How many tokens were compared, and whether the comparison had to stop early because
+        stock's own two best tokens lay closer than ``tolerance``.
+
+    Raises:
+        AssertionError: on a difference.
+    """
+    assert len(stock.tokens) == len(ours.tokens)
+    for index, token in enumerate(stock.tokens):
+        for candidate, logprob in stock.top[index].items():
+            if candidate in ours.top[index]:
+                gap = abs(ours.top[index][candidate] - logprob)
+                assert gap <= tolerance, f"token {index}: candidate {candidate} is off by {gap}"
+        worst = min(stock.top[index].values())
+        strangers = set(stock.top[index]) ^ set(ours.top[index])
+        for candidate in strangers:
+            logprob = stock.top[index].get(candidate, ours.top[index].get(candidate))
+            assert logprob is not None
+            assert abs(logprob - worst) <= tolerance, f"token {index}: top {TOP} differ"
+        if ours.tokens[index] != token:
+            assert stock.margin(index) < tolerance, f"token {index}: {ours.tokens} for {stock.tokens}"
+            return index, True
+    return len(stock.tokens), False

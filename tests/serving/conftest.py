@@ -1,0 +1,56 @@
+"""One set of real servers for all serving tests: pool, stock decode and router, and a stock one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
+
+from tests.serving.client import Client
+
+POOL_SIZE = 4
+# An instance holds fewer tokens than the longest prompt served: the pool must hold it together.
+INSTANCE_TOKENS = 16_384
+CONTEXT_LENGTH = 40_960
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated checkpoint whose attention matters."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def plan_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pool logs its plans."""
+    return tmp_path_factory.mktemp("plans") / "plans.jsonl"
+
+
+@pytest.fixture(scope="session")
+def servers(
+    checkpoint: Path, plan_log: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
+    """Pool with decode and router, and a stock server with the same checkpoint beside them."""
+    context = ("--context-length", str(CONTEXT_LENGTH))
+    pool = disaggregated(
+        checkpoint,
+        prefill_flags=(
+            *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
+            *("--cdsp-plan-log", str(plan_log), "--max-total-tokens", str(INSTANCE_TOKENS)),
+        ),
+        flags=context,
+    )
+    stock = single(checkpoint, flags=context)
+    with running(together(pool, stock), tmp_path_factory.mktemp("logs")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def client(servers: RunningStack) -> Client:
+    """Talks to the pool through the router, and to the stock server."""
+    return Client(servers)
