@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+import uuid
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class CdspArgs:
         plan_log: file that receives one JSON line per ended request; None means no log.
         allow_request_plans: accept ``sampling_params.custom_params.cdsp_plan``.
         any_sglang_version: serve on an SGLang release that was not tested.
+        improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
+        console: where the controller answers the HTTP process; chosen at start.
     """
 
     policy: str = "cdsp-paper"
@@ -49,6 +52,8 @@ class CdspArgs:
     plan_log: str | None = None
     allow_request_plans: bool = False
     any_sglang_version: bool = False
+    improvement_rates: str | None = None
+    console: str = ""
 
     def to_json(self) -> str:
         """Serialise for the environment of child processes."""
@@ -92,6 +97,13 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="Fraction by which a larger SP size must cut TTFT to be taken, in [0, 1) "
         f"(default: {default.improvement_rate}).",
+    )
+    group.add_argument(
+        "--cdsp-improvement-rates",
+        default=None,
+        metavar="FILE",
+        help="JSON object of arrival rate (requests/s) to improvement rate; takes the place of "
+        "--cdsp-improvement-rate and follows the load. POST /cdsp/update changes it at run time.",
     )
     group.add_argument(
         "--cdsp-min-chunk",
@@ -156,7 +168,7 @@ def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
         CdspConfigError: for a value that no server could use, or for ``--cdsp-*`` options
             without ``--cdsp``.
     """
-    names = [field.name for field in fields(CdspArgs)]
+    names = [field.name for field in fields(CdspArgs) if field.name != "console"]
     values = {name: getattr(namespace, f"cdsp_{name}", None) for name in names}
     values["sp_sizes"] = parse_sp_sizes(values["sp_sizes"] or "")
     default = CdspArgs()
@@ -175,6 +187,8 @@ def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
         raise CdspConfigError(f"--cdsp-min-chunk {args.min_chunk} must be at least 1 token")
     if args.instances_per_node is not None and args.instances_per_node < 1:
         raise CdspConfigError("--cdsp-instances-per-node must be at least 1")
+    if args.improvement_rates is not None and not Path(args.improvement_rates).is_file():
+        raise CdspConfigError(f"--cdsp-improvement-rates {args.improvement_rates}: no such file")
     if args.latency_model is not None and not Path(args.latency_model).is_file():
         raise CdspConfigError(
             f"--cdsp-latency-model {args.latency_model}: no such file; write one with "
@@ -192,3 +206,11 @@ def active_args() -> CdspArgs | None:
 def activate(args: CdspArgs) -> None:
     """Make ``args`` the options of this process and of every process it spawns."""
     os.environ[ENV_VAR] = args.to_json()
+
+
+def with_console(args: CdspArgs) -> CdspArgs:
+    """``args`` with an address of its own for the controller's console.
+
+    An abstract socket name: no port to collide with, no file to leave behind.
+    """
+    return replace(args, console=f"ipc://@sglang-cdsp-{uuid.uuid4().hex}")

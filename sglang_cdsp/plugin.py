@@ -11,13 +11,14 @@ import argparse
 import logging
 from typing import Any
 
-from sglang_cdsp import hooks
+from sglang_cdsp import hooks, routes
 from sglang_cdsp.args import (
     CdspConfigError,
     activate,
     active_args,
     add_cli_args,
     from_namespace,
+    with_console,
 )
 from sglang_cdsp.checks import check_server_args, check_version, forced_settings
 
@@ -55,7 +56,9 @@ def _around_from_cli_args(original: Any, cls: Any, namespace: argparse.Namespace
         check_server_args(cdsp, server_args)
     except CdspConfigError as error:
         raise SystemExit(f"sglang-cdsp: {error}") from error
+    cdsp = with_console(cdsp)
     activate(cdsp)
+    routes.install(cdsp.console)
     hooks.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     return server_args

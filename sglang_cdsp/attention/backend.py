@@ -12,7 +12,12 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
-from sglang_cdsp.attention.ring import RingLayout, ring_attention
+from sglang_cdsp.attention.ring import (
+    RingLayout,
+    choose_circulation,
+    q_ring_attention,
+    ring_attention,
+)
 from sglang_cdsp.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -86,7 +91,16 @@ class ShardAttention:
         tokens = self._own.numel()
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         shape = (-1, layer.tp_q_head_num, layer.qk_head_dim)
-        out = ring_attention(
+        circulation = choose_circulation(
+            self._layout,
+            layer.tp_k_head_num,
+            layer.tp_q_head_num,
+            layer.qk_head_dim,
+            value_dim=layer.v_head_dim,
+            element_size=k.element_size(),
+        )
+        attend = ring_attention if circulation == "kv" else q_ring_attention
+        out = attend(
             q.view(shape)[:tokens],
             k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
             v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],

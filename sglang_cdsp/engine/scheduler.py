@@ -19,6 +19,7 @@ from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hooks
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
+from sglang_cdsp.engine.model_check import check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.parallel.mesh import Mesh
@@ -53,6 +54,7 @@ class PoolScheduler(Scheduler):
         self._cdsp_status: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
         hooks.verify_scheduler(self)
+        check_model(self)
         self._join_pool()
 
     def _join_pool(self) -> None:

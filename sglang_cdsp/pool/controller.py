@@ -34,19 +34,19 @@ from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
-from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
-from sglang_cdsp.planner.policies import PolicyOptions, make_policy
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.pool import messages
 from sglang_cdsp.pool.admission import Admission
 from sglang_cdsp.pool.calibration import calibrate
+from sglang_cdsp.pool.console import Console
 from sglang_cdsp.pool.contact import DecodeContact, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.forced import PARAMETER
 from sglang_cdsp.pool.lifecycle import Lifecycle
 from sglang_cdsp.pool.outbox import PoolOutbox
 from sglang_cdsp.pool.plan_log import PlanLog
+from sglang_cdsp.pool.planning import Planning, make_planning, seats_snapshot
 from sglang_cdsp.pool.rooms import Rooms
 from sglang_cdsp.pool.seats import RESERVE_TOKENS, Seats
 from sglang_cdsp.pool.settings import PoolAddresses, publish_addresses
@@ -94,6 +94,8 @@ class PoolController(DataParallelController):
         self._poller = zmq.Poller()
         for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):
             self._poller.register(socket, zmq.POLLIN)
+        self._console = Console(self._zmq, args.console, status=self._status, update=self._update)
+        self._poller.register(self._console.socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._rooms = Rooms(self._tp_size)
         hello = self._meet()
@@ -119,52 +121,36 @@ class PoolController(DataParallelController):
         return first
 
     def _start_planning(self, hello: messages.Hello) -> None:
-        sizes = self._cdsp.sp_sizes or default_sp_sizes(int(get_parallel().dp_size))
-        if self._cdsp.latency_model is not None:
-            model = LatencyModel.load(self._cdsp.latency_model)
-        else:
-            model = self._measure(sizes, hello)
-        self._correction = OnlineCorrection(model)
-        self._lifecycle = self._make_lifecycle(model, sizes, hello)
-        self.send_control_message(
-            messages.StatusOrder(
-                status=json.dumps(
-                    {
-                        "policy": self._cdsp.policy,
-                        "sp_sizes": sizes,
-                        "latency_model": model.to_json(),
-                    }
-                )
-            )
-        )
+        """Find the latency model, then the planner; a bad option ends the server."""
+        instances = int(get_parallel().dp_size)
+        sizes = self._cdsp.sp_sizes or default_sp_sizes(instances)
+        try:
+            if self._cdsp.latency_model is not None:
+                model = LatencyModel.load(self._cdsp.latency_model)
+            else:
+                model = self._measure(tuple(sorted({*sizes, instances})), hello)
+            self._planning = make_planning(self._cdsp, model, sizes, hello.page_size)
+        except ValueError as error:
+            self._give_up(str(error))
+            raise
+        self._lifecycle = self._make_lifecycle(self._planning, hello)
+        self._tell_status()
 
-    def _make_lifecycle(
-        self, model: LatencyModel, sizes: tuple[int, ...], hello: messages.Hello
-    ) -> Lifecycle:
-        options = PolicyOptions(
-            model=model,
-            sp_sizes=sizes,
-            page_size=hello.page_size,
-            min_chunk=self._cdsp.min_chunk,
-            improvement_rate=self._cdsp.improvement_rate,
-            correction=self._correction,
-        )
-        policy = make_policy(self._cdsp.policy, options)
+    def _make_lifecycle(self, planning: Planning, hello: messages.Hello) -> Lifecycle:
         outbox = PoolOutbox(
             workers=self.workers,
             contact=self._contact,
             rooms=self._rooms,
             answer=self._answer,
-            ended=self._ended,
+            ended=self._log.write,
         )
         return Lifecycle(
             seats=self._seats,
-            policy=policy,
-            model=lambda: self._correction.model,
+            planning=planning,
             rooms=self._rooms,
             outbox=outbox,
             admission=Admission(
-                policy=policy,
+                policy=planning.policy,
                 view=lambda: self._seats.view(time.monotonic()),
                 page_size=hello.page_size,
                 max_input_tokens=hello.max_input_tokens,
@@ -174,12 +160,30 @@ class PoolController(DataParallelController):
             clock=time.monotonic,
         )
 
+    def _status(self) -> dict[str, Any]:
+        """What ``GET /cdsp/status`` answers."""
+        now_s = time.monotonic()
+        return {
+            **self._planning.snapshot(now_s),
+            "pool": seats_snapshot(self._seats, now_s),
+            "requests": len(self._lifecycle.entries),
+        }
+
+    def _update(self, body: Any) -> None:
+        """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
+        self._planning.regulator.update(body)
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        """Let ``/server_info``, which asks the schedulers, show the planner too."""
+        status = self._planning.snapshot(time.monotonic())
+        self.send_control_message(messages.StatusOrder(status=json.dumps(status)))
+
     def _measure(self, sizes: tuple[int, ...], hello: messages.Hello) -> LatencyModel:
         """Run probes on the pool before anybody is served."""
         logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
-        stand_in = builtin_model()
-        self._correction = OnlineCorrection(stand_in)
-        self._lifecycle = self._make_lifecycle(stand_in, (1,), hello)
+        stand_in = make_planning(CdspArgs(), builtin_model(), (1,), hello.page_size)
+        self._lifecycle = self._make_lifecycle(stand_in, hello)
         longest = min(hello.max_input_tokens, min(self._seats.capacity) - RESERVE_TOKENS)
         model = calibrate(
             sizes,
@@ -261,9 +265,6 @@ class PoolController(DataParallelController):
         answer = AbortReq(rid=entry.rid, finished_reason=reason, http_worker_ipc=worker)
         sock_send(self._tokenizer, answer)
 
-    def _ended(self, entry: Entry) -> None:
-        self._log.write(entry)
-
     # -- the loop -------------------------------------------------------------------------
 
     def event_loop(self) -> None:
@@ -276,6 +277,7 @@ class PoolController(DataParallelController):
             self._read_requests()
             self._read_reports()
             self._lifecycle.plan()
+            self._console.serve()
 
     def _check_schedulers(self) -> None:
         for process in self.scheduler_procs:

@@ -73,10 +73,15 @@ def timed_plan(chunks: ForcedPlan, model: LatencyModel, pool: PoolView) -> Plan:
     at_s, history = 0.0, 0
     for tokens, group in chunks:
         start_s = max([at_s, *(pool.queue_s[i] for i in group)])
-        at_s = start_s + model.predict(len(group), history, tokens)
+        at_s = start_s + model.predict(_profiled(model, len(group)), history, tokens)
         planned.append(PlannedChunk(tokens, group, start_s, at_s))
         history += tokens
     return Plan(chunks=tuple(planned), ttft_s=at_s, policy="request")
+
+
+def _profiled(model: LatencyModel, size: int) -> int:
+    """The SP size itself, or the nearest end of the profiled range (a forced plan may leave it)."""
+    return min(max(size, model.sp_sizes[0]), model.sp_sizes[-1])
 
 
 def fits(chunks: ForcedPlan, free: tuple[int, ...], page_size: int) -> bool:

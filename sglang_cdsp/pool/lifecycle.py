@@ -11,14 +11,13 @@ from http import HTTPStatus
 from typing import Any
 
 from sglang_cdsp.planner.errors import PlannerError
-from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.memory import kv_demand
-from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import Plan, PromptView
 from sglang_cdsp.pool.admission import Admission, RefusedError
 from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
 from sglang_cdsp.pool.forced import ForcedPlanError, fits, timed_plan
 from sglang_cdsp.pool.outbox_protocol import Outbox
+from sglang_cdsp.pool.planning import Planning
 from sglang_cdsp.pool.rooms import Rooms
 from sglang_cdsp.pool.seats import Seats
 
@@ -30,20 +29,19 @@ class Lifecycle:
         self,
         *,
         seats: Seats,
-        policy: Policy,
-        model: Callable[[], LatencyModel],
+        planning: Planning,
         rooms: Rooms,
         outbox: Outbox,
         admission: Admission,
         tp_size: int,
         clock: Callable[[], float],
     ) -> None:
-        """``model`` gives the latency model in force, ``clock`` the time."""
+        """``clock`` gives the time."""
         self._admission = admission
         self._clock = clock
         self._seats = seats
-        self._policy = policy
-        self._model = model
+        self._planning = planning
+        self._policy = planning.policy
         self._rooms = rooms
         self._out = outbox
         self._tp_size = tp_size
@@ -128,7 +126,7 @@ class Lifecycle:
             if not fits(entry.forced, self._seats.free_tokens(), self._seats.page_size):
                 break
             self._forced.pop(0)
-            plan = timed_plan(entry.forced, self._model(), self._seats.view(self._clock()))
+            plan = timed_plan(entry.forced, self._planning.model, self._seats.view(self._clock()))
             self._bind(entry, plan)
         if self._policy.waiting():
             for rid, plan in self._policy.step(self._seats.view(self._clock()), self._clock()):
@@ -176,11 +174,23 @@ class Lifecycle:
         if times.end_s is not None:
             planned = entry.bound_s + entry.plan.chunks[chunk].end_s
             self._seats.shift(entry.seq, times.end_s - planned)
+            self._learn(entry, chunk)
         if entry.next_chunk == len(entry.plan.chunks) and not entry.error:
             entry.phase = Phase.DRAINING
             self._seats.computed(entry.seq)
         else:
             self._advance(entry)
+
+    def _learn(self, entry: Entry, chunk: int) -> None:
+        """Feed a chunk's real time to the latency model."""
+        assert entry.plan is not None
+        times = entry.times[chunk]
+        if times.start_s is None or times.end_s is None or entry.probe or entry.error:
+            return
+        history = sum(before.tokens for before in entry.plan.chunks[:chunk])
+        planned = entry.plan.chunks[chunk]
+        seconds = times.end_s - times.start_s
+        self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
     def _advance(self, entry: Entry) -> None:
         """Decide go or drop for the next chunk, once and for all members."""

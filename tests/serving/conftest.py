@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
-
 from tests.serving.client import Client
 
 POOL_SIZE = 4

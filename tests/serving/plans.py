@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.serving.client import Plan
 
@@ -39,7 +40,7 @@ def draw_case(length: int, seed: int, pool_size: int) -> Case:
     borders = [0, *cuts, length]
     plan = tuple(
         (stop - start, tuple(order[:size]))
-        for start, stop, size in zip(borders, borders[1:], sizes, strict=True)
+        for (start, stop), size in zip(pairwise(borders), sizes, strict=True)
     )
     return Case(length, seed, plan)
 

@@ -1,0 +1,57 @@
+"""The controller's end of ``/cdsp/status`` and ``/cdsp/update``.
+
+The HTTP process asks over one request/reply socket; the controller answers between two turns of
+its loop, so a reader always sees a consistent state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+
+class ConsoleRequest(msgspec.Struct, frozen=True):
+    """``update`` None asks for the status; else it is the body of an update."""
+
+    update: Any = None
+
+
+class ConsoleReply(msgspec.Struct, frozen=True):
+    """``error`` "" for success; ``body`` is JSON-ready."""
+
+    body: Any
+    error: str = ""
+
+
+class Console:
+    """Answers the HTTP process."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        *,
+        status: Callable[[], dict[str, Any]],
+        update: Callable[[Any], None],
+    ) -> None:
+        """Bind ``endpoint``; ``update`` raises ``ValueError`` for a body that is refused."""
+        self.socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(endpoint)
+        self._status = status
+        self._update = update
+
+    def serve(self) -> None:
+        """Answer what waits; never blocks."""
+        while self.socket.poll(0):
+            try:
+                request = msgspec.msgpack.decode(self.socket.recv(), type=ConsoleRequest)
+                if request.update is not None:
+                    self._update(request.update)
+                reply = ConsoleReply(self._status())
+            except (ValueError, msgspec.MsgspecError) as error:
+                reply = ConsoleReply(None, str(error))
+            self.socket.send(msgspec.msgpack.encode(reply))

@@ -1,0 +1,76 @@
+"""``GET /cdsp/status`` and ``POST /cdsp/update`` on SGLang's own HTTP server.
+
+SGLang's FastAPI application is a module attribute of the launching process, where the plugin is
+loaded before the server starts: adding a router to it is the ordinary FastAPI way and inherits
+the server's API key and TLS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from sglang_cdsp.pool.console import ConsoleReply, ConsoleRequest
+
+ANSWER_WITHIN_MS = 5000
+
+
+async def ask(endpoint: str, request: ConsoleRequest) -> ConsoleReply:
+    """Ask the pool controller.
+
+    Raises:
+        TimeoutError: it does not answer.
+    """
+    context = zmq.asyncio.Context.instance()
+    with context.socket(zmq.REQ) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        await socket.send(msgspec.msgpack.encode(request))
+        if not await socket.poll(ANSWER_WITHIN_MS):
+            raise TimeoutError("the pool controller does not answer; see the server's log")
+        return msgspec.msgpack.decode(await socket.recv(), type=ConsoleReply)
+
+
+def make_router(endpoint: str) -> APIRouter:
+    """Routes that talk to the controller at ``endpoint``."""
+    router = APIRouter(prefix="/cdsp")
+
+    async def answer(request: ConsoleRequest) -> JSONResponse:
+        try:
+            reply = await ask(endpoint, request)
+        except TimeoutError as error:
+            return _error(503, str(error))
+        return _error(400, reply.error) if reply.error else JSONResponse(reply.body)
+
+    @router.get("/status")
+    async def status() -> JSONResponse:
+        """The pool, queue times, policy, latency model, improvement rate and its table."""
+        return await answer(ConsoleRequest())
+
+    @router.post("/update")
+    async def update(request: Request) -> JSONResponse:
+        """Change the regulation at run time; answers with the new status."""
+        try:
+            body: Any = await request.json()
+        except ValueError as error:
+            return _error(400, f"the body is not JSON: {error}")
+        return await answer(ConsoleRequest({} if body is None else body))
+
+    return router
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status_code=status)
+
+
+def install(endpoint: str) -> None:
+    """Add the routes to SGLang's application; safe to call twice."""
+    from sglang.srt.entrypoints.http_server import app
+
+    if not any(getattr(route, "path", "") == "/cdsp/status" for route in app.routes):
+        app.include_router(make_router(endpoint))
