@@ -151,6 +151,28 @@ class Problem:
         )
 
 
+def check_prompt(prompt: PromptView, pool: PoolView, page_size: int) -> None:
+    """PoolViewError if the prompt's history does not fit this pool's numbering or page size."""
+    for i in prompt.history_instances:
+        if not 0 <= i < pool.size:
+            raise PoolViewError(
+                f"prompt {prompt.rid}: history instance {i} is not in the pool of {pool.size}"
+            )
+    if prompt.history_tokens % page_size:
+        raise PoolViewError(
+            f"prompt {prompt.rid}: history of {prompt.history_tokens} tokens is not a multiple of "
+            f"the page size {page_size}; reuse whole pages only"
+        )
+
+
+def usable_sizes(prompt: PromptView, pool: PoolView, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The candidate sizes that the seats allow and that contain the history's group."""
+    held = len(prompt.history_instances)
+    seats = pool.size if pool.up is None else sum(pool.up)
+    usable = tuple(s for s in sizes if held <= s <= seats)
+    return tuple(sorted({*usable, held})) if held else usable
+
+
 def make_problem(
     prompt: PromptView,
     pool: PoolView,
@@ -163,22 +185,9 @@ def make_problem(
     spread_cost: float = 0.0,
 ) -> Problem:
     """Checks prompt and pool against each other and looks the coefficients up."""
+    check_prompt(prompt, pool, page_size)
     up = pool.up or (True,) * pool.size
-    for i in prompt.history_instances:
-        if not 0 <= i < pool.size:
-            raise PoolViewError(
-                f"prompt {prompt.rid}: history instance {i} is not in the pool of {pool.size}"
-            )
-    if prompt.history_tokens % page_size:
-        raise PoolViewError(
-            f"prompt {prompt.rid}: history of {prompt.history_tokens} tokens is not a multiple of "
-            f"the page size {page_size}; reuse whole pages only"
-        )
-    held = len(prompt.history_instances)
-    usable = {s for s in sizes if held <= s <= sum(up)}
-    if held:
-        usable.add(held)
-    ordered = tuple(sorted(usable))
+    ordered = usable_sizes(prompt, pool, sizes)
     return Problem(
         tokens=prompt.tokens,
         history_tokens=prompt.history_tokens,

@@ -4,15 +4,18 @@ Two facts make the search exact and small. For a given chain of sizes the best c
 Algorithm 3's: a chunk that ends before the next group is free wastes that gap, and one that ends
 later does work that the larger group would do faster. And the chains are few: 2^m - 1 for m sizes.
 So the chains of the whole pool are walked, not only those inside the base plan's group, to which
-Algorithm 1 keeps. Where the pool has several nodes, each chain is walked twice: with the paper's
+Algorithm 1 keeps. Where the pool has several nodes each chain is walked twice: with the paper's
 node rules, and with the shortest queues anywhere at the price of `spread_cost`.
 
-What is best for one request is not best for the pool, so the search starts from the paper's plan
-(Algorithm 1 at the improvement rate r) and goes on to a plan of another chain only if
+What is best for one request is not best for the pool. So the search starts from the paper's plan
+(Algorithm 1 at the improvement rate r) and, among the chains that are faster still, takes the one
+with the least
 
-    TTFT' < TTFT * (1 - r * weight)
+    TTFT + price(r) * instance-seconds
 
-and `growth_weight` says what the growth takes from the pool. At r = 0 any faster plan is taken.
+where instance-seconds is the time that the plan's last group is taken from the pool. At r = 0 the
+price is 0 and the fastest plan wins; the higher r, the less may be spent on a gain. So a `cdsp`
+plan is never slower than the paper's at the same state, and never faster at the others' expense.
 """
 
 from __future__ import annotations
@@ -22,36 +25,45 @@ from collections.abc import Iterator
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper
 from sglang_cdsp.planner.problem import Candidate, Placement, Problem, instance_seconds
 
+GROWTH_PRICE = 8.0
+"""Scale of the price: found under load in bench/planner_load.py, flat between 4 and 16."""
 
-def growth_weight(before_s: float, after_s: float) -> float:
-    return max(0.0, after_s / before_s - 1)
+NO_GROWTH_RATE = 0.9
+"""From this improvement rate on no plan grows past the base group, whatever it would gain."""
+
+
+def price(improvement_rate: float) -> float:
+    """Seconds of TTFT that one more instance-second must save, at an improvement rate in [0, 1)."""
+    return GROWTH_PRICE * improvement_rate / (1 - improvement_rate)
 
 
 def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:
     """The plan of `cdsp`, or None if no group can hold the prompt now."""
-    best = plan_paper(problem, report=report)
-    if best is None:
+    base = plan_paper(problem, report=report)
+    if base is None:
         return None
-    for found in fastest_by_size(problem, report):
-        before, after = instance_seconds(problem, best), instance_seconds(problem, found)
-        weight = growth_weight(before, after)
-        if found.ttft_s < best.ttft_s * (1 - problem.improvement_rate * weight):
-            best = found
+    rate = problem.improvement_rate
+    widest = len(base.group) if rate >= NO_GROWTH_RATE else len(problem.queue_s)
+    best, least = base, _cost(problem, base)
+    for found in chains(problem):
+        if len(found.group) > widest:
+            report(found.chunks, found.ttft_s, f"no growth from rate {NO_GROWTH_RATE} on")
+        elif found.ttft_s >= base.ttft_s:
+            report(found.chunks, found.ttft_s, "not faster than the paper's plan")
+        elif _cost(problem, found) >= least:
+            report(found.chunks, found.ttft_s, _too_dear(problem, found, best))
+        else:
+            report(found.chunks, found.ttft_s, "faster than the paper's plan, later beaten")
+            best, least = found, _cost(problem, found)
     return best
 
 
-def fastest_by_size(problem: Problem, report: Report = ignore) -> list[Candidate]:
-    """For each size of the last group, ascending, the fastest chain that ends there."""
-    best: dict[int, Candidate] = {}
+def chains(problem: Problem) -> Iterator[Candidate]:
+    """Every chain with its fill-the-gap lengths; first by the node rules, then spread."""
     several = len(problem.queue_s) > problem.instances_per_node
     for spread in (False, True) if several else (False,):
         for first in range(len(problem.sizes)):
-            for found in _chains(problem, (), 0.0, first, spread):
-                report(found.chunks, found.ttft_s, "not the fastest with its last group's size")
-                size = len(found.group)
-                if size not in best or found.ttft_s < best[size].ttft_s:
-                    best[size] = found
-    return [best[size] for size in sorted(best)]
+            yield from _chains(problem, (), 0.0, first, spread)
 
 
 def _chains(
@@ -80,3 +92,17 @@ def _chains(
             continue
         end = start + problem.row(group).predict(placed, length)
         yield from _chains(problem, grown, end, larger, spread)
+
+
+def _cost(problem: Problem, candidate: Candidate) -> float:
+    spent = instance_seconds(problem, candidate)
+    return candidate.ttft_s + price(problem.improvement_rate) * spent
+
+
+def _too_dear(problem: Problem, found: Candidate, best: Candidate) -> str:
+    gain = best.ttft_s - found.ttft_s
+    extra = instance_seconds(problem, found) - instance_seconds(problem, best)
+    if gain <= 0:
+        return "slower than the plan taken, and saves too few instance-seconds"
+    asked = price(problem.improvement_rate)
+    return f"gains {gain:.3f} s for {extra:.3f} instance-seconds more; the price is {asked:.3g}"

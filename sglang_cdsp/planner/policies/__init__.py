@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.policies.base import Policy
-from sglang_cdsp.planner.policies.chunkwise import CdspPaper, SingleChunk
+from sglang_cdsp.planner.policies.chunkwise import Cdsp, CdspPaper, SingleChunk
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.policies.rivals import (
     DataParallel,
@@ -38,7 +38,7 @@ def make_policy(name: str, options: PolicyOptions) -> Policy:
     if kind == "threshold" and colon:
         return Threshold(options, positive(argument, name))
     plain: dict[str, Callable[[PolicyOptions], Policy]] = {
-        "cdsp": CdspPaper,
+        "cdsp": Cdsp,
         "cdsp-paper": CdspPaper,
         "single-chunk": SingleChunk,
         "loongserve": LoongServe,

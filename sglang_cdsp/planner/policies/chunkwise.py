@@ -1,34 +1,89 @@
-"""The paper's planner and its ablation: `cdsp-paper` (Algorithms 1 to 3), `single-chunk` (2)."""
+"""The chunk planner and what it is measured against: `cdsp`, `cdsp-paper`, `single-chunk`.
+
+Plans come from the compiled search; explanations from the plain one, which finds the same plan.
+"""
 
 from __future__ import annotations
 
-from sglang_cdsp.planner.paper import Report, plan_paper, plan_single_chunk
+from abc import abstractmethod
+
+from sglang_cdsp.planner.fast import FastPlanner, Settings, warm_up
+from sglang_cdsp.planner.kernel import CDSP, PAPER, SINGLE
+from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
+from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
+from sglang_cdsp.planner.search import plan_cdsp
+from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
 
-class CdspPaper(FirstComePolicy):
-    """Algorithm 1: chunked plans inside the group that Algorithm 2 chose."""
+class Chunkwise(FirstComePolicy):
+    """A first-come policy whose plans the kernel finds. `mode` is one of the kernel's."""
 
-    name = "cdsp-paper"
+    mode: int
+
+    def __init__(self, options: PolicyOptions) -> None:
+        super().__init__(options)
+        self._fast = FastPlanner(self.mode, options.current_model(), self.name)
+        warm_up(options.model)
+
+    @abstractmethod
+    def best(self, problem: Problem, report: Report) -> Candidate | None:
+        """The same search in plain Python."""
+
+    @property
+    def spread_cost(self) -> float:
+        """The paper's policies know nothing of the price of straddling nodes."""
+        return 0.0
 
     def search(
         self, problem: Problem, report: Report | None
     ) -> tuple[Candidate | None, float | None]:
         single = plan_single_chunk(problem)
-        if single is None:
-            return None, None
-        best = plan_paper(problem, report=report) if report else plan_paper(problem)
-        return best, single.ttft_s
+        return self.best(problem, report or ignore), single.ttft_s if single else None
+
+    def plan(self, prompt: PromptView, pool: PoolView, *, explain: bool = False) -> Plan | None:
+        if explain:
+            return super().plan(prompt, pool, explain=True)
+        options = self.options
+        model = options.current_model()
+        if model is not self._fast.model:
+            self._fast = FastPlanner(self.mode, model, self.name)
+        settings = Settings(
+            options.page_size, options.min_chunk, options.current_rate(), self.spread_cost
+        )
+        return self._fast.plan(prompt, pool, options.current_sizes(), settings)
 
 
-class SingleChunk(FirstComePolicy):
+class Cdsp(Chunkwise):
+    """Chunks over growing groups of the whole pool, each growth paid for (search.py)."""
+
+    name = "cdsp"
+    mode = CDSP
+
+    @property
+    def spread_cost(self) -> float:
+        return self.options.spread_cost
+
+    def best(self, problem: Problem, report: Report) -> Candidate | None:
+        return plan_cdsp(problem, report=report)
+
+
+class CdspPaper(Chunkwise):
+    """Algorithm 1: chunks inside the group that Algorithm 2 chose."""
+
+    name = "cdsp-paper"
+    mode = PAPER
+
+    def best(self, problem: Problem, report: Report) -> Candidate | None:
+        return plan_paper(problem, report=report)
+
+
+class SingleChunk(Chunkwise):
     """Algorithm 2 alone: one chunk on the group that the improvement rate allows."""
 
     name = "single-chunk"
+    mode = SINGLE
 
-    def search(
-        self, problem: Problem, report: Report | None
-    ) -> tuple[Candidate | None, float | None]:
-        best = plan_single_chunk(problem, report=report) if report else plan_single_chunk(problem)
-        return best, best.ttft_s if best else None
+    def best(self, problem: Problem, report: Report) -> Candidate | None:
+        return plan_single_chunk(problem, report=report)

@@ -42,6 +42,11 @@ class FirstComePolicy(Policy):
         With `report` every candidate is reported to it, the chosen one too.
         """
 
+    @property
+    def spread_cost(self) -> float:
+        """Slow-down of a chunk whose group straddles nodes, as this policy reckons with it."""
+        return 0.0
+
     def sizes(self, pool: PoolView) -> tuple[int, ...]:
         """Candidate SP sizes at this pool."""
         return self.options.current_sizes()
@@ -85,7 +90,7 @@ class FirstComePolicy(Policy):
 
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         empty = empty_pool(prompt, pool, self.options.page_size)
-        if self.search(self._problem(prompt, empty), None)[0] is None:
+        if self.plan(prompt, empty) is None:
             raise PromptTooLongError(
                 f"prompt {prompt.rid}: {prompt.tokens} tokens after {prompt.history_tokens} of "
                 f"history do not fit an empty pool under policy {self.name}; "
@@ -108,6 +113,7 @@ class FirstComePolicy(Policy):
             page_size=options.page_size,
             min_chunk=options.min_chunk,
             improvement_rate=options.current_rate(),
+            spread_cost=self.spread_cost,
         )
 
 

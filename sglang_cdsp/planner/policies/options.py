@@ -17,6 +17,8 @@ class PolicyOptions:
     page_size: KV page in tokens; chunk boundaries are multiples of it. min_chunk: fewest tokens
     in any chunk but the last. improvement_rate: used when there is no `regulator`; with one, the
     rate and the SP sizes come from it. correction: the model corrected online, if given.
+    spread_cost: by which fraction `cdsp` reckons a chunk slower if its group touches more nodes
+    than its size needs; the latency model does not see nodes.
     """
 
     model: LatencyModel
@@ -26,6 +28,7 @@ class PolicyOptions:
     improvement_rate: float = 0.0
     regulator: Regulator | None = None
     correction: OnlineCorrection | None = None
+    spread_cost: float = 0.05
 
     def __post_init__(self) -> None:
         sizes = self.sp_sizes
@@ -41,6 +44,9 @@ class PolicyOptions:
             raise OptionError(f"minimum chunk is {self.min_chunk}; it must be at least 1 token")
         if not 0 <= self.improvement_rate < 1:
             raise OptionError(f"improvement rate is {self.improvement_rate}; it must be in [0, 1)")
+
+        if not 0 <= self.spread_cost <= 100:
+            raise OptionError(f"spread cost is {self.spread_cost}; it must be in [0, 100]")
 
     def current_model(self) -> LatencyModel:
         return self.correction.model if self.correction else self.model

@@ -1,0 +1,142 @@
+"""The compiled search behind the policies: prompt and pool in, plan out, in microseconds.
+
+`warm_up` compiles the kernel, or loads it from numba's cache; whoever makes a policy calls it, so
+that no request pays for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.problem import NO_LIMIT, check_prompt, usable_sizes
+from sglang_cdsp.planner.search import NO_GROWTH_RATE, price
+from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
+
+try:
+    from sglang_cdsp.planner import kernel
+except RuntimeError as error:  # numba finds no folder to cache in
+    raise PlannerError(
+        f"the planner cannot be compiled: {error}; set NUMBA_CACHE_DIR to a writable folder"
+    ) from error
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Equation 1 of the usable SP sizes, as the kernel reads it."""
+
+    sizes: Array
+    coefficients: Array
+    least: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change from prompt to prompt; see PolicyOptions."""
+
+    page_size: int
+    min_chunk: int
+    improvement_rate: float
+    spread_cost: float
+
+
+class FastPlanner:
+    """One of the kernel's searches for one latency model; keeps tables and constant arrays."""
+
+    def __init__(self, mode: int, model: LatencyModel, policy: str) -> None:
+        self.model = model
+        self._mode = mode
+        self._policy = policy
+        self._tables: dict[tuple[int, ...], Table] = {}
+        self._limitless: dict[int, Array] = {}
+        self._no_history = np.empty(0, np.int64)
+
+    def plan(
+        self, prompt: PromptView, pool: PoolView, sizes: tuple[int, ...], settings: Settings
+    ) -> Plan | None:
+        """The plan, or None if no group can hold the prompt now."""
+        page = settings.page_size
+        check_prompt(prompt, pool, page)
+        table = self._table(usable_sizes(prompt, pool, sizes))
+        queue = np.array(pool.queue_s)
+        if pool.up is not None:
+            queue[~np.array(pool.up)] = math.inf
+        n = len(queue)
+        total = prompt.tokens + prompt.history_tokens
+        free, roomy = self._free(pool, total + (2 * n + 2) * page)
+        history = prompt.history_instances
+        best, score, times = kernel.solve(
+            self._mode,
+            queue,
+            free,
+            queue.argsort(kind="stable"),
+            table.sizes,
+            table.coefficients,
+            np.array(history, np.int64) if history else self._no_history,
+            np.array(
+                (
+                    prompt.tokens,
+                    prompt.history_tokens,
+                    page,
+                    settings.min_chunk,
+                    pool.instances_per_node,
+                    roomy,
+                )
+            ),
+            np.array(
+                (
+                    settings.improvement_rate,
+                    price(settings.improvement_rate),
+                    settings.spread_cost,
+                    NO_GROWTH_RATE,
+                    *table.least,
+                )
+            ),
+        )
+        ttft, _, single, _ = score.tolist()
+        if ttft == math.inf:
+            return None
+        found, m = best.tolist(), len(table.sizes)
+        chunks = tuple(
+            PlannedChunk(tokens, tuple(found[3 + 2 * m : 3 + 2 * m + size]), start, end)
+            for tokens, size, (start, end) in zip(
+                found[1 : 1 + found[0]], found[2 + m :], times.tolist(), strict=False
+            )
+        )
+        return Plan(chunks, ttft, self._policy, single)
+
+    def _free(self, pool: PoolView, enough: int) -> tuple[Array, bool]:
+        if pool.free_tokens is not None:
+            return np.array(pool.free_tokens, np.int64), min(pool.free_tokens) >= enough
+        n = pool.size
+        if n not in self._limitless:
+            self._limitless[n] = np.full(n, NO_LIMIT)
+        return self._limitless[n], True
+
+    def _table(self, sizes: tuple[int, ...]) -> Table:
+        table = self._tables.get(sizes)
+        if table is None:
+            rows = [self.model.coefficients(size) for size in sizes]
+            least = (
+                min((r.b for r in rows), default=0.0),
+                min((r.c for r in rows), default=0.0),
+                min((min(r.d, r.c / 2) for r in rows), default=0.0),
+            )
+            numbers = np.array([(r.a, r.b, r.c, r.d) for r in rows]).reshape(-1, 4)
+            table = self._tables[sizes] = Table(np.array(sizes, np.int64), numbers, least)
+        return table
+
+
+def warm_up(model: LatencyModel) -> None:
+    """Makes the kernel ready to run: compiles it the first time, loads it after that."""
+    size = model.sp_sizes[0]
+    FastPlanner(kernel.CDSP, model, "warm-up").plan(
+        PromptView("warm-up", 1), PoolView((0.0,) * size, None, size), (size,), Settings(1, 1, 0, 0)
+    )
