@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_cdsp.engine import sampling
+from sglang_cdsp.engine import prompt_logprobs, sampling
 from sglang_cdsp.engine.holdings import Holdings
 from sglang_cdsp.engine.layout import plan_layout
 from sglang_cdsp.engine.reports import Reporter
@@ -29,8 +29,10 @@ from sglang_cdsp.pool.messages import (
     Failed,
     FirstToken,
     GoOrder,
+    LogprobOrder,
     PeerOrder,
     PlanOrder,
+    PromptLogprobs,
     Ready,
     Released,
     ReleaseOrder,
@@ -94,6 +96,7 @@ class ChunkEngine:
             tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
             holdings=Holdings(self._scheduler.token_to_kv_pool_allocator, self._page),
             next_chunk=next(c.index for c in layouts if self._me in c.group),
+            wish=order.logprobs,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
@@ -101,6 +104,12 @@ class ChunkEngine:
     def on_turn(self, order: TurnOrder) -> None:
         """A one-instance request joins the queue; the request itself follows."""
         self._queue.append(Turn(order.seq, order.rid or ""))
+
+    def on_logprobs(self, order: LogprobOrder) -> None:
+        """Another member's prompt log-probabilities arrive at home."""
+        task = self._tasks.get(order.part.seq)
+        if task is not None:
+            task.logprobs.append(order.part)
 
     def on_go(self, order: GoOrder) -> None:
         """Run a chunk, or drop its task."""
@@ -127,11 +136,24 @@ class ChunkEngine:
             self._queue.remove(task)
         task.holdings.clear()
         if task.req is not None:
-            sampling.retire(self._scheduler, task.req, order.error, silent=order.silent)
+            error = order.error or self._collect_logprobs(task)
+            sampling.retire(self._scheduler, task.req, error, silent=order.silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
         free = self._scheduler.token_to_kv_pool_allocator.available_size()
         self._reporter.lead(Released, seq=order.seq, free_tokens=int(free))
+
+    def _collect_logprobs(self, task: ChunkTask) -> str:
+        """Put the prompt's log-probabilities into home's request; "" or what went wrong."""
+        if task.wish is None:
+            return ""
+        assert task.req is not None
+        try:
+            prompt_logprobs.assemble(self._scheduler, task.req, task.logprobs)
+        except Exception as error:
+            logger.exception("prompt log-probabilities of %s are incomplete", task.rid)
+            return f"the prompt's log-probabilities are incomplete: {error!r}"
+        return ""
 
     # -- SGLang's side --------------------------------------------------------------------
 
@@ -228,21 +250,21 @@ class ChunkEngine:
 
     def _run_chunk(self, task: ChunkTask, chunk: int) -> None:
         start_s = time.monotonic()
-        layout = task.layouts[chunk]
         final = task.is_final(chunk)
         if task.room is not None:
             self._manager.await_room(task.room)
-        samples = final and task.home == self._me and not task.probe
-        if samples:
-            assert task.req is not None
+        if final and task.req is not None:
             task.req.time_stats.set_forward_entry_time()
-            self._runner.run_and_sample(layout, task.tokens, task.holdings, task.req)
+        part = self._runner.run(task, chunk)
+        if final and task.req is not None:
             self._reporter.lead(FirstToken, seq=task.seq)
-        else:
-            self._runner.run(layout, task.tokens, task.holdings)
+        if part is not None and task.home == self._me:
+            task.logprobs.append(part)
+        elif part is not None:
+            self._reporter.lead(PromptLogprobs, part=part)
         if task.room is not None:
             start_write(self._manager, self._scheduler, task, chunk, self._me)
-        leaving = [move.span for move in layout.moves if move.src == self._me]
+        leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._me]
         if leaving:
             poll_writes(self._manager, task, up_to=chunk, wait=True)
             task.holdings.drop(leaving)

@@ -26,6 +26,7 @@ from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.pool.messages import (
     GoOrder,
     Hello,
+    LogprobOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
@@ -106,6 +107,7 @@ class PoolScheduler(Scheduler):
                 (PeerOrder, lambda order: self._engine.on_peer(order)),
                 (RoomOrder, lambda order: self._engine.on_room(order)),
                 (PlanOrder, lambda order: self._engine.on_plan(order)),
+                (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (TurnOrder, lambda order: self._engine.on_turn(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -12,13 +12,13 @@ from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
 from sglang_cdsp.engine.holdings import Holdings
 from sglang_cdsp.engine.layout import ChunkLayout
+from sglang_cdsp.engine.prompt_logprobs import apply_wish, collect, wished_rows
 from sglang_cdsp.engine.rebalancer import Rebalancer
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
+from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.layout import Span, tokens_of
 from sglang_cdsp.parallel.mesh import Mesh
-
-if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang_cdsp.pool.messages import LogprobPart
 
 
 class ShardRunner:
@@ -39,31 +39,40 @@ class ShardRunner:
             check_layer(module, {})
         self._layers = sorted(module.layer_id for module in modules)
 
-    def run(self, layout: ChunkLayout, tokens: torch.Tensor, holdings: Holdings) -> None:
-        """Compute the shard and store its KV in the slots of ``holdings``."""
-        self._forward(layout, tokens, holdings, None)
+    def run(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
+        """Compute this instance's shard of a chunk and store its KV in the task's slots.
 
-    def run_and_sample(
-        self, layout: ChunkLayout, tokens: torch.Tensor, holdings: Holdings, req: Req
-    ) -> None:
-        """The same at home for the plan's last chunk; leaves the first token in ``req``."""
-        batch = sampling_batch(self._scheduler, req)
-        forward, logits = self._forward(layout, tokens, holdings, batch)
-        sample_first_token(self._scheduler, batch, forward, logits)
+        At home the plan's last chunk leaves the first token in the task's request.
 
-    def _forward(
-        self,
-        layout: ChunkLayout,
-        tokens: torch.Tensor,
-        holdings: Holdings,
-        batch: ScheduleBatch | None,
-    ) -> tuple[Any, Any]:
+        Returns:
+            Prompt log-probabilities of the shard, if the request asked for any of its rows.
+        """
+        layout = task.layouts[chunk]
+        samples = task.is_final(chunk) and task.home == self._me and not task.probe
+        batch = None
+        if samples:
+            assert task.req is not None
+            batch = sampling_batch(self._scheduler, task.req)
         spans = layout.shard(self._me)
-        seat = layout.group.index(self._me)
-        own = holdings.slots(spans)
         rows = positions_of(spans)
-        shard = ShardInput(tokens[rows], rows, own).padded()
-        attention = ShardAttention(
+        shard = ShardInput(task.tokens[rows], rows, task.holdings.slots(spans))
+        forward = build_forward_batch(shard.padded(), self._runner.device, batch)
+        wished = task.wish if wished_rows(rows, task.wish) else None
+        if wished is not None:
+            apply_wish(forward, task.tokens, rows, wished)
+        attention = self._attention(layout, shard.slots, task.holdings)
+        logits = run_forward(self._runner, forward, attention)
+        if batch is not None:
+            sample_first_token(self._scheduler, batch, forward, logits)
+        if wished is None:
+            return None
+        return collect(self._scheduler, logits, rows, wished, seq=task.seq)
+
+    def _attention(
+        self, layout: ChunkLayout, own: torch.Tensor, holdings: Holdings
+    ) -> ShardAttention:
+        seat = layout.group.index(self._me)
+        return ShardAttention(
             inner=self._runner.attn_backend,
             layout=RingLayout(
                 group=layout.group,
@@ -76,8 +85,6 @@ class ShardRunner:
             history_slots=holdings.slots(layout.history[seat]),
             rebalancer=self._rebalancer(layout, holdings),
         )
-        forward = build_forward_batch(shard, self._runner.device, batch)
-        return forward, run_forward(self._runner, forward, attention)
 
     def _rebalancer(self, layout: ChunkLayout, holdings: Holdings) -> Rebalancer | None:
         mine = [move for move in layout.moves if self._me in (move.src, move.dst)]

@@ -9,6 +9,7 @@ import torch
 
 from sglang_cdsp.engine.holdings import Holdings
 from sglang_cdsp.engine.layout import ChunkLayout
+from sglang_cdsp.pool.messages import LogprobPart, LogprobWish
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -45,6 +46,8 @@ class ChunkTask:
         over: all its chunks ran or it was dropped; only writes are left.
         drained: ``Drained`` was reported.
         error: what went wrong here, "" when nothing did.
+        wish: prompt log-probabilities to compute, None for none.
+        logprobs: at home, the parts that all members computed.
     """
 
     seq: int
@@ -62,6 +65,8 @@ class ChunkTask:
     over: bool = False
     drained: bool = False
     error: str = ""
+    wish: LogprobWish | None = None
+    logprobs: list[LogprobPart] = field(default_factory=list)
 
     @property
     def home(self) -> int:

@@ -328,6 +328,8 @@ class PoolController(DataParallelController):
                     )
                 case messages.FirstToken():
                     pool.first_token(report.seq, report.at_s)
+                case messages.PromptLogprobs():
+                    pool.logprobs(report.part)
                 case messages.Drained():
                     pool.drained(report.seq, report.instance, report.tp_rank, report.error)
                 case messages.Failed():

@@ -16,6 +16,7 @@ from sglang_cdsp.planner.types import Plan, PromptView
 from sglang_cdsp.pool.admission import Admission, RefusedError
 from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
 from sglang_cdsp.pool.forced import ForcedPlanError, fits, timed_plan
+from sglang_cdsp.pool.messages import LogprobPart
 from sglang_cdsp.pool.outbox_protocol import Outbox
 from sglang_cdsp.pool.planning import Planning
 from sglang_cdsp.pool.rooms import Rooms
@@ -218,6 +219,12 @@ class Lifecycle:
             entry.first_token_s = at_s
             if entry.one_instance:
                 self._seats.computed(seq)
+
+    def logprobs(self, part: LogprobPart) -> None:
+        """A member computed prompt log-probabilities; home collects them."""
+        entry = self._by_seq.get(part.seq)
+        if entry is not None:
+            self._out.logprobs(entry, part)
 
     def failed(self, seq: int, instance: int, error: str, *, bad_request: bool) -> None:
         """The task cannot go on at an instance."""

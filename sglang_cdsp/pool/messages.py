@@ -11,6 +11,25 @@ import msgspec
 from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
 
+class LogprobPart(msgspec.Struct, frozen=True):
+    """Prompt log-probabilities of some rows of task ``seq``; lists are empty where not asked for.
+
+    Attributes:
+        positions: prompt positions of the rows, ascending.
+        values: per row, the log-probability of the prompt's next token.
+        top_values, top_ids: per row, the best tokens.
+        chosen_values, chosen_ids: per row, the tokens that the request named.
+    """
+
+    seq: int
+    positions: list[int]
+    values: list[float]
+    top_values: list[list[float]]
+    top_ids: list[list[int]]
+    chosen_values: list[list[float]]
+    chosen_ids: list[list[int]]
+
+
 class PeerOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A decode agent's registration, as it came from decode's rank ``tp_rank``."""
 
@@ -25,6 +44,20 @@ class RoomOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     frames: list[bytes]
 
 
+class LogprobWish(msgspec.Struct, frozen=True):
+    """Prompt log-probabilities that a request asks for.
+
+    Attributes:
+        start: first prompt position whose row is computed.
+        top: how many of the best tokens per row, 0 for none.
+        token_ids: tokens whose values are wanted per row, None for none.
+    """
+
+    start: int
+    top: int
+    token_ids: list[int] | None
+
+
 class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A request's plan, sent to every instance of its last group.
 
@@ -34,6 +67,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         chunks: ``(tokens, instances)`` per chunk.
         room: bootstrap room, None when no decode server takes the KV (probe, fake host).
         probe: a measurement of the controller's own: nothing is sampled, nobody is answered.
+        logprobs: prompt log-probabilities to compute on the shards, None for none.
     """
 
     seq: int
@@ -41,6 +75,13 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     chunks: list[tuple[int, list[int]]]
     room: int | None = None
     probe: bool = False
+    logprobs: LogprobWish | None = None
+
+
+class LogprobOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Prompt log-probabilities that another member computed, for home."""
+
+    part: LogprobPart
 
 
 class TurnOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -79,6 +120,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     PeerOrder,
     RoomOrder,
     PlanOrder,
+    LogprobOrder,
     TurnOrder,
     GoOrder,
     ReleaseOrder,
@@ -129,6 +171,12 @@ class FirstToken(Report, frozen=True, kw_only=True):
     seq: int
 
 
+class PromptLogprobs(Report, frozen=True, kw_only=True):
+    """Prompt log-probabilities of this instance's shard, on their way to home."""
+
+    part: LogprobPart
+
+
 class Drained(Report, frozen=True, kw_only=True):
     """This rank writes nothing more to decode for ``seq``; ``error`` is "" when all went well."""
 
@@ -164,7 +212,17 @@ class TurnEnded(Report, frozen=True, kw_only=True):
     error: str
 
 
-AnyReport = Hello | Ready | ChunkDone | FirstToken | Drained | Failed | Released | TurnEnded
+AnyReport = (
+    Hello
+    | Ready
+    | ChunkDone
+    | FirstToken
+    | PromptLogprobs
+    | Drained
+    | Failed
+    | Released
+    | TurnEnded
+)
 
 
 def encode_report(report: Report) -> bytes:

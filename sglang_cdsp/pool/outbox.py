@@ -19,7 +19,16 @@ from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
 
 from sglang_cdsp.pool.contact import DecodeContact
 from sglang_cdsp.pool.entry import AbortTarget, Entry
-from sglang_cdsp.pool.messages import GoOrder, PlanOrder, ReleaseOrder, RoomOrder, TurnOrder
+from sglang_cdsp.pool.messages import (
+    GoOrder,
+    LogprobOrder,
+    LogprobPart,
+    LogprobWish,
+    PlanOrder,
+    ReleaseOrder,
+    RoomOrder,
+    TurnOrder,
+)
 from sglang_cdsp.pool.rooms import Rooms
 
 # Probes run on any token: id 1 exists in every vocabulary.
@@ -70,6 +79,11 @@ class PoolOutbox:
         """Start the next chunk, or drop the task."""
         self._send(instances, GoOrder(seq=entry.seq, chunk=entry.next_chunk, go=go))
 
+    def logprobs(self, entry: Entry, part: LogprobPart) -> None:
+        """Pass prompt log-probabilities on to home."""
+        assert entry.plan is not None
+        self._send([entry.plan.home], LogprobOrder(part=part))
+
     def release(self, entry: Entry) -> None:
         """Free the slots; home answers its client unless that was done."""
         assert entry.plan is not None
@@ -106,6 +120,20 @@ def _plan_order(entry: Entry) -> PlanOrder:
         chunks=[(chunk.tokens, list(chunk.instances)) for chunk in entry.plan.chunks],
         room=entry.room,
         probe=entry.probe,
+        logprobs=None if entry.probe else logprob_wish(entry.request),
+    )
+
+
+def logprob_wish(request: TokenizedGenerateReqInput) -> LogprobWish | None:
+    """The prompt log-probabilities that a request asks for, by SGLang's rules."""
+    if not request.return_logprob or request.logprob_start_len < 0:
+        return None
+    if request.logprob_start_len >= len(request.input_ids or ()):
+        return None
+    return LogprobWish(
+        start=request.logprob_start_len,
+        top=request.top_logprobs_num or 0,
+        token_ids=request.token_ids_logprob,
     )
 
 

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from sglang_cdsp.pool.entry import AbortTarget, Entry
+from sglang_cdsp.pool.messages import LogprobPart
 
 
 class Outbox(Protocol):
@@ -17,6 +18,9 @@ class Outbox(Protocol):
 
     def go(self, entry: Entry, instances: Iterable[int], *, go: bool) -> None:
         """Order a chunk to start, or the task to be dropped."""
+
+    def logprobs(self, entry: Entry, part: LogprobPart) -> None:
+        """Pass prompt log-probabilities on to home."""
 
     def release(self, entry: Entry) -> None:
         """Order slots to be freed and the client to be answered at home."""
