@@ -30,6 +30,7 @@ from sglang_cdsp.pool.messages import (
     FirstToken,
     GoOrder,
     LogprobOrder,
+    MeshOrder,
     PeerOrder,
     PlanOrder,
     PromptLogprobs,
@@ -37,6 +38,7 @@ from sglang_cdsp.pool.messages import (
     Released,
     ReleaseOrder,
     RoomOrder,
+    TurnEnded,
     TurnOrder,
 )
 
@@ -124,7 +126,15 @@ class ChunkEngine:
         except Exception as error:
             logger.exception("chunk %d of %s failed", order.chunk, task.rid)
             task.error = f"chunk {order.chunk} failed on instance {self._me}: {error}"
-            self._reporter.lead(Failed, seq=task.seq, error=task.error)
+            shared = len(task.layouts[order.chunk].group) > 1
+            if shared:
+                # Partners may wait for this instance inside the chunk: a closed link tells them.
+                self._runner.close_links()
+            self._reporter.send(Failed, seq=task.seq, error=task.error, links_broken=shared)
+
+    def on_mesh(self, order: MeshOrder) -> None:
+        """Make new links; returns when every instance has."""
+        self._runner.relink(order.epoch)
 
     def on_release(self, order: ReleaseOrder) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
@@ -164,6 +174,15 @@ class ChunkEngine:
                 entry.request = request
                 return True
         return False
+
+    def abort_turns(self, rid: str, *, everything: bool) -> None:
+        """Forget one-instance requests that SGLang has not been given yet."""
+        for entry in [e for e in self._queue if isinstance(e, Turn)]:
+            if everything or entry.rid.startswith(rid):
+                self._queue.remove(entry)
+                self._reporter.lead(
+                    TurnEnded, seq=entry.seq, start_s=None, end_s=None, error="aborted"
+                )
 
     def adopt(self, req: Req) -> bool:
         """Take SGLang's request object at home; False for a request of the stock path."""

@@ -55,9 +55,10 @@ def collect(
 ) -> LogprobPart:
     """Read the wished rows out of a forward's logits output."""
     rows = positions[-wished_rows(positions, wish) :].tolist()
-    scheduler.batch_result_processor.move_logprobs_to_cpu(
-        batch=SimpleNamespace(return_logprob=True), logits_output=logits
-    )
+    if isinstance(logits.input_token_logprobs, torch.Tensor):  # sampling moved them already
+        scheduler.batch_result_processor.move_logprobs_to_cpu(
+            batch=SimpleNamespace(return_logprob=True), logits_output=logits
+        )
     return LogprobPart(
         seq=seq,
         positions=rows,

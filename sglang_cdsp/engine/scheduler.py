@@ -12,7 +12,7 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
@@ -27,6 +27,7 @@ from sglang_cdsp.pool.messages import (
     GoOrder,
     Hello,
     LogprobOrder,
+    MeshOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
@@ -66,22 +67,25 @@ class PoolScheduler(Scheduler):
         manager = self.disagg_prefill_bootstrap_queue.kv_manager
         assert isinstance(manager, PoolKVManager)
         reporter = Reporter(addresses.reports, me, tp_rank)
-        mesh = Mesh.connect(
-            me,
-            int(parallel.dp_size),
-            addresses.host,
-            addresses.store_port,
-            "nccl" if self.device == "cuda" else "gloo",
-            hosts_store=False,
-            name=f"sp-mesh-tp{tp_rank}",
-            bind_host=addresses.host,
-            timeout=MESH_TIMEOUT,
-        )
+
+        def connect(epoch: int) -> Mesh:
+            return Mesh.connect(
+                me,
+                int(parallel.dp_size),
+                addresses.host,
+                addresses.store_port,
+                "nccl" if self.device == "cuda" else "gloo",
+                hosts_store=False,
+                name=f"sp-mesh-tp{tp_rank}-{epoch}",
+                bind_host=addresses.host,
+                timeout=MESH_TIMEOUT,
+            )
+
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,
             reporter=reporter,
-            runner=ShardRunner(self, mesh, me),
+            runner=ShardRunner(self, connect, me),
             admit=self._admit_now,
         )
         allocator = self.token_to_kv_pool_allocator
@@ -110,6 +114,7 @@ class PoolScheduler(Scheduler):
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (TurnOrder, lambda order: self._engine.on_turn(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
+                (MeshOrder, lambda order: self._engine.on_mesh(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
                 (StatusOrder, self._on_status),
             ]
@@ -128,6 +133,11 @@ class PoolScheduler(Scheduler):
         if self._cdsp is not None and self._cdsp.holds_back(recv_req):
             return
         super().handle_generate_request(recv_req, **kwargs)
+
+    def abort_request(self, recv_req: AbortReq) -> None:
+        """Stock's abort, and requests that stock has not been given yet."""
+        self._engine.abort_turns(recv_req.rid or "", everything=recv_req.abort_all)
+        super().abort_request(recv_req)
 
     def _admit_now(self, recv_req: TokenizedGenerateReqInput) -> None:
         super().handle_generate_request(recv_req)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from sglang_cdsp.attention.backend import ShardAttention, check_layer
 from sglang_cdsp.attention.ring import RingLayout
+from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
 from sglang_cdsp.engine.holdings import Holdings
 from sglang_cdsp.engine.layout import ChunkLayout
@@ -24,20 +26,36 @@ from sglang_cdsp.pool.messages import LogprobPart
 class ShardRunner:
     """Runs shards on one rank's model; knows nothing of queues."""
 
-    def __init__(self, scheduler: Any, mesh: Mesh, me: int) -> None:
-        """``me`` is this instance's number, which is also its rank in the mesh.
+    def __init__(self, scheduler: Any, connect: Callable[[int], Mesh], me: int) -> None:
+        """Link up with the other instances.
+
+        Args:
+            scheduler: SGLang's scheduler of this rank.
+            connect: makes the links of an epoch, together with every other instance.
+            me: this instance's number, which is also its rank in the mesh.
 
         Raises:
             UnsupportedLayer: the model has attention that chunk tasks cannot run.
         """
         self._scheduler = scheduler
         self._runner = scheduler.tp_worker.model_runner
-        self._mesh = mesh
+        self._connect = connect
         self._me = me
+        self._fault = requested_fault()
         modules = [m for m in self._runner.model.modules() if isinstance(m, RadixAttention)]
         for module in modules:
             check_layer(module, {})
         self._layers = sorted(module.layer_id for module in modules)
+        self._mesh = connect(0)
+
+    def close_links(self) -> None:
+        """Break all links of this instance: partners that wait for it get an error."""
+        self._mesh.close()
+
+    def relink(self, epoch: int) -> None:
+        """Make new links, together with every other instance."""
+        self._mesh.close()
+        self._mesh = self._connect(epoch)
 
     def run(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
@@ -61,6 +79,8 @@ class ShardRunner:
         if wished is not None:
             apply_wish(forward, task.tokens, rows, wished)
         attention = self._attention(layout, shard.slots, task.holdings)
+        if self._fault is not None and self._fault.hits(self._me, task, chunk):
+            attention = FailingAttention(attention)
         logits = run_forward(self._runner, forward, attention)
         if batch is not None:
             sample_first_token(self._scheduler, batch, forward, logits)

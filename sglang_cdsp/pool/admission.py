@@ -47,6 +47,12 @@ class Admission:
                 f"the prompt has {entry.tokens} tokens, this pool takes at most {self._limit}; "
                 "shorten it, or serve with a larger --context-length or --max-total-tokens"
             )
+        samples = getattr(entry.request.sampling_params, "n", 1)
+        if samples > 1:
+            raise RefusedError(
+                f"n={samples}: disaggregated serving has one bootstrap room per prompt, so it "
+                "generates one sample; send the prompt that many times with n=1"
+            )
         view = self._view()
         if raw_plan is None:
             self._policy.check(PromptView(entry.rid, entry.tokens), view)

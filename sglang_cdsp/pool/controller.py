@@ -334,7 +334,11 @@ class PoolController(DataParallelController):
                     pool.drained(report.seq, report.instance, report.tp_rank, report.error)
                 case messages.Failed():
                     pool.failed(
-                        report.seq, report.instance, report.error, bad_request=report.bad_request
+                        report.seq,
+                        report.instance,
+                        report.error,
+                        bad_request=report.bad_request,
+                        links_broken=report.links_broken,
                     )
                 case messages.Released():
                     pool.released(report.seq, report.instance)

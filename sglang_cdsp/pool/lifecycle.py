@@ -51,6 +51,8 @@ class Lifecycle:
         self._by_room: dict[int, Entry] = {}
         self._forced: list[Entry] = []
         self._next_seq = 0
+        self._epoch = 0
+        self._links_broken = False
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -74,6 +76,9 @@ class Lifecycle:
             reason = f"bootstrap room {entry.room} is used by two requests; use a new room number"
             self.abort(twin, reason)
             self._refuse(entry, reason)
+            return
+        if entry.room is not None and self._rooms.given_up(entry.room):
+            self._refuse(entry, "decode gave the request up before it arrived here")
             return
         self._entries[entry.rid] = entry
         if entry.room is not None:
@@ -163,12 +168,14 @@ class Lifecycle:
         times.start_s = max(start_s, times.start_s or start_s)
         times.end_s = max(end_s, times.end_s or end_s)
         self._member_done(entry, chunk, instance)
+        self._relink_if_quiet()
 
     def _member_done(self, entry: Entry, chunk: int, instance: int) -> None:
         assert entry.plan is not None
         times = entry.times[chunk]
         times.done.add(instance)
-        if times.done < set(entry.plan.chunks[chunk].instances):
+        # Who joins later may fail meanwhile: the members that run the chunk are what counts.
+        if not times.done >= set(entry.plan.chunks[chunk].instances):
             return
         entry.running = False
         entry.next_chunk = chunk + 1
@@ -196,10 +203,12 @@ class Lifecycle:
     def _advance(self, entry: Entry) -> None:
         """Decide go or drop for the next chunk, once and for all members."""
         assert entry.plan is not None
-        if entry.running or entry.phase is not Phase.BOUND:
+        if entry.running or entry.phase is not Phase.BOUND or entry.one_instance:
             return
         if entry.error:
             self._drop(entry)
+            return
+        if self._links_broken:
             return
         group = entry.plan.chunks[entry.next_chunk].instances
         if entry.ready.get(entry.next_chunk, set()) >= set(group):
@@ -226,8 +235,17 @@ class Lifecycle:
         if entry is not None:
             self._out.logprobs(entry, part)
 
-    def failed(self, seq: int, instance: int, error: str, *, bad_request: bool) -> None:
+    def failed(
+        self,
+        seq: int,
+        instance: int,
+        error: str,
+        *,
+        bad_request: bool = False,
+        links_broken: bool = False,
+    ) -> None:
         """The task cannot go on at an instance."""
+        self._links_broken = self._links_broken or links_broken
         entry = self._by_seq.get(seq)
         if entry is None:
             return
@@ -236,6 +254,17 @@ class Lifecycle:
         if entry.running:
             self._member_done(entry, entry.next_chunk, instance)
         else:
+            self._advance(entry)
+        self._relink_if_quiet()
+
+    def _relink_if_quiet(self) -> None:
+        """Make new links between two chunks; orders behind this one use them."""
+        if not self._links_broken or any(e.running for e in self._by_seq.values()):
+            return
+        self._links_broken = False
+        self._epoch += 1
+        self._out.relink(self._epoch)
+        for entry in tuple(self._by_seq.values()):
             self._advance(entry)
 
     def drained(self, seq: int, instance: int, tp_rank: int, error: str) -> None:
@@ -296,6 +325,8 @@ class Lifecycle:
         """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
         entry = self._by_room.get(room)
         if entry is None:
+            self._rooms.give_up(room)
+        if entry is None or entry.phase is Phase.RELEASING:
             if target is not None:
                 self._out.ack_abort(room, target)
             return
@@ -333,7 +364,7 @@ class Lifecycle:
         self._by_seq.pop(entry.seq, None)
         if entry.room is not None:
             self._by_room.pop(entry.room, None)
-            self._rooms.forget(entry.room)
+            self._rooms.close(entry.room)
         self._seats.release(entry.seq)
         self._policy.finish(entry.rid, self._clock())
         self._out.ended(entry)

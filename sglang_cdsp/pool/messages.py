@@ -110,6 +110,12 @@ class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     silent: bool = False
 
 
+class MeshOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Every rank drops its links to other instances and makes those of ``epoch``."""
+
+    epoch: int
+
+
 class StatusOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """What the controller wants shown in ``/server_info``, as JSON."""
 
@@ -124,6 +130,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     TurnOrder,
     GoOrder,
     ReleaseOrder,
+    MeshOrder,
     StatusOrder,
 )
 
@@ -188,12 +195,14 @@ class Failed(Report, frozen=True, kw_only=True):
     """The task cannot go on at this instance: it is to be dropped at the next boundary.
 
     ``bad_request`` says that the request itself is at fault and that the instance has
-    answered its client already.
+    answered its client already; ``links_broken`` that the instance closed its links so that no
+    partner waits for it.
     """
 
     seq: int
     error: str
     bad_request: bool = False
+    links_broken: bool = False
 
 
 class Released(Report, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from sglang_cdsp.pool.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobWish,
+    MeshOrder,
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
@@ -83,6 +84,10 @@ class PoolOutbox:
         """Pass prompt log-probabilities on to home."""
         assert entry.plan is not None
         self._send([entry.plan.home], LogprobOrder(part=part))
+
+    def relink(self, epoch: int) -> None:
+        """Order every instance to make new links."""
+        self._send(range(len(self._workers)), MeshOrder(epoch=epoch))
 
     def release(self, entry: Entry) -> None:
         """Free the slots; home answers its client unless that was done."""

@@ -22,6 +22,9 @@ class Outbox(Protocol):
     def logprobs(self, entry: Entry, part: LogprobPart) -> None:
         """Pass prompt log-probabilities on to home."""
 
+    def relink(self, epoch: int) -> None:
+        """Order every instance to make new links."""
+
     def release(self, entry: Entry) -> None:
         """Order slots to be freed and the client to be answered at home."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
-# How long a rejected room is remembered: decode's own wait for a prefill server.
-REJECTED_FOR_S = 300.0
+# How long a room that is over is remembered: decode's own wait for a prefill server.
+REMEMBERED_FOR_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,24 @@ class RoomMessage:
     frames: list[bytes]
 
 
+class Fate(Enum):
+    """How a room ended for the pool."""
+
+    CLOSED = auto()  # its request ended
+    REJECTED = auto()  # its request was refused before decode's pages were known
+    GIVEN_UP = auto()  # decode left before its request arrived
+
+
+@dataclass(frozen=True)
+class _Past:
+    until_s: float
+    fate: Fate
+    reason: str
+
+
 @dataclass
 class Rooms:
-    """Messages by room, and the rooms that no request will ever come to.
+    """Messages by room, and for a while how each room ended.
 
     Attributes:
         tp_size: prefill ranks that each room's pages must be known for.
@@ -39,7 +55,7 @@ class Rooms:
 
     tp_size: int
     _messages: dict[int, dict[tuple[int, str], RoomMessage]] = field(default_factory=dict)
-    _rejected: dict[int, tuple[float, str]] = field(default_factory=dict)
+    _past: dict[int, _Past] = field(default_factory=dict)
 
     def add(self, room: int, message: RoomMessage) -> None:
         """Take in one message."""
@@ -59,20 +75,45 @@ class Rooms:
         return list(self._messages.get(room, {}).values())
 
     def forget(self, room: int) -> None:
-        """Drop what is known of a room."""
+        """Drop decode's pages of a room."""
         self._messages.pop(room, None)
+
+    def close(self, room: int) -> None:
+        """The room's request ended; a rejection stays one."""
+        self.forget(room)
+        if self.rejection(room) is None:
+            self._remember(room, Fate.CLOSED, "")
 
     def reject(self, room: int, reason: str) -> None:
         """Remember that a room's request was refused, for pages that arrive later."""
-        now = time.monotonic()
-        self._rejected = {r: v for r, v in self._rejected.items() if v[0] > now}
-        self._rejected[room] = (now + REJECTED_FOR_S, reason)
+        self._remember(room, Fate.REJECTED, reason)
+
+    def give_up(self, room: int) -> None:
+        """Decode left a room without a request: its pages are no longer ours to write to.
+
+        The request may still be on its way, unless it has been here already.
+        """
+        self.forget(room)
+        if self._fate(room) is None:
+            self._remember(room, Fate.GIVEN_UP, "")
 
     def rejection(self, room: int) -> str | None:
         """Why a room was refused; None if it was not, or long ago."""
-        found = self._rejected.get(room)
-        return found[1] if found and found[0] > time.monotonic() else None
+        return self._past[room].reason if self._fate(room) is Fate.REJECTED else None
+
+    def given_up(self, room: int) -> bool:
+        """Whether decode left before the room's request came."""
+        return self._fate(room) is Fate.GIVEN_UP
 
     def readmit(self, room: int) -> None:
         """A new request uses the room's number."""
-        self._rejected.pop(room, None)
+        self._past.pop(room, None)
+
+    def _fate(self, room: int) -> Fate | None:
+        past = self._past.get(room)
+        return past.fate if past and past.until_s > time.monotonic() else None
+
+    def _remember(self, room: int, fate: Fate, reason: str) -> None:
+        now = time.monotonic()
+        self._past = {r: past for r, past in self._past.items() if past.until_s > now}
+        self._past[room] = _Past(now + REMEMBERED_FOR_S, fate, reason)

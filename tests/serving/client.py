@@ -68,6 +68,28 @@ class Client:
             }
         return read(self.generate(self.servers.url, tokens, **fields))
 
+    def stream_and_leave(self, tokens: Sequence[int], after_s: float, **fields: Any) -> None:
+        """Start a streaming request through the router and disconnect after ``after_s``."""
+        body = {
+            "input_ids": list(tokens),
+            "sampling_params": {"max_new_tokens": 64, "ignore_eos": True, **fields},
+            "stream": True,
+        }
+        try:
+            url = f"{self.servers.url}/generate"
+            with requests.post(url, json=body, stream=True, timeout=(5, after_s)) as response:
+                for _ in response.iter_lines():
+                    pass
+        except requests.RequestException:
+            pass
+
+    def abort(self, rid: str = "", *, everything: bool = False) -> None:
+        """``/abort_request`` on the prefill server."""
+        body = {"rid": rid, "abort_all": everything}
+        requests.post(
+            f"{self.servers.urls['prefill']}/abort_request", json=body, timeout=10
+        ).raise_for_status()
+
     def stock(self, tokens: Sequence[int], **fields: Any) -> Answer:
         """Ask the stock server."""
         return read(self.generate(self.servers.urls["single"], tokens, **fields))

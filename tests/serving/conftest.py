@@ -17,7 +17,7 @@ INSTANCE_TOKENS = 16_384
 CONTEXT_LENGTH = 40_960
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated checkpoint whose attention matters."""
     directory = tmp_path_factory.mktemp("checkpoint")
@@ -25,13 +25,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plan_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the pool logs its plans."""
     return tmp_path_factory.mktemp("plans") / "plans.jsonl"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def servers(
     checkpoint: Path, plan_log: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningStack]:
@@ -50,7 +50,7 @@ def servers(
         yield stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(servers: RunningStack) -> Client:
     """Talks to the pool through the router, and to the stock server."""
     return Client(servers)

@@ -1,0 +1,57 @@
+"""Fault injection for tests, off unless an environment variable asks for it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_cdsp.attention.backend import ShardAttention
+from sglang_cdsp.engine.tasks import ChunkTask
+
+ENV_VAR = "SGLANG_CDSP_TEST_FAULT"
+
+
+class InjectedFault(RuntimeError):
+    """Raised where a test asked for it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An exception in the attention of one instance, for prompts of one length.
+
+    Attributes:
+        instance: the instance that fails.
+        chunk: the chunk that fails.
+        prompt_tokens: length of the prompts that it happens to.
+    """
+
+    instance: int
+    chunk: int
+    prompt_tokens: int
+
+    def hits(self, me: int, task: ChunkTask, chunk: int) -> bool:
+        """Whether this chunk is to fail here."""
+        here = (me, chunk, task.tokens.numel())
+        return not task.probe and here == (self.instance, self.chunk, self.prompt_tokens)
+
+
+class FailingAttention(ShardAttention):
+    """Fails at the second layer, when its partners are in the middle of their exchange."""
+
+    def __init__(self, inner: ShardAttention) -> None:
+        self.__dict__.update(inner.__dict__)
+        self._calls = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Attend once, then raise."""
+        self._calls += 1
+        if self._calls > 1:
+            raise InjectedFault("a test asked for this failure")
+        return super().forward(*args, **kwargs)
+
+
+def requested_fault() -> Fault | None:
+    """The fault that ``SGLANG_CDSP_TEST_FAULT=instance:chunk:tokens`` asks for, if set."""
+    text = os.environ.get(ENV_VAR)
+    return Fault(*(int(part) for part in text.split(":"))) if text else None

@@ -1,0 +1,70 @@
+"""A fault costs the requests that it hits, and a dead scheduler ends the server with a word."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.stack import RunningStack, prefill_only, running
+from sglang_cdsp.engine.faults import ENV_VAR
+from tests.serving.client import Client, text_tokens
+
+FAULTY_LENGTH = 777
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A pool of two whose instance 1 fails in chunk 1 of prompts of one length."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENV_VAR, f"1:1:{FAULTY_LENGTH}")
+        flags = ("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
+        with running(
+            prefill_only(checkpoint, flags=flags), tmp_path_factory.mktemp("logs")
+        ) as stack:
+            yield stack
+
+
+def test_an_exception_inside_a_chunk_fails_only_its_request(
+    stack: RunningStack, checkpoint: Path
+) -> None:
+    client = Client(stack)
+    free = client.free_tokens()
+    plan = {"custom_params": {"cdsp_plan": [(400, [0]), (FAULTY_LENGTH - 400, [0, 1])]}}
+    right = {"custom_params": {"cdsp_plan": [(400, [0]), (FAULTY_LENGTH - 401, [0, 1])]}}
+    for _ in range(3):
+        response = client.prefill(text_tokens(checkpoint, FAULTY_LENGTH, 1), sampling_params=plan)
+        assert response.status_code == 500, response.text
+        assert "chunk 1 failed on instance" in response.text
+        response = client.prefill(
+            text_tokens(checkpoint, FAULTY_LENGTH - 1, 1), sampling_params=right
+        )
+        assert response.status_code == 200, response.text
+    assert client.wait_free(free) == free
+
+
+def test_a_killed_scheduler_ends_the_server(stack: RunningStack) -> None:
+    server = psutil.Process(stack.servers["prefill"].pid)
+    processes = [server, *server.children(recursive=True)]
+    victims = [p for p in processes if "scheduler" in " ".join(p.cmdline())]
+    assert victims
+    victims[-1].kill()
+    gone, alive = psutil.wait_procs(processes, timeout=20)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    assert len(gone) + len(alive) == len(processes)
+    deadline = time.monotonic() + 5
+    log = stack.servers["prefill"].log
+    while "the pool stops with it" not in log.read_text(errors="replace"):
+        assert time.monotonic() < deadline, "the log does not say why the server ended"
+        time.sleep(0.1)

@@ -1,0 +1,62 @@
+"""Two instances of two ranks each, and a decode server of two ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.stack import disaggregated, running
+from tests.serving.client import Client, difference, text_tokens
+from tests.serving.plans import draw_case
+
+TOLERANCE = 1e-3
+LENGTHS = (1, 3, 129, 509, 2039)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    plan = disaggregated(
+        checkpoint,
+        prefill_flags=("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans"),
+        flags=("--tp-size", "2"),
+    )
+    with running(plan, tmp_path_factory.mktemp("logs")) as stack:
+        yield Client(stack)
+
+
+def test_forced_plans_equal_the_stock_path(client: Client, checkpoint: Path) -> None:
+    """A one-instance plan takes SGLang's own path in the same tensor-parallel instance."""
+    cases = [draw_case(length, seed, 2) for length in LENGTHS for seed in range(4)]
+    stock = {
+        length: client.pool(text_tokens(checkpoint, length, 1), [(length, [1])])
+        for length in LENGTHS
+    }
+
+    def ask(index: int) -> None:
+        case = cases[index]
+        answer = client.pool(text_tokens(checkpoint, case.length, 1), case.raw_plan)
+        difference(stock[case.length], answer, TOLERANCE)
+
+    for index in range(0, len(cases), 2):
+        ask(index)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(len(cases))))
+
+
+def test_no_slot_is_left_behind(client: Client, checkpoint: Path) -> None:
+    free = client.free_tokens()
+    for seed in range(6):
+        case = draw_case(300, seed, 2)
+        client.pool(text_tokens(checkpoint, 300, seed), case.raw_plan)
+    assert client.wait_free(free) == free
