@@ -2,21 +2,25 @@
 
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
-import psutil
+from sglang_cdsp.demo import reaper
 
 TERMINATE_GRACE_S = 10.0
 """How long a server may take to end after SIGTERM before its whole session is killed."""
+
+ORPHAN_GRACE_S = 1.0
+"""How long a server's children may outlive it: they end with it, or not at all by themselves."""
 
 _PORTS = range(20_000, 32_000)  # below the range that the kernel gives to outgoing connections
 _LOG_TAIL_LINES = 40
@@ -47,7 +51,7 @@ class ServerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             self._popen = subprocess.Popen(
-                [*_end_with_parent(), *command.arguments],
+                command.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -63,20 +67,18 @@ class ServerProcess:
         """Process id, which is also the id of the session that all its children are in."""
         return self._popen.pid
 
-    def members(self) -> list[psutil.Process]:
-        """Return every living process of this server, orphans of a dead parent included."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.pid and process.status() != "zombie":
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
+    def members(self) -> list[int]:
+        """Return the ids of this server's living processes, orphans of a dead parent included."""
+        self._popen.poll()
+        return reaper.session_members({self.pid})
+
+    def running(self) -> bool:
+        """Say whether the server's first process is alive."""
+        return self._popen.poll() is None
 
     def check_alive(self) -> None:
         """Raise ``ServerFailedError`` if the server's first process has ended."""
-        if self._popen.poll() is not None:
+        if not self.running():
             raise ServerFailedError(
                 f"{self.command.name} ended with status {self._popen.returncode}; "
                 f"see {self.log}\n{self.log_tail()}"
@@ -101,30 +103,62 @@ class ServerProcess:
         return "\n".join(lines[-_LOG_TAIL_LINES:])
 
 
-def stop_all(servers: Sequence[ServerProcess], grace_s: float = TERMINATE_GRACE_S) -> None:
-    """End every process of ``servers``: SIGTERM to each server, SIGKILL to what is left.
+class ServerGroup:
+    """Servers that end with the ``with`` block, and also when this program is killed in it."""
 
-    Returns when none is alive. Signals to this program meanwhile are held back until then.
-    """
-    held = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        for server in servers:
-            for process in server.members():
-                if process.pid == server.pid:
-                    _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline and any(server.members() for server in servers):
-            time.sleep(0.1)
-            _reap(servers)
-        while remaining := [p for server in servers for p in server.members()]:
-            for process in remaining:
-                _signal(process, signal.SIGKILL)
-            psutil.wait_procs(remaining, timeout=5)
-            _reap(servers)
-        _reap(servers)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    def __init__(self) -> None:
+        self.servers: list[ServerProcess] = []
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-S", "-E", reaper.__file__],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "ServerGroup":
+        return self
+
+    def start(self, command: Command, log: Path) -> ServerProcess:
+        """Start one more server; see ``ServerProcess``."""
+        server = ServerProcess(command, log)
+        self.servers.append(server)
+        self._tell_reaper(str(server.pid))
+        return server
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End every process: SIGTERM to each server, SIGKILL to what is left.
+
+        Returns when none is alive. SIGINT and SIGTERM to this program meanwhile are held back, so
+        that a second Ctrl-C cannot leave half of it undone.
+        """
+        held = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        try:
+            self._end_servers()
+            self._tell_reaper(reaper.RELEASE)
+            self._reaper.wait()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _end_servers(self) -> None:
+        for server in self.servers:
+            if server.running():
+                os.kill(server.pid, signal.SIGTERM)
+        _wait_while(lambda: any(server.running() for server in self.servers), TERMINATE_GRACE_S)
+        _wait_while(lambda: any(server.members() for server in self.servers), ORPHAN_GRACE_S)
+        reaper.kill_sessions({server.pid for server in self.servers})
+        for server in self.servers:
+            server.members()  # reaps the first process
+
+    def _tell_reaper(self, line: str) -> None:
+        assert self._reaper.stdin is not None
+        self._reaper.stdin.write(f"{line}\n")
+        self._reaper.stdin.flush()
 
 
 def wait_until_healthy(
@@ -164,6 +198,12 @@ def wait_until_healthy(
         time.sleep(1.0)
 
 
+def _wait_while(condition: Callable[[], bool], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and condition():
+        time.sleep(0.1)
+
+
 def free_ports(count: int) -> list[int]:
     """Return ``count`` different TCP ports that nobody on this machine listens on."""
     found: list[int] = []
@@ -177,21 +217,3 @@ def free_ports(count: int) -> list[int]:
                 continue
         found.append(port)
     return found
-
-
-def _end_with_parent() -> list[str]:
-    # So that servers end even when this program is killed without a chance to clean up.
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
-
-
-def _reap(servers: Sequence[ServerProcess]) -> None:
-    for server in servers:
-        server._popen.poll()

@@ -17,9 +17,9 @@ from types import FrameType
 
 from sglang_cdsp.demo.processes import (
     Command,
+    ServerGroup,
     ServerProcess,
     free_ports,
-    stop_all,
     wait_until_healthy,
 )
 
@@ -164,7 +164,8 @@ def running(
 ) -> Iterator[RunningStack]:
     """Start the servers of ``plan`` at once, yield when all are healthy, and end them.
 
-    They are ended whatever leaves the block: its end, an exception, Ctrl-C, SIGTERM.
+    They are ended whatever leaves the block: its end, an exception, Ctrl-C, SIGTERM; and also when
+    this program is killed in it.
 
     Args:
         plan: from ``disaggregated``, ``single`` or ``prefill_only``.
@@ -175,18 +176,15 @@ def running(
     Raises:
         ServerFailedError: a server ended or was not ready in time.
     """
-    servers: list[ServerProcess] = []
-    with _sigterm_as_exit():
-        try:
-            log_directory = log_directory.resolve()
-            for command in plan.commands:
-                servers.append(ServerProcess(command, log_directory / f"{command.name}.log"))
-            report = _ProgressReport(servers, progress)
-            wait_until_healthy(servers, timeout_s, report)
-            by_name = {server.command.name: server for server in servers}
-            yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
-        finally:
-            stop_all(servers)
+    logs = log_directory.resolve()
+    with _sigterm_as_exit(), ServerGroup() as group:
+        by_name = {
+            command.name: group.start(command, logs / f"{command.name}.log")
+            for command in plan.commands
+        }
+        report = _ProgressReport(group.servers, progress)
+        wait_until_healthy(group.servers, timeout_s, report)
+        yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
 
 
 class _ProgressReport:

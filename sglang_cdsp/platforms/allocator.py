@@ -50,8 +50,9 @@ class HostPagedAllocator(PagedTokenToKVPoolAllocator):
         self, seq_lens: torch.Tensor, seq_lens_cpu: torch.Tensor, last_loc: torch.Tensor
     ) -> torch.Tensor | None:
         """Allocate one slot a request; ``seq_lens`` counts the new token. See ``alloc_extend``."""
+        # Not the function's shortcut for decoding, which opens no pages of one token.
         num_new_pages = get_num_new_pages(
-            seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
+            seq_lens=seq_lens_cpu, page_size=self.page_size, prefix_lens=seq_lens_cpu - 1
         )
         return self._lay_out(seq_lens - 1, seq_lens, last_loc, len(seq_lens), num_new_pages)
 
