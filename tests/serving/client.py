@@ -50,7 +50,7 @@ class Client:
     def generate(self, url: str, tokens: Sequence[int], **fields: Any) -> requests.Response:
         """POST ``/generate``, greedy, with log-probabilities."""
         sampling = {"temperature": 0, "ignore_eos": True, **fields.pop("sampling_params", {})}
-        body = {
+        body: dict[str, Any] = {
             "input_ids": list(tokens),
             "sampling_params": {"max_new_tokens": 6, **sampling},
             "return_logprob": True,
@@ -70,7 +70,7 @@ class Client:
 
     def stream_and_leave(self, tokens: Sequence[int], after_s: float, **fields: Any) -> None:
         """Start a streaming request through the router and disconnect after ``after_s``."""
-        body = {
+        body: dict[str, Any] = {
             "input_ids": list(tokens),
             "sampling_params": {"max_new_tokens": 64, "ignore_eos": True, **fields},
             "stream": True,
@@ -85,7 +85,7 @@ class Client:
 
     def abort(self, rid: str = "", *, everything: bool = False) -> None:
         """``/abort_request`` on the prefill server."""
-        body = {"rid": rid, "abort_all": everything}
+        body: dict[str, Any] = {"rid": rid, "abort_all": everything}
         requests.post(
             f"{self.servers.urls['prefill']}/abort_request", json=body, timeout=10
         ).raise_for_status()
