@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ class Table:
 
     sizes: Array
     coefficients: Array
-    least: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FastPlanner:
         total = prompt.tokens + prompt.history_tokens
         free, roomy = self._free(pool, total + (2 * n + 2) * page)
         history = prompt.history_instances
-        best, score, times = kernel.solve(
+        ttft, single, numbers, times = kernel.solve(
             self._mode,
             queue,
             free,
@@ -96,19 +96,17 @@ class FastPlanner:
                     price(settings.improvement_rate),
                     settings.spread_cost,
                     NO_GROWTH_RATE,
-                    *table.least,
                 )
             ),
         )
-        ttft, _, single, _ = score.tolist()
         if ttft == math.inf:
             return None
-        found, m = best.tolist(), len(table.sizes)
+        found: list[int] = numbers.tolist()
+        count = found[0]
+        members = found[1 + 2 * count :]
         chunks = tuple(
-            PlannedChunk(tokens, tuple(found[3 + 2 * m : 3 + 2 * m + size]), start, end)
-            for tokens, size, (start, end) in zip(
-                found[1 : 1 + found[0]], found[2 + m :], times.tolist(), strict=False
-            )
+            PlannedChunk(found[1 + at], tuple(members[: found[1 + count + at]]), start, end)
+            for at, (start, end) in enumerate(times[:count].tolist())
         )
         return Plan(chunks, ttft, self._policy, single)
 
@@ -124,19 +122,29 @@ class FastPlanner:
         table = self._tables.get(sizes)
         if table is None:
             rows = [self.model.coefficients(size) for size in sizes]
-            least = (
-                min((r.b for r in rows), default=0.0),
-                min((r.c for r in rows), default=0.0),
-                min((min(r.d, r.c / 2) for r in rows), default=0.0),
+            numbers = np.array(
+                [[getattr(row, name) for row in rows] for name in ("a", "b", "c", "d")]
             )
-            numbers = np.array([(r.a, r.b, r.c, r.d) for r in rows]).reshape(-1, 4)
-            table = self._tables[sizes] = Table(np.array(sizes, np.int64), numbers, least)
+            table = self._tables[sizes] = Table(np.array(sizes, np.int64), numbers)
         return table
 
 
 def warm_up(model: LatencyModel) -> None:
     """Makes the kernel ready to run: compiles it the first time, loads it after that."""
+    _discard_stale_code()
     size = model.sp_sizes[0]
     FastPlanner(kernel.CDSP, model, "warm-up").plan(
         PromptView("warm-up", 1), PoolView((0.0,) * size, None, size), (size,), Settings(1, 1, 0, 0)
     )
+
+
+def _discard_stale_code() -> None:
+    """Drops compiled code that is older than any of the kernel's files.
+
+    numba itself only looks at the file of `solve`, not at those of the functions inside it.
+    """
+    sources = Path(kernel.__file__).parent.glob("*.py")
+    newest = max(source.stat().st_mtime for source in sources)
+    for index in Path(kernel.solve.stats.cache_path).glob("solve.solve-*.nbi"):
+        if index.stat().st_mtime < newest:
+            index.unlink(missing_ok=True)

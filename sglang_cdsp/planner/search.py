@@ -61,7 +61,7 @@ def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:
 def chains(problem: Problem) -> Iterator[Candidate]:
     """Every chain with its fill-the-gap lengths; first by the node rules, then spread."""
     several = len(problem.queue_s) > problem.instances_per_node
-    for spread in (False, True) if several else (False,):
+    for spread in (True, False) if several else (False,):
         for first in range(len(problem.sizes)):
             yield from _chains(problem, (), 0.0, first, spread)
 
