@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-deps
+PIP := $(RUN) -m pip --disable-pip-version-check install --no-deps
 INSTALLED := $(VENV)/.installed
 REQUIREMENTS := $(sort $(wildcard requirements/*.txt))
 
@@ -13,16 +13,17 @@ export PIP_ROOT_USER_ACTION := ignore
 
 install: $(INSTALLED)
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "cannot create $(VENV): install python3-venv, or give another interpreter with PYTHON="; \
+# pip is the last thing that venv puts in place: where it is missing, another try is due.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV) || { \
+	  echo "cannot create $(VENV): install python3-venv, or name another interpreter: make PYTHON=..."; \
 	  exit 1; }
 
 # torch first and by the name of its CPU build; where no index offers that, torch as it comes.
-$(INSTALLED): $(REQUIREMENTS) setup.py | $(VENV)/bin/python
+$(INSTALLED): $(REQUIREMENTS) setup.py | $(VENV)/bin/pip
 	@echo "installing torch (about 200 MB)"
 	$(PIP) -r requirements/torch-cpu.txt || $(RUN) -m pip install torch==2.13.0
-	@echo "installing SGLang and what it needs on a CPU (about 150 packages)"
+	@echo "installing SGLang and what it needs on a CPU (about 150 packages, some minutes)"
 	$(PIP) -r requirements/cpu.txt -r requirements/dev.txt
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
