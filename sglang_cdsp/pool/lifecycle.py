@@ -82,6 +82,7 @@ class Lifecycle:
             return
         self._entries[entry.rid] = entry
         if entry.room is not None:
+            self._rooms.prune(set(self._by_room))
             self._rooms.readmit(entry.room)
             self._by_room[entry.room] = entry
         if entry.room is None or self._rooms.complete(entry.room):
@@ -353,10 +354,9 @@ class Lifecycle:
             self._out.ack_abort(entry.room, target)
         if not entry.error:
             return
-        if self._rooms.messages(entry.room):
-            self._out.fail_room(entry.room, entry.error)
-        else:
-            self._rooms.reject(entry.room, entry.error)
+        # Remembered too: a second decode request in the same room may name its pages later.
+        self._rooms.reject(entry.room, entry.error)
+        self._out.fail_room(entry.room, entry.error)
 
     def _end(self, entry: Entry) -> None:
         entry.phase = Phase.ENDED

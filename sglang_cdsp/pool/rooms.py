@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+# How long pages are kept for a request that has not come: twice decode's own wait.
+UNCLAIMED_FOR_S = 600.0
 # How long a room that is over is remembered: decode's own wait for a prefill server.
 REMEMBERED_FOR_S = 300.0
 
@@ -55,10 +58,12 @@ class Rooms:
 
     tp_size: int
     _messages: dict[int, dict[tuple[int, str], RoomMessage]] = field(default_factory=dict)
+    _since: dict[int, float] = field(default_factory=dict)
     _past: dict[int, _Past] = field(default_factory=dict)
 
     def add(self, room: int, message: RoomMessage) -> None:
         """Take in one message."""
+        self._since.setdefault(room, time.monotonic())
         self._messages.setdefault(room, {})[(message.tp_rank, message.agent)] = message
 
     def complete(self, room: int) -> bool:
@@ -77,6 +82,13 @@ class Rooms:
     def forget(self, room: int) -> None:
         """Drop decode's pages of a room."""
         self._messages.pop(room, None)
+        self._since.pop(room, None)
+
+    def prune(self, claimed: Collection[int]) -> None:
+        """Drop pages that waited too long for a request; ``claimed`` rooms have one."""
+        limit = time.monotonic() - UNCLAIMED_FOR_S
+        for room in [r for r, at_s in self._since.items() if at_s < limit and r not in claimed]:
+            self.forget(room)
 
     def close(self, room: int) -> None:
         """The room's request ended; a rejection stays one."""
