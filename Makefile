@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 REQUIREMENTS := $(sort $(wildcard requirements/*.txt))
 
 export PIP_ROOT_USER_ACTION := ignore
+# torch keeps caches in the home directory and fails where it cannot.
+export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
 .PHONY: install demo serve test lint format clean
 
