@@ -16,7 +16,7 @@ import numpy as np
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.problem import NO_LIMIT, check_prompt, usable_sizes
-from sglang_cdsp.planner.search import NO_GROWTH_RATE, price
+from sglang_cdsp.planner.search import SATURATED_RATE, price
 from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
 
 try:
@@ -95,7 +95,7 @@ class FastPlanner:
                     settings.improvement_rate,
                     price(settings.improvement_rate),
                     settings.spread_cost,
-                    NO_GROWTH_RATE,
+                    SATURATED_RATE,
                 )
             ),
         )

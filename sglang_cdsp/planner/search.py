@@ -14,8 +14,10 @@ with the least
     TTFT + price(r) * instance-seconds
 
 where instance-seconds is the time that the plan's last group is taken from the pool. At r = 0 the
-price is 0 and the fastest plan wins; the higher r, the less may be spent on a gain. So a `cdsp`
-plan is never slower than the paper's at the same state, and never faster at the others' expense.
+price is 0 and the fastest plan wins; the higher r, the less may be spent on a gain. A `cdsp` plan
+is never slower than the paper's at the same state. From `SATURATED_RATE` on it is the paper's: such
+rates belong to a pool whose queues only grow, where gaps that long prompts fill are gaps that
+short prompts behind them needed.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from collections.abc import Iterator
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper
 from sglang_cdsp.planner.problem import Candidate, Placement, Problem, instance_seconds
 
-GROWTH_PRICE = 8.0
-"""Scale of the price: found under load in bench/planner_load.py, flat between 4 and 16."""
+GROWTH_PRICE = 4.0
+"""Scale of the price, found under load with bench/planner_load.py (docs/planner.md)."""
 
-NO_GROWTH_RATE = 0.9
-"""From this improvement rate on no plan grows past the base group, whatever it would gain."""
+SATURATED_RATE = 0.55
+"""From this improvement rate on `cdsp` adds nothing to the paper's plan."""
 
 
 def price(improvement_rate: float) -> float:
@@ -42,13 +44,11 @@ def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:
     base = plan_paper(problem, report=report)
     if base is None:
         return None
-    rate = problem.improvement_rate
-    widest = len(base.group) if rate >= NO_GROWTH_RATE else len(problem.queue_s)
+    if problem.improvement_rate >= SATURATED_RATE:
+        return base
     best, least = base, _cost(problem, base)
     for found in chains(problem):
-        if len(found.group) > widest:
-            report(found.chunks, found.ttft_s, f"no growth from rate {NO_GROWTH_RATE} on")
-        elif found.ttft_s >= base.ttft_s:
+        if found.ttft_s >= base.ttft_s:
             report(found.chunks, found.ttft_s, "not faster than the paper's plan")
         elif _cost(problem, found) >= least:
             report(found.chunks, found.ttft_s, _too_dear(problem, found, best))

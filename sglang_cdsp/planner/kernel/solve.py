@@ -104,9 +104,9 @@ def solve(
     queue: f8[n] seconds, inf = down. free: i8[n] KV slots. order: i8[n] instances by (queue,
     index). sizes: i8[m] ascending, coef: f8[4, m] rows a, b, c, d of Equation 1. counts: i8[6]
     tokens, history tokens, page size, minimum chunk, instances per node, 1 if no instance's
-    memory can matter. rates: f8[4] improvement rate, price, spread cost, rate from which no
-    plan grows. plan: i8, the number of chunks c, their c lengths, their c sizes, then the members.
-    times: f8[m + 1, 2] start and end of each chunk.
+    memory can matter. rates: f8[4] improvement rate, price, spread cost, rate from which
+    CDSP is PAPER. plan: i8, the number of chunks c, their c lengths, their c sizes, then the
+    members. times: f8[m + 1, 2] start and end of each chunk.
     """
     n, m = queue.shape[0], sizes.shape[0]
     tokens, history, per_node = counts[0], counts[1], counts[4]
@@ -171,19 +171,17 @@ def solve(
             keep(i, f, g, p, i[SIZES, base], ttft, ttft, g.lazy)
     else:
         schedule(i, f, g, p)
-    if mode == CDSP and f[SCORE, 0] < INF:
+    if mode == CDSP and f[SCORE, 0] < INF and rates[0] < rates[3]:
         f[SCORE, 3] = f[SCORE, 0]
-        widest = i[BEST_WIDTHS, i[BEST, 0] - 1] if rates[0] >= rates[3] else n
         # A plan that ends on a size takes at least its step cost once the size is free.
         top = m
-        while top > 0 and (
-            i[SIZES, top - 1] > widest or f[READY, top - 1] + f[A, top - 1] >= f[SCORE, 3]
-        ):
+        while top > 0 and f[READY, top - 1] + f[A, top - 1] >= f[SCORE, 3]:
             top -= 1
+        # The shortest queues first: their plans are good bounds for the node rules' many chains.
         for family in range(min(k, 2)):
             for s in range(top):
                 if i[SIZES, s] >= p.size:
-                    chains(i, f, g, p, s, top, family + 1 < k and family == 0)
+                    chains(i, f, g, p, s, top, k > 1 and family == 0)
     if f[SCORE, 0] < INF:
         finish(i, f, g, history, plan, times)
     return f[SCORE, 0], f[SCORE, 2], plan, times
