@@ -1,0 +1,119 @@
+"""What each patch changes, shown on the installed SGLang and on a patched copy.
+
+Every test states the defect on the installed wheel too: once a pinned release has the fix, its
+test fails and the patch and its hook can go.
+"""
+
+from typing import Any
+
+Answers = dict[str, dict[str, Any]]
+
+
+def test_0001_replicas_use_their_own_rank(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["dp_rank"], answers["patched"]["dp_rank"]
+    right = {"chosen": ["bootstraps"] * 4, "other": ["failed"] * 4}
+    assert patched == {"replicas": right, "attention": right, "registered": [True, True]}
+    # Every replica takes itself for number 0.
+    assert wheel["replicas"]["chosen"] == ["bootstraps", "failed"] * 2
+    assert wheel["replicas"]["other"] == wheel["replicas"]["chosen"]
+    assert wheel["registered"] == [True, False]
+    assert wheel["attention"] == right
+
+
+def test_0002_memory_kind_follows_the_pool(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["memory_kind"], answers["patched"]["memory_kind"]
+    right = {"cpu": ["DRAM"] * 6, "cuda:0": ["VRAM"] * 6}
+    assert patched == {"prefill": right, "decode": right}
+    wrong = {"cpu": ["VRAM"] * 6, "cuda:0": ["VRAM"] * 6}
+    assert wheel == {"prefill": wrong, "decode": wrong}
+
+
+def rooms(sent: list[list[Any]]) -> list[int]:
+    return [room for _, room, _ in sent]
+
+
+def test_0003_every_sample_has_a_room(answers: Answers) -> None:
+    found = answers["patched"]["sample_rooms"]
+    for case, prompts, samples, own_rooms in (
+        ("one", [[1, 2, 3]], 3, [2**63 - 1]),
+        ("batch", [[1, 2, 3], [4, 5, 6]], 2, [40, 41]),
+    ):
+        sent = found[case]["prefill"]
+        assert found[case]["decode"] == sent
+        assert [prompt for prompt, _, _ in sent] == [p for p in prompts for _ in range(samples)]
+        assert all(tokens == 4 for _, _, tokens in sent)
+        assert len(set(rooms(sent))) == len(sent)
+        assert all(0 <= room < 2**63 for room in rooms(sent))
+        assert rooms(sent)[::samples] == own_rooms
+    assert found["rids"] == found["batch"]["prefill"]
+
+
+def test_0003_rooms_stay_away_from_a_sequence(answers: Answers) -> None:
+    """Requests that got 42, 43, ... next to the batch of 40 and 41 must not meet its samples."""
+    derived = set(rooms(answers["patched"]["sample_rooms"]["batch"]["prefill"])) - {40, 41}
+    assert min(abs(room - 41) for room in derived) > 2**32
+
+
+def test_0003_one_room_for_all_samples_before(answers: Answers) -> None:
+    found = answers["wheel"]["sample_rooms"]
+    assert set(rooms(found["one"]["prefill"])) == {2**63 - 1}
+    assert set(rooms(found["batch"]["decode"])) == {40, 41}
+
+
+def test_0003_leaves_other_requests_alone(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["sample_rooms"], answers["patched"]["sample_rooms"]
+    assert patched["single_rooms"] == wheel["single_rooms"] == [2**63 - 1, [40, 41], [9, 10]]
+    # Without disaggregation the prefix is still computed once, by a request without output.
+    prompt = [1, 2, 3]
+    assert patched["unified"] == wheel["unified"]
+    assert patched["unified"] == [[prompt, None, tokens] for tokens in (0, 4, 4)]
+
+
+def test_0004_plugins_reach_the_controller(answers: Answers) -> None:
+    assert answers["patched"]["controller"] == {"replaced": [True]}
+    assert answers["wheel"]["controller"] == {"replaced": [False]}
+
+
+def test_0005_idle_controller_waits(answers: Answers) -> None:
+    wheel, patched = (answers[tree]["idle"]["controller"] for tree in ("wheel", "patched"))
+    # One wait for each look that found nothing; the last one is cut short by the probe.
+    assert patched["waits"] == patched["looks"] + 1
+    assert patched["timeouts"] == [100]
+    assert wheel["looks"] > 0
+    assert wheel["waits"] == 0
+    assert wheel["dispatched"] == patched["dispatched"] == ["request"]
+
+
+def test_0006_sleep_on_idle_covers_stalls_and_pauses(answers: Answers) -> None:
+    wheel, patched = (answers[tree]["idle"] for tree in ("wheel", "patched"))
+    spins: dict[str, list[int]] = {"flag": [], "no flag": []}
+    assert patched["stalled"] == patched["stalled rust"] == {"flag": [1], "no flag": []}
+    assert patched["paused"] == {"flag": [1000], "no flag": []}
+    assert wheel["stalled"] == wheel["stalled rust"] == wheel["paused"] == spins
+
+
+def test_0007_several_holders_send_one_request(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["holders"], answers["patched"]["holders"]
+    assert patched["holders"] == {
+        "decode counts it as done": True,
+        "bytes are right": True,
+        "both see success": True,
+        "both drop the room": True,
+    }
+    # Decode's side fits as it is; the holder that is not home is never told the end.
+    assert wheel["holders"] == {
+        "decode counts it as done": True,
+        "bytes are right": True,
+        "both see success": False,
+        "both drop the room": False,
+    }
+
+
+def test_0007_one_sender_is_as_before(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["holders"], answers["patched"]["holders"]
+    assert patched["one"] == wheel["one"]
+    assert all(patched["one"].values())
+
+
+def test_0007_refuses_scattered_pages_where_they_cannot_work(answers: Answers) -> None:
+    assert "need consecutive pages" in answers["patched"]["holders"]["refused"]
