@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 
 
 class Policy(ABC):
@@ -38,8 +38,14 @@ class Policy(ABC):
         """Raises PromptTooLongError if the prompt could not fit even an empty pool."""
 
     @abstractmethod
-    def plan(self, prompt: PromptView, pool: PoolView, *, explain: bool = False) -> Plan | None:
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         """The plan this policy would make for the prompt at this pool state; None = must wait.
 
-        Changes nothing. With `explain` the plan lists every candidate and why it lost.
+        Changes nothing.
         """
+
+    @abstractmethod
+    def explain(
+        self, prompt: PromptView, pool: PoolView
+    ) -> tuple[Plan | None, tuple[Considered, ...]]:
+        """The same plan, and every candidate considered: the chosen one first, then by TTFT."""

@@ -42,9 +42,7 @@ class Chunkwise(FirstComePolicy):
         single = plan_single_chunk(problem)
         return self.best(problem, report or ignore), single.ttft_s if single else None
 
-    def plan(self, prompt: PromptView, pool: PoolView, *, explain: bool = False) -> Plan | None:
-        if explain:
-            return super().plan(prompt, pool, explain=True)
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         options = self.options
         model = options.current_model()
         if model is not self._fast.model:

@@ -6,6 +6,7 @@ prompts keep the memory from a long one for ever.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import replace
 
@@ -24,6 +25,9 @@ from sglang_cdsp.planner.problem import (
     timed,
 )
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+
+Reported = tuple[Placement, float, str]
+"""What a search reports of a candidate: its chunks, its TTFT and what became of it."""
 
 
 class FirstComePolicy(Policy):
@@ -76,17 +80,19 @@ class FirstComePolicy(Policy):
             del self._waiting[rid]
         return started
 
-    def plan(self, prompt: PromptView, pool: PoolView, *, explain: bool = False) -> Plan | None:
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         problem = self._problem(prompt, pool)
-        seen: list[tuple[Placement, float, str]] = []
-        best, single = self.search(
-            problem, (lambda *candidate: seen.append(candidate)) if explain else None
-        )
-        if best is None:
-            return None
-        chunks = timed(problem, best.chunks)
-        considered = explained(problem, best.chunks, seen) if explain else ()
-        return Plan(chunks, chunks[-1].end_s, self.name, single, considered)
+        return self._planned(problem, *self.search(problem, None))
+
+    def explain(
+        self, prompt: PromptView, pool: PoolView
+    ) -> tuple[Plan | None, tuple[Considered, ...]]:
+        problem = self._problem(prompt, pool)
+        seen: list[Reported] = []
+        best, single = self.search(problem, lambda *candidate: seen.append(candidate))
+        plan = self._planned(problem, best, single)
+        considered = explained(problem, best.chunks if best else (), seen)
+        return (replace(plan, considered=considered) if plan else None), considered
 
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         empty = empty_pool(prompt, pool, self.options.page_size)
@@ -102,6 +108,14 @@ class FirstComePolicy(Policy):
         capacity = sorted(pool.capacity_tokens or (NO_LIMIT,), reverse=True)
         size = max((s for s in self.sizes(pool) if s <= pool.size), default=0)
         return size * capacity[min(size, len(capacity)) - 1] if size else 0
+
+    def _planned(
+        self, problem: Problem, best: Candidate | None, single_s: float | None
+    ) -> Plan | None:
+        if best is None:
+            return None
+        chunks = timed(problem, best.chunks)
+        return Plan(chunks, chunks[-1].end_s, self.name, single_s)
 
     def _problem(self, prompt: PromptView, pool: PoolView) -> Problem:
         options = self.options
@@ -145,21 +159,15 @@ def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -
     return replace(pool, queue_s=tuple(queue), free_tokens=free)
 
 
-def explained(
-    problem: Problem, chosen: Placement, seen: list[tuple[Placement, float, str]]
-) -> tuple[Considered, ...]:
-    """The distinct candidates of a search, best TTFT first, those that cannot run last."""
-    out: dict[object, Considered] = {}
+def explained(problem: Problem, chosen: Placement, seen: list[Reported]) -> tuple[Considered, ...]:
+    """The distinct candidates of a search: the chosen one, then by TTFT; last what cannot run."""
+    out: dict[Placement | str, Considered] = {}
     for chunks, ttft, reason in seen:
-        whole = sum(tokens for tokens, _ in chunks) == problem.tokens
-        if not whole or ttft == float("inf"):
-            out.setdefault((chunks, reason), Considered((), float("inf"), 0.0, False, reason))
-            continue
-        planned = timed(problem, chunks)
-        won = chunks == chosen
-        text = "chosen" if won else reason
-        if chunks not in out or not won:
-            out[chunks] = Considered(
-                planned, ttft, instance_seconds(problem, Candidate(chunks, ttft)), won, text
-            )
+        if ttft == math.inf:
+            out.setdefault(reason, Considered((), ttft, 0.0, False, reason))
+        elif chunks == chosen or chunks not in out:
+            spent = instance_seconds(problem, Candidate(chunks, ttft))
+            won = chunks == chosen
+            text = "chosen" if won else reason
+            out[chunks] = Considered(timed(problem, chunks), ttft, spent, won, text)
     return tuple(sorted(out.values(), key=lambda c: (not c.chosen, c.ttft_s)))

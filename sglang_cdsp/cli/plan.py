@@ -1,0 +1,152 @@
+"""``python -m sglang_cdsp plan``: plan one prompt at a given pool state and say why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from sglang_cdsp.cli.parser import integers, numbers
+from sglang_cdsp.planner.errors import OptionError, PlannerError
+from sglang_cdsp.planner.explanation import chunk_table, considered_table, gantt
+from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.planner.policies import POLICY_NAMES, Policy, PolicyOptions, make_policy
+from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
+    add("--tokens", type=int, required=True, metavar="N", help="uncached prompt tokens")
+    add(
+        "--queue",
+        type=numbers,
+        required=True,
+        metavar="S,...",
+        help="remaining work of each instance in seconds; 0*8,0.31*8 repeats",
+    )
+    add("--history", type=int, default=0, metavar="H", help="cached tokens in front")
+    add("--history-instances", type=integers, default=(), metavar="I,...", help="their holders")
+    add("--sp-sizes", type=integers, metavar="S,...", help="default: the model's, up to the pool")
+    add("--instances-per-node", type=int, default=8, metavar="N", help="default 8")
+    add(
+        "--free-tokens",
+        type=integers,
+        metavar="T,...",
+        help="free KV slots of each instance, or one number for all; default: no limit",
+    )
+    add("--down", type=integers, default=(), metavar="I,...", help="instances that are down")
+    add("--improvement-rate", type=float, default=0.0, metavar="R", help="in [0, 1), default 0")
+    add("--min-chunk", type=int, default=256, metavar="M", help="tokens, default 256")
+    add("--page-size", type=int, default=1, metavar="P", help="KV page in tokens, default 1")
+    add("--spread-cost", type=float, default=0.05, metavar="F", help="for cdsp, default 0.05")
+    add("--policy", default="cdsp", metavar="NAME", help=", ".join(POLICY_NAMES))
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the plan. Exit status 1: the prompt must wait; 2: a flag or file is wrong."""
+    try:
+        policy, prompt, pool = _read(options)
+        plan, considered = policy.explain(prompt, pool)
+        planning_us = _planning_us(policy, prompt, pool)
+    except PlannerError as error:
+        print(f"python -m sglang_cdsp plan: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(_object(policy, plan, considered, planning_us)))
+    else:
+        print(_text(policy, prompt, pool, plan, considered, planning_us))
+    return 0 if plan else 1
+
+
+def _read(options: argparse.Namespace) -> tuple[Policy, PromptView, PoolView]:
+    """Policy, prompt and pool from the flags; PlannerError names the flag that is wrong."""
+    queue: tuple[float, ...] = options.queue
+    n = len(queue)
+    if min(queue) < 0:
+        raise OptionError(f"--queue: {min(queue):g} is negative; give remaining work in seconds")
+    if options.tokens < 1:
+        raise OptionError(f"--tokens is {options.tokens}; plan at least one uncached token")
+    for flag, instances in (
+        ("--history-instances", options.history_instances),
+        ("--down", options.down),
+    ):
+        for i in instances:
+            if not 0 <= i < n:
+                raise OptionError(f"{flag}: {i} is not one of the {n} instances of --queue")
+    free = options.free_tokens
+    if free is not None and len(free) == 1:
+        free = free * n
+    if free is not None and (len(free) != n or min(free) < 0):
+        raise OptionError(
+            f"--free-tokens: give one number >= 0, or one for each of the {n} instances of --queue"
+        )
+    model = LatencyModel.load(options.latency_model) if options.latency_model else builtin_model()
+    sizes = options.sp_sizes or tuple(s for s in model.sp_sizes if s <= n)
+    if not sizes or max(sizes) > n:
+        raise OptionError(f"--sp-sizes: {list(sizes)} do not fit a pool of {n} instances")
+    policy = make_policy(
+        options.policy,
+        PolicyOptions(
+            model,
+            tuple(sorted(set(sizes))),
+            page_size=options.page_size,
+            min_chunk=options.min_chunk,
+            improvement_rate=options.improvement_rate,
+            spread_cost=options.spread_cost,
+        ),
+    )
+    up = tuple(i not in options.down for i in range(n)) if options.down else None
+    prompt = PromptView("prompt", options.tokens, options.history, options.history_instances)
+    return policy, prompt, PoolView(queue, free, options.instances_per_node, up)
+
+
+def _planning_us(policy: Policy, prompt: PromptView, pool: PoolView) -> float:
+    """Microseconds of a plan as a server makes it, after one that warms the caches."""
+    policy.plan(prompt, pool)
+    begin = time.perf_counter_ns()
+    policy.plan(prompt, pool)
+    return (time.perf_counter_ns() - begin) / 1000
+
+
+def _object(
+    policy: Policy, plan: Plan | None, considered: tuple[Considered, ...], planning_us: float
+) -> dict[str, object]:
+    return {
+        "policy": policy.name,
+        "ttft_s": plan.ttft_s if plan else None,
+        "single_chunk_ttft_s": plan.single_chunk_ttft_s if plan else None,
+        "chunks": [chunk.to_dict() for chunk in plan.chunks] if plan else [],
+        "planning_us": planning_us,
+        "considered": [candidate.to_dict() for candidate in considered],
+    }
+
+
+def _text(
+    policy: Policy,
+    prompt: PromptView,
+    pool: PoolView,
+    plan: Plan | None,
+    considered: tuple[Considered, ...],
+    planning_us: float,
+) -> str:
+    history = ""
+    if prompt.history_tokens:
+        holders = ",".join(map(str, prompt.history_instances))
+        history = f" after {prompt.history_tokens} cached on {holders}"
+    blocks = [
+        f"{prompt.tokens} tokens{history}; {pool.size} instances in nodes of "
+        f"{pool.instances_per_node}; policy {policy.name}"
+    ]
+    if plan is None:
+        blocks[0] += "\nmust wait: no group can run it now"
+    else:
+        single = plan.single_chunk_ttft_s
+        beside = f" ({single:.3f} s as one chunk)" if single is not None else ""
+        blocks[0] += f"\nTTFT {plan.ttft_s:.3f} s{beside}; planned in {planning_us:.0f} us"
+        blocks.append(chunk_table(plan))
+    blocks += [gantt(plan, pool), considered_table(considered)]
+    return "\n\n".join(blocks)
