@@ -183,8 +183,11 @@ def running(
             for command in plan.commands
         }
         report = _ProgressReport(group.servers, progress)
-        wait_until_healthy(group.servers, timeout_s, report)
-        yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
+        try:
+            wait_until_healthy(group.servers, timeout_s, report)
+            yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
+        finally:
+            progress("ending the servers")
 
 
 class _ProgressReport:

@@ -148,7 +148,7 @@ def test_progress_names_every_server(tmp_path: Path) -> None:
         assert set(stack.urls) == {"one", "two"}
         for server in stack.servers.values():
             os.killpg(server.pid, signal.SIGKILL)
-    assert "one ready, two ready" in lines[-1]
+    assert "one ready, two ready" in lines[-2]
 
 
 def test_servers_of_one_name_are_refused() -> None:
