@@ -121,7 +121,8 @@ def storm(stack: RunningStack, options: argparse.Namespace) -> list[str]:
     reference: dict[tuple[int, ...], list[int]] = {}
     for job in jobs:
         if job.tokens not in reference:
-            alone = Job("alone", job.tokens, [(len(job.tokens), [0])], False, False, None)
+            one = [(len(job.tokens), [0])]
+            alone = Job(f"alone-{job.rid}", job.tokens, one, False, False, None)
             how, reference[job.tokens] = ask(stack, alone)
             assert how == "answered", how
     with ThreadPoolExecutor(options.at_once) as threads:

@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Turn:
-    """A one-instance request that waits for its place in the stock queue."""
+    """A one-instance request: it waits for its place in the stock queue, then stock has it.
+
+    Attributes:
+        request: the tokenized request, None until it arrives.
+        req: SGLang's object, None until SGLang made it.
+        start_s, end_s: start of its first batch, and its first token; monotonic seconds.
+    """
 
     seq: int
     rid: str
     request: Any = None
+    req: Req | None = None
     start_s: float | None = None
     end_s: float | None = None
 

@@ -22,39 +22,40 @@ class Turns:
         """Follow requests of ``scheduler`` and report their ends through ``reporter``."""
         self._scheduler = scheduler
         self._reporter = reporter
-        self._active: dict[str, Turn] = {}
-        self._reqs: dict[str, Req] = {}
+        self._active: list[Turn] = []
 
     def __bool__(self) -> bool:
         return bool(self._active)
 
     def begin(self, turn: Turn) -> None:
         """Start to follow a request; call it right before the request is handed over."""
-        self._active[turn.rid] = turn
+        self._active.append(turn)
 
     def adopt(self, req: Req) -> None:
-        """Remember SGLang's object of a followed request."""
-        if req.rid in self._active:
-            self._reqs[req.rid] = req
+        """Remember SGLang's object of a followed request.
+
+        Objects, not ids, are followed: a client may use an id again as soon as it has its answer.
+        """
+        for turn in self._active:
+            if turn.rid == req.rid and turn.req is None:
+                turn.req = req
+                return
 
     def prefilling(self) -> bool:
         """Whether any followed request has yet to get its first token."""
-        return any(turn.end_s is None for turn in self._active.values())
+        return any(turn.end_s is None for turn in self._active)
 
     def stamp_start(self, reqs: list[Req]) -> None:
         """Note the start of the first batch of each followed request."""
         now = time.monotonic()
-        for req in reqs:
-            turn = self._active.get(req.rid)
-            if turn is not None and turn.start_s is None:
-                turn.start_s = now
+        for turn in self._of(reqs):
+            turn.start_s = now if turn.start_s is None else turn.start_s
 
     def stamp_end(self, reqs: list[Req]) -> None:
         """Note the first token of each followed request."""
         now = time.monotonic()
-        for req in reqs:
-            turn = self._active.get(req.rid)
-            if turn is not None and turn.end_s is None and len(req.output_ids):
+        for turn in self._of(reqs):
+            if turn.end_s is None and turn.req is not None and len(turn.req.output_ids):
                 turn.end_s = now
                 self._reporter.lead(FirstToken, seq=turn.seq, at_s=now)
 
@@ -62,20 +63,29 @@ class Turns:
         """Report the requests that have left SGLang's queues."""
         if not self._active:
             return
-        live = self._live_rids()
-        for rid in [rid for rid in self._active if rid not in live]:
-            turn = self._active.pop(rid)
-            req = self._reqs.pop(rid, None)
-            failed = req is None or is_aborted(req) or turn.end_s is None
+        live = self._live()
+        still: list[Turn] = []
+        for turn in self._active:
+            if turn.req in live or (turn.req is None and turn.rid in self._awaiting_grammar()):
+                still.append(turn)
+                continue
+            failed = turn.req is None or is_aborted(turn.req) or turn.end_s is None
             self._reporter.lead(
                 TurnEnded,
                 seq=turn.seq,
                 start_s=turn.start_s,
                 end_s=turn.end_s,
-                error=_reason(req) if failed else "",
+                error=_reason(turn.req) if failed else "",
             )
+        self._active = still
 
-    def _live_rids(self) -> set[str]:
+    def _of(self, reqs: list[Req]) -> list[Turn]:
+        return [turn for turn in self._active if any(turn.req is req for req in reqs)]
+
+    def _awaiting_grammar(self) -> set[str]:
+        return {req.rid for req in self._scheduler.grammar_manager.grammar_queue}
+
+    def _live(self) -> set[Req]:
         scheduler = self._scheduler
         reqs = [
             *scheduler.waiting_queue,
@@ -88,7 +98,7 @@ class Turns:
             reqs += scheduler.last_batch.reqs
         if scheduler.chunked_req is not None:
             reqs.append(scheduler.chunked_req)
-        return {req.rid for req in reqs}
+        return set(reqs)
 
 
 def _reason(req: Req | None) -> str:

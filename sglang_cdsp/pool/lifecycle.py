@@ -63,7 +63,7 @@ class Lifecycle:
 
     def submit(self, entry: Entry, raw_plan: Any) -> None:
         """A request arrived. It is answered at once if it can never run."""
-        if entry.rid in self._entries:
+        if not _may_reuse(self._entries.get(entry.rid)):
             self._refuse(entry, f"request id {entry.rid} is in use; send another rid")
             return
         try:
@@ -360,7 +360,8 @@ class Lifecycle:
 
     def _end(self, entry: Entry) -> None:
         entry.phase = Phase.ENDED
-        self._entries.pop(entry.rid, None)
+        if self._entries.get(entry.rid) is entry:
+            del self._entries[entry.rid]
         self._by_seq.pop(entry.seq, None)
         if entry.room is not None:
             self._by_room.pop(entry.room, None)
@@ -368,3 +369,10 @@ class Lifecycle:
         self._seats.release(entry.seq)
         self._policy.finish(entry.rid, self._clock())
         self._out.ended(entry)
+
+
+def _may_reuse(entry: Entry | None) -> bool:
+    """Whether a request id is free: a client may use it again once it has its answer."""
+    if entry is None or entry.phase in (Phase.DRAINING, Phase.RELEASING):
+        return True
+    return entry.one_instance and entry.first_token_s is not None
