@@ -12,7 +12,7 @@ class Stop(Exception):
     """Ends the controller's process entry once it publishes its arguments."""
 
 
-class OurController(controller.DataParallelController):  # type: ignore[misc]  # SGLang has no types
+class OurController(controller.DataParallelController):
     """What a plugin puts in the stock controller's place."""
 
 

@@ -17,11 +17,11 @@ HOST = "127.0.0.1"
 ROOMS = range(4)
 
 
-class Manager(conn.CommonKVManager):  # type: ignore[misc]  # SGLang has no types
+class Manager(conn.CommonKVManager):
     """The common manager, without a transfer engine."""
 
 
-class Sender(conn.CommonKVSender):  # type: ignore[misc]  # SGLang has no types
+class Sender(conn.CommonKVSender):
     """The common sender, without a transfer engine."""
 
     def poll(self) -> Any:

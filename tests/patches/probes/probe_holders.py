@@ -21,7 +21,7 @@ CLOSES = "closes_room" in inspect.signature(conn.NixlKVManager.add_transfer_requ
 PATIENCE_S = 30.0
 
 
-class Manager(conn.NixlKVManager):  # type: ignore[misc]  # SGLang has no types
+class Manager(conn.NixlKVManager):
     """The NIXL manager without a bootstrap server."""
 
     def register_to_bootstrap(self) -> None: ...

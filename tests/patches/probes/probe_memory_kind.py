@@ -22,7 +22,7 @@ class RecordingAgent:
         return addresses
 
 
-class RecordingManager(conn.NixlKVManager):  # type: ignore[misc]  # SGLang has no types
+class RecordingManager(conn.NixlKVManager):
     """The NIXL manager up to the registration of its buffers."""
 
     def __init__(self, args: Any, *more: Any) -> None:

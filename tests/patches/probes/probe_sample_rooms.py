@@ -40,7 +40,7 @@ def _request(fields: dict[str, Any], n: int) -> GenerateReqInput:
     return request
 
 
-class Manager(TokenizerManager):  # type: ignore[misc]  # SGLang has no types
+class Manager(TokenizerManager):
     """The tokenizer manager's batch handling; a stub answers every request."""
 
     def __init__(self, mode: DisaggregationMode) -> None:
