@@ -86,7 +86,9 @@ class LatencyModel:
         for size, row in self.rows:
             if size == sp:
                 return row
-            if size > sp and below is not None:
+            if size > sp:
+                if below is None:
+                    break
                 return _between(below, (size, row), sp)
             below = (size, row)
         raise LatencyModelError(
