@@ -9,33 +9,35 @@ from typing import Any
 
 import zmq
 
-BUSY_WAIT_S = 0.001
-"""Pause of a scheduler that has no batch but waits for something (KV transfer, a handshake)."""
+BUSY_WAIT_MS = 1
+"""Longest wait of a scheduler that has no batch but waits for KV transfer or a handshake.
 
-IDLE_WAIT_MS = 10
-"""Longest wait of a fully idle scheduler; a request ends it at once."""
+These end in other threads, which nothing announces; a message ends the wait at once.
+"""
+
+IDLE_WAIT_MS = 50
+"""Longest wait of a fully idle scheduler: all that can end its idleness is a message."""
 
 CONTROLLER_WAIT_MS = 20
 """Longest wait of an idle data-parallel controller; a request ends it at once."""
 
 
 def pause_idle_scheduler(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER hook on the scheduler's idle path: wait a moment for a request.
+    """AFTER hook on the scheduler's idle path: wait a moment for a message.
 
-    While requests are under way the pause is ``BUSY_WAIT_S``, because what they wait for comes
-    over sockets that only other threads read.
+    A rank without a socket of its own (it gets its messages from the first rank of its group)
+    only sleeps, for the shorter time.
     """
     socket = getattr(scheduler, "recv_from_tokenizer", None)
-    fully_idle = scheduler.is_fully_idle()
-    if fully_idle and isinstance(socket, zmq.Socket):
-        socket.poll(IDLE_WAIT_MS)
+    if isinstance(socket, zmq.Socket):
+        socket.poll(IDLE_WAIT_MS if scheduler.is_fully_idle() else BUSY_WAIT_MS)
     else:
-        time.sleep(BUSY_WAIT_S)
+        time.sleep(BUSY_WAIT_MS / 1000)
 
 
 def pause_paused_scheduler(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER hook on the loop of a paused engine, which skips the idle path."""
-    time.sleep(BUSY_WAIT_S)
+    time.sleep(BUSY_WAIT_MS / 1000)
 
 
 class PatientSocket:

@@ -76,24 +76,25 @@ def test_the_controller_gets_a_patient_socket(sockets: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fully_idle", "has_socket", "sleeps"),
-    [(True, True, 0), (False, True, 1), (True, False, 1), (False, False, 1)],
+    ("fully_idle", "wait_ms"), [(True, idle.IDLE_WAIT_MS), (False, idle.BUSY_WAIT_MS)]
 )
-def test_a_scheduler_waits_on_its_socket_only_when_nothing_is_under_way(
-    sockets: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    fully_idle: bool,
-    has_socket: bool,
-    sleeps: int,
+def test_a_scheduler_waits_longer_when_nothing_is_under_way(
+    sockets: Any, monkeypatch: pytest.MonkeyPatch, fully_idle: bool, wait_ms: int
 ) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(type(sockets[1]), "poll", lambda socket, wait: waits.append(wait))
+    scheduler = SimpleNamespace(recv_from_tokenizer=sockets[1], is_fully_idle=lambda: fully_idle)
+    idle.pause_idle_scheduler(None, scheduler)
+    assert waits == [wait_ms]
+
+
+def test_a_scheduler_without_a_socket_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(idle, "time", SimpleNamespace(sleep=slept.append))
-    scheduler = SimpleNamespace(
-        recv_from_tokenizer=sockets[1] if has_socket else None,
-        is_fully_idle=lambda: fully_idle,
+    idle.pause_idle_scheduler(
+        None, SimpleNamespace(recv_from_tokenizer=None, is_fully_idle=lambda: True)
     )
-    idle.pause_idle_scheduler(None, scheduler)
-    assert slept == [idle.BUSY_WAIT_S] * sleeps
+    assert slept == [idle.BUSY_WAIT_MS / 1000]
 
 
 def test_a_request_ends_an_idle_schedulers_wait(
@@ -111,7 +112,7 @@ def test_a_paused_scheduler_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(idle, "time", SimpleNamespace(sleep=slept.append))
     idle.pause_paused_scheduler(None, object())
-    assert slept == [idle.BUSY_WAIT_S]
+    assert slept == [idle.BUSY_WAIT_MS / 1000]
 
 
 def test_nixl_agents_get_a_progress_thread_that_sleeps() -> None:
