@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from sglang_cdsp.planner.problem import Candidate, Placement, Problem
 
-Report = Callable[[Placement, float, str], None]
-"""Called with each candidate: chunks, TTFT (inf if it cannot run) and what became of it."""
+Report = Callable[[Candidate, str], None]
+"""Called with each candidate (TTFT inf if it cannot run) and what became of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Level:
     pool: tuple[bool, ...]
 
 
-def ignore(chunks: Placement, ttft_s: float, reason: str) -> None:
+def ignore(candidate: Candidate, reason: str) -> None:
     """A Report that keeps nothing."""
 
 
@@ -69,19 +69,21 @@ def _single_chunk(
             continue
         group = problem.extend(level.chunks, size, left, inside=level.pool)
         if group is None:
-            report((), math.inf, f"SP {size}: too few instances that are up and can hold the KV")
+            nothing = Candidate((), math.inf)
+            report(nothing, f"SP {size}: too few instances that are up and can hold the KV")
             continue
         found = problem.finish(level.chunks, level.clock_s, group)
         if not problem.fits(found.chunks):
-            report(found.chunks, math.inf, f"SP {size}: the group cannot hold the KV")
+            unfit = Candidate(found.chunks, math.inf)
+            report(unfit, f"SP {size}: the group cannot hold the KV")
             continue
         keep = 1 - problem.improvement_rate
         if best is None or found.ttft_s - origin < (best.ttft_s - origin) * keep:
             reason = "later beaten" if best is None else f"beats SP {len(best.group)}, later beaten"
-            report(found.chunks, found.ttft_s, reason)
+            report(found, reason)
             best = found
         else:
-            report(found.chunks, found.ttft_s, _rejected(problem, found, best, origin))
+            report(found, _rejected(problem, found, best, origin))
     return best
 
 

@@ -27,10 +27,14 @@ Placement = tuple[tuple[int, Group], ...]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A whole plan without times and its TTFT in seconds from the planning moment."""
+    """A whole plan without times and its TTFT in seconds from the planning moment.
+
+    spread: its groups were made without regard to nodes, so straddling ones are reckoned slower.
+    """
 
     chunks: Placement
     ttft_s: float
+    spread: bool = False
 
     @property
     def group(self) -> Group:
@@ -43,7 +47,8 @@ class Problem:
 
     queue_s: remaining work in seconds, inf for instances that are down. sizes: candidate SP sizes,
     ascending, each with its row of Equation 1; the history's own group size is always among them.
-    spread_cost: by which fraction a chunk is slower on a group that straddles nodes.
+    spread_cost: by which fraction a chunk is slower if nodes were not regarded and its group
+    straddles them. Groups by the paper's node rules are reckoned as the model says, as it does.
     """
 
     tokens: int
@@ -60,10 +65,10 @@ class Problem:
     improvement_rate: float = 0.0
     spread_cost: float = 0.0
 
-    def row(self, group: Sequence[int]) -> Coefficients:
-        """Equation 1 for this group: its size's row, slower if it straddles nodes."""
+    def row(self, group: Sequence[int], spread: bool = False) -> Coefficients:
+        """Equation 1 for this group: its size's row, slower if it is spread over nodes."""
         row = self.rows[self.sizes.index(len(group))]
-        if self.spread_cost and straddles(group, self.instances_per_node):
+        if spread and self.spread_cost and straddles(group, self.instances_per_node):
             return row.scaled(1 + self.spread_cost)
         return row
 
@@ -111,14 +116,18 @@ class Problem:
         demand = kv_demand(chunks, self.page_size, self.history_tokens, self.history_group)
         return all(need <= self.free_tokens[i] for i, need in demand.items())
 
-    def finish(self, chunks: Placement, clock_s: float, group: Group) -> Candidate:
+    def finish(
+        self, chunks: Placement, clock_s: float, group: Group, spread: bool = False
+    ) -> Candidate:
         """The plan that runs all that is left as one last chunk on `group`."""
         placed = self.placed(chunks)
         left = self.tokens + self.history_tokens - placed
-        start = max(clock_s, self.free_at(group))
-        return Candidate((*chunks, (left, group)), start + self.row(group).predict(placed, left))
+        end = max(clock_s, self.free_at(group)) + self.row(group, spread).predict(placed, left)
+        return Candidate((*chunks, (left, group)), end, spread)
 
-    def fill(self, chunks: Placement, group: Group, start_s: float, until_s: float) -> int:
+    def fill(
+        self, chunks: Placement, group: Group, start_s: float, until_s: float, spread: bool = False
+    ) -> int:
         """Algorithm 3: the chunk on `group` that fills [start_s, until_s); 0 if there is none.
 
         Cut to what the group can hold, rounded down so that the boundary is a multiple of the page
@@ -126,7 +135,7 @@ class Problem:
         """
         placed = self.placed(chunks)
         longest = min(
-            self.row(group).fill(placed, until_s - start_s),
+            self.row(group, spread).fill(placed, until_s - start_s),
             longest_chunk(self._room(chunks, group), len(group), self.page_size),
             self.tokens,
         )
@@ -205,12 +214,12 @@ def make_problem(
     )
 
 
-def timed(problem: Problem, chunks: Placement) -> tuple[PlannedChunk, ...]:
+def timed(problem: Problem, candidate: Candidate) -> tuple[PlannedChunk, ...]:
     """Start and end of each chunk: after the chunk before it and when its whole group is free."""
     placed, clock, out = problem.history_tokens, 0.0, []
-    for tokens, group in chunks:
+    for tokens, group in candidate.chunks:
         start = max(clock, problem.free_at(group))
-        clock = start + problem.row(group).predict(placed, tokens)
+        clock = start + problem.row(group, candidate.spread).predict(placed, tokens)
         placed += tokens
         out.append(PlannedChunk(tokens, group, start, clock))
     return tuple(out)

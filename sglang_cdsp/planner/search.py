@@ -49,17 +49,17 @@ def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:
     best, least = base, _cost(problem, base)
     for found in chains(problem):
         if found.ttft_s >= base.ttft_s:
-            report(found.chunks, found.ttft_s, "not faster than the paper's plan")
+            report(found, "not faster than the paper's plan")
         elif _cost(problem, found) >= least:
-            report(found.chunks, found.ttft_s, _too_dear(problem, found, best))
+            report(found, _too_dear(problem, found, best))
         else:
-            report(found.chunks, found.ttft_s, "faster than the paper's plan, later beaten")
+            report(found, "faster than the paper's plan, later beaten")
             best, least = found, _cost(problem, found)
     return best
 
 
 def chains(problem: Problem) -> Iterator[Candidate]:
-    """Every chain with its fill-the-gap lengths; first by the node rules, then spread."""
+    """Every chain with its fill-the-gap lengths; first spread over nodes, then by their rules."""
     several = len(problem.queue_s) > problem.instances_per_node
     for spread in (True, False) if several else (False,):
         for first in range(len(problem.sizes)):
@@ -75,7 +75,7 @@ def _chains(
     size = problem.sizes[position]
     group = problem.extend(chunks, size, left, spread=spread)
     if group is not None:
-        last = problem.finish(chunks, clock_s, group)
+        last = problem.finish(chunks, clock_s, group, spread)
         if problem.fits(last.chunks):
             yield last
     group = problem.extend(chunks, size, problem.min_chunk, spread=spread)
@@ -86,11 +86,11 @@ def _chains(
         following = problem.extend((*chunks, (0, group)), problem.sizes[larger], 0, spread=spread)
         if following is None:
             continue
-        length = problem.fill(chunks, group, start, problem.free_at(following))
+        length = problem.fill(chunks, group, start, problem.free_at(following), spread)
         grown = (*chunks, (length, group))
         if not length or not problem.fits(grown):
             continue
-        end = start + problem.row(group).predict(placed, length)
+        end = start + problem.row(group, spread).predict(placed, length)
         yield from _chains(problem, grown, end, larger, spread)
 
 

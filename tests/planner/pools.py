@@ -11,7 +11,7 @@ from sglang_cdsp.planner import PolicyOptions, PoolView, PromptView, builtin_mod
 from sglang_cdsp.planner.problem import Problem, make_problem
 
 MODEL = builtin_model()
-quick = settings(max_examples=150, deadline=None, print_blob=True)
+quick = settings(max_examples=60, deadline=None, print_blob=True)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ ORDER, NODE, FREE, MEMBERS, MARKED, INSIDE, BEST_MEMBERS = 0, 1, 2, 3, 4, 5, 6
 HOLDING, REST = 7, 8
 # Per size or per chunk: SP sizes; tokens and SP sizes of the path and of the best plan.
 SIZES, LENGTHS, WIDTHS, BEST_LENGTHS, BEST_WIDTHS = 9, 10, 11, 12, 13
-# BEST[0]: chunks of the best plan.
+# BEST[0]: chunks of the best plan; [1] whether its groups are spread.
 BEST = 14
 # From here three rows per depth: a level of the search; what may join, each node's instances by
 # queue; how many they are per node. The last depth is scratch of with_room.

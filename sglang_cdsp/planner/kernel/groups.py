@@ -155,15 +155,14 @@ def join_near(
 ) -> Joined:
     """GetGroup: writes the new members to MEMBERS[size:target] (groups.py).
 
-    A dry join only tells when the group is free and whether it straddles nodes.
+    A dry join only tells when the group is free.
     """
     row = with_room(i, g, depth, need)
-    touched, at = 0, size
+    at = size
     j = Joined(0.0, False, MANY, 0.0)
     if size > 0:
         share_out(i, f, g, row, target - size)
         for node in range(g.k):
-            touched += i[HOLDING, node] > 0
             if i[REST, node] > 0:
                 j = take(i, f, g, row, node, at, i[REST, node], j)
                 at += i[REST, node]
@@ -196,9 +195,7 @@ def join_near(
             j = take(i, f, g, row, node, at, count, j)
         at += count
         i[REST, node] = 0
-        touched += 1
-    straddles = g.spread_cost > 0 and touched > -(-target // g.per_node)
-    return Joined(j.ready, straddles, j.least, j.queues)
+    return j
 
 
 @inner

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sglang_cdsp.planner.kernel.arrays import (
+    BEST,
     DEPTHS,
     DRY,
     INF,
@@ -153,6 +154,7 @@ def last_chunk(i: Any, f: Any, g: Given, p: Prefix, s: int, spread: bool, lazy: 
         cost = ttft + g.price * (size * ttft - (p.queues + group.queues))
         if ttft < f[SCORE, 3] and cost < f[SCORE, 1]:
             keep(i, f, g, p, size, ttft, cost, lazy)
+            i[BEST, 1] = spread
             if g.price == 0:
                 f[SCORE, 3] = ttft
     if g.roomy:

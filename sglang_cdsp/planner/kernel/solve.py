@@ -76,7 +76,7 @@ def finish(i: Any, f: Any, g: Given, history: int, plan: Any, times: Any) -> Non
         size = width
         if chunk >= 0:
             plan[1 + chunk], plan[1 + chunks + chunk] = i[BEST_LENGTHS, chunk], width
-            straddles = g.spread_cost > 0 and touched > -(-width // g.per_node)
+            straddles = i[BEST, 1] > 0 and touched > -(-width // g.per_node)
             s = 0
             while i[SIZES, s] < width:
                 s += 1

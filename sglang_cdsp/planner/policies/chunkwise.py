@@ -31,11 +31,6 @@ class Chunkwise(FirstComePolicy):
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         """The same search in plain Python."""
 
-    @property
-    def spread_cost(self) -> float:
-        """The paper's policies know nothing of the price of straddling nodes."""
-        return 0.0
-
     def search(
         self, problem: Problem, report: Report | None
     ) -> tuple[Candidate | None, float | None]:
@@ -48,7 +43,7 @@ class Chunkwise(FirstComePolicy):
         if model is not self._fast.model:
             self._fast = FastPlanner(self.mode, model, self.name)
         settings = Settings(
-            options.page_size, options.min_chunk, options.current_rate(), self.spread_cost
+            options.page_size, options.min_chunk, options.current_rate(), options.spread_cost
         )
         return self._fast.plan(prompt, pool, options.current_sizes(), settings)
 
@@ -58,10 +53,6 @@ class Cdsp(Chunkwise):
 
     name = "cdsp"
     mode = CDSP
-
-    @property
-    def spread_cost(self) -> float:
-        return self.options.spread_cost
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         return plan_cdsp(problem, report=report)

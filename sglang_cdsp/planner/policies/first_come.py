@@ -18,7 +18,6 @@ from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import (
     NO_LIMIT,
     Candidate,
-    Placement,
     Problem,
     instance_seconds,
     make_problem,
@@ -26,8 +25,8 @@ from sglang_cdsp.planner.problem import (
 )
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 
-Reported = tuple[Placement, float, str]
-"""What a search reports of a candidate: its chunks, its TTFT and what became of it."""
+Reported = tuple[Candidate, str]
+"""What a search reports: a candidate and what became of it."""
 
 
 class FirstComePolicy(Policy):
@@ -45,11 +44,6 @@ class FirstComePolicy(Policy):
 
         With `report` every candidate is reported to it, the chosen one too.
         """
-
-    @property
-    def spread_cost(self) -> float:
-        """Slow-down of a chunk whose group straddles nodes, as this policy reckons with it."""
-        return 0.0
 
     def sizes(self, pool: PoolView) -> tuple[int, ...]:
         """Candidate SP sizes at this pool."""
@@ -89,9 +83,9 @@ class FirstComePolicy(Policy):
     ) -> tuple[Plan | None, tuple[Considered, ...]]:
         problem = self._problem(prompt, pool)
         seen: list[Reported] = []
-        best, single = self.search(problem, lambda *candidate: seen.append(candidate))
+        best, single = self.search(problem, lambda *reported: seen.append(reported))
         plan = self._planned(problem, best, single)
-        considered = explained(problem, best.chunks if best else (), seen)
+        considered = explained(problem, best, seen)
         return (replace(plan, considered=considered) if plan else None), considered
 
     def check(self, prompt: PromptView, pool: PoolView) -> None:
@@ -114,7 +108,7 @@ class FirstComePolicy(Policy):
     ) -> Plan | None:
         if best is None:
             return None
-        chunks = timed(problem, best.chunks)
+        chunks = timed(problem, best)
         return Plan(chunks, chunks[-1].end_s, self.name, single_s)
 
     def _problem(self, prompt: PromptView, pool: PoolView) -> Problem:
@@ -127,7 +121,7 @@ class FirstComePolicy(Policy):
             page_size=options.page_size,
             min_chunk=options.min_chunk,
             improvement_rate=options.current_rate(),
-            spread_cost=self.spread_cost,
+            spread_cost=options.spread_cost,
         )
 
 
@@ -159,15 +153,18 @@ def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -
     return replace(pool, queue_s=tuple(queue), free_tokens=free)
 
 
-def explained(problem: Problem, chosen: Placement, seen: list[Reported]) -> tuple[Considered, ...]:
+def explained(
+    problem: Problem, chosen: Candidate | None, seen: list[Reported]
+) -> tuple[Considered, ...]:
     """The distinct candidates of a search: the chosen one, then by TTFT; last what cannot run."""
-    out: dict[Placement | str, Considered] = {}
-    for chunks, ttft, reason in seen:
+    out: dict[Candidate | str, Considered] = {}
+    for candidate, reason in seen:
+        ttft = candidate.ttft_s
         if ttft == math.inf:
             out.setdefault(reason, Considered((), ttft, 0.0, False, reason))
-        elif chunks == chosen or chunks not in out:
-            spent = instance_seconds(problem, Candidate(chunks, ttft))
-            won = chunks == chosen
+        elif candidate == chosen or candidate not in out:
+            spent = instance_seconds(problem, candidate)
+            won = candidate == chosen
             text = "chosen" if won else reason
-            out[chunks] = Considered(timed(problem, chunks), ttft, spent, won, text)
+            out[candidate] = Considered(timed(problem, candidate), ttft, spent, won, text)
     return tuple(sorted(out.values(), key=lambda c: (not c.chosen, c.ttft_s)))

@@ -9,7 +9,7 @@ from sglang_cdsp.planner.memory import shard_share
 from sglang_cdsp.planner.paper import Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
-from sglang_cdsp.planner.problem import Candidate, Placement, Problem, timed
+from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.types import PoolView
 
 IDLE_S = 1e-9
@@ -97,14 +97,15 @@ def _fastest(
     """The group on which the whole prompt, as one chunk, ends first; ties to the first given."""
     best: Candidate | None = None
     for group in groups:
-        chunks: Placement = ((problem.tokens, group),)
         down = any(problem.queue_s[i] == math.inf for i in group)
-        runs = bool(group) and not down and problem.fits(chunks)
-        ttft = timed(problem, chunks)[-1].end_s if runs else math.inf
+        found = Candidate(((problem.tokens, group),), math.inf)
+        runs = bool(group) and not down and problem.fits(found.chunks)
+        if runs:
+            found = problem.finish((), 0.0, group)
         if report:
-            report(chunks, ttft, "slower" if runs else _why_not(group, down))
-        if ttft < (best.ttft_s if best else math.inf):
-            best = Candidate(chunks, ttft)
+            report(found, "slower" if runs else _why_not(group, down))
+        if found.ttft_s < (best.ttft_s if best else math.inf):
+            best = found
     return best
 
 
