@@ -124,7 +124,8 @@ def storm(stack: RunningStack, options: argparse.Namespace) -> list[str]:
             one = [(len(job.tokens), [0])]
             alone = Job(f"alone-{job.rid}", job.tokens, one, False, False, None)
             how, reference[job.tokens] = ask(stack, alone)
-            assert how == "answered", how
+            if how != "answered":
+                raise SystemExit(f"{len(job.tokens)} tokens alone on one instance: {how}")
     with ThreadPoolExecutor(options.at_once) as threads:
         results = list(
             tqdm(threads.map(lambda job: ask(stack, job), jobs), total=len(jobs), file=sys.stderr)

@@ -221,6 +221,9 @@ def _server(
     name: str, checkpoint: Path, port: int, flags: Sequence[str], cpus: Sequence[int] | None
 ) -> Command:
     model = str(checkpoint.resolve())
+    if "--dp-size" not in flags:
+        # SGLang would pick an ephemeral port long before it listens there.
+        flags = ("--nccl-port", str(free_ports(1)[0]), *flags)
     arguments = (
         *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
         *("--host", HOST, "--port", str(port), *flags),

@@ -56,6 +56,7 @@ from sglang_cdsp.pool.startup import (
     bootstrap_route,
     bootstrap_row,
     default_sp_sizes,
+    quiet_ports,
 )
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class PoolController(DataParallelController):
         publish_addresses(
             PoolAddresses(f"tcp://127.0.0.1:{port}", self._host, int(self._store.port))
         )
+        self._rendezvous_ports = quiet_ports(int(get_parallel().dp_size))
         super().__init__(server_args, port_args, run)
         self._tp_size = int(get_parallel().tp_size)
         self._contact = DecodeContact(self._tp_size, self._host)
@@ -104,6 +106,18 @@ class PoolController(DataParallelController):
         self._contact.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
 
     # -- start ----------------------------------------------------------------------------
+
+    def launch_tensor_parallel_group_thread(
+        self, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Stock's launch of one instance, with a rendezvous port that nobody takes meanwhile.
+
+        Stock picks one among the ephemeral ports and lets go of it until the instance has
+        imported everything; any outgoing connection of the machine may get it in between.
+        """
+        with self.env_lock:
+            port_args.nccl_port = self._rendezvous_ports.pop()
+        super().launch_tensor_parallel_group_thread(server_args, port_args, *args, **kwargs)
 
     def _meet(self) -> messages.Hello:
         size = int(get_parallel().dp_size)
