@@ -69,7 +69,7 @@ def ask(stack: RunningStack, job: Job) -> tuple[str, list[int]]:
     sampling: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
     if job.plan is not None:
         sampling["custom_params"] = {"cdsp_plan": job.plan}
-    body = {
+    body: dict[str, Any] = {
         "rid": job.rid,
         "input_ids": list(job.tokens),
         "sampling_params": sampling,
@@ -80,7 +80,7 @@ def ask(stack: RunningStack, job: Job) -> tuple[str, list[int]]:
         timer = threading.Timer(job.leave_s, abort, (stack, job.rid))
         timer.start()
     try:
-        response = requests.post(f"{stack.url}/generate", data=json.dumps(body), timeout=120)
+        response = requests.post(f"{stack.url}/generate", json=body, timeout=120)
         text = response.text
         if response.status_code != 200:
             return ("refused" if job.bad else "error"), []

@@ -33,9 +33,9 @@ def ttft(url: str, tokens: int, seed: int, plan: Plan | None) -> float:
     if plan is not None:
         sampling["custom_params"] = {"cdsp_plan": plan}
     ids = [(seed * 7919 + i * 104729) % 4000 + 5 for i in range(tokens)]
-    body = {"input_ids": ids, "sampling_params": sampling, **NO_DECODE}
+    body: dict[str, Any] = {"input_ids": ids, "sampling_params": sampling, **NO_DECODE}
     start = time.perf_counter()
-    response = requests.post(f"{url}/generate", data=json.dumps(body), timeout=600)
+    response = requests.post(f"{url}/generate", json=body, timeout=600)
     response.raise_for_status()
     return time.perf_counter() - start
 

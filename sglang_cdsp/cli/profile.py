@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from tqdm import tqdm
@@ -81,7 +82,7 @@ def _work(point: Point) -> int:
 
 
 def _send(url: str, rid: str, point: Point) -> None:
-    body = {
+    body: dict[str, Any] = {
         "rid": rid,
         "input_ids": [TOKEN] * _work(point),
         "sampling_params": {
@@ -92,7 +93,7 @@ def _send(url: str, rid: str, point: Point) -> None:
         "bootstrap_host": NO_DECODE,
         "bootstrap_room": 0,
     }
-    response = requests.post(f"{url}/generate", data=json.dumps(body), timeout=600)
+    response = requests.post(f"{url}/generate", json=body, timeout=600)
     if response.status_code != 200:
         raise ProfileError(f"{point}: {response.text}")
 
