@@ -60,8 +60,9 @@ def draw(rng: random.Random, index: int, abort_share: float) -> Job:
     bad = rng.random() < 0.05
     if bad:
         plan = [(length + 1, [0])]
-    leave_s = rng.random() * 4 if rng.random() < abort_share else None
-    return Job(f"storm-{index}", tokens, plan, rng.random() < 0.4, bad, leave_s)
+    leave_s = rng.random() ** 2 * 4 if rng.random() < abort_share else None
+    # SGLang aborts every id that begins with the one named: none may begin with another.
+    return Job(f"storm-{index:06d}", tokens, plan, rng.random() < 0.4, bad, leave_s)
 
 
 def ask(stack: RunningStack, job: Job) -> tuple[str, list[int]]:
