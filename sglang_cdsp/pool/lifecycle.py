@@ -361,13 +361,14 @@ class Lifecycle:
     def _end(self, entry: Entry) -> None:
         entry.phase = Phase.ENDED
         if self._entries.get(entry.rid) is entry:
+            # Else a new request has the id, and the policy would take this end for its.
             del self._entries[entry.rid]
+            self._policy.finish(entry.rid, self._clock())
         self._by_seq.pop(entry.seq, None)
         if entry.room is not None:
             self._by_room.pop(entry.room, None)
             self._rooms.close(entry.room)
         self._seats.release(entry.seq)
-        self._policy.finish(entry.rid, self._clock())
         self._out.ended(entry)
 
 

@@ -127,5 +127,7 @@ class Rooms:
 
     def _remember(self, room: int, fate: Fate, reason: str) -> None:
         now = time.monotonic()
-        self._past = {r: past for r, past in self._past.items() if past.until_s > now}
+        self._past.pop(room, None)  # so that the oldest come first
+        while self._past and next(iter(self._past.values())).until_s <= now:
+            del self._past[next(iter(self._past))]
         self._past[room] = _Past(now + REMEMBERED_FOR_S, fate, reason)
