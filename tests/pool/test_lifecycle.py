@@ -1,0 +1,443 @@
+"""A request's way through the pool, case by case; every order is checked by the fakes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.pool.entry import Entry, Phase
+from sglang_cdsp.pool.messages import LogprobPart
+from tests.pool.fake_pool import Chunks, FakePool
+from tests.pool.fake_tasks import Client, Sampling
+
+ROOM = 7
+TWO_CHUNKS: Chunks = [(64, [0]), (36, [0, 1])]
+
+
+@pytest.fixture
+def pool() -> FakePool:
+    return FakePool(size=4, policy="threshold:1000")
+
+
+def empty(pool: FakePool) -> bool:
+    """Whether nothing of any request is left."""
+    free = pool.seats.free_tokens() == (pool.capacity,) * len(pool.instances)
+    return free and pool.lifecycle.entries == () and not any(i.used for i in pool.instances)
+
+
+def with_pages(pool: FakePool, plan: Chunks, *, bound: bool = True) -> Entry:
+    """A request whose decode pages are known."""
+    entry = pool.submit(sum(tokens for tokens, _ in plan), room=ROOM, plan=plan)
+    for rank in range(pool.tp_size):
+        pool.decode_sends(ROOM, rank)
+    if bound:
+        pool.lifecycle.plan()
+    return entry
+
+
+def phase_is(entry: Entry, phase: Phase) -> bool:
+    """Whether a request has come that far."""
+    return entry.phase is phase
+
+
+# -- how it ends well -----------------------------------------------------------------------
+
+
+def test_a_forced_plan_runs_its_chunks_and_frees_everything(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    assert (entry.phase, entry.policy) == (Phase.BOUND, "request")
+    pool.settle()
+    assert (entry.phase, entry.outcome) == (Phase.ENDED, "finished")
+    assert pool.answers[entry.request] == ["home finished"]
+    assert pool.entered == {(0, 0): {0}, (0, 1): {0, 1}}
+    assert entry.first_token_s is not None
+    assert all(times.end_s is not None for times in entry.times)
+    assert empty(pool)
+
+
+def test_a_short_prompt_takes_its_instances_stock_path(pool: FakePool) -> None:
+    entry = pool.submit(10)
+    pool.lifecycle.plan()
+    assert entry.one_instance
+    pool.settle()
+    assert pool.answers[entry.request] == ["turn finished"]
+    assert pool.entered == {}
+    assert empty(pool)
+
+
+def test_a_request_waits_for_decodes_pages(pool: FakePool) -> None:
+    entry = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.settle()
+    assert phase_is(entry, Phase.ARRIVED)
+    pool.decode_sends(ROOM, 0)
+    assert phase_is(entry, Phase.WAITING)
+    pool.settle()
+    assert entry.outcome == "finished"
+
+
+def test_pages_of_every_rank_are_needed() -> None:
+    pool = FakePool(tp_size=2)
+    entry = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.decode_sends(ROOM, 1)
+    assert phase_is(entry, Phase.ARRIVED)
+    pool.decode_sends(ROOM, 0)
+    assert phase_is(entry, Phase.WAITING)
+
+
+def test_a_probe_runs_unanswered(pool: FakePool) -> None:
+    chunk = PlannedChunk(32, (0, 1), 0.0, 0.0)
+    probe = Entry("probe", None, 64, pool.now_s)
+    pool.lifecycle.probe(probe, Plan((chunk, chunk), 0.0, "probe"))
+    pool.settle()
+    assert probe.phase is Phase.ENDED
+    assert not probe.error
+    assert [times.start_s is not None for times in probe.times] == [True, True]
+    assert pool.answers == {}
+    assert empty(pool)
+
+
+def test_a_forced_plan_waits_until_its_slots_are_free() -> None:
+    pool = FakePool(size=2, capacity=128)
+    first = pool.submit(100, plan=[(100, [0])])
+    second = pool.submit(128, plan=[(32, [0]), (96, [0, 1])])
+    pool.lifecycle.plan()
+    assert (first.phase, second.phase) == (Phase.BOUND, Phase.WAITING)
+    pool.settle()
+    assert (first.outcome, second.outcome) == ("finished", "finished")
+
+
+def test_prompt_logprobs_go_to_their_request(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    part = LogprobPart(entry.seq, [1], [-0.5], [], [], [], [])
+    pool.lifecycle.logprobs(part)
+    pool.lifecycle.logprobs(LogprobPart(99, [1], [-0.5], [], [], [], []))
+    assert pool.logprob_parts == [part]
+
+
+# -- refusals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "plan", "remedy"),
+    [
+        (0, None, "send at least one token"),
+        (5 * 4096, None, "shorten it"),
+        (100, [(60, [0]), (30, [0])], "together they must be the prompt"),
+        (6000, [(6000, [0])], "use more instances or fewer tokens"),
+    ],
+)
+def test_what_can_never_run_is_answered_at_once(
+    pool: FakePool, tokens: int, plan: Chunks | None, remedy: str
+) -> None:
+    entry = pool.submit(tokens, plan=plan)
+    assert (entry.phase, entry.outcome) == (Phase.ENDED, "failed")
+    assert remedy in entry.error
+    assert pool.answers[entry.request] == ["controller"]
+    assert empty(pool)
+
+
+def test_several_samples_are_refused(pool: FakePool) -> None:
+    entry = Entry("r", Client(1, Sampling(n=2)), 100, 0.0)
+    pool.lifecycle.submit(entry, None)
+    assert "n=1" in entry.error
+
+
+def test_a_request_id_in_use_is_refused(pool: FakePool) -> None:
+    first, second = pool.submit(100, rid="a"), pool.submit(100, rid="a")
+    assert "another rid" in second.error
+    pool.settle()
+    assert first.outcome == "finished"
+
+
+def test_a_request_id_is_free_again_once_its_slots_are_being_freed(pool: FakePool) -> None:
+    """The end of the first must not be taken for the end of the second, which waits."""
+    first = pool.submit(16000, rid="a", plan=[(16000, [0, 1, 2, 3])])
+    pool.until(lambda: first.phase is Phase.RELEASING)
+    second = pool.submit(16000, rid="a")
+    pool.lifecycle.plan()
+    assert second.phase is Phase.WAITING
+    pool.settle()
+    assert (first.outcome, second.outcome) == ("finished", "finished")
+    assert empty(pool)
+
+
+@pytest.mark.parametrize("pages_first", [True, False])
+def test_decode_hears_of_a_refusal_whenever_its_pages_come(
+    pool: FakePool, pages_first: bool
+) -> None:
+    if pages_first:
+        pool.decode_sends(ROOM, 0)
+    pool.submit(0, room=ROOM)
+    if not pages_first:
+        pool.decode_sends(ROOM, 0)
+    assert pool.told_failed == {ROOM}
+    assert pool.rooms.messages(ROOM) == []
+
+
+def test_a_rooms_number_can_be_used_again_after_a_refusal(pool: FakePool) -> None:
+    pool.submit(0, room=ROOM)
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.settle()
+    assert entry.outcome == "finished"
+    assert pool.told_failed == set()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_two_requests_in_one_room_both_fail(pool: FakePool, known: bool) -> None:
+    first = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    if known:
+        pool.decode_sends(ROOM, 0)
+        pool.lifecycle.plan()
+    second = pool.submit(100, room=ROOM)
+    pool.settle()
+    assert "new room number" in first.error
+    assert "new room number" in second.error
+    assert pool.answers[first.request] == pool.answers[second.request] == ["controller"]
+    assert empty(pool)
+
+
+# -- failures -------------------------------------------------------------------------------
+
+
+def test_a_member_that_cannot_prepare_ends_the_request_with_its_reason(pool: FakePool) -> None:
+    entry = with_pages(pool, [(100, [0, 1])])
+    pool.until(lambda: bool(pool.instances[1].queue))
+    pool.happen("1 cannot prepare")
+    pool.settle()
+    assert (entry.outcome, entry.error) == ("failed", "out of slots")
+    assert pool.answers[entry.request] == ["home failed"]
+    assert pool.entered == {}
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+def test_who_joins_later_and_fails_does_not_cut_the_running_chunk_short(pool: FakePool) -> None:
+    """The task is dropped at the boundary after chunk 0, not while instance 0 runs it."""
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.happen("1 takes an order")
+    pool.happen("1 cannot prepare")
+    pool.happen("the controller hears 1.0")
+    assert (entry.phase, entry.running) == (Phase.BOUND, True)
+    pool.settle()
+    assert entry.error == "out of slots"
+    assert entry.times[0].end_s is not None
+    assert pool.entered == {(0, 0): {0}}
+    assert empty(pool)
+
+
+def test_a_broken_chunk_costs_its_request_and_new_links(pool: FakePool) -> None:
+    broken, behind = with_pages(pool, [(100, [0, 1])]), pool.submit(80, plan=[(80, [1, 2])])
+    pool.until(lambda: pool.entered[(0, 0)] == {0, 1})
+    pool.happen("1 fails in chunk 0 of 0")
+    pool.settle()
+    assert (broken.outcome, behind.outcome) == ("failed", "finished")
+    assert pool.epochs
+    assert {instance.epoch for instance in pool.instances} == {pool.epochs[-1]}
+    assert empty(pool)
+
+
+def test_a_chunk_of_one_breaks_no_links(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.happen("0 fails in chunk 0")
+    pool.settle()
+    assert (entry.outcome, pool.epochs) == ("failed", [])
+    assert empty(pool)
+
+
+def test_a_bad_request_is_answered_by_its_home_alone(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: any(m.name == "0 refuses a request" for m in pool.moves()))
+    pool.happen("0 refuses a request")
+    pool.settle()
+    assert (entry.outcome, entry.error) == ("failed", "bad request")
+    assert pool.answers[entry.request] == ["home refused"]
+    assert empty(pool)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_write_of_any_rank_fails_the_request(rank: int) -> None:
+    pool = FakePool(tp_size=2)
+    entry = with_pages(pool, [(100, [0, 1])])
+    pool.until(lambda: pool.instances[1].tasks.get(0) is not None)
+    pool.until(lambda: pool.instances[1].tasks[0].writes[rank] > 0)
+    pool.happen(f"write of 0 at 1.{rank} fails")
+    pool.settle()
+    assert (entry.outcome, entry.error) == ("failed", "lost")
+    assert pool.answers[entry.request] == ["home failed"]
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+def test_a_failed_turn_reaches_decode(pool: FakePool) -> None:
+    entry = with_pages(pool, [(100, [2])])
+    pool.until(lambda: bool(pool.instances[2].turns))
+    pool.happen("turn 0 fails")
+    pool.settle()
+    assert (entry.outcome, entry.error) == ("failed", "broke")
+    assert pool.answers[entry.request] == ["turn failed"]
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+# -- aborts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", [Phase.ARRIVED, Phase.WAITING, Phase.BOUND, Phase.DRAINING])
+def test_an_abort_is_answered_at_once_and_slots_follow(pool: FakePool, phase: Phase) -> None:
+    entry = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    if phase is not Phase.ARRIVED:
+        pool.decode_sends(ROOM, 0)
+    if phase in (Phase.BOUND, Phase.DRAINING):
+        pool.until(lambda: entry.phase is phase)
+    assert entry.phase is phase
+    pool.lifecycle.abort(entry, "no longer wanted")
+    assert pool.answers[entry.request] == ["controller"]
+    pool.settle()
+    assert (entry.phase, entry.outcome) == (Phase.ENDED, "aborted")
+    assert pool.answers[entry.request] == ["controller"]
+    assert empty(pool)
+
+
+def test_an_abort_inside_a_chunk_takes_effect_at_its_end(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.lifecycle.abort(entry, "no longer wanted")
+    assert entry.phase is Phase.BOUND
+    pool.settle()
+    assert pool.entered == {(0, 0): {0}}
+    assert entry.outcome == "aborted"
+
+
+def test_an_abort_while_slots_are_freed_changes_nothing(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: entry.phase is Phase.RELEASING)
+    pool.lifecycle.abort(entry, "too late")
+    pool.settle()
+    assert (entry.outcome, pool.answers[entry.request]) == ("finished", ["home finished"])
+
+
+def test_an_aborted_turn_that_was_held_back_never_runs(pool: FakePool) -> None:
+    entry = with_pages(pool, [(100, [2])])
+    pool.lifecycle.abort(entry, "no longer wanted")
+    pool.settle()
+    assert (entry.outcome, entry.first_token_s) == ("aborted", None)
+    assert pool.answers[entry.request] == ["controller"]
+    assert empty(pool)
+
+
+def test_aborts_name_requests_by_the_beginning_of_their_id(pool: FakePool) -> None:
+    entries = [pool.submit(100, rid=rid) for rid in ("a_1", "a_2", "b_1")]
+    assert pool.lifecycle.matching("a_", everything=False) == tuple(entries[:2])
+    assert pool.lifecycle.matching("none", everything=True) == tuple(entries)
+
+
+# -- decode gives up ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "phase", [Phase.ARRIVED, Phase.WAITING, Phase.BOUND, Phase.DRAINING, Phase.RELEASING]
+)
+def test_decodes_abort_is_acknowledged_once_in_every_phase(phase: Phase) -> None:
+    """The fakes object to an acknowledgement while a rank may still write."""
+    pool = FakePool(tp_size=2)
+    entry = with_pages(pool, TWO_CHUNKS, bound=False) if phase is not Phase.ARRIVED else None
+    entry = entry or pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    if phase not in (Phase.ARRIVED, Phase.WAITING):
+        pool.until(partial(phase_is, entry, phase))
+    pool.decode_aborts(ROOM, 1)
+    pool.settle()
+    pool.decode_aborts(ROOM, 0)
+    pool.settle()
+    assert pool.acks == {(ROOM, 0): 1, (ROOM, 1): 1}
+    assert entry.outcome == ("finished" if phase is Phase.RELEASING else "aborted")
+    assert empty(pool)
+
+
+def test_an_abort_waits_for_a_write_in_flight(pool: FakePool) -> None:
+    entry = with_pages(pool, [(100, [0, 1])])
+    pool.until(lambda: entry.phase is Phase.DRAINING)
+    while moves := [m for m in pool.moves() if not m.fault and "write of 0 at 1" not in m.name]:
+        moves[0].do()
+    pool.decode_aborts(ROOM, 0)
+    assert pool.acks == {}
+    pool.settle()
+    assert pool.acks == {(ROOM, 0): 1}
+
+
+def test_a_one_instance_requests_abort_is_its_senders_to_acknowledge(pool: FakePool) -> None:
+    entry = with_pages(pool, [(100, [2])])
+    pool.until(lambda: bool(pool.instances[2].turns))
+    pool.decode_aborts(ROOM, 0)
+    assert pool.acks == {}
+    pool.settle()
+    assert pool.acks == {(ROOM, 0): 1}
+    assert entry.outcome == "aborted"
+
+
+def test_a_request_that_decode_left_before_it_arrived_never_writes(pool: FakePool) -> None:
+    """Its pages were acknowledged as safe: they belong to others by now."""
+    pool.decode_sends(ROOM, 0)
+    pool.decode_aborts(ROOM, 0)
+    assert pool.acks == {(ROOM, 0): 1}
+    late = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    assert (late.phase, late.outcome) == (Phase.ENDED, "failed")
+    assert "decode gave the request up" in late.error
+
+
+def test_decodes_abort_of_an_ended_request_does_not_spoil_its_rooms_number(
+    pool: FakePool,
+) -> None:
+    for _ in range(2):
+        entry = with_pages(pool, TWO_CHUNKS)
+        pool.settle()
+        assert entry.outcome == "finished"
+        pool.decode_aborts(ROOM, 0)
+
+
+# -- the books ------------------------------------------------------------------------------
+
+
+def test_reports_of_unknown_tasks_are_ignored(pool: FakePool) -> None:
+    lifecycle = pool.lifecycle
+    lifecycle.ready(9, 0, 0)
+    lifecycle.chunk_done(9, 0, 0, 1.0, 2.0)
+    lifecycle.first_token(9, 1.0)
+    lifecycle.failed(9, 0, "no")
+    lifecycle.drained(9, 0, 0, "")
+    lifecycle.released(9, 0)
+    lifecycle.turn_ended(9, None, None, "")
+    assert lifecycle.entries == ()
+
+
+def test_a_late_chunk_moves_what_stands_behind_it(pool: FakePool) -> None:
+    entry = with_pages(pool, TWO_CHUNKS)
+    assert entry.plan is not None
+    pool.until(lambda: pool.instances[0].inside is not None)
+    before = pool.seats.view(pool.now_s).queue_s
+    late_s = entry.plan.chunks[0].end_s + 2.0
+    pool.now_s += late_s
+    pool.happen("0 ends chunk 0")
+    pool.happen("the controller hears 0.0")
+    after = pool.seats.view(pool.now_s).queue_s
+    # The end moved by 2 s, and the clock by the whole chunk.
+    assert after[:2] == pytest.approx([b + 2.0 - late_s for b in before[:2]])
+    assert after[2:] == (0.0, 0.0)
+
+
+def test_the_planner_learns_from_good_chunks_only(pool: FakePool) -> None:
+    def samples() -> int:
+        sizes = pool.planning.correction.snapshot()["sp"]
+        return sum(int(size["samples"]) for size in sizes.values())
+
+    with_pages(pool, TWO_CHUNKS)
+    pool.settle()
+    assert samples() == 2
+    entry = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.lifecycle.abort(entry, "no longer wanted")
+    pool.settle()
+    assert samples() == 2
