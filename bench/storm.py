@@ -134,6 +134,8 @@ def storm(stack: RunningStack, options: argparse.Namespace) -> list[str]:
     wrong: list[str] = []
     ends: Counter[str] = Counter()
     for job, (how, tokens) in zip(jobs, results, strict=True):
+        if how == "error" and job.bad:  # a streaming client gets the refusal as an event
+            how = "refused"
         ends["aborted" if how == "error" and job.leave_s is not None else how] += 1
         if how == "answered" and tokens != reference[job.tokens]:
             wrong.append(f"{job.rid}: {tokens} for {reference[job.tokens]}")
