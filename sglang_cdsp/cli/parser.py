@@ -6,6 +6,9 @@ import argparse
 import math
 from typing import NoReturn
 
+MOST = 65536
+"""Items in a list on the command line: more is a slip."""
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Like its base, but an error prints one line without the usage; exit status 2."""
@@ -29,6 +32,8 @@ def numbers(text: str) -> tuple[float, ...]:
             raise argparse.ArgumentTypeError(
                 f"item {position} is {item!r}; numbers must be finite, repetitions at least 1"
             )
+        if len(found) + count > MOST:
+            raise argparse.ArgumentTypeError(f"more than {MOST} items")
         found += [number] * count
     return tuple(found)
 

@@ -18,6 +18,9 @@ import numpy as np
 from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 
+LEAST_SLOPE = 1e-12
+"""Seconds per token where the samples show no growth at all: a plan needs some."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -101,6 +104,8 @@ def fit_coefficients(samples: Sequence[Sample]) -> Coefficients:
     scale = np.abs(design).max(axis=0)
     found = _non_negative(design / scale, np.ones_like(times)) / scale
     a, b, d = (float(v) for v in found[:3])
+    if b + d == 0:
+        b = LEAST_SLOPE
     return Coefficients(a, b, float(found[3]) if seen_history else 2 * d, d)
 
 

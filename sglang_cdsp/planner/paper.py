@@ -26,6 +26,10 @@ Report = Callable[[Candidate, str], None]
 """Called with each candidate (TTFT inf if it cannot run) and what became of it."""
 
 
+ACCEPTED = "accepted, then beaten"
+"""The reason of a candidate that was the best one for a while."""
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """Where the recursion stands: chunks placed, their end, and the sizes and members left."""
@@ -79,8 +83,7 @@ def _single_chunk(
             continue
         keep = 1 - problem.improvement_rate
         if best is None or found.ttft_s - origin < (best.ttft_s - origin) * keep:
-            reason = "later beaten" if best is None else f"beats SP {len(best.group)}, later beaten"
-            report(found, reason)
+            report(found, ACCEPTED)
             best = found
         else:
             report(found, _rejected(problem, found, best, origin))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sglang_cdsp.planner.paper import Report, ignore, plan_paper
+from sglang_cdsp.planner.paper import ACCEPTED, Report, ignore, plan_paper
 from sglang_cdsp.planner.problem import Candidate, Placement, Problem, instance_seconds
 
 GROWTH_PRICE = 4.0
@@ -53,7 +53,7 @@ def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:
         elif _cost(problem, found) >= least:
             report(found, _too_dear(problem, found, best))
         else:
-            report(found, "faster than the paper's plan, later beaten")
+            report(found, ACCEPTED)
             best, least = found, _cost(problem, found)
     return best
 

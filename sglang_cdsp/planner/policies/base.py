@@ -27,7 +27,11 @@ class Policy(ABC):
 
     @abstractmethod
     def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
-        """The plans to start now, in order. Each sees the pool as the ones before leave it."""
+        """The plans to start now, in order. Each sees the pool as the ones before leave it.
+
+        A prompt whose history lies on a seat that is down waits: let it finish, and arrive again
+        without that history.
+        """
 
     @abstractmethod
     def waiting(self) -> tuple[str, ...]:

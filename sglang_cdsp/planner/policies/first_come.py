@@ -11,13 +11,14 @@ from abc import abstractmethod
 from dataclasses import replace
 
 from sglang_cdsp.planner.errors import PromptTooLongError
-from sglang_cdsp.planner.memory import history_share, kv_demand
-from sglang_cdsp.planner.paper import Report
+from sglang_cdsp.planner.memory import history_share, kv_demand, longest_chunk
+from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.base import Policy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import (
     NO_LIMIT,
     Candidate,
+    Placement,
     Problem,
     instance_seconds,
     make_problem,
@@ -65,6 +66,8 @@ class FirstComePolicy(Policy):
             self.options.regulator.refresh(now_s)
         started: list[tuple[str, Plan]] = []
         for rid, prompt in self._waiting.items():
+            if pool.up and not all(pool.up[i] for i in prompt.history_instances):
+                continue  # its history is out of reach: it alone waits
             plan = self.plan(prompt, pool)
             if plan is None:
                 break
@@ -98,10 +101,16 @@ class FirstComePolicy(Policy):
             )
 
     def longest_prompt(self, pool: PoolView) -> int:
-        """Tokens that this policy's largest group holds when the pool is empty."""
-        capacity = sorted(pool.capacity_tokens or (NO_LIMIT,), reverse=True)
-        size = max((s for s in self.sizes(pool) if s <= pool.size), default=0)
-        return size * capacity[min(size, len(capacity)) - 1] if size else 0
+        """Tokens that this policy's best group holds when the pool is empty."""
+        capacity = sorted(pool.capacity_tokens or (NO_LIMIT,) * pool.size, reverse=True)
+        return max(
+            (
+                longest_chunk(capacity[size - 1], size, self.options.page_size)
+                for size in self.sizes(pool)
+                if size <= pool.size
+            ),
+            default=0,
+        )
 
     def _planned(
         self, problem: Problem, best: Candidate | None, single_s: float | None
@@ -157,14 +166,23 @@ def explained(
     problem: Problem, chosen: Candidate | None, seen: list[Reported]
 ) -> tuple[Considered, ...]:
     """The distinct candidates of a search: the chosen one, then by TTFT; last what cannot run."""
-    out: dict[Candidate | str, Considered] = {}
+    out: dict[Placement | str, Considered] = {}
     for candidate, reason in seen:
-        ttft = candidate.ttft_s
+        chunks, ttft = candidate.chunks, candidate.ttft_s
         if ttft == math.inf:
             out.setdefault(reason, Considered((), ttft, 0.0, False, reason))
-        elif candidate == chosen or candidate not in out:
+        elif candidate == chosen or chunks not in out:
             spent = instance_seconds(problem, candidate)
             won = candidate == chosen
-            text = "chosen" if won else reason
-            out[candidate] = Considered(timed(problem, candidate), ttft, spent, won, text)
+            text = "chosen" if won else _why_beaten(candidate, chosen, reason)
+            out[chunks] = Considered(timed(problem, candidate), ttft, spent, won, text)
     return tuple(sorted(out.values(), key=lambda c: (not c.chosen, c.ttft_s)))
+
+
+def _why_beaten(candidate: Candidate, chosen: Candidate | None, reason: str) -> str:
+    if chosen is None or reason != ACCEPTED:
+        return reason
+    slower = candidate.ttft_s - chosen.ttft_s
+    if slower > 0:
+        return f"{slower:.3f} s slower than the chosen plan"
+    return "dearer than the chosen plan at this improvement rate"

@@ -6,7 +6,7 @@ import math
 
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.memory import shard_share
-from sglang_cdsp.planner.paper import Report
+from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
@@ -103,7 +103,7 @@ def _fastest(
         if runs:
             found = problem.finish((), 0.0, group)
         if report:
-            report(found, "slower" if runs else _why_not(group, down))
+            report(found, ACCEPTED if runs else _why_not(group, down))
         if found.ttft_s < (best.ttft_s if best else math.inf):
             best = found
     return best

@@ -1,0 +1,81 @@
+"""Online correction: it follows, it is bounded, it shows."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_cdsp.planner import CorrectionOptions, LatencyModelError, OnlineCorrection
+from tests.planner.pools import MODEL, quick
+
+
+def test_it_follows_a_machine_that_is_slower_than_profiled() -> None:
+    correction = OnlineCorrection(MODEL)
+    for _ in range(100):
+        correction.observe(2, 1000, 5000, 1.3 * MODEL.predict(2, 1000, 5000))
+    assert correction.model.predict(2, 0, 9000) == pytest.approx(
+        1.3 * MODEL.predict(2, 0, 9000), rel=0.011
+    )
+    assert correction.model.predict(4, 0, 9000) == MODEL.predict(4, 0, 9000)
+
+
+@quick
+@given(st.floats(1e-9, 1e9))
+def test_one_outlier_moves_a_factor_by_two_percent_at_most(seconds: float) -> None:
+    correction = OnlineCorrection(MODEL)
+    correction.observe(1, 0, 1000, seconds)
+    factor = correction.snapshot()["sp"]["1"]["factor"]
+    assert 0.98 <= factor <= 1.0203
+
+
+@quick
+@given(st.lists(st.floats(1e-6, 1e6), max_size=200))
+def test_no_sequence_leaves_the_bound(times: list[float]) -> None:
+    correction = OnlineCorrection(MODEL, CorrectionOptions(gain=1.0, max_step=9.0, bound=1.5))
+    for seconds in times:
+        correction.observe(1, 0, 1000, seconds)
+    shown = correction.snapshot()["sp"]["1"]
+    assert 1 / 1.5 - 1e-9 <= shown["factor"] <= 1.5 + 1e-9
+    assert shown["samples"] == len(times)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_times_are_counted_and_not_used(seconds: float) -> None:
+    correction = OnlineCorrection(MODEL)
+    correction.observe(1, 0, 1000, seconds)
+    assert correction.model is MODEL
+    assert correction.snapshot()["ignored"] == 1
+    assert correction.snapshot()["sp"]["1"]["samples"] == 0
+
+
+def test_small_changes_do_not_make_a_new_model() -> None:
+    correction = OnlineCorrection(MODEL)
+    correction.observe(1, 0, 1000, 1.05 * MODEL.predict(1, 0, 1000))
+    assert correction.model is MODEL
+    for _ in range(10):
+        correction.observe(1, 0, 1000, 1.05 * MODEL.predict(1, 0, 1000))
+    assert correction.model is not MODEL
+
+
+def test_a_size_between_two_profiled_ones_teaches_both() -> None:
+    correction = OnlineCorrection(MODEL)
+    for _ in range(100):
+        correction.observe(3, 0, 5000, 1.2 * MODEL.predict(3, 0, 5000))
+    assert correction.model.predict(3, 0, 5000) == pytest.approx(
+        1.2 * MODEL.predict(3, 0, 5000), rel=0.012
+    )
+
+
+def test_the_state_is_visible() -> None:
+    correction = OnlineCorrection(MODEL)
+    correction.observe(1, 0, 1000, 100 * MODEL.predict(1, 0, 1000))
+    shown = correction.snapshot()
+    assert shown["sp"]["1"]["cut"] == 1
+    assert shown["sp"]["1"]["mean_abs_error"] == pytest.approx(99)
+    assert json.loads(json.dumps(shown)) == shown
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(LatencyModelError, match="gain in"):
+        CorrectionOptions(gain=0)
