@@ -1,0 +1,220 @@
+"""What the life cycle decides, as it reaches schedulers and decode."""
+
+from __future__ import annotations
+
+import pickle
+from array import array
+from typing import Any
+
+import pytest
+from sglang.srt.managers import io_struct
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    TokenizedGenerateReqInput,
+    msgpack_decode,
+    wrap_as_pickle,
+)
+from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.pool.entry import AbortTarget, Entry
+from sglang_cdsp.pool.messages import (
+    GoOrder,
+    LogprobOrder,
+    LogprobPart,
+    LogprobWish,
+    MeshOrder,
+    PlanOrder,
+    ReleaseOrder,
+    RoomOrder,
+    TurnOrder,
+    register_orders,
+)
+from sglang_cdsp.pool.outbox import PoolOutbox, logprob_wish
+from sglang_cdsp.pool.rooms import RoomMessage, Rooms
+
+ROOM = 7
+
+
+class FakeSocket:
+    """Keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, data: bytes, flags: int = 0) -> None:
+        self.sent.append(msgpack_decode(data))
+
+    def send_pyobj(self, thing: Any, flags: int = 0, protocol: int = -1) -> None:
+        self.sent.append(pickle.loads(pickle.dumps(thing, protocol)))
+
+
+class FakeContact:
+    """Keeps what decode was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def fail_room(self, room: int, message: RoomMessage, reason: str) -> None:
+        self.told.append(("failed", room, message.tp_rank, reason))
+
+    def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
+        self.told.append(("safe", room, tp_rank, host, port))
+
+
+class Wire:
+    """A pool of three instances behind fake sockets."""
+
+    def __init__(self) -> None:
+        register_orders()
+        self.workers = [FakeSocket() for _ in range(3)]
+        self.contact = FakeContact()
+        self.rooms = Rooms(1)
+        self.outbox = PoolOutbox(
+            workers=self.workers,  # type: ignore[arg-type]
+            contact=self.contact,  # type: ignore[arg-type]
+            rooms=self.rooms,
+            answer=lambda entry, status, message: None,
+            ended=lambda entry: None,
+        )
+
+    def sent(self, instance: int) -> list[Any]:
+        return self.workers[instance].sent
+
+
+@pytest.fixture(params=["pickle", "msgpack"])
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """SGLang has two formats for its sockets on one machine."""
+    monkeypatch.setattr(io_struct, "_USE_PICKLE_IPC", request.param == "pickle")
+    return Wire()
+
+
+def request(tokens: int = 4, **more: Any) -> TokenizedGenerateReqInput:
+    fields = {
+        "rid": "r",
+        "input_text": None,
+        "input_ids": array("q", range(10, 10 + tokens)),
+        "input_embeds": None,
+        "mm_inputs": None,
+        "token_type_ids": None,
+        "sampling_params": SamplingParams(),
+        "return_logprob": False,
+        "logprob_start_len": -1,
+        "top_logprobs_num": 0,
+        "token_ids_logprob": None,
+        "stream": False,
+        "time_stats": wrap_as_pickle(APIServerReqTimeStats()),
+    }
+    return TokenizedGenerateReqInput(**{**fields, **more})
+
+
+def bound(*chunks: tuple[int, tuple[int, ...]], asked: Any = None, probe: bool = False) -> Entry:
+    planned = tuple(PlannedChunk(tokens, group, 0.0, 1.0) for tokens, group in chunks)
+    tokens = sum(tokens for tokens, _ in chunks)
+    entry = Entry("r", None if probe else asked or request(tokens), tokens, 0.0)
+    entry.seq, entry.plan = 5, Plan(planned, 1.0, "test")
+    return entry
+
+
+def test_a_plan_goes_to_its_last_group_and_the_request_to_its_home(wire: Wire) -> None:
+    entry = bound((3, (1,)), (1, (1, 2)))
+    entry.room = ROOM
+    wire.rooms.add(ROOM, RoomMessage(0, "a", 1, "h", 1, [b"pages"]))
+    wire.outbox.bind(entry)
+    pages, plan, asked = wire.sent(1)
+    assert pages == RoomOrder(tp_rank=0, frames=[b"pages"])
+    assert isinstance(plan, PlanOrder)
+    assert (plan.rid, plan.seq, plan.room, plan.probe) == ("r", 5, ROOM, False)
+    assert array("q", plan.tokens).tolist() == [10, 11, 12, 13]
+    assert [tuple(chunk) for chunk in plan.chunks] == [(3, [1]), (1, [1, 2])]
+    assert isinstance(asked, TokenizedGenerateReqInput)
+    assert asked.disagg_prefill_dp_rank == 0, "the sender must not announce a rank of its own"
+    assert wire.sent(2) == [pages, plan]
+    assert wire.sent(0) == []
+
+
+def test_a_one_instance_plan_is_a_turn(wire: Wire) -> None:
+    wire.outbox.bind(bound((4, (2,))))
+    turn, asked = wire.sent(2)
+    assert turn == TurnOrder(rid="r", seq=5)
+    assert asked.rid == "r"
+    assert wire.sent(0) == wire.sent(1) == []
+
+
+def test_a_probe_has_tokens_but_no_request(wire: Wire) -> None:
+    wire.outbox.bind(bound((4, (0,)), probe=True))
+    (plan,) = wire.sent(0)
+    assert (plan.probe, plan.room, len(plan.tokens)) == (True, None, 32)
+
+
+def test_go_drop_release_and_links(wire: Wire) -> None:
+    entry = bound((3, (1,)), (1, (1, 2)))
+    entry.next_chunk = 1
+    wire.outbox.go(entry, (1, 2), go=True)
+    wire.outbox.go(entry, (1, 2), go=False)
+    entry.error, entry.answered = "no", True
+    wire.outbox.release(entry)
+    orders = [
+        GoOrder(seq=5, chunk=1, go=True),
+        GoOrder(seq=5, chunk=1, go=False),
+        ReleaseOrder(seq=5, error="no", silent=True),
+    ]
+    assert wire.sent(1) == wire.sent(2) == orders
+    wire.outbox.relink(3)
+    assert wire.sent(0) == [MeshOrder(epoch=3)]
+    assert wire.sent(1)[-1] == wire.sent(2)[-1] == MeshOrder(epoch=3)
+
+
+def test_aborts_of_a_turn(wire: Wire) -> None:
+    entry = bound((4, (2,)))
+    wire.outbox.cancel_turn(entry)
+    wire.outbox.forward_abort(entry, 1, [b"ABORT", b"7"])
+    cancel, abort = wire.sent(2)
+    assert isinstance(cancel, AbortReq)
+    assert (cancel.rid, cancel.abort_all) == ("r", False)
+    assert abort == RoomOrder(tp_rank=1, frames=[b"ABORT", b"7"])
+
+
+def test_prompt_logprobs_go_home(wire: Wire) -> None:
+    part = LogprobPart(5, [1], [-0.5], [], [], [], [])
+    wire.outbox.logprobs(bound((3, (1,)), (1, (1, 2))), part)
+    assert wire.sent(1) == [LogprobOrder(part=part)]
+    assert wire.sent(2) == []
+
+
+def test_every_decode_rank_hears_of_a_failed_room(wire: Wire) -> None:
+    for rank in (0, 1):
+        wire.rooms.add(ROOM, RoomMessage(rank, "a", 1, "h", 1, []))
+    wire.outbox.fail_room(ROOM, "no")
+    wire.outbox.ack_abort(ROOM, AbortTarget(1, "host", 9))
+    assert wire.contact.told == [
+        ("failed", ROOM, 0, "no"),
+        ("failed", ROOM, 1, "no"),
+        ("safe", ROOM, 1, "host", 9),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wish"),
+    [
+        ({}, None),
+        ({"return_logprob": True}, None),
+        ({"return_logprob": True, "logprob_start_len": 4}, None),
+        ({"return_logprob": False, "logprob_start_len": 0}, None),
+        ({"return_logprob": True, "logprob_start_len": 0}, LogprobWish(0, 0, None)),
+        (
+            {
+                "return_logprob": True,
+                "logprob_start_len": 3,
+                "top_logprobs_num": 2,
+                "token_ids_logprob": [8],
+            },
+            LogprobWish(3, 2, [8]),
+        ),
+    ],
+)
+def test_which_prompt_logprobs_a_request_asks_for(
+    asked: dict[str, Any], wish: LogprobWish | None
+) -> None:
+    assert logprob_wish(request(4, **asked)) == wish
