@@ -2,7 +2,8 @@
 
 Orders travel on SGLang's own scheduler sockets, in order, and reach every tensor-parallel rank
 of an instance through SGLang's broadcast: all ranks see the same orders in the same loop
-iteration. Reports travel back over one PULL socket of the controller's. Both are msgpack.
+iteration. Their format is SGLang's (``SGLANG_USE_PICKLE_IPC``). Reports travel back over one PULL
+socket of the controller's, as msgpack.
 """
 
 from __future__ import annotations
