@@ -29,11 +29,18 @@ def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A pool of two whose instance 1 fails in chunk 1 of prompts of one length."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV_VAR, f"1:1:{FAULTY_LENGTH}")
-        flags = ("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
+        flags = ("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans", "--cdsp-policy", "cdsp")
         with running(
             prefill_only(checkpoint, flags=flags), tmp_path_factory.mktemp("logs")
         ) as stack:
             yield stack
+
+
+def test_the_policy_of_the_flag_plans(stack: RunningStack, checkpoint: Path) -> None:
+    client = Client(stack)
+    assert {state["policy"] for state in client.pool_states()} == {"cdsp"}
+    for length in (1, 300, 5000):
+        assert client.prefill(text_tokens(checkpoint, length, 2)).status_code == 200
 
 
 def test_an_exception_inside_a_chunk_fails_only_its_request(

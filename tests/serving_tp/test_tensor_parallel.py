@@ -28,7 +28,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     plan = disaggregated(
         checkpoint,
-        prefill_flags=("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans"),
+        prefill_flags=(
+            *("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans"),
+            *("--cdsp-policy", "loongserve"),
+        ),
         flags=("--tp-size", "2"),
     )
     with running(plan, tmp_path_factory.mktemp("logs")) as stack:
@@ -52,6 +55,13 @@ def test_forced_plans_equal_the_stock_path(client: Client, checkpoint: Path) -> 
         ask(index)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(ask, range(len(cases))))
+
+
+def test_the_policys_own_plans(client: Client, checkpoint: Path) -> None:
+    for length in (3, 509, 2039):
+        tokens = text_tokens(checkpoint, length, 1)
+        stock = client.pool(tokens, [(length, [0])])
+        difference(stock, client.pool(tokens), TOLERANCE)
 
 
 def test_no_slot_is_left_behind(client: Client, checkpoint: Path) -> None:
