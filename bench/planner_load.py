@@ -4,14 +4,13 @@ The smallest queueing loop that shows what a plan costs those behind it: Poisson
 lengths drawn from the paper's ranges and means (exponential, cut to the range), every request
 planned at its arrival and run exactly as planned, 16 instances, the Table I fit. No memory limit,
 no decode, no transfer; the simulator has those. For each arrival rate each policy gets the
-improvement rate that gives it the least mean TTFT, as the regulation's table would; `same` compares
-the policies at the same improvement rate, worst case over those tried.
+improvement rate that gives it the least mean TTFT, as the regulation's table would, and is compared
+with the paper's policy seed by seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +33,20 @@ SP_SIZES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Run:
-    """TTFT in seconds over one or several runs."""
+    """P50, mean and P99 TTFT in seconds, one row per seed: shape (seeds, 3)."""
 
-    p50: float
-    mean: float
-    p99: float
+    ttft_s: np.ndarray
+
+    @property
+    def means(self) -> np.ndarray:
+        """P50, mean and P99 over the seeds, shape (3,)."""
+        averages: np.ndarray = self.ttft_s.mean(axis=0)
+        return averages
+
+    def ratio(self, other: Run) -> tuple[np.ndarray, np.ndarray]:
+        """Geometric mean over the seeds of self / other, and its standard error; shape (3,)."""
+        logs = np.log(self.ttft_s / other.ttft_s)
+        return np.exp(logs.mean(axis=0)), logs.std(axis=0) / len(logs) ** 0.5
 
 
 def draw_lengths(rng: np.random.Generator, workload: str, count: int) -> np.ndarray:
@@ -59,7 +67,7 @@ def draw_lengths(rng: np.random.Generator, workload: str, count: int) -> np.ndar
 def run(
     policy_name: str, workload: str, rate: float, improvement_rate: float, args: argparse.Namespace
 ) -> Run:
-    """Mean over the seeds of P50, mean and P99 TTFT; the first tenth of a run is warm-up."""
+    """One run per seed; the first tenth of the requests is warm-up."""
     policy = make_policy(
         policy_name,
         PolicyOptions(builtin_model(), SP_SIZES, improvement_rate=improvement_rate),
@@ -81,41 +89,44 @@ def run(
             ttft[index] = plan.ttft_s
         kept = ttft[args.requests // 10 :]
         rows.append((np.median(kept), kept.mean(), np.percentile(kept, 99)))
-    return Run(*(float(v) for v in np.mean(rows, axis=0)))
+    return Run(np.array(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", default="short,medium,long")
     parser.add_argument("--rates", help="arrival rates in requests/s; default: per workload")
-    parser.add_argument("--policy", default="single-chunk,cdsp-paper,cdsp")
+    parser.add_argument("--policy", default="cdsp-paper,cdsp,single-chunk")
     parser.add_argument("--instances-per-node", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one JSON line per row")
+    parser.add_argument("--requests", type=int, default=1500)
+    parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
-    header = "workload  req/s  policy         best r    P50 s   mean s    P99 s"
-    if not args.json:
-        print(header + "   mean s at r = " + " ".join(f"{r:6.2f}" for r in IMPROVEMENT_RATES))
+    print(
+        f"{'workload':<9}{'req/s':>6}  {'policy':<13}{'best r':>7}{'P50 s':>9}{'mean s':>9}"
+        f"{'P99 s':>9}   to cdsp-paper, each at its best r: P50, mean, P99 (+- standard error)"
+    )
     for workload in args.workload.split(","):
         rates = [float(r) for r in args.rates.split(",")] if args.rates else RATES[workload]
         for rate in rates:
+            best: dict[str, Run] = {}
             for name in args.policy.split(","):
                 runs = {r: run(name, workload, rate, r, args) for r in IMPROVEMENT_RATES}
-                best = min(runs, key=lambda r: runs[r].mean)
-                found = runs[best]
-                if args.json:
-                    row = {"workload": workload, "rate": rate, "policy": name, "r": best}
-                    means = {str(r): runs[r].mean for r in runs}
-                    print(json.dumps({**row, **found.__dict__, "means": means}), flush=True)
-                    continue
+                r = min(runs, key=lambda r: float(runs[r].means[1]))
+                best[name] = runs[r]
+                numbers = "".join(f"{value:9.3f}" for value in runs[r].means)
                 print(
-                    f"{workload:<9}{rate:6.2f}  {name:<13}{best:8.2f} {found.p50:8.3f} "
-                    f"{found.mean:8.3f} {found.p99:8.3f}"
-                    + " " * 17
-                    + " ".join(f"{runs[r].mean:6.2f}" for r in IMPROVEMENT_RATES),
+                    f"{workload:<9}{rate:6.2f}  {name:<13}{r:7.2f}{numbers}"
+                    f"   {beside(runs[r], best.get('cdsp-paper'))}",
                     flush=True,
                 )
+
+
+def beside(mine: Run, paper: Run | None) -> str:
+    """The ratios to the paper's policy, if that ran before."""
+    if paper is None or mine is paper:
+        return ""
+    ratios, errors = mine.ratio(paper)
+    return "  ".join(f"{v:.3f} +- {e:.3f}" for v, e in zip(ratios, errors, strict=True))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from collections.abc import Iterator
 from sglang_cdsp.planner.paper import ACCEPTED, Report, ignore, plan_paper
 from sglang_cdsp.planner.problem import Candidate, Placement, Problem, instance_seconds
 
-GROWTH_PRICE = 4.0
-"""Scale of the price, found under load with bench/planner_load.py (docs/planner.md)."""
+PRICE_SLOPE, PRICE_LIMIT = 20.0, 4.0
+"""The price of an instance-second, found under load with bench/planner_load.py: it rises with the
+improvement rate up to a limit at which a gain must cost the pool next to nothing."""
 
 SATURATED_RATE = 0.55
 """From this improvement rate on `cdsp` adds nothing to the paper's plan."""
@@ -36,7 +37,7 @@ SATURATED_RATE = 0.55
 
 def price(improvement_rate: float) -> float:
     """Seconds of TTFT that one more instance-second must save, at an improvement rate in [0, 1)."""
-    return GROWTH_PRICE * improvement_rate / (1 - improvement_rate)
+    return min(PRICE_LIMIT, PRICE_SLOPE * improvement_rate)
 
 
 def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:

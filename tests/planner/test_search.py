@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sglang_cdsp.planner import PolicyOptions, PoolView, PromptView, make_policy
 from sglang_cdsp.planner.paper import plan_paper
 from sglang_cdsp.planner.problem import Candidate, instance_seconds, make_problem
-from sglang_cdsp.planner.search import SATURATED_RATE, plan_cdsp, price
+from sglang_cdsp.planner.search import PRICE_LIMIT, SATURATED_RATE, plan_cdsp, price
 from tests.planner.pools import MODEL, Case, cases, quick
 
 SIZES = (1, 2, 4, 8)
@@ -81,10 +81,11 @@ def test_a_higher_price_never_takes_more_of_the_pool(queue: list[float], tokens:
     assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(spent))
 
 
-def test_the_price_is_0_at_rate_0_and_rises_without_bound() -> None:
-    assert price(0.0) == 0
-    assert price(0.2) == pytest.approx(price(0.5) / 4)
-    assert price(0.99) > 100 * price(0.1)
+def test_the_price_is_0_at_rate_0_and_rises_to_its_limit() -> None:
+    prices = [price(rate / 100) for rate in range(100)]
+    assert prices[0] == 0
+    assert prices == sorted(prices)
+    assert 0 < price(0.05) < price(0.1) < price(0.5) == PRICE_LIMIT
 
 
 def test_a_straddling_group_is_weighed_by_its_cost() -> None:
