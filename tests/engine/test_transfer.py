@@ -1,0 +1,177 @@
+"""KV writes of one holder, and what a stock decode server makes of many holders' notes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_cdsp.engine.layout import number_sends, plan_layout
+from sglang_cdsp.transfer.manager import PoolKVManager, ShardWrite, TransferFailed
+from tests.engine.fake_transfer import ROOM, FakePoolManager, StockDecode
+from tests.engine.plans import plans
+
+
+@pytest.fixture
+def manager() -> FakePoolManager:
+    manager = FakePoolManager(rank=3)
+    manager.peer("a")
+    manager.pages("a", [10, 11, 12, 13])
+    return manager
+
+
+def write(
+    manager: PoolKVManager, pages: list[int], places: list[int], send_id: int, last: bool = False
+) -> ShardWrite:
+    aux = 9 if last else None
+    source, index = np.array(pages, np.int32), np.array(places, np.int64)
+    return manager.write_shard(ROOM, source, index, send_id, last=last, aux_index=aux)
+
+
+# -- what is written where ------------------------------------------------------------------
+
+
+def test_pages_go_to_their_places_with_the_transfers_number(manager: FakePoolManager) -> None:
+    write(manager, [5, 6], [3, 0], 2)
+    ((how, sent),) = manager.sent
+    assert how == "kv"
+    assert sent["pages"] == [(5, 13), (6, 10)]
+    assert (sent["to"], sent["note"]) == ("a", f"{ROOM}_kv_2_0_3")
+    assert sent["dst_mem_kind"] == "DRAM"
+
+
+def test_the_last_transfer_carries_the_metadata(manager: FakePoolManager) -> None:
+    write(manager, [5], [3], 2, last=True)
+    assert manager.notes() == [f"{ROOM}_kv_2_1_3", f"{ROOM}_aux"]
+    assert manager.sent[1][1]["source"] == 9
+    assert manager.sent[1][1]["place"] == 4
+
+
+def test_metadata_alone_says_how_many_transfers_came_before(manager: FakePoolManager) -> None:
+    write(manager, [], [], 2, last=True)
+    assert manager.notes() == [f"{ROOM}_aux_nokv_3_2"]
+
+
+def test_every_decode_agent_but_dummies_gets_its_own(manager: FakePoolManager) -> None:
+    manager.peer("b")
+    manager.peer("c")
+    manager.pages("b", [20, 21, 22, 23], required=3)
+    manager.pages("c", [], required=3, dummy=True)
+    write(manager, [5], [1], 0)
+    assert [(sent["to"], sent["pages"]) for _, sent in manager.sent] == [
+        ("a", [(5, 11)]),
+        ("b", [(5, 21)]),
+    ]
+
+
+def test_another_tensor_parallel_size_takes_stocks_slices(manager: FakePoolManager) -> None:
+    manager.peer("a", tp_size=2)
+    write(manager, [5], [1], 0)
+    assert [how for how, _ in manager.sent] == ["slice"]
+
+
+# -- in flight ------------------------------------------------------------------------------
+
+
+def test_a_write_is_settled_when_all_its_parts_are(manager: FakePoolManager) -> None:
+    shard = write(manager, [5], [3], 0, last=True)
+    manager.agent.states[1] = "DONE"
+    assert not manager.settled(shard)
+    assert manager.agent.released == []
+    manager.agent.end_all()
+    assert manager.settled(shard)
+    assert manager.agent.released == [1, 2]
+    assert manager.settled(shard), "asking again is harmless"
+
+
+def test_a_failed_part_is_told_once_all_parts_have_ended(manager: FakePoolManager) -> None:
+    shard = write(manager, [5], [3], 0, last=True)
+    manager.agent.states[1] = "ERR"
+    assert not manager.settled(shard), "the other part may still write to decode's pages"
+    manager.agent.end_all()
+    with pytest.raises(TransferFailed, match=f"room {ROOM}"):
+        manager.settled(shard)
+    assert manager.agent.released == [1, 2]
+
+
+def test_what_was_posted_before_an_error_is_awaited(
+    manager: FakePoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode's pages may be answered for only after nothing writes to them."""
+    awaited: list[list[int]] = []
+    monkeypatch.setattr(
+        manager, "_await_handles", lambda handles, failure_seen: awaited.append(list(handles))
+    )
+    manager.breaks_at = "aux"
+    with pytest.raises(TransferFailed, match="could not start: no such memory"):
+        write(manager, [5], [3], 0, last=True)
+    assert awaited == [[1]]
+
+
+# -- rooms ----------------------------------------------------------------------------------
+
+
+def test_a_room_is_known_with_all_its_agents_registered(manager: FakePoolManager) -> None:
+    assert manager.knows_room(ROOM)
+    assert not manager.knows_room(ROOM + 1)
+    manager.pages("b", [1], required=2)
+    manager.transfer_infos[ROOM]["a"].required_dst_info_num = 2
+    assert not manager.knows_room(ROOM), "agent b did not register"
+    manager.peer("b")
+    assert manager.knows_room(ROOM)
+    del manager.transfer_infos[ROOM]["a"]
+    assert not manager.knows_room(ROOM), "agent a's pages are missing"
+
+
+def test_waiting_for_a_room_ends_in_an_error(manager: FakePoolManager) -> None:
+    manager.await_room(ROOM)
+    with pytest.raises(TransferFailed, match="did not reach this instance"):
+        manager.await_room(ROOM + 1, timeout_s=0.001)
+
+
+def test_decodes_prefix(manager: FakePoolManager) -> None:
+    manager.pages("a", [1], prefix=64)
+    assert manager.decode_prefix(ROOM) == 64
+    manager.req_to_decode_prefix_len[ROOM] = None
+    assert manager.decode_prefix(ROOM) == 0
+    assert manager.decode_prefix(ROOM + 1) == 0
+
+
+def test_a_forgotten_room_leaves_nothing(manager: FakePoolManager) -> None:
+    manager.request_status[ROOM] = manager.failure_records[ROOM] = "x"
+    manager.forget_room(ROOM)
+    manager.forget_room(ROOM)
+    for table in (
+        manager.transfer_infos,
+        manager.request_status,
+        manager.req_to_decode_prefix_len,
+        manager.failure_records,
+    ):
+        assert ROOM not in table
+    assert "a" in manager.decode_kv_args_table, "the agent stays registered"
+
+
+# -- a stock decode server ------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, print_blob=True)
+@given(st.data(), st.integers(0, 40))
+def test_stock_decode_is_done_with_the_last_note_in_any_order(
+    data: st.DataObject, prefix: int
+) -> None:
+    """Every holder writes with its own manager; decode counts the notes of all."""
+    chunks = data.draw(plans(1))
+    length = sum(tokens for tokens, _ in chunks)
+    notes: list[str] = []
+    for send in number_sends(plan_layout(chunks, 1), min(prefix, length)):
+        holder = FakePoolManager()
+        holder.peer("a")
+        holder.pages("a", list(range(length)))
+        positions = [p for span in send.spans for p in range(span.start, span.stop)]
+        write(holder, positions, positions, send.send_id, send.last)
+        notes += holder.notes()
+    decode = StockDecode()
+    *before, last = [decode.done_after(note) for note in data.draw(st.permutations(notes))]
+    assert not any(before)
+    assert last

@@ -1,0 +1,194 @@
+"""One-instance requests are followed through SGLang's queues until they have left them all."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+
+from sglang_cdsp.engine.tasks import Turn
+from sglang_cdsp.engine.turns import Turns
+from sglang_cdsp.pool.messages import FirstToken, Report, TurnEnded
+
+
+class FakeReporter:
+    """Keeps what the leading rank reports."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[type[Report], dict[str, Any]]] = []
+
+    def lead(self, kind: type[Report], **fields: Any) -> None:
+        self.said.append((kind, fields))
+
+
+class FakeReq:
+    """SGLang's request, as far as turns look at it."""
+
+    def __init__(self, rid: str) -> None:
+        self.rid = rid
+        self.output_ids: list[int] = []
+        self.to_finish: Any = None
+        self.finished_reason: Any = None
+
+
+def fake_scheduler() -> Any:
+    """SGLang's queues, all empty."""
+    return SimpleNamespace(
+        waiting_queue=[],
+        grammar_manager=SimpleNamespace(grammar_queue=[]),
+        disagg_prefill_bootstrap_queue=SimpleNamespace(queue=[]),
+        disagg_prefill_inflight_queue=[],
+        running_batch=SimpleNamespace(reqs=[]),
+        last_batch=None,
+        chunked_req=None,
+    )
+
+
+@pytest.fixture
+def scheduler() -> Any:
+    return fake_scheduler()
+
+
+@pytest.fixture
+def reporter() -> FakeReporter:
+    return FakeReporter()
+
+
+@pytest.fixture
+def turns(scheduler: Any, reporter: FakeReporter) -> Turns:
+    return Turns(scheduler, reporter)  # type: ignore[arg-type]
+
+
+def begun(turns: Turns, req: FakeReq, seq: int = 1) -> Turn:
+    turn = Turn(seq, req.rid)
+    turns.begin(turn)
+    turns.adopt(req)
+    return turn
+
+
+def place(scheduler: Any, queue: str, req: FakeReq) -> None:
+    """Put a request into one of SGLang's places, and take it out of all others."""
+    vars(scheduler).update(vars(fake_scheduler()))
+    if queue == "chunked_req":
+        scheduler.chunked_req = req
+    elif queue == "last_batch":
+        scheduler.last_batch = SimpleNamespace(reqs=[req])
+    elif queue:
+        held = scheduler
+        for name in queue.split("."):
+            held = getattr(held, name)
+        held.append(req)
+
+
+QUEUES = (
+    "waiting_queue",
+    "grammar_manager.grammar_queue",
+    "disagg_prefill_bootstrap_queue.queue",
+    "disagg_prefill_inflight_queue",
+    "running_batch.reqs",
+    "last_batch",
+    "chunked_req",
+)
+
+
+def test_a_request_is_over_when_no_queue_has_it(
+    turns: Turns, scheduler: Any, reporter: FakeReporter
+) -> None:
+    req = FakeReq("a")
+    turn = begun(turns, req)
+    for queue in QUEUES:
+        place(scheduler, queue, req)
+        turns.poll()
+        assert bool(turns), queue
+        assert reporter.said == []
+    turns.stamp_start([req])
+    req.output_ids.append(5)
+    turns.stamp_end([req])
+    place(scheduler, "", req)
+    turns.poll()
+    assert not turns
+    first, ended = reporter.said
+    assert first == (FirstToken, {"seq": 1, "at_s": turn.end_s})
+    times = {"start_s": turn.start_s, "end_s": turn.end_s}
+    assert ended == (TurnEnded, {"seq": 1, "error": "", **times})
+    assert turn.start_s is not None
+    assert turn.end_s is not None
+    assert turn.start_s <= turn.end_s
+
+
+def test_it_prefills_until_its_first_token(turns: Turns, reporter: FakeReporter) -> None:
+    req = FakeReq("a")
+    assert not turns.prefilling()
+    begun(turns, req)
+    turns.stamp_end([req])
+    assert turns.prefilling(), "a chunk of its prompt ran, no token yet"
+    assert reporter.said == []
+    req.output_ids.append(5)
+    turns.stamp_end([req])
+    turns.stamp_end([req])
+    assert not turns.prefilling()
+    assert [kind for kind, _ in reporter.said] == [FirstToken]
+
+
+def test_the_first_batch_is_its_start(turns: Turns) -> None:
+    req = FakeReq("a")
+    turn = begun(turns, req)
+    turns.stamp_start([FakeReq("other")])
+    assert turn.start_s is None
+    turns.stamp_start([req])
+    start_s = turn.start_s
+    turns.stamp_start([req])
+    assert turn.start_s == start_s
+
+
+@pytest.mark.parametrize(
+    ("to_finish", "finished", "tokens", "error"),
+    [
+        (FINISH_ABORT("too long"), None, 0, "too long"),
+        (None, FINISH_ABORT("broken"), 1, "broken"),
+        (None, None, 0, "aborted"),
+        (None, FINISH_LENGTH(length=1), 1, ""),
+    ],
+)
+def test_how_it_ended(
+    turns: Turns, reporter: FakeReporter, to_finish: Any, finished: Any, tokens: int, error: str
+) -> None:
+    req = FakeReq("a")
+    begun(turns, req)
+    req.output_ids += [1] * tokens
+    turns.stamp_end([req])
+    req.to_finish, req.finished_reason = to_finish, finished
+    turns.poll()
+    kind, said = reporter.said[-1]
+    assert (kind, said["error"]) == (TurnEnded, error)
+
+
+def test_a_request_that_never_became_one(turns: Turns, reporter: FakeReporter) -> None:
+    turns.begin(Turn(1, "a"))
+    turns.poll()
+    ((kind, said),) = reporter.said
+    assert (kind, said["error"]) == (TurnEnded, "rejected on arrival at its instance")
+
+
+def test_a_request_whose_grammar_compiles_is_awaited(
+    turns: Turns, scheduler: Any, reporter: FakeReporter
+) -> None:
+    req = FakeReq("a")
+    turns.begin(Turn(1, "a"))
+    place(scheduler, "grammar_manager.grammar_queue", req)
+    turns.poll()
+    assert turns
+    assert reporter.said == []
+
+
+def test_an_id_used_again_is_another_request(turns: Turns, reporter: FakeReporter) -> None:
+    first, second = FakeReq("a"), FakeReq("a")
+    begun(turns, first, 1)
+    begun(turns, second, 2)
+    second.output_ids.append(5)
+    turns.stamp_end([second])
+    assert [said["seq"] for _, said in reporter.said] == [2]
+    turns.poll()
+    assert [said["error"] for _, said in reporter.said[1:]] == ["aborted", ""]

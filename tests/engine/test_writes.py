@@ -1,0 +1,134 @@
+"""A chunk's KV on its way to decode: every page to its place, from the one that holds it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_cdsp.engine.layout import ChunkLayout, plan_layout
+from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.engine.writes import poll_writes, start_write
+from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
+from tests.engine.fake_kv import PlanRun
+from tests.engine.fake_transfer import ROOM, FakePoolManager
+from tests.engine.plans import PAGE_SIZES, plans
+
+
+class FakeHome:
+    """Home's request and the scheduler's metadata buffers."""
+
+    def __init__(self) -> None:
+        self.stamped = 0
+        self.filled: list[Any] = []
+        stats = SimpleNamespace(set_prefill_transfer_queue_entry_time=self._stamp)
+        self.req = SimpleNamespace(metadata_buffer_index=9, time_stats=stats)
+        buffers = SimpleNamespace(set_buf=self.filled.append)
+        self.scheduler = SimpleNamespace(disagg_metadata_buffers=buffers)
+
+    def _stamp(self) -> None:
+        self.stamped += 1
+
+
+def task_of(run: PlanRun, layouts: tuple[ChunkLayout, ...], me: int, home: FakeHome) -> ChunkTask:
+    length = layouts[-1].start + layouts[-1].tokens
+    task = ChunkTask(
+        seq=1,
+        rid="r",
+        room=ROOM,
+        probe=False,
+        layouts=layouts,
+        tokens=torch.zeros(length, dtype=torch.int64),
+        holdings=run.holdings[me],
+        next_chunk=0,
+    )
+    if me == task.home:
+        task.req = home.req
+    return task
+
+
+@settings(max_examples=80, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES)
+def test_decode_gets_every_page_it_lacks_once_and_in_its_place(
+    data: st.DataObject, page: int
+) -> None:
+    """Chunk by chunk as the engine does it: run, write, give history away.
+
+    A write is read at the time it is posted: the slots are freed only when it has drained.
+    """
+    chunks = data.draw(plans(page))
+    layouts = plan_layout(chunks, page)
+    length = layouts[-1].start + layouts[-1].tokens
+    prefix = data.draw(st.integers(0, length // page)) * page
+    places = list(range(1000, 1000 + -(-(length - prefix) // page)))
+    run, home = PlanRun(layouts, page), FakeHome()
+    got: dict[int, int] = {}
+    for layout in layouts:
+        run.run(layout.index)
+        for me in layout.group:
+            manager = FakePoolManager(page_size=page)
+            manager.peer("a")
+            manager.pages("a", places, prefix=prefix)
+            task = task_of(run, layouts, me, home)
+            start_write(manager, home.scheduler, task, layout.index, me)
+            assert all(chunk == layout.index for chunk, _ in task.writes)
+            for how, sent in manager.sent:
+                for source, place in sent["pages"] if how == "kv" else ():
+                    assert place not in got, "two holders share a page"
+                    got[place] = run.memory[me][source * page]
+    assert got == {place: prefix + index * page for index, place in enumerate(places)}
+    assert home.filled == [home.req], "the metadata goes once, with home's last transfer"
+    assert home.stamped == 1
+
+
+def flying(*chunks: int) -> tuple[FakePoolManager, ChunkTask]:
+    """A task with one write in flight per named chunk."""
+    manager = FakePoolManager()
+    run = PlanRun(plan_layout([(4, [0])], 1), 1)
+    task = task_of(run, plan_layout([(4, [0])], 1), 0, FakeHome())
+    task.writes = [(chunk, ShardWrite(ROOM, [manager.agent.post()])) for chunk in chunks]
+    return manager, task
+
+
+def test_ended_writes_are_forgotten_the_others_stay() -> None:
+    manager, task = flying(0, 1, 2)
+    manager.agent.states[2] = "DONE"
+    poll_writes(manager, task)
+    assert [chunk for chunk, _ in task.writes] == [0, 2]
+    manager.agent.end_all()
+    poll_writes(manager, task)
+    assert task.writes == []
+    assert sorted(manager.agent.released) == [1, 2, 3]
+
+
+def test_a_failed_write_is_told_once_and_hides_no_other() -> None:
+    manager, task = flying(0, 1, 2)
+    manager.agent.states[2] = "ERR"
+    with pytest.raises(TransferFailed):
+        poll_writes(manager, task)
+    assert [chunk for chunk, _ in task.writes] == [0, 2]
+    poll_writes(manager, task)
+    assert [chunk for chunk, _ in task.writes] == [0, 2]
+
+
+def test_waiting_covers_the_chunks_before_and_no_later_one() -> None:
+    """History may leave once the writes that read it have drained."""
+    manager, task = flying(0, 1, 1)
+    looks = 0
+    stock = manager.agent.check_xfer_state
+
+    def slow(handle: int) -> str:
+        nonlocal looks
+        looks += 1
+        if looks == 10:
+            manager.agent.states[1] = "DONE"
+        return stock(handle)
+
+    manager.agent.check_xfer_state = slow  # type: ignore[method-assign]
+    poll_writes(manager, task, up_to=1, wait=True)
+    assert looks >= 10
+    assert [chunk for chunk, _ in task.writes] == [1, 1]
