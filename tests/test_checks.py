@@ -1,0 +1,116 @@
+"""What ``--cdsp`` refuses before a server starts, and with which remedy."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_cdsp.args import TESTED_SGLANG_VERSIONS, CdspArgs, CdspConfigError
+from sglang_cdsp.checks import (
+    REFUSALS,
+    check_server_args,
+    check_transfer_backend,
+    check_version,
+    forced_settings,
+)
+
+GOOD: dict[str, Any] = {
+    "disaggregation_mode": "prefill",
+    "dp_size": 4,
+    "speculative_algorithm": None,
+    "pp_size": 1,
+    "enable_dp_attention": False,
+    "attn_cp_size": 1,
+    "dcp_size": 1,
+    "enable_lora": None,
+    "lora_paths": None,
+    "enable_multimodal": None,
+    "enable_hierarchical_cache": False,
+    "enable_pd_role_switch": False,
+    "tokenizer_worker_num": 1,
+    "nnodes": 1,
+    "enable_mixed_chunk": False,
+}
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),
+    ({"disaggregation_mode": "decode"}, "add --disaggregation-mode prefill"),
+    ({"dp_size": 1}, "set --dp-size to the number of instances"),
+    ({"speculative_algorithm": "EAGLE"}, "remove --speculative-algorithm"),
+    ({"pp_size": 2}, "set --pp-size 1"),
+    ({"enable_dp_attention": True}, "remove --enable-dp-attention"),
+    ({"attn_cp_size": 2}, "remove --attn-cp-size"),
+    ({"dcp_size": 2}, "--dcp-size"),
+    ({"enable_lora": True}, "remove --enable-lora"),
+    ({"lora_paths": ["a"]}, "--lora-paths"),
+    ({"enable_multimodal": True}, "remove --enable-multimodal"),
+    ({"enable_hierarchical_cache": True}, "remove --enable-hierarchical-cache"),
+    ({"enable_pd_role_switch": True}, "remove --enable-pd-role-switch"),
+    ({"tokenizer_worker_num": 2}, "set --tokenizer-worker-num 1"),
+    ({"nnodes": 2}, "set --nnodes 1"),
+    ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
+]
+
+
+def server_args(**changed: Any) -> Any:
+    return SimpleNamespace(**{**GOOD, **changed})
+
+
+def refusal(cdsp: CdspArgs, **changed: Any) -> str:
+    with pytest.raises(CdspConfigError) as caught:
+        check_server_args(cdsp, server_args(**changed))
+    return str(caught.value)
+
+
+def test_a_pool_passes() -> None:
+    check_server_args(CdspArgs(sp_sizes=(1, 2, 4), instances_per_node=2), server_args())
+
+
+@pytest.mark.parametrize(("changed", "remedy"), CASES, ids=lambda case: str(case))
+def test_a_refusal_names_its_remedy(changed: dict[str, Any], remedy: str) -> None:
+    assert remedy in refusal(CdspArgs(), **changed)
+
+
+def test_every_refusal_has_a_case_that_only_it_answers() -> None:
+    answered = set()
+    for changed, _ in CASES:
+        applying = [r for r in REFUSALS if r.applies(server_args(**changed))]
+        assert len(applying) == 1
+        answered.add(applying[0].message)
+    assert answered == {refused.message for refused in REFUSALS}
+    assert all("--" in message for message in answered)
+
+
+def test_sizes_beyond_the_pool() -> None:
+    message = refusal(CdspArgs(sp_sizes=(2, 8, 16)))
+    assert "--cdsp-sp-sizes [8, 16] exceed the pool of 4" in message
+    assert "lower them or raise --dp-size" in message
+
+
+def test_nodes_that_do_not_divide_the_pool() -> None:
+    assert "does not divide the pool of 4" in refusal(CdspArgs(instances_per_node=3))
+
+
+def test_the_transfer_backend() -> None:
+    check_transfer_backend("nixl")
+    with pytest.raises(CdspConfigError, match="set --disaggregation-transfer-backend nixl"):
+        check_transfer_backend("mooncake")
+
+
+def test_tested_releases_pass_and_others_need_the_escape_flag() -> None:
+    for version in TESTED_SGLANG_VERSIONS:
+        check_version(CdspArgs(), version)
+    with pytest.raises(CdspConfigError) as caught:
+        check_version(CdspArgs(), "0.4.0")
+    assert "sglang 0.4.0 was not tested" in str(caught.value)
+    assert "--cdsp-any-sglang-version" in str(caught.value)
+    assert all(version in str(caught.value) for version in TESTED_SGLANG_VERSIONS)
+    check_version(CdspArgs(any_sglang_version=True), "0.4.0")
+
+
+def test_settings_that_the_pool_decides() -> None:
+    assert forced_settings(CdspArgs()) == {
+        "disable_radix_cache": True,
+        "disable_overlap_schedule": True,
+    }
