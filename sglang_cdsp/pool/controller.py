@@ -317,7 +317,8 @@ class PoolController(DataParallelController):
                     order = messages.PeerOrder(tp_rank=rank, frames=message.frames)
                     self.send_control_message(order)
                 elif isinstance(message, RoomPages):
-                    self._rooms.add(message.room, message.message)
+                    if not self._rooms.add(message.room, message.message):
+                        self._lifecycle.named_twice(message.room)
                     if self._rooms.complete(message.room):
                         self._lifecycle.pages_known(message.room)
                 elif isinstance(message, RoomAbort):

@@ -22,6 +22,9 @@ from sglang_cdsp.pool.planning import Planning
 from sglang_cdsp.pool.rooms import Rooms
 from sglang_cdsp.pool.seats import Seats
 
+# How long after the first word about it a room of two requests is failed: both should be there.
+SHARED_ROOM_PAUSE_S = 1.0
+
 
 class Lifecycle:
     """All requests of the pool; see the module's text. Times are monotonic seconds."""
@@ -53,6 +56,7 @@ class Lifecycle:
         self._next_seq = 0
         self._epoch = 0
         self._links_broken = False
+        self._shared: dict[int, float | None] = {}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -73,7 +77,8 @@ class Lifecycle:
             return
         twin = self._by_room.get(entry.room) if entry.room is not None else None
         if twin is not None:
-            reason = f"bootstrap room {entry.room} is used by two requests; use a new room number"
+            assert entry.room is not None
+            reason = self._share(entry.room)
             self.abort(twin, reason)
             self._refuse(entry, reason)
             return
@@ -98,8 +103,7 @@ class Lifecycle:
         reason = self._rooms.rejection(room)
         entry = self._by_room.get(room)
         if reason is not None and entry is None:
-            self._out.fail_room(room, reason)
-            self._rooms.forget(room)
+            self._fail_room(room, reason)
         elif entry is not None and entry.phase is Phase.ARRIVED:
             self._enqueue(entry)
 
@@ -111,9 +115,44 @@ class Lifecycle:
         if entry.room is not None and entry.room not in self._by_room:
             self._rooms.reject(entry.room, reason)
             if self._rooms.complete(entry.room):
-                self._out.fail_room(entry.room, reason)
-                self._rooms.forget(entry.room)
+                self._fail_room(entry.room, reason)
         self._out.ended(entry)
+
+    # -- rooms that two requests use --------------------------------------------------------
+
+    def named_twice(self, room: int) -> None:
+        """One decode agent named pages for a room twice: two of its requests share it."""
+        entry = self._by_room.get(room)
+        reason = self._share(room)
+        if entry is not None:
+            self.abort(entry, reason)
+
+    def _share(self, room: int) -> str:
+        self._shared.setdefault(room, None)
+        return f"bootstrap room {room} is used by two requests; use a new room number"
+
+    def _fail_room(self, room: int, reason: str) -> None:
+        """Tell decode that a room failed and forget its pages.
+
+        Decode keeps its state by room: once one of two requests in a room has failed, a further
+        word about the room is dropped and the other would wait for a time-out. So a shared room
+        gets one word, a moment later, when both are there to hear it.
+        """
+        if room in self._shared:
+            if self._shared[room] is None:
+                self._shared[room] = self._clock() + SHARED_ROOM_PAUSE_S
+            return
+        self._out.fail_room(room, reason)
+        self._rooms.forget(room)
+
+    def _fail_shared_rooms(self) -> None:
+        now_s = self._clock()
+        for room, due_s in list(self._shared.items()):
+            if due_s is not None and due_s <= now_s and room not in self._by_room:
+                reason = self._share(room)
+                del self._shared[room]
+                self._out.fail_room(room, reason)
+                self._rooms.close(room)
 
     def _enqueue(self, entry: Entry) -> None:
         entry.phase = Phase.WAITING
@@ -127,6 +166,7 @@ class Lifecycle:
 
     def plan(self) -> None:
         """Bind whatever the policy starts now; forced plans first, in order of arrival."""
+        self._fail_shared_rooms()
         while self._forced:
             entry = self._forced[0]
             assert entry.forced is not None
@@ -356,7 +396,10 @@ class Lifecycle:
             return
         # Remembered too: a second decode request in the same room may name its pages later.
         self._rooms.reject(entry.room, entry.error)
-        self._out.fail_room(entry.room, entry.error)
+        if entry.room in self._shared:
+            self._fail_room(entry.room, entry.error)
+        else:
+            self._out.fail_room(entry.room, entry.error)
 
     def _end(self, entry: Entry) -> None:
         entry.phase = Phase.ENDED
@@ -367,7 +410,8 @@ class Lifecycle:
         self._by_seq.pop(entry.seq, None)
         if entry.room is not None:
             self._by_room.pop(entry.room, None)
-            self._rooms.close(entry.room)
+            if entry.room not in self._shared:
+                self._rooms.close(entry.room)
         self._seats.release(entry.seq)
         self._out.ended(entry)
 

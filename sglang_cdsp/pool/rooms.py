@@ -61,10 +61,14 @@ class Rooms:
     _since: dict[int, float] = field(default_factory=dict)
     _past: dict[int, _Past] = field(default_factory=dict)
 
-    def add(self, room: int, message: RoomMessage) -> None:
-        """Take in one message."""
+    def add(self, room: int, message: RoomMessage) -> bool:
+        """Take in one message; False if that agent named other pages for the room before."""
         self._since.setdefault(room, time.monotonic())
-        self._messages.setdefault(room, {})[(message.tp_rank, message.agent)] = message
+        messages = self._messages.setdefault(room, {})
+        key = (message.tp_rank, message.agent)
+        known = messages.get(key)
+        messages[key] = message
+        return known is None or known.frames == message.frames
 
     def complete(self, room: int) -> bool:
         """Whether every prefill rank's pages are known."""
