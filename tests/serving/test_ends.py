@@ -61,26 +61,6 @@ def test_several_samples_are_refused_at_once(client: Client, checkpoint: Path) -
     assert seconds < ANSWER_WITHIN_S
 
 
-def test_two_requests_in_one_room_both_fail(client: Client, checkpoint: Path) -> None:
-    urls = client.servers.urls
-    room = random.Random(5).randrange(2**40)
-    port = int(
-        requests.get(f"{urls['prefill']}/server_info", timeout=30).json()[
-            "disaggregation_bootstrap_port"
-        ]
-    )
-    shared = {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": room}
-
-    def ask(job: tuple[str, int]) -> int:
-        url, seed = job
-        return client.generate(url, text_tokens(checkpoint, 700, seed), **shared).status_code
-
-    jobs = [(urls[name], seed) for seed in (1, 2) for name in ("prefill", "decode")]
-    with ThreadPoolExecutor(4) as threads:
-        statuses = list(threads.map(ask, jobs))
-    assert all(status >= 400 for status in statuses), statuses
-
-
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.3, 0.8, 1.5, 2.5])
 def test_abort_by_rid_at_any_moment(delay_s: float, client: Client, checkpoint: Path) -> None:
     rid = f"abort-{delay_s}"
