@@ -1,0 +1,236 @@
+"""What a shard's forward and its attention rely on."""
+
+from __future__ import annotations
+
+from tests.contract.needs import Attributes, Base, Calls, Fields, Names, Order, Signature
+from tests.contract.row import row
+
+INFO = "sglang.srt.model_executor.forward_batch_info"
+CONTEXT = "sglang.srt.model_executor.forward_context"
+EAGER = "sglang.srt.model_executor.runner.eager_runner"
+RUNNER = "sglang.srt.model_executor.model_runner"
+RADIX = "sglang.srt.layers.radix_attention"
+POOL = "sglang.srt.mem_cache.memory_pool"
+ALLOCATOR = "sglang.srt.mem_cache.allocator"
+CONFIG = "sglang.srt.configs.model_config"
+
+ROWS = (
+    row(
+        "engine.forward engine.prompt_logprobs",
+        "SGLang's input of one forward, built by hand",
+        Fields(
+            INFO,
+            "ForwardBatch",
+            (
+                "forward_mode",
+                "batch_size",
+                "input_ids",
+                "req_pool_indices",
+                "seq_lens",
+                "out_cache_loc",
+                "seq_lens_sum",
+                "orig_seq_lens",
+                "seq_lens_cpu",
+                "positions",
+                "extend_num_tokens",
+                "extend_seq_lens",
+                "extend_prefix_lens",
+                "extend_start_loc",
+                "extend_prefix_lens_cpu",
+                "extend_seq_lens_cpu",
+                "extend_logprob_start_lens_cpu",
+                "extend_input_logprob_token_ids_gpu",
+                "capture_hidden_mode",
+                "global_num_token_non_padded_cpu",
+                "top_logprobs_nums",
+                "token_ids_logprobs",
+                "return_logprob",
+                "sampling_info",
+                "rids",
+            ),
+        ),
+    ),
+    row(
+        "engine.forward",
+        "the configured backend does not plan for rows that it never sees",
+        Signature(INFO, "ForwardBatch.mark_forward_metadata_ready", ()),
+    ),
+    row("engine.forward engine.sampling", "a prefill", Fields(INFO, "ForwardMode", ("EXTEND",))),
+    row("engine.forward", "no hidden states", Fields(INFO, "CaptureHiddenMode", ("NULL",))),
+    row(
+        "engine.forward",
+        "the attention backend of one forward",
+        Fields(CONTEXT, "ForwardContext", ("attn_backend",)),
+    ),
+    row(
+        "engine.forward",
+        "in force for a block",
+        Signature(CONTEXT, "forward_context", ("ctx",)),
+    ),
+    row(
+        "attention.backend",
+        "the model's layers find the KV pools at the backend in force",
+        Order(
+            CONTEXT,
+            "get_token_to_kv_pool",
+            ("get_attn_backend().token_to_kv_pool",),
+        ),
+    ),
+    row(
+        "engine.forward",
+        "runs the model without CUDA graphs and returns the logits output",
+        Signature(EAGER, "EagerRunner.execute", ("forward_batch",)),
+    ),
+    row(
+        "engine.forward",
+        "a prefill runs the model's own forward",
+        Calls(EAGER, "EagerRunner.execute", "self._execute_extend"),
+    ),
+    row(
+        "engine.forward engine.shard_runner engine.model_check",
+        "what is taken from the model runner",
+        Attributes(
+            RUNNER,
+            "ModelRunner",
+            ("eager_runner", "attn_backend", "model", "device", "token_to_kv_pool", "dtype"),
+        ),
+    ),
+    row(
+        "engine.shard_runner engine.sampling engine.model_check",
+        "the worker's model runner",
+        Attributes("sglang.srt.managers.tp_worker", "TpModelWorker", ("model_runner",)),
+    ),
+    row(
+        "attention.backend",
+        "layers ask the backend in force, with these arguments",
+        Calls(RADIX, "RadixAttention.forward", "get_attn_backend().forward"),
+    ),
+    row(
+        "attention.backend",
+        "the arguments' order",
+        Order(
+            RADIX,
+            "RadixAttention.forward",
+            ("get_attn_backend().forward(q, k, v, self, forward_batch, save_kv_cache,",),
+        ),
+    ),
+    row(
+        "attention.backend engine.shard_runner",
+        "what is read of an attention layer",
+        Attributes(
+            RADIX,
+            "RadixAttention",
+            (
+                "layer_id",
+                "tp_q_head_num",
+                "tp_k_head_num",
+                "tp_v_head_num",
+                "qk_head_dim",
+                "v_head_dim",
+                "scaling",
+                "logit_cap",
+                "sliding_window_size",
+                "is_cross_attention",
+                "attn_type",
+            ),
+        ),
+    ),
+    row(
+        "attention.backend",
+        "causal attention of a decoder",
+        Fields(RADIX, "AttentionType", ("DECODER",)),
+    ),
+    row(
+        "attention.backend engine.rebalancer",
+        "one layer's keys and values by slot",
+        Attributes(POOL, "MHATokenToKVPool", ("get_key_buffer", "get_value_buffer")),
+    ),
+    row(
+        "attention.backend",
+        "stores a shard's KV",
+        Signature(
+            POOL, "MHATokenToKVPool.set_kv_buffer", ("layer", "loc_info", "cache_k", "cache_v")
+        ),
+    ),
+    row("attention.backend", "where KV goes", Names(POOL, ("KVWriteLoc",))),
+    row(
+        "engine.holdings",
+        "slots of whole pages, None when too few are free",
+        Signature(f"{ALLOCATOR}.paged", "PagedTokenToKVPoolAllocator.alloc", ("need_size",)),
+    ),
+    row(
+        "engine.holdings",
+        "slots, None when too few are free",
+        Signature(f"{ALLOCATOR}.token", "TokenToKVPoolAllocator.alloc", ("need_size",)),
+    ),
+    row(
+        "engine.holdings",
+        "slots go back",
+        Signature(f"{ALLOCATOR}.paged", "PagedTokenToKVPoolAllocator.free", ("free_index",)),
+    ),
+    row(
+        "engine.holdings engine.chunk_engine engine.scheduler",
+        "what is read of an allocator",
+        Attributes(
+            f"{ALLOCATOR}.base",
+            "BaseTokenToKVPoolAllocator",
+            ("page_size", "device", "available_size"),
+        ),
+    ),
+    row(
+        "engine.forward",
+        "slot 0 is nobody's: padding rows write there",
+        Order(
+            f"{ALLOCATOR}.token",
+            "TokenToKVPoolAllocator.clear",
+            ("torch.arange(1, self.size + 1",),
+        ),
+    ),
+    row(
+        "engine.forward",
+        "page 0 is nobody's: padding rows write there",
+        Order(
+            f"{ALLOCATOR}.paged",
+            "PagedTokenToKVPoolAllocator.clear",
+            ("torch.arange(1, self.num_pages + 1",),
+        ),
+    ),
+    row(
+        "engine.model_check engine.scheduler",
+        "what is asked of the model",
+        Attributes(
+            CONFIG,
+            "ModelConfig",
+            (
+                "is_multimodal",
+                "is_generation",
+                "attention_arch",
+                "is_encoder_decoder",
+                "context_len",
+                "vocab_size",
+            ),
+        ),
+    ),
+    row("engine.model_check", "plain attention", Fields(CONFIG, "AttentionArch", ("MHA",))),
+    row(
+        "engine.prompt_logprobs engine.sampling",
+        "what is read of the logits output",
+        Fields(
+            "sglang.srt.layers.logits_processor",
+            "LogitsProcessorOutput",
+            (
+                "next_token_logits",
+                "input_token_logprobs",
+                "input_top_logprobs_val",
+                "input_top_logprobs_idx",
+                "input_token_ids_logprobs_val",
+                "input_token_ids_logprobs_idx",
+            ),
+        ),
+    ),
+    row(
+        "attention.backend",
+        "a layer is a module that can be found by its class",
+        Base(RADIX, "RadixAttention", "nn.Module"),
+    ),
+)

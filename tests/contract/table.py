@@ -1,0 +1,54 @@
+"""The whole table, and the page made from it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from tests.contract import (
+    controller_rows,
+    forward_rows,
+    platform_rows,
+    scheduler_rows,
+    transfer_rows,
+)
+from tests.contract.row import Row
+
+SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
+    ("The scheduler and the chunk engine", scheduler_rows.ROWS),
+    ("The pool controller, its messages and the plugin", controller_rows.ROWS),
+    ("KV transfer and the face towards decode", transfer_rows.ROWS),
+    ("A shard's forward and its attention", forward_rows.ROWS),
+    ("The torch-only CPU platform", platform_rows.ROWS),
+)
+ROWS = tuple(row for _, rows in SECTIONS for row in rows)
+
+INTRODUCTION = """\
+# What is relied on in SGLang
+
+Everything that the package hooks, subclasses, calls or reads in the tested SGLang releases, with
+the modules that rely on it. `tests/contract` holds the same table as code and checks it against
+the sources of the installed wheel, without importing them: drift upstream shows as a red test
+that names our modules, not as a wrong answer. This page is written from that table:
+
+    python -m tests.contract.table > docs/upstream.md
+"""
+
+
+def page() -> str:
+    """The table in words, as Markdown."""
+    parts = [INTRODUCTION]
+    for title, rows in SECTIONS:
+        parts.append(f"\n## {title}\n")
+        ordered = sorted(rows, key=lambda row: row.need.module)
+        for module, group in groupby(ordered, key=lambda row: row.need.module):
+            parts.append(f"\n### `{module}`\n")
+            parts.append("\n| relied on | why | by |\n|---|---|---|\n")
+            for row in group:
+                by = ", ".join(f"`{name}`" for name in row.by)
+                words = row.need.words().replace("|", "\\|")
+                parts.append(f"| {words} | {row.why} | {by} |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
