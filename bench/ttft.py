@@ -69,7 +69,11 @@ def main() -> None:
             plans: list[Plan | None] = [[(tokens, [0])], [(tokens, [0, 1])]]
             plans.append([(tokens // 2, [0]), (tokens - tokens // 2, [0, 1])])
             one, two, grown = series(stack.url, tokens, plans, options.repeats)
-        with running(prefill_only(checkpoint, cpus=(0,)), Path(scratch) / "stock") as stack:
+        # One forward for the prompt, as in the pool: without a decode server stock does not get
+        # past the first chunk of a prompt that is longer than its chunk size.
+        one_chunk = ("--chunked-prefill-size", str(2 * tokens))
+        plan = prefill_only(checkpoint, flags=one_chunk, cpus=(0,))
+        with running(plan, Path(scratch) / "stock") as stack:
             (stock,) = series(stack.url, tokens, [None], options.repeats)
     base = statistics.median(stock)
     rows = {

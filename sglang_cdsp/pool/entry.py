@@ -91,11 +91,15 @@ class Entry:
 
     @property
     def one_instance(self) -> bool:
-        """Whether it takes its instance's stock path."""
+        """Whether it takes its instance's stock path.
+
+        A request without a decode server does not: SGLang 0.5.21 never gets past the first chunk
+        of such a prompt when it is longer than ``--chunked-prefill-size``.
+        """
         plan = self.plan
         return (
             plan is not None
-            and not self.probe
+            and self.room is not None
             and len(plan.chunks) == 1
             and plan.chunks[0].sp_size == 1
         )

@@ -58,7 +58,8 @@ def test_a_forced_plan_runs_its_chunks_and_frees_everything(pool: FakePool) -> N
 
 
 def test_a_short_prompt_takes_its_instances_stock_path(pool: FakePool) -> None:
-    entry = pool.submit(10)
+    entry = pool.submit(10, room=ROOM)
+    pool.decode_sends(ROOM, 0)
     pool.lifecycle.plan()
     assert entry.one_instance
     pool.settle()

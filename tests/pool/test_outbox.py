@@ -135,7 +135,9 @@ def test_a_plan_goes_to_its_last_group_and_the_request_to_its_home(wire: Wire) -
 
 
 def test_a_one_instance_plan_is_a_turn(wire: Wire) -> None:
-    wire.outbox.bind(bound((4, (2,))))
+    entry = bound((4, (2,)))
+    entry.room = 7
+    wire.outbox.bind(entry)
     turn, asked = wire.sent(2)
     assert turn == TurnOrder(rid="r", seq=5)
     assert asked.rid == "r"
