@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from sglang_cdsp.planner.latency import builtin_model
 # SGLang's own stand-in for a decode server: the first token is sampled, no KV is sent.
 NO_DECODE = "2.2.2.2"
 TOKEN = 7
+LOGGED_WITHIN_S = 10.0
 
 
 class ProfileError(RuntimeError):
@@ -99,10 +101,14 @@ def _send(url: str, rid: str, point: Point) -> None:
 
 
 def _read(plan_log: Path, rid: str) -> float:
-    for record in _records(plan_log):
-        if record["rid"] == rid and record["chunks"]:
-            chunk = record["chunks"][-1]
-            return float(chunk["end_s"] - chunk["start_s"])
+    # The line is written once every instance has freed its slots, a moment after the answer.
+    deadline = time.monotonic() + LOGGED_WITHIN_S
+    while time.monotonic() < deadline:
+        for record in _records(plan_log):
+            if record["rid"] == rid and record["chunks"]:
+                chunk = record["chunks"][-1]
+                return float(chunk["end_s"] - chunk["start_s"])
+        time.sleep(0.01)
     raise ProfileError(f"the plan log {plan_log} says nothing of {rid}")
 
 
