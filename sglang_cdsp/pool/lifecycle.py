@@ -82,6 +82,9 @@ class Lifecycle:
             self.abort(twin, reason)
             self._refuse(entry, reason)
             return
+        if entry.room in self._shared:
+            self._refuse(entry, self._share(entry.room))
+            return
         if entry.room is not None and self._rooms.given_up(entry.room):
             self._refuse(entry, "decode gave the request up before it arrived here")
             return
@@ -318,6 +321,8 @@ class Lifecycle:
         if len(entry.drained) == len(entry.plan.instances) * self._tp_size:
             entry.phase = Phase.RELEASING
             self._settle_room(entry)
+            # Decode may be done already and use the number again while slots are being freed.
+            self._leave_room(entry)
             self._out.release(entry)
 
     def released(self, seq: int, instance: int) -> None:
@@ -367,7 +372,8 @@ class Lifecycle:
         entry = self._by_room.get(room)
         if entry is None:
             self._rooms.give_up(room)
-        if entry is None or entry.phase is Phase.RELEASING:
+            if self._shared.get(room, 0.0) is None:
+                del self._shared[room]  # no request of either came
             if target is not None:
                 self._out.ack_abort(room, target)
             return
@@ -401,6 +407,14 @@ class Lifecycle:
         else:
             self._out.fail_room(entry.room, entry.error)
 
+    def _leave_room(self, entry: Entry) -> None:
+        """The room is settled; its number is free."""
+        if entry.room is None or self._by_room.get(entry.room) is not entry:
+            return
+        del self._by_room[entry.room]
+        if entry.room not in self._shared:
+            self._rooms.close(entry.room)
+
     def _end(self, entry: Entry) -> None:
         entry.phase = Phase.ENDED
         if self._entries.get(entry.rid) is entry:
@@ -408,10 +422,7 @@ class Lifecycle:
             del self._entries[entry.rid]
             self._policy.finish(entry.rid, self._clock())
         self._by_seq.pop(entry.seq, None)
-        if entry.room is not None:
-            self._by_room.pop(entry.room, None)
-            if entry.room not in self._shared:
-                self._rooms.close(entry.room)
+        self._leave_room(entry)
         self._seats.release(entry.seq)
         self._out.ended(entry)
 
