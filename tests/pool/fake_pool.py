@@ -73,6 +73,7 @@ class FakePool:
         self._dropped: set[int] = set()
         self._last_seq = -1
         self._clients = 0
+        self._decode_uses = 0
         self.rooms = Rooms(tp_size)
         self.seats = Seats((self.capacity + RESERVE_TOKENS,) * size, page_size, size)
         sizes = tuple(s for s in (1, 2, 4) if s <= size)
@@ -119,7 +120,11 @@ class FakePool:
     def decode_sends(self, room: int, rank: int) -> None:
         """A decode rank names its pages."""
         self.safe.discard((room, rank))
-        self.rooms.add(room, RoomMessage(rank, f"agent{rank}", 1, "decode", 7000 + rank, []))
+        self._decode_uses += 1
+        frames = [b"pages", b"%d" % self._decode_uses]
+        message = RoomMessage(rank, f"agent{rank}", 1, "decode", 7000 + rank, frames)
+        if not self.rooms.add(room, message):
+            self.lifecycle.named_twice(room)
         if self.rooms.complete(room):
             self.lifecycle.pages_known(room)
 
@@ -140,14 +145,17 @@ class FakePool:
         return found
 
     def settle(self) -> None:
-        """Let everything happen, without further faults, until nothing moves."""
+        """Let everything happen, without further faults, until nothing moves for a while."""
+        quiet = 0
         for _ in range(100_000):
             self.lifecycle.plan()
             self.now_s += 1.0
             healthy = [move for move in self.moves() if not move.fault]
-            if not healthy:
+            quiet = 0 if healthy else quiet + 1
+            if quiet > 3:
                 return
-            healthy[0].do()
+            for move in healthy[:1]:
+                move.do()
         raise AssertionError("the pool does not come to rest")
 
     def happen(self, name: str) -> None:

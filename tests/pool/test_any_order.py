@@ -138,6 +138,13 @@ class AnyOrder(RuleBasedStateMachine):
         room = data.draw(st.sampled_from(sorted(self.rooms)))
         self._send_pages(room, range(self.pool.tp_size) if all_ranks else [self._rank(data)])
 
+    @precondition(lambda self: self.rooms)
+    @rule(data=st.data())
+    def decode_uses_a_room_again(self, data: st.DataObject) -> None:
+        room = data.draw(st.sampled_from(sorted(self.rooms)))
+        self.shared_rooms.add(room)
+        self.pool.decode_sends(room, self._rank(data))
+
     @precondition(lambda self: any(entry.room for entry in self._live()))
     @rule(data=st.data(), waits=st.booleans())
     def decode_aborts(self, data: st.DataObject, waits: bool) -> None:
@@ -203,10 +210,11 @@ class AnyOrder(RuleBasedStateMachine):
                 self._abort_room(room, rank)
         pool.settle()
         # A room's number may have been used again: decode's second request gives up too.
-        for entry in pool.lifecycle.entries:
-            assert entry.room in self.shared_rooms
-            self.aborts_again[(entry.room, 0)] += 1
-            pool.decode_aborts(entry.room, 0)
+        assert all(entry.room in self.shared_rooms for entry in pool.lifecycle.entries)
+        for room in self.shared_rooms:
+            for rank in range(pool.tp_size):
+                self.aborts_again[(room, rank)] += 1
+                pool.decode_aborts(room, rank)
         pool.settle()
         self._nothing_is_left()
         self._everybody_was_answered()
@@ -243,7 +251,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=150,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

@@ -199,6 +199,51 @@ def test_two_requests_in_one_room_both_fail(pool: FakePool, known: bool) -> None
     assert empty(pool)
 
 
+@pytest.mark.parametrize("phase", [Phase.BOUND, Phase.DRAINING, Phase.RELEASING])
+def test_a_room_used_again_early_can_be_used_again_later(pool: FakePool, phase: Phase) -> None:
+    """Decode may be done with a room before the pool is; and its client may misuse a room."""
+    first = with_pages(pool, TWO_CHUNKS)
+    pool.until(partial(phase_is, first, phase))
+    pool.decode_sends(ROOM, 0)
+    second = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.settle()
+    expected = "finished" if phase is Phase.RELEASING else "failed"
+    assert second.outcome == expected
+    assert pool.rooms.messages(ROOM) == [], "nothing that a third request could take for its pages"
+    third = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.settle()
+    assert phase_is(third, Phase.ARRIVED)
+    pool.decode_sends(ROOM, 0)
+    pool.settle()
+    assert third.outcome == "finished"
+    assert empty(pool)
+
+
+def test_decode_requests_that_share_a_room_before_prefill_knows_it(pool: FakePool) -> None:
+    """Whose pages are whose cannot be told: both prefill requests are refused."""
+    pool.decode_sends(ROOM, 0)
+    pool.decode_sends(ROOM, 0)
+    entries = [pool.submit(100, room=ROOM, plan=TWO_CHUNKS) for _ in range(2)]
+    pool.settle()
+    assert all("new room number" in entry.error for entry in entries)
+    assert pool.told_failed == {ROOM}
+    assert pool.rooms.messages(ROOM) == []
+    again = with_pages(pool, TWO_CHUNKS)
+    pool.settle()
+    assert again.outcome == "finished"
+
+
+def test_decode_leaves_a_room_that_it_shared(pool: FakePool) -> None:
+    pool.decode_sends(ROOM, 0)
+    pool.decode_sends(ROOM, 0)
+    pool.decode_aborts(ROOM, 0)
+    late = pool.submit(100, room=ROOM)
+    assert "decode gave the request up" in late.error
+    again = with_pages(pool, TWO_CHUNKS)
+    pool.settle()
+    assert again.outcome == "finished"
+
+
 # -- failures -------------------------------------------------------------------------------
 
 
