@@ -1,0 +1,1 @@
+"""Discrete-event simulation of the pool over the production planner and policies."""
