@@ -43,7 +43,8 @@ setup(
     package_data={"sglang_cdsp": ["planner/models/*.json", "py.typed"]},
     # SGLang itself is not listed: a CUDA machine takes the plain `sglang==0.5.21`, a machine
     # without an accelerator the set in requirements/cpu.txt, and pip cannot tell the two apart.
-    install_requires=["numba", "numpy"],
+    install_requires=["numba", "numpy", "tqdm"],
+    extras_require={"plots": ["matplotlib"]},
     entry_points={
         "sglang.srt.plugins": ["cdsp = sglang_cdsp.plugin:register"],
         "sglang.srt.platforms": ["cdsp_cpu = sglang_cdsp.platforms:activate"],
