@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import sglang_cdsp
-from tests.contract import source
+from tests.contract.drift import imports, modules, problem_of, unresolved_imports
 from tests.contract.needs import (
     Attributes,
     Base,
@@ -28,7 +25,6 @@ from tests.contract.row import Row
 from tests.contract.source import Missing
 from tests.contract.table import ROWS, page
 
-OURS = Path(sglang_cdsp.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "upstream.md"
 
 
@@ -38,10 +34,7 @@ def label(row: Row) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_what_is_relied_on_is_there(row: Row) -> None:
-    try:
-        problem = row.need.problem()
-    except Missing as missing:
-        problem = str(missing)
+    problem = problem_of(row)
     by = ", ".join(f"sglang_cdsp.{name}" for name in row.by)
     assert not problem, f"{row.need.module}: {problem}. {by} rely on it: {row.why}"
 
@@ -49,30 +42,8 @@ def test_what_is_relied_on_is_there(row: Row) -> None:
 # -- the table is complete ------------------------------------------------------------------
 
 
-def modules() -> dict[str, ast.Module]:
-    """Our modules by their name below ``sglang_cdsp``."""
-    found = {}
-    for path in sorted(OURS.rglob("*.py")):
-        parts = path.relative_to(OURS).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
-
-
-def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """``(module, name)`` of everything imported from SGLang."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sglang":
-            for alias in node.names:
-                yield node.module or "", alias.name
-
-
 def test_every_import_from_sglang_resolves() -> None:
-    for ours, tree in modules().items():
-        for module, name in imports(tree):
-            submodule = source.file_of(f"{module}.{name}")
-            known = submodule or name in source.top_level_names(module)
-            assert known, f"sglang_cdsp.{ours} imports {name} from {module}, which has none"
+    assert unresolved_imports() == []
 
 
 def test_every_module_that_imports_sglang_is_in_the_table() -> None:
