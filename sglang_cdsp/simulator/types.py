@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 from sglang_cdsp.planner.types import PlannedChunk
 
+TokenGaps = tuple[tuple[float, int], ...]
+"""Runs of (mean gap in seconds, how many gaps), in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a workload."""
+    """One request of a workload; `output_tokens` counts the first token, so it is at least 1."""
 
     rid: str
     arrival_s: float
@@ -23,7 +26,9 @@ class Record:
 
     chunks: as they ran, absolute times. bound_s: when it got its plan. first_token_s: home sampled
     the first token. transferred_s: all its KV is at decode. decode_s: it joined decode's batch.
-    token_gaps_s: every gap between two of its output tokens. error: why it failed, "" if not.
+    token_gaps_s: the gaps between its output tokens as runs, read with `gaps`. The first gap
+    reaches from home's token to decode's first and so contains the KV transfer. error: why it
+    failed, "" if not.
     """
 
     request: Request
@@ -34,7 +39,7 @@ class Record:
     decode_instance: int | None = None
     decode_s: float | None = None
     end_s: float | None = None
-    token_gaps_s: tuple[float, ...] = field(default=(), repr=False)
+    token_gaps_s: TokenGaps = field(default=(), repr=False)
     error: str = ""
 
     @property
@@ -43,3 +48,14 @@ class Record:
         if self.first_token_s is None:
             return None
         return self.first_token_s - self.request.arrival_s
+
+
+def gaps(record: Record) -> TokenGaps:
+    """The gaps between a request's output tokens: runs of (seconds, count), in order.
+
+    Counts sum to `output_tokens - 1` for a request that ended well, and seconds times count to the
+    time from its first token to its end. Within a run the batch is the same and each iteration
+    reads a few tokens more than the one before; the run's mean stands for them all, which is off
+    by (decode model's c) * batch * count / 2 at most.
+    """
+    return record.token_gaps_s

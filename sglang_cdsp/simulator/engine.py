@@ -1,0 +1,298 @@
+"""The simulation: discrete events over the production policies.
+
+Everything of one moment happens before the policy is asked once, as the server reads all reports
+before it plans. A run is a function of set-up and requests: same input, same output, to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop
+
+from sglang_cdsp.planner.correction import OnlineCorrection
+from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.policies import Policy, make_policy
+from sglang_cdsp.planner.types import PlannedChunk, PromptView
+from sglang_cdsp.simulator.errors import InvariantError, SetupError
+from sglang_cdsp.simulator.events import Agenda
+from sglang_cdsp.simulator.links import Links
+from sglang_cdsp.simulator.noise import make_noise
+from sglang_cdsp.simulator.prefill import PrefillPool
+from sglang_cdsp.simulator.router import DecodeRouter
+from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.task import Task
+from sglang_cdsp.simulator.types import Record, Request
+from sglang_cdsp.simulator.unified import UnifiedDecode
+
+PROGRESS_EVERY = 512
+AUDIT_EVERY = 256
+Progress = Callable[[int, int], None]
+"""`progress(ended, all)`, called every 512 ended requests and at the end."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    records: in arrival order. end_s: when the last request ended. busy_s: per prefill instance,
+    seconds of chunks. peak_slots: per prefill instance, most KV slots promised at once.
+    decode_busy_s, decode_peak_slots: per decode instance; in the unified form decode_busy_s is per
+    instance of the pool and decode_peak_slots is empty. events: how many were simulated.
+    """
+
+    setup: Setup
+    records: tuple[Record, ...]
+    end_s: float
+    busy_s: tuple[float, ...]
+    peak_slots: tuple[int, ...]
+    decode_busy_s: tuple[float, ...]
+    decode_peak_slots: tuple[int, ...]
+    events: int
+
+    @property
+    def idle_fraction(self) -> float:
+        """Mean over the prefill instances of the fraction of the run spent without a chunk."""
+        if self.end_s <= 0:
+            return 1.0
+        return 1 - sum(self.busy_s) / (len(self.busy_s) * self.end_s)
+
+
+def simulate(
+    setup: Setup,
+    requests: Sequence[Request],
+    *,
+    progress: Progress | None = None,
+    policy: Policy | None = None,
+) -> Result:
+    """Run the requests through the system to the last token.
+
+    A request that can never fit ends as a failed record with the planner's words. `policy` takes
+    the place of the set-up's (a scripted one, say).
+
+    Raises:
+        SetupError: two requests have one id, or a request has no tokens.
+        InvariantError: the pool did what no pool can do.
+        PlannerError: the planner does not take the set-up's options.
+    """
+    ordered = sorted(requests, key=lambda request: request.arrival_s)
+    _check(ordered)
+    if policy is not None:
+        return _Run(setup, ordered, policy, None, progress).run()
+    options = setup.make_options()
+    made = make_policy(setup.policy, options)
+    return _Run(setup, ordered, made, options.correction, progress).run()
+
+
+def _check(requests: Sequence[Request]) -> None:
+    seen: set[str] = set()
+    for request in requests:
+        if request.rid in seen:
+            raise SetupError(f"two requests have the id {request.rid}; give each its own")
+        seen.add(request.rid)
+        if request.prompt_tokens < 1 or request.output_tokens < 1 or request.arrival_s < 0:
+            raise SetupError(
+                f"request {request.rid}: give at least one prompt and one output token, and an "
+                "arrival at or after 0 s"
+            )
+
+
+class _Run:
+    """One run's state: who is where, and the parts of the system."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        requests: Sequence[Request],
+        policy: Policy,
+        correction: OnlineCorrection | None,
+        progress: Progress | None,
+    ) -> None:
+        self._setup, self._policy, self._progress = setup, policy, progress
+        self._correction = correction
+        self._agenda = agenda = Agenda()
+        self._tasks = [Task(request, order) for order, request in enumerate(requests)]
+        self._by_rid = {task.request.rid: task for task in self._tasks}
+        noise = make_noise(setup.noise, setup.seed, len(requests))
+        self._pool = PrefillPool(setup, agenda, self, noise)
+        self._links = Links(
+            agenda, setup.send_bytes_per_s, setup.receive_bytes_per_s, self._arrived
+        )
+        self._unified: UnifiedDecode | None = None
+        self._router: DecodeRouter | None = None
+        if setup.unified:
+            self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end)
+        elif setup.decode_instances:
+            self._router = DecodeRouter(setup, agenda, self._reserved, self._end)
+        self._idle_pool = self._pool.view(0.0)
+        self._longest_fit = 0
+        # Where the requests that arrived are.
+        self._arrived_count = self._at_door = self._done = self._failed = 0
+        self._waiting: dict[str, Task] = {}
+        self._bound: set[Task] = set()
+
+    def run(self) -> Result:
+        events, now, count = self._agenda.events, 0.0, 0
+        if self._tasks:
+            self._agenda.at(self._tasks[0].request.arrival_s, self._arrive, self._tasks[0])
+        while events:
+            now, _, act, what = heappop(events)
+            act(now, what)
+            count += 1
+            if events and events[0][0] == now:
+                continue
+            if self._waiting:
+                self._step(now)
+            self._account(now, count)
+        self._check_end(now)
+        decode = self._unified or self._router
+        return Result(
+            setup=self._setup,
+            records=tuple(task.record() for task in self._tasks),
+            end_s=max((task.end_s for task in self._tasks if task.end_s is not None), default=0.0),
+            busy_s=tuple(self._pool.busy_s),
+            peak_slots=tuple(self._pool.peak_slots),
+            decode_busy_s=decode.busy_s if decode else (),
+            decode_peak_slots=tuple(self._router.peak_slots) if self._router else (),
+            events=count,
+        )
+
+    # -- a request's way --------------------------------------------------------------------
+
+    def _arrive(self, now: float, task: Task) -> None:
+        following = task.order + 1
+        if following < len(self._tasks):
+            later = self._tasks[following]
+            self._agenda.at(later.request.arrival_s, self._arrive, later)
+        self._arrived_count += 1
+        task.error = self._refusal(task)
+        if task.error:
+            self._failed += 1
+            task.end_s = now
+            self._report()
+        elif self._router and self._setup.reserve_at_arrival:
+            self._at_door += 1
+            self._router.reserve(now, task)
+        else:
+            self._wait(now, task)
+
+    def _refusal(self, task: Task) -> str:
+        """Why the request can never run, "" if it can."""
+        tokens = task.request.prompt_tokens
+        if self._router and task.total_tokens > self._setup.decode_kv_tokens:
+            return (
+                f"prompt {task.rid}: prompt and output of {task.total_tokens} tokens do not fit a "
+                f"decode instance of {self._setup.decode_kv_tokens} KV slots"
+            )
+        # What fits an empty pool fits it also when it is shorter.
+        if tokens > self._longest_fit:
+            try:
+                self._policy.check(PromptView(task.rid, tokens), self._idle_pool)
+            except PlannerError as error:
+                return str(error)
+            self._longest_fit = tokens
+        return ""
+
+    def _wait(self, now: float, task: Task) -> None:
+        self._waiting[task.rid] = task
+        request = task.request
+        self._policy.arrive(
+            PromptView(request.rid, request.prompt_tokens, arrival_s=request.arrival_s), now
+        )
+
+    def _step(self, now: float) -> None:
+        """Ask the policy, and start what it starts."""
+        for rid, plan in self._policy.step(self._pool.view(now), now):
+            task = self._waiting.pop(rid, None)
+            if task is None:
+                raise InvariantError(now, rid, "bound, but it was not waiting")
+            self._bound.add(task)
+            self._pool.bind(now, task, plan)
+
+    def chunk_started(self, now: float, task: Task) -> None:
+        """Its first chunk runs: decode is asked for room meanwhile (papers.md 1.4)."""
+        if self._router and task.decode_instance is None:
+            self._router.reserve(now, task)
+
+    def _reserved(self, now: float, task: Task) -> None:
+        if task.plan is None:
+            self._at_door -= 1
+            self._wait(now, task)
+            return
+        held_back, task.unsent = task.unsent, []
+        for chunk in held_back:
+            self._send(now, task, chunk)
+
+    def chunk_ended(self, now: float, task: Task, chunk: PlannedChunk) -> None:
+        """Its KV goes to decode; after the last chunk home has the first token."""
+        if self._correction:
+            history = sum(before.tokens for before in task.ran[:-1])
+            seconds = chunk.end_s - chunk.start_s
+            self._correction.observe(chunk.sp_size, history, chunk.tokens, seconds)
+        assert task.plan is not None
+        if task.chunk == len(task.plan.chunks):
+            task.first_token_s = now
+            if self._unified:
+                self._unified.place(now, task)
+            elif not self._router:
+                self._pool.release(now, task)
+                self._end(now, task)
+        if self._router:
+            task.in_flight += 1
+            if task.decode_instance is None:
+                task.unsent.append(chunk)
+            else:
+                self._send(now, task, chunk)
+
+    def _send(self, now: float, task: Task, chunk: PlannedChunk) -> None:
+        assert task.decode_instance is not None
+        size = chunk.tokens * self._setup.kv_bytes_per_token
+        self._links.start(now, task, size, chunk.instances, (task.decode_instance,))
+
+    def _arrived(self, now: float, task: Task) -> None:
+        """A transfer ended; with the last one every holder has drained and slots are released."""
+        if self._unified:
+            self._unified.arrived(now, task)
+            return
+        task.in_flight -= 1
+        if task.in_flight or task.first_token_s is None:
+            return
+        assert self._router is not None
+        task.transferred_s = now
+        self._pool.release(now, task)
+        self._router.join(now, task)
+
+    def _end(self, now: float, task: Task) -> None:
+        task.end_s = now
+        self._bound.remove(task)
+        self._done += 1
+        self._policy.finish(task.rid, now)
+        self._report()
+
+    # -- books ------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        over = self._done + self._failed
+        if self._progress and (over % PROGRESS_EVERY == 0 or over == len(self._tasks)):
+            self._progress(over, len(self._tasks))
+
+    def _account(self, now: float, count: int) -> None:
+        """Requests in = waiting + bound + done + failed; the policy knows the same waiting ones."""
+        waiting = self._at_door + len(self._waiting)
+        here = waiting + len(self._bound) + self._done + self._failed
+        if here != self._arrived_count:
+            raise InvariantError(now, "-", f"{self._arrived_count} requests in, {here} accounted")
+        if count % AUDIT_EVERY == 0 and set(self._policy.waiting()) != set(self._waiting):
+            raise InvariantError(now, "-", "the policy's waiting requests are not the pool's")
+
+    def _check_end(self, now: float) -> None:
+        left = next(iter((*self._waiting.values(), *self._bound)), None)
+        if left is not None or self._at_door:
+            rid = left.rid if left else "-"
+            raise InvariantError(now, rid, "nothing will happen any more, and it has not ended")
+        last = self._tasks[-1].rid if self._tasks else "-"
+        self._pool.check_empty(now, last)
+        if self._unified:
+            self._unified.check_empty(now, last)
+        if self._router:
+            self._router.check_empty(now, last)

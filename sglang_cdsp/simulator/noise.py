@@ -1,0 +1,23 @@
+"""Chunks that take longer or shorter than the latency model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+CHUNKS = 8
+"""Factors drawn per request; a request of more chunks starts over."""
+
+
+def make_noise(sigma: float, seed: int, requests: int) -> Callable[[int, int], float]:
+    """The factor on a chunk's time, by the request's position among the arrivals and the chunk.
+
+    Lognormal with mean 1: exp(sigma z - sigma^2 / 2). A request has the same factors under every
+    policy, so that policies are compared under the same luck.
+    """
+    if not sigma:
+        return lambda order, chunk: 1.0
+    drawn = np.random.default_rng(seed).standard_normal((requests, CHUNKS))
+    factors: list[list[float]] = np.exp(sigma * drawn - sigma * sigma / 2).tolist()
+    return lambda order, chunk: factors[order][chunk % CHUNKS]
