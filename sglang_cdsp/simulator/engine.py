@@ -7,7 +7,6 @@ before it plans. A run is a function of set-up and requests: same input, same ou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from heapq import heappop
 
 from sglang_cdsp.planner.correction import OnlineCorrection
@@ -19,10 +18,11 @@ from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.noise import make_noise
 from sglang_cdsp.simulator.prefill import PrefillPool
+from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.router import DecodeRouter
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.task import Task
-from sglang_cdsp.simulator.types import Record, Request
+from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.unified import UnifiedDecode
 
 PROGRESS_EVERY = 512
@@ -30,32 +30,7 @@ AUDIT_EVERY = 256
 Progress = Callable[[int, int], None]
 """`progress(ended, all)`, called every 512 ended requests and at the end."""
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gave.
-
-    records: in arrival order. end_s: when the last request ended. busy_s: per prefill instance,
-    seconds of chunks. peak_slots: per prefill instance, most KV slots promised at once.
-    decode_busy_s, decode_peak_slots: per decode instance; in the unified form decode_busy_s is per
-    instance of the pool and decode_peak_slots is empty. events: how many were simulated.
-    """
-
-    setup: Setup
-    records: tuple[Record, ...]
-    end_s: float
-    busy_s: tuple[float, ...]
-    peak_slots: tuple[int, ...]
-    decode_busy_s: tuple[float, ...]
-    decode_peak_slots: tuple[int, ...]
-    events: int
-
-    @property
-    def idle_fraction(self) -> float:
-        """Mean over the prefill instances of the fraction of the run spent without a chunk."""
-        if self.end_s <= 0:
-            return 1.0
-        return 1 - sum(self.busy_s) / (len(self.busy_s) * self.end_s)
+__all__ = ["Progress", "Result", "simulate"]
 
 
 def simulate(
@@ -130,6 +105,8 @@ class _Run:
         self._arrived_count = self._at_door = self._done = self._failed = 0
         self._waiting: dict[str, Task] = {}
         self._bound: set[Task] = set()
+        # Whether anything happened since the last step that a policy could act on.
+        self._changed = False
 
     def run(self) -> Result:
         events, now, count = self._agenda.events, 0.0, 0
@@ -141,7 +118,7 @@ class _Run:
             count += 1
             if events and events[0][0] == now:
                 continue
-            if self._waiting:
+            if self._changed and self._waiting:
                 self._step(now)
             self._account(now, count)
         self._check_end(now)
@@ -194,6 +171,7 @@ class _Run:
         return ""
 
     def _wait(self, now: float, task: Task) -> None:
+        self._changed = True
         self._waiting[task.rid] = task
         request = task.request
         self._policy.arrive(
@@ -202,6 +180,7 @@ class _Run:
 
     def _step(self, now: float) -> None:
         """Ask the policy, and start what it starts."""
+        self._changed = False
         for rid, plan in self._policy.step(self._pool.view(now), now):
             task = self._waiting.pop(rid, None)
             if task is None:
@@ -225,6 +204,7 @@ class _Run:
 
     def chunk_ended(self, now: float, task: Task, chunk: PlannedChunk) -> None:
         """Its KV goes to decode; after the last chunk home has the first token."""
+        self._changed = True
         if self._correction:
             history = sum(before.tokens for before in task.ran[:-1])
             seconds = chunk.end_s - chunk.start_s
@@ -251,6 +231,7 @@ class _Run:
 
     def _arrived(self, now: float, task: Task) -> None:
         """A transfer ended; with the last one every holder has drained and slots are released."""
+        self._changed = True
         if self._unified:
             self._unified.arrived(now, task)
             return
@@ -266,6 +247,7 @@ class _Run:
         task.end_s = now
         self._bound.remove(task)
         self._done += 1
+        self._changed = True
         self._policy.finish(task.rid, now)
         self._report()
 

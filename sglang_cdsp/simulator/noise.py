@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+
+from sglang_cdsp.simulator.prefill import Noise
 
 CHUNKS = 8
 """Factors drawn per request; a request of more chunks starts over."""
 
 
-def make_noise(sigma: float, seed: int, requests: int) -> Callable[[int, int], float]:
+def make_noise(sigma: float, seed: int, requests: int) -> Noise:
     """The factor on a chunk's time, by the request's position among the arrivals and the chunk.
 
     Lognormal with mean 1: exp(sigma z - sigma^2 / 2). A request has the same factors under every

@@ -10,7 +10,7 @@ instance runs alone, where a server's stock SGLang may batch several short ones.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from sglang_cdsp.planner.groups import straddles
@@ -25,6 +25,9 @@ from sglang_cdsp.simulator.task import Task
 ROUNDING_S = 1e-9
 """A chunk that ends this close to its planned time ended on time."""
 
+Noise = Callable[[int, int], float]
+"""The factor on a chunk's time, by its request's position among the arrivals and its own."""
+
 
 class ChunkListener(Protocol):
     """Whom the pool tells of chunks."""
@@ -32,12 +35,6 @@ class ChunkListener(Protocol):
     def chunk_started(self, now: float, task: Task) -> None: ...
 
     def chunk_ended(self, now: float, task: Task, chunk: PlannedChunk) -> None: ...
-
-
-class Noise(Protocol):
-    """The factor on a chunk's time."""
-
-    def __call__(self, order: int, chunk: int) -> float: ...
 
 
 class PrefillPool:
