@@ -1,0 +1,75 @@
+"""The flags of the commands that simulate a pool: set-up and requests."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang_cdsp.cli.parser import integers
+from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.simulator.errors import SetupError
+from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.traces import read_trace
+from sglang_cdsp.simulator.types import Request
+from sglang_cdsp.simulator.workload import WORKLOADS, arrival_rate, at_speed, poisson
+
+
+@dataclass(frozen=True)
+class Source:
+    """Requests at any speed: `at(speed, seed)`, where speed 1 means `rate` requests/s.
+
+    Drawn requests have rate 1; those of a trace do not depend on the seed.
+    """
+
+    name: str
+    rate: float
+    at: Callable[[float, int], tuple[Request, ...]]
+
+    def speed(self, rate: float) -> float:
+        """The speed that gives `rate` requests/s."""
+        if not self.rate:
+            raise SetupError(f"{self.name}: all requests arrive at once; give --speed, not a rate")
+        return rate / self.rate
+
+
+def add_pool_flags(parser: argparse.ArgumentParser) -> None:
+    """Set-up and requests."""
+    default = Setup()
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--trace", type=Path, metavar="FILE", help="Mooncake, Azure, ServeGen, own")
+    source.add_argument("--workload", choices=WORKLOADS, help="drawn requests (default: short)")
+    add("--requests", type=int, metavar="N", help="drawn: 1000; of a trace: the first N")
+    add("--instances", type=int, default=default.instances, metavar="N")
+    add("--instances-per-node", type=int, default=default.instances_per_node, metavar="N")
+    add("--decode-instances", type=int, default=default.decode_instances, metavar="N")
+    add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
+    add("--sp-sizes", type=integers, metavar="N,N,...", help="default: those of the latency model")
+    add("--seed", type=int, default=0, help="of the drawn requests and of the noise")
+
+
+def read_setup(options: argparse.Namespace) -> Setup:
+    """The set-up that the flags describe; ValueError names the flag that is wrong."""
+    model = LatencyModel.load(options.latency_model) if options.latency_model else builtin_model()
+    return Setup(
+        model=model,
+        sp_sizes=tuple(sorted(set(options.sp_sizes or model.sp_sizes))),
+        instances=options.instances,
+        instances_per_node=options.instances_per_node,
+        decode_instances=options.decode_instances,
+        seed=options.seed,
+    )
+
+
+def read_source(options: argparse.Namespace) -> Source:
+    """Where the requests come from; ValueError names the flag or line that is wrong."""
+    count = options.requests
+    if count is not None and count < 1:
+        raise SetupError(f"--requests is {count}; simulate at least one")
+    if options.trace is None:
+        name, drawn = options.workload or "short", count or 1000
+        return Source(name, 1.0, lambda speed, seed: poisson(name, speed, drawn, seed))
+    trace = read_trace(options.trace)[:count]
+    return Source(options.trace.name, arrival_rate(trace), lambda speed, _: at_speed(trace, speed))

@@ -1,0 +1,249 @@
+"""`python -m sglang_cdsp simulate` and `tune` through the real command line."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_cdsp.__main__ import main
+from sglang_cdsp.planner.regulator import Regulation, Regulator
+from sglang_cdsp.pool.planning import read_rates
+
+FEW = ("--requests", "60", "--rate", "2")
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def simulated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    status, out, err = call(capsys, "simulate", *arguments, "--json")
+    assert (status, err) == (0, "")
+    shown: dict[str, Any] = json.loads(out)
+    return shown
+
+
+def test_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["cdsp", "fixed-sp:8", "loongserve", "loongserve-unified"]
+    shown = simulated(capsys, *FEW, "--policy", ",".join(names), "--workload", "medium")
+    assert list(shown) == ["policies", "setup"]
+    assert list(shown["policies"]) == names
+    for figures in shown["policies"].values():
+        for spread in (figures["ttft_s"], figures["tbt_s"]):
+            assert list(spread) == ["mean", "p50", "p90", "p99"]
+            assert 0 < spread["p50"] <= spread["p90"] <= spread["p99"]
+        assert figures["completed"] == 60
+        assert figures["failed"] == 0
+        assert 0 < figures["idle_fraction"] < 1
+        assert 0 < figures["throughput_rps"] < 4
+        assert figures["longest_wait_s"] >= 0
+    assert shown["policies"]["fixed-sp:8"]["sp_histogram"] == {"8": 60}
+    assert shown["setup"]["instances"] == 16
+    assert (shown["setup"]["source"], shown["setup"]["rate"]) == ("medium", 2.0)
+
+
+def test_a_seed_fixes_every_byte(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [call(capsys, "simulate", *FEW, "--json", "--seed", s)[1] for s in ("3", "3", "4")]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_table_has_a_line_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capsys, "simulate", *FEW, "--policy", "cdsp,fixed-sp:16")
+    assert (status, err) == (0, "")
+    heads, cdsp, fixed = out.splitlines()
+    assert heads.split()[0] == "TTFT"
+    assert cdsp.startswith("cdsp ")
+    assert fixed.startswith("fixed-sp:16 ")
+    assert fixed.endswith("SP 16:60")
+
+
+def test_requests_that_can_never_fit_are_counted_and_explained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ("simulate", *FEW, "--instances", "4", "--policy", "fixed-sp:8")
+    status, out, err = call(capsys, *flags, "--json")
+    figures = json.loads(out)["policies"]["fixed-sp:8"]
+    assert status == 0
+    assert (figures["completed"], figures["failed"]) == (0, 60)
+    assert figures["ttft_s"]["p50"] is None
+    assert "60 failed, the first" in err
+    assert call(capsys, *flags)[0] == 0
+
+
+def test_a_trace_is_replayed_at_its_speed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text("timestamp_s,input_tokens,output_tokens\n0,8192,1\n1000,8192,1\n2000,8192,1\n")
+    flags = ("--trace", str(trace), "--policy", "fixed-sp:8")
+    once = simulated(capsys, *flags)
+    assert once["setup"]["rate"] == pytest.approx(1e-3)
+    assert once["policies"]["fixed-sp:8"]["throughput_rps"] == pytest.approx(3 / 2000, rel=1e-3)
+    fast = simulated(capsys, *flags, "--speed", "10")
+    assert fast["policies"]["fixed-sp:8"]["throughput_rps"] == pytest.approx(3 / 200, rel=1e-2)
+    assert simulated(capsys, *flags, "--rate", "0.01") == fast
+    assert fast["policies"]["fixed-sp:8"]["tbt_s"]["p50"] is None  # one token each
+
+
+def test_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = (*FEW, "--policy", "cdsp,fixed-sp:8", "--out", str(out))
+    shown = simulated(capsys, *flags)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "bench_serving.jsonl",
+        "requests-cdsp.jsonl",
+        "requests-fixed-sp-8.jsonl",
+        "trace-cdsp.json",
+        "trace-fixed-sp-8.json",
+        "ttft.png",
+    ]
+    assert (out / "ttft.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (out / "requests-cdsp.jsonl").open()]
+    report = json.loads((out / "bench_serving.jsonl").read_text().splitlines()[0])
+    assert report["tag"] == "cdsp"
+    assert report["input_lens"] == [line["prompt_len"] for line in lines]
+    assert report["output_lens"] == [line["output_len"] for line in lines]
+    assert report["ttfts"] == [line["ttft"] for line in lines]
+    assert report["itls"] == [line["itl"] for line in lines]
+    for line in lines:
+        assert line["success"]
+        assert len(line["itl"]) == line["output_len"] - 1
+        assert line["latency"] == pytest.approx(line["ttft"] + sum(line["itl"]))
+        assert sum(chunk["tokens"] for chunk in line["chunks"]) == line["prompt_len"]
+    figures = shown["policies"]["cdsp"]
+    assert report["median_ttft_ms"] == pytest.approx(figures["ttft_s"]["p50"] * 1000)
+    assert report["p99_itl_ms"] == pytest.approx(figures["tbt_s"]["p99"] * 1000)
+    assert report["request_throughput"] == pytest.approx(figures["throughput_rps"])
+
+
+def test_the_chrome_trace_shows_every_chunk_and_no_instance_twice_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    simulated(capsys, "--requests", "200", "--rate", "4", "--out", str(tmp_path))
+    events = json.loads((tmp_path / "trace-cdsp.json").read_text())["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X", "b", "e"}
+    tracks: dict[int, list[tuple[float, float]]] = {}
+    for event in events:
+        if event["ph"] == "X":
+            assert event["pid"] == event["tid"] // 8
+            tracks.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
+    assert sorted(tracks) == list(range(16))
+    for spans in tracks.values():
+        assert all(a[1] <= b[0] + 1e-3 for a, b in pairwise(sorted(spans)))
+    lines = [json.loads(line) for line in (tmp_path / "requests-cdsp.jsonl").open()]
+    chunks = sum(len(chunk["instances"]) for line in lines for chunk in line["chunks"])
+    assert sum(map(len, tracks.values())) == chunks
+    # Wait and prefill; transfer and decode for those with more than the first token.
+    phases = sum(4 if line["output_len"] > 1 else 2 for line in lines)
+    assert [sum(event["ph"] == ph for event in events) for ph in "be"] == [phases, phases]
+
+
+def test_the_highest_rate_of_one_group(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    # Eleven equal prompts of t seconds, one each gap, on one instance: request i = 0 ... 10 waits
+    # i (t - gap). P99 lies 0.9 of the way from request 9 to request 10 and decides.
+    trace = tmp_path / "trace"
+    lines = [f"{i},32768,1" for i in range(11)]
+    trace.write_text("\n".join(["timestamp_s,input_tokens,output_tokens", *lines]) + "\n")
+    flags = ("--trace", str(trace), "--instances", "1", "--policy", "data-parallel")
+    alone = simulated(capsys, *flags, "--speed", "0.001")["policies"]["data-parallel"]
+    t = alone["ttft_s"]["p50"]
+    found = simulated(capsys, *flags, "--find-max-rate", "--slo", "2x")["policies"]
+    gap = t - t / 9.9  # 9.9 (t - gap) + t = 2 t
+    assert found["data-parallel"]["max_rate_rps"] == pytest.approx(1 / gap, rel=0.02)
+    assert found["data-parallel"]["ttft_s"]["p99"] <= 2 * t
+    status, out, _ = call(capsys, "simulate", *flags, "--find-max-rate", "--slo", "2")
+    assert status == 0
+    assert f"{found['data-parallel']['max_rate_rps']:.3f}" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--policy", "cdsp,best"), "unknown policy 'best'"),
+        (("--rate", "0"), "--rate is 0"),
+        (("--speed", "2"), "--speed goes with --trace"),
+        (("--requests", "0"), "--requests is 0"),
+        (("--improvement-rate", "1.5"), "improvement rate is 1.5"),
+        (("--improvement-rate", "none.json"), "none.json: neither a number"),
+        (("--slo", "fast"), "'fast' is not a factor"),
+        (("--instances", "0"), "instances is 0"),
+        (("--trace", "none.jsonl"), "none.jsonl: No such file"),
+        (("--workload", "huge"), "invalid choice: 'huge'"),
+        (("--latency-model", "none.json"), "none.json"),
+        (("--find-max-rate", "--requests", "1"), "simulate more requests"),
+    ],
+)
+def test_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(capsys, "simulate", *flags)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_tuned_table_serves_the_servers_regulator(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    flags = ("tune", "--from", "1", "--to", "2", "--requests", "80", "--seeds", "1")
+    flags = (*flags, "--policy", "cdsp-paper", "--improvement-rates", "0.1,0.6")
+    status, out, err = call(capsys, *flags, "--out", str(path))
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 4
+    update = json.loads(path.read_text())
+    assert list(update["improvement_rate_mapping"]) == ["1", "1.5", "2"]
+    regulator = Regulator(Regulation(((0.0, 0.0),), (1, 2, 4)))
+    regulator.update(update)
+    expected = {float(k): v for k, v in read_rates(path).items()}
+    # The least of the two means that the printed table marks.
+    for line in out.splitlines()[1:]:
+        rate, low, high = re.findall(r"[\d.]+", line)
+        best = 0.1 if float(low) <= float(high) else 0.6
+        assert expected[float(rate)] == best
+        assert f"{low if best == 0.1 else high}*" in line
+    assert regulator.rate == expected[1.0]
+    # Without --out the table goes to stdout; `simulate` reads it, and the lowest entry rules first.
+    assert json.loads(call(capsys, *flags)[1]) == update
+    by_table = simulated(capsys, *FEW, "--improvement-rate", str(path))["policies"]
+    by_rate = simulated(capsys, *FEW, "--improvement-rate", str(expected[1.0]))["policies"]
+    assert by_table["cdsp"]["completed"] == by_rate["cdsp"]["completed"] == 60
+
+
+def test_auto_is_no_worse_than_a_rate_out_of_place(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--requests", "150", "--rate", "4", "--policy", "cdsp")
+    auto = simulated(capsys, *flags, "--improvement-rate", "auto")["policies"]["cdsp"]
+    greedy = simulated(capsys, *flags, "--improvement-rate", "0.05")["policies"]["cdsp"]
+    assert auto["ttft_s"]["mean"] < greedy["ttft_s"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--policy", "loongserve"), "has no improvement rate"),
+        (("--from", "3", "--to", "2"), "give 0 < from <= to"),
+        (("--seeds", "0"), "--seeds is 0"),
+        (("--improvement-rates", "0.1,1"), "1 is not in [0, 1)"),
+        (("--policy", "cdsp-best"), "unknown policy"),
+    ],
+)
+def test_tune_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+) -> None:
+    status, out, err = call(capsys, "tune", *flags)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
