@@ -55,7 +55,7 @@ class Admission:
             )
         view = self._view()
         if raw_plan is None:
-            self._policy.check(PromptView(entry.rid, entry.tokens), view)
+            self.recheck(entry)
             return None
         if not self._allow_plans:
             raise RefusedError(
@@ -70,3 +70,11 @@ class Admission:
                 f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
             )
         return plan
+
+    def recheck(self, entry: Entry) -> None:
+        """Check a prompt that the policy is to plan, again after the SP sizes changed.
+
+        Raises:
+            PlannerError: it would not fit even an empty pool.
+        """
+        self._policy.check(PromptView(entry.rid, entry.tokens), self._view())

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import zmq
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
+from sglang.srt.environ import envs
 from sglang.srt.managers.data_parallel_controller import DataParallelController
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -172,6 +173,7 @@ class PoolController(DataParallelController):
             ),
             tp_size=self._tp_size,
             clock=time.monotonic,
+            bootstrap_timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
         )
 
     def _status(self) -> dict[str, Any]:
@@ -186,6 +188,7 @@ class PoolController(DataParallelController):
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
         self._planning.regulator.update(body)
+        self._lifecycle.recheck()
         self._tell_status()
 
     def _tell_status(self) -> None:
@@ -317,10 +320,7 @@ class PoolController(DataParallelController):
                     order = messages.PeerOrder(tp_rank=rank, frames=message.frames)
                     self.send_control_message(order)
                 elif isinstance(message, RoomPages):
-                    if not self._rooms.add(message.room, message.message):
-                        self._lifecycle.named_twice(message.room)
-                    if self._rooms.complete(message.room):
-                        self._lifecycle.pages_known(message.room)
+                    self._lifecycle.pages_named(message.room, message.message)
                 elif isinstance(message, RoomAbort):
                     self._on_room_abort(message)
 

@@ -19,11 +19,9 @@ from sglang_cdsp.pool.forced import ForcedPlanError, fits, timed_plan
 from sglang_cdsp.pool.messages import LogprobPart
 from sglang_cdsp.pool.outbox_protocol import Outbox
 from sglang_cdsp.pool.planning import Planning
-from sglang_cdsp.pool.rooms import Rooms
+from sglang_cdsp.pool.room_keeper import RoomKeeper, shared_room
+from sglang_cdsp.pool.rooms import RoomMessage, Rooms
 from sglang_cdsp.pool.seats import Seats
-
-# How long after the first word about it a room of two requests is failed: both should be there.
-SHARED_ROOM_PAUSE_S = 1.0
 
 
 class Lifecycle:
@@ -39,24 +37,24 @@ class Lifecycle:
         admission: Admission,
         tp_size: int,
         clock: Callable[[], float],
+        bootstrap_timeout_s: float,
     ) -> None:
-        """``clock`` gives the time."""
+        """``clock`` gives the time; decode has ``bootstrap_timeout_s`` to name its pages."""
         self._admission = admission
         self._clock = clock
         self._seats = seats
         self._planning = planning
         self._policy = planning.policy
-        self._rooms = rooms
+        self._rooms = RoomKeeper(rooms, outbox, clock)
         self._out = outbox
+        self._bootstrap_timeout_s = bootstrap_timeout_s
         self._tp_size = tp_size
         self._entries: dict[str, Entry] = {}
         self._by_seq: dict[int, Entry] = {}
-        self._by_room: dict[int, Entry] = {}
         self._forced: list[Entry] = []
         self._next_seq = 0
         self._epoch = 0
         self._links_broken = False
-        self._shared: dict[int, float | None] = {}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -75,25 +73,15 @@ class Lifecycle:
         except (RefusedError, ForcedPlanError, PlannerError) as error:
             self._refuse(entry, str(error))
             return
-        twin = self._by_room.get(entry.room) if entry.room is not None else None
+        twin = self._rooms.user(entry.room)
+        reason = self._rooms.claim(entry)
         if twin is not None:
-            assert entry.room is not None
-            reason = self._share(entry.room)
             self.abort(twin, reason)
+        if reason:
             self._refuse(entry, reason)
             return
-        if entry.room in self._shared:
-            self._refuse(entry, self._share(entry.room))
-            return
-        if entry.room is not None and self._rooms.given_up(entry.room):
-            self._refuse(entry, "decode gave the request up before it arrived here")
-            return
         self._entries[entry.rid] = entry
-        if entry.room is not None:
-            self._rooms.prune(set(self._by_room))
-            self._rooms.readmit(entry.room)
-            self._by_room[entry.room] = entry
-        if entry.room is None or self._rooms.complete(entry.room):
+        if self._rooms.known(entry):
             self._enqueue(entry)
 
     def probe(self, entry: Entry, plan: Plan) -> None:
@@ -101,13 +89,15 @@ class Lifecycle:
         self._entries[entry.rid] = entry
         self._bind(entry, plan)
 
-    def pages_known(self, room: int) -> None:
-        """Decode's pages for a room are complete."""
-        reason = self._rooms.rejection(room)
-        entry = self._by_room.get(room)
-        if reason is not None and entry is None:
-            self._fail_room(room, reason)
-        elif entry is not None and entry.phase is Phase.ARRIVED:
+    def pages_named(self, room: int, message: RoomMessage) -> None:
+        """Decode named destination pages of a room."""
+        first = self._rooms.named(room, message)
+        entry = self._rooms.user(room)
+        if entry is None:
+            return
+        if not first:
+            self.abort(entry, shared_room(room))
+        elif entry.phase is Phase.ARRIVED and self._rooms.known(entry):
             self._enqueue(entry)
 
     def _refuse(self, entry: Entry, reason: str) -> None:
@@ -115,47 +105,8 @@ class Lifecycle:
         entry.phase = Phase.ENDED
         entry.answered = True
         self._out.answer(entry, HTTPStatus.BAD_REQUEST, reason)
-        if entry.room is not None and entry.room not in self._by_room:
-            self._rooms.reject(entry.room, reason)
-            if self._rooms.complete(entry.room):
-                self._fail_room(entry.room, reason)
+        self._rooms.turn_away(entry, reason)
         self._out.ended(entry)
-
-    # -- rooms that two requests use --------------------------------------------------------
-
-    def named_twice(self, room: int) -> None:
-        """One decode agent named pages for a room twice: two of its requests share it."""
-        entry = self._by_room.get(room)
-        reason = self._share(room)
-        if entry is not None:
-            self.abort(entry, reason)
-
-    def _share(self, room: int) -> str:
-        self._shared.setdefault(room, None)
-        return f"bootstrap room {room} is used by two requests; use a new room number"
-
-    def _fail_room(self, room: int, reason: str) -> None:
-        """Tell decode that a room failed and forget its pages.
-
-        Decode keeps its state by room: once one of two requests in a room has failed, a further
-        word about the room is dropped and the other would wait for a time-out. So a shared room
-        gets one word, a moment later, when both are there to hear it.
-        """
-        if room in self._shared:
-            if self._shared[room] is None:
-                self._shared[room] = self._clock() + SHARED_ROOM_PAUSE_S
-            return
-        self._out.fail_room(room, reason)
-        self._rooms.forget(room)
-
-    def _fail_shared_rooms(self) -> None:
-        now_s = self._clock()
-        for room, due_s in list(self._shared.items()):
-            if due_s is not None and due_s <= now_s and room not in self._by_room:
-                reason = self._share(room)
-                del self._shared[room]
-                self._out.fail_room(room, reason)
-                self._rooms.close(room)
 
     def _enqueue(self, entry: Entry) -> None:
         entry.phase = Phase.WAITING
@@ -169,7 +120,8 @@ class Lifecycle:
 
     def plan(self) -> None:
         """Bind whatever the policy starts now; forced plans first, in order of arrival."""
-        self._fail_shared_rooms()
+        self._rooms.fail_shared()
+        self._end_overdue()
         while self._forced:
             entry = self._forced[0]
             assert entry.forced is not None
@@ -320,9 +272,9 @@ class Lifecycle:
         entry.drained.add((instance, tp_rank))
         if len(entry.drained) == len(entry.plan.instances) * self._tp_size:
             entry.phase = Phase.RELEASING
-            self._settle_room(entry)
+            self._rooms.settle(entry)
             # Decode may be done already and use the number again while slots are being freed.
-            self._leave_room(entry)
+            self._rooms.leave(entry)
             self._out.release(entry)
 
     def released(self, seq: int, instance: int) -> None:
@@ -343,7 +295,7 @@ class Lifecycle:
         entry.error = entry.error or error
         entry.answered = True
         if entry.error:
-            self._settle_room(entry)
+            self._rooms.settle(entry)
         self._end(entry)
 
     # -- ends -----------------------------------------------------------------------------
@@ -358,10 +310,7 @@ class Lifecycle:
             entry.answered = True
             self._out.answer(entry, HTTPStatus.SERVICE_UNAVAILABLE, reason)
         if entry.phase in (Phase.ARRIVED, Phase.WAITING):
-            if entry in self._forced:
-                self._forced.remove(entry)
-            self._settle_room(entry)
-            self._end(entry)
+            self._leave_queue(entry)
         elif entry.one_instance:
             self._out.cancel_turn(entry)
         elif entry.phase is Phase.BOUND and not entry.running:
@@ -369,11 +318,9 @@ class Lifecycle:
 
     def abort_room(self, room: int, target: AbortTarget | None, frames: list[bytes]) -> None:
         """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
-        entry = self._by_room.get(room)
+        entry = self._rooms.user(room)
         if entry is None:
-            self._rooms.give_up(room)
-            if self._shared.get(room, 0.0) is None:
-                del self._shared[room]  # no request of either came
+            self._rooms.given_up(room)
             if target is not None:
                 self._out.ack_abort(room, target)
             return
@@ -392,28 +339,35 @@ class Lifecycle:
             if not e.probe and (everything or e.rid.startswith(rid))
         )
 
-    def _settle_room(self, entry: Entry) -> None:
-        """Tell decode how a room ended, now that nothing of ours is in flight."""
-        if entry.room is None:
-            return
-        for target in entry.abort_targets:
-            self._out.ack_abort(entry.room, target)
-        if not entry.error:
-            return
-        # Remembered too: a second decode request in the same room may name its pages later.
-        self._rooms.reject(entry.room, entry.error)
-        if entry.room in self._shared:
-            self._fail_room(entry.room, entry.error)
-        else:
-            self._out.fail_room(entry.room, entry.error)
+    def recheck(self) -> None:
+        """Refuse the waiting prompts that no longer fit even an empty pool (sizes changed)."""
+        for rid in self._policy.waiting():
+            entry = self._entries[rid]
+            try:
+                self._admission.recheck(entry)
+            except PlannerError as error:
+                self._fail_unbound(entry, HTTPStatus.BAD_REQUEST, str(error))
 
-    def _leave_room(self, entry: Entry) -> None:
-        """The room is settled; its number is free."""
-        if entry.room is None or self._by_room.get(entry.room) is not entry:
-            return
-        del self._by_room[entry.room]
-        if entry.room not in self._shared:
-            self._rooms.close(entry.room)
+    def _end_overdue(self) -> None:
+        """Fail the requests that decode has not asked for in time."""
+        for entry in self._rooms.without_pages(self._bootstrap_timeout_s):
+            reason = (
+                f"no decode server named pages for bootstrap room {entry.room} in "
+                f"{self._bootstrap_timeout_s:g} s; send the request to a decode server too"
+            )
+            self._fail_unbound(entry, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
+
+    def _fail_unbound(self, entry: Entry, status: HTTPStatus, reason: str) -> None:
+        entry.error = reason
+        entry.answered = True
+        self._out.answer(entry, status, reason)
+        self._leave_queue(entry)
+
+    def _leave_queue(self, entry: Entry) -> None:
+        if entry in self._forced:
+            self._forced.remove(entry)
+        self._rooms.settle(entry)
+        self._end(entry)
 
     def _end(self, entry: Entry) -> None:
         entry.phase = Phase.ENDED
@@ -422,7 +376,7 @@ class Lifecycle:
             del self._entries[entry.rid]
             self._policy.finish(entry.rid, self._clock())
         self._by_seq.pop(entry.seq, None)
-        self._leave_room(entry)
+        self._rooms.leave(entry)
         self._seats.release(entry.seq)
         self._out.ended(entry)
 

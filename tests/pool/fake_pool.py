@@ -25,6 +25,8 @@ from tests.pool.fake_instance import FakeInstance
 from tests.pool.fake_tasks import Client, FakeTask, FakeTurn, Move
 
 Chunks = list[tuple[int, list[int]]]
+# Longer than any test lets decode wait, but for those about waiting.
+BOOTSTRAP_TIMEOUT_S = 1e5
 Reports = deque[Callable[[], None]]
 
 
@@ -40,6 +42,7 @@ class FakePool:
         entered: members that are or were inside a chunk, by ``(seq, chunk)``.
         safe: ``(room, rank)`` whose pages decode may have given to others.
         told_failed: rooms of which decode heard that they failed.
+        told_finished: how often decode heard that a room's KV has arrived.
         acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
     """
 
@@ -63,6 +66,7 @@ class FakePool:
         self.entered: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.safe: set[tuple[int, int]] = set()
         self.told_failed: set[int] = set()
+        self.told_finished: Counter[int] = Counter()
         self.acks: Counter[tuple[int, int]] = Counter()
         self.ends: list[Entry] = []
         self.epochs: list[int] = []
@@ -94,6 +98,7 @@ class FakePool:
             ),
             tp_size=tp_size,
             clock=lambda: self.now_s,
+            bootstrap_timeout_s=BOOTSTRAP_TIMEOUT_S,
         )
 
     # -- the world around the pool --------------------------------------------------------
@@ -123,10 +128,7 @@ class FakePool:
         self._decode_uses += 1
         frames = [b"pages", b"%d" % self._decode_uses]
         message = RoomMessage(rank, f"agent{rank}", 1, "decode", 7000 + rank, frames)
-        if not self.rooms.add(room, message):
-            self.lifecycle.named_twice(room)
-        if self.rooms.complete(room):
-            self.lifecycle.pages_known(room)
+        self.lifecycle.pages_named(room, message)
 
     def decode_aborts(self, room: int, rank: int) -> None:
         """A decode rank gives a room up and waits for the acknowledgement."""
@@ -311,6 +313,11 @@ class FakePool:
         for message in self.rooms.messages(room):
             self.told_failed.add(room)
             self.safe.add((room, message.tp_rank))
+
+    def finish_room(self, room: int) -> None:
+        """Decode hears that a room's KV has arrived, and uses it."""
+        assert self._no_write_left(room), "decode uses KV that is still being written"
+        self.told_finished[room] += 1
 
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Decode hears that an aborted room's pages are safe."""

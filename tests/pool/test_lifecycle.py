@@ -9,7 +9,8 @@ import pytest
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.pool.entry import Entry, Phase
 from sglang_cdsp.pool.messages import LogprobPart
-from tests.pool.fake_pool import Chunks, FakePool
+from sglang_cdsp.pool.room_keeper import SHARED_FOR_S, SHARED_ROOM_PAUSE_S
+from tests.pool.fake_pool import BOOTSTRAP_TIMEOUT_S, Chunks, FakePool
 from tests.pool.fake_tasks import Client, Sampling
 
 ROOM = 7
@@ -27,11 +28,11 @@ def empty(pool: FakePool) -> bool:
     return free and pool.lifecycle.entries == () and not any(i.used for i in pool.instances)
 
 
-def with_pages(pool: FakePool, plan: Chunks, *, bound: bool = True) -> Entry:
+def with_pages(pool: FakePool, plan: Chunks, *, bound: bool = True, room: int = ROOM) -> Entry:
     """A request whose decode pages are known."""
-    entry = pool.submit(sum(tokens for tokens, _ in plan), room=ROOM, plan=plan)
+    entry = pool.submit(sum(tokens for tokens, _ in plan), room=room, plan=plan)
     for rank in range(pool.tp_size):
-        pool.decode_sends(ROOM, rank)
+        pool.decode_sends(room, rank)
     if bound:
         pool.lifecycle.plan()
     return entry
@@ -210,6 +211,8 @@ def test_a_room_used_again_early_can_be_used_again_later(pool: FakePool, phase: 
     expected = "finished" if phase is Phase.RELEASING else "failed"
     assert second.outcome == expected
     assert pool.rooms.messages(ROOM) == [], "nothing that a third request could take for its pages"
+    pool.now_s += SHARED_FOR_S
+    pool.settle()
     third = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
     pool.settle()
     assert phase_is(third, Phase.ARRIVED)
@@ -228,9 +231,63 @@ def test_decode_requests_that_share_a_room_before_prefill_knows_it(pool: FakePoo
     assert all("new room number" in entry.error for entry in entries)
     assert pool.told_failed == {ROOM}
     assert pool.rooms.messages(ROOM) == []
+    pool.now_s += SHARED_FOR_S
+    pool.settle()
     again = with_pages(pool, TWO_CHUNKS)
     pool.settle()
     assert again.outcome == "finished"
+
+
+def test_decode_hears_of_a_shared_room_once_both_of_its_requests_are_there(pool: FakePool) -> None:
+    """Decode keeps its state by room: a word that only one request hears loses the other."""
+    for entry in [pool.submit(100, room=ROOM) for _ in range(2)]:
+        assert "new room number" in entry.error
+    pool.settle()
+    pool.decode_sends(ROOM, 0)
+    pool.lifecycle.plan()
+    pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
+    pool.decode_sends(ROOM, 0)
+    pool.lifecycle.plan()
+    pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
+    pool.lifecycle.plan()
+    assert pool.told_failed == set()
+    pool.now_s += 0.2 * SHARED_ROOM_PAUSE_S
+    pool.lifecycle.plan()
+    assert pool.told_failed == {ROOM}
+
+
+def test_a_request_that_decode_never_asks_for_ends(pool: FakePool) -> None:
+    waits = pool.submit(100, room=ROOM)
+    other = with_pages(pool, TWO_CHUNKS, room=ROOM + 1)
+    pool.now_s += 0.9 * BOOTSTRAP_TIMEOUT_S
+    pool.settle()
+    assert (phase_is(waits, Phase.ARRIVED), other.outcome) == (True, "finished")
+    pool.now_s += 0.2 * BOOTSTRAP_TIMEOUT_S
+    pool.settle()
+    assert "send the request to a decode server too" in waits.error
+    assert waits.outcome == "failed"
+    pool.decode_sends(ROOM, 0)
+    assert pool.told_failed == {ROOM}, "a decode server that comes later hears it"
+    assert empty(pool)
+
+
+def test_waiting_prompts_that_no_size_holds_any_more_are_refused() -> None:
+    pool = FakePool(size=4, policy="cdsp-paper")
+    keeps = with_pages(pool, [(12_000, [0, 1, 2, 3])])
+    pool.until(partial(phase_is, keeps, Phase.BOUND))
+    for room in (ROOM + 1, ROOM + 2):
+        pool.decode_sends(room, 0)
+    capacity = pool.capacity
+    wide, narrow = pool.submit(2 * capacity, room=ROOM + 1), pool.submit(capacity, room=ROOM + 2)
+    pool.lifecycle.plan()
+    assert pool.policy.waiting() == (wide.rid, narrow.rid)
+    pool.planning.regulator.update({"sp_size_candidates": [1]})
+    pool.lifecycle.recheck()
+    assert "the largest group holds" in wide.error
+    pool.settle()
+    assert (wide.outcome, narrow.outcome, keeps.outcome) == ("failed", "finished", "finished")
+    assert pool.told_failed == {ROOM + 1}
+    assert empty(pool)
 
 
 def test_decode_leaves_a_room_that_it_shared(pool: FakePool) -> None:

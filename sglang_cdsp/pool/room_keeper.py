@@ -1,0 +1,150 @@
+"""Which request uses which bootstrap room, and what decode is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sglang_cdsp.pool.entry import Entry, Phase
+from sglang_cdsp.pool.outbox_protocol import Outbox
+from sglang_cdsp.pool.rooms import RoomMessage, Rooms
+
+# How long after decode's last word about a room of two requests it is failed: decode keeps its
+# state by room, so both of its requests should be there to hear it.
+SHARED_ROOM_PAUSE_S = 1.0
+# How long after the last word about it a shared room stays out of use.
+SHARED_FOR_S = 30.0
+
+
+@dataclass
+class _Shared:
+    """A room of two requests: when decode is to hear of it, and until when it is remembered."""
+
+    due_s: float | None
+    until_s: float
+
+
+class RoomKeeper:
+    """Rooms in use; see the module's text. A request without a room needs none of this."""
+
+    def __init__(self, rooms: Rooms, outbox: Outbox, clock: Callable[[], float]) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._rooms = rooms
+        self._out = outbox
+        self._clock = clock
+        self._users: dict[int, Entry] = {}
+        self._shared: dict[int, _Shared] = {}
+
+    def user(self, room: int | None) -> Entry | None:
+        """The request that has the room."""
+        return self._users.get(room) if room is not None else None
+
+    def known(self, entry: Entry) -> bool:
+        """Whether decode's pages, if there will be any, are complete."""
+        return entry.room is None or self._rooms.complete(entry.room)
+
+    # -- intake ---------------------------------------------------------------------------
+
+    def claim(self, entry: Entry) -> str:
+        """Give a request its room; "" or why it cannot have it."""
+        room = entry.room
+        if room is None:
+            return ""
+        if room in self._users or room in self._shared:
+            return self._share(room)
+        if self._rooms.given_up(room):
+            return "decode gave the request up before it arrived here"
+        self._rooms.prune(set(self._users))
+        self._rooms.readmit(room)
+        self._users[room] = entry
+        return ""
+
+    def turn_away(self, entry: Entry, reason: str) -> None:
+        """A request was refused; decode hears it now, or as soon as it names pages."""
+        room = entry.room
+        if room is not None and room not in self._users:
+            self._rooms.reject(room, reason)
+            if self._rooms.complete(room):
+                self._fail(room, reason)
+
+    def named(self, room: int, message: RoomMessage) -> bool:
+        """Decode named pages; False if it did so before for another request of its own."""
+        first = self._rooms.add(room, message)
+        if not first or room in self._shared:
+            self._share(room)
+        if room not in self._users and self._rooms.complete(room):
+            reason = self._rooms.rejection(room)
+            if reason is not None:
+                self._fail(room, reason)
+        return first
+
+    def given_up(self, room: int) -> None:
+        """Decode left a room that no request has, with all of its own requests there."""
+        self._shared.pop(room, None)
+        self._rooms.give_up(room)
+
+    def without_pages(self, limit_s: float) -> list[Entry]:
+        """Requests that have waited longer than ``limit_s`` for decode to name their pages."""
+        before = self._clock() - limit_s
+        waiting = (e for e in self._users.values() if e.phase is Phase.ARRIVED)
+        return [entry for entry in waiting if entry.arrival_s < before]
+
+    # -- ends -----------------------------------------------------------------------------
+
+    def settle(self, entry: Entry) -> None:
+        """Tell decode how a room ended, now that nothing of ours is in flight."""
+        room = entry.room
+        if room is None:
+            return
+        for target in entry.abort_targets:
+            self._out.ack_abort(room, target)
+        if entry.error:
+            # Remembered too: a second decode request in the same room may name its pages later.
+            self._rooms.reject(room, entry.error)
+            if room in self._shared:
+                self._share(room)
+            else:
+                self._out.fail_room(room, entry.error)
+        else:
+            self._out.finish_room(room)
+
+    def leave(self, entry: Entry) -> None:
+        """The room is settled; its number is free."""
+        if entry.room is None or self._users.get(entry.room) is not entry:
+            return
+        del self._users[entry.room]
+        if entry.room not in self._shared:
+            self._rooms.close(entry.room)
+
+    def _fail(self, room: int, reason: str) -> None:
+        if room not in self._shared:
+            self._out.fail_room(room, reason)
+            self._rooms.forget(room)
+
+    # -- rooms that two requests use ------------------------------------------------------
+
+    def _share(self, room: int) -> str:
+        """Remember that two requests use a room, and let decode hear of it a moment later."""
+        now_s = self._clock()
+        due_s = now_s + SHARED_ROOM_PAUSE_S if self._rooms.messages(room) else None
+        self._shared[room] = _Shared(due_s, now_s + SHARED_FOR_S)
+        return shared_room(room)
+
+    def fail_shared(self) -> None:
+        """Tell decode of the shared rooms whose moment has come."""
+        now_s = self._clock()
+        for room, shared in list(self._shared.items()):
+            if room in self._users:
+                continue
+            if shared.due_s is not None and shared.due_s <= now_s:
+                shared.due_s = None
+                self._rooms.reject(room, shared_room(room))
+                self._out.fail_room(room, shared_room(room))
+                self._rooms.forget(room)
+            elif shared.due_s is None and shared.until_s <= now_s:
+                del self._shared[room]
+
+
+def shared_room(room: int) -> str:
+    """What both requests of a room are told."""
+    return f"bootstrap room {room} is used by two requests; use a new room number"
