@@ -1,27 +1,33 @@
 """``python -m sglang_cdsp profile``: measure a real pool and fit its latency model.
 
-A prefill server with ``--cdsp`` is started for the purpose; forced plans put a chunk of each
-length behind a history of each length on a group of each SP size, and the plan log tells how long
-the chunks really took. Half of the grid is fitted, the other half judges the fit (Tetris, Eq. 1).
+A prefill server with ``--cdsp`` is started for the purpose. Forced plans cut a prompt into equal
+chunks on groups of each SP size, and the plan log tells how long each chunk really took, after how
+much history. Half of that grid is fitted, the other half judges the fit (Tetris, Equation 1).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import requests
 from tqdm import tqdm
 
+from sglang_cdsp.cli.parser import integers
+from sglang_cdsp.demo.processes import ServerFailedError
 from sglang_cdsp.demo.stack import prefill_only, running
+from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, Sample, fit_model
 from sglang_cdsp.planner.latency import builtin_model
 
@@ -29,6 +35,8 @@ from sglang_cdsp.planner.latency import builtin_model
 NO_DECODE = "2.2.2.2"
 TOKEN = 7
 LOGGED_WITHIN_S = 10.0
+MOST_PER_LENGTH = 8
+"""Chunks of one length that count: short ones would else outnumber the long ones in the fit."""
 
 
 class ProfileError(RuntimeError):
@@ -43,76 +51,122 @@ class Point:
     history: int
     tokens: int
 
-    @property
-    def plan(self) -> list[tuple[int, list[int]]]:
-        """The forced plan that measures it; its last chunk is the one that counts."""
-        group = list(range(self.size))
-        before = [(self.history, group)] if self.history else []
-        return [*before, (self.tokens, group)]
+
+@dataclass(frozen=True)
+class Chain:
+    """A prompt of ``count`` chunks of ``tokens`` tokens on groups of ``size`` instances."""
+
+    size: int
+    tokens: int
+    count: int
+
+    def plan(self, group: int) -> list[tuple[int, list[int]]]:
+        """The forced plan on the pool's ``group``-th group of this size."""
+        members = list(range(group * self.size, (group + 1) * self.size))
+        return [(self.tokens, members)] * self.count
+
+    def points(self) -> dict[int, Point]:
+        """The grid points that it measures, by chunk index: evenly spread over the prompt."""
+        stride = -(-self.count // MOST_PER_LENGTH)
+        return {
+            index: Point(self.size, index * self.tokens, self.tokens)
+            for index in range(0, self.count, stride)
+        }
 
 
-def grid(sizes: Sequence[int], longest: int, steps: int) -> list[Point]:
-    """Chunk lengths and histories from ``longest`` downwards by halves, and no history at all."""
-    lengths = [longest >> step for step in reversed(range(steps)) if longest >> step]
-    histories = [0, *lengths]
-    return [Point(s, h, t) for s in sizes for h in histories for t in lengths]
+def chains(sizes: Sequence[int], longest: int, steps: int) -> list[Chain]:
+    """Prompts of up to ``longest`` tokens; lengths fall by a quarter and by a third in turn.
+
+    The grid is the triangle that one prompt can reach: history and chunk together are never
+    longer than ``longest``.
+    """
+    halves = [longest >> step for step in range((steps + 1) // 2)]
+    lengths = [length for half in halves for length in (half, half * 3 // 4)][:steps]
+    return [Chain(s, t, longest // t) for s in sizes for t in lengths if t]
 
 
-def measure(url: str, plan_log: Path, points: Sequence[Point], repeats: int) -> list[Sample]:
-    """Median time of each point over ``repeats`` runs, interleaved, after one warm-up round.
+def measure(
+    url: str, plan_log: Path, plans: Sequence[Chain], repeats: int, instances: int
+) -> dict[Point, list[float]]:
+    """Seconds of each point, from interleaved rounds over ``plans`` after one warm-up a size.
+
+    All groups of a size run the same chain at the same moment: in a pool that serves, the other
+    instances are busy too, and they share memory bandwidth and caches.
 
     Raises:
         ProfileError: the server refused or failed a plan.
     """
-    seconds: dict[Point, list[float]] = {point: [] for point in points}
-    warm_up = [max((p for p in points if p.size == s), key=_work) for s in {p.size for p in points}]
-    rounds = [*warm_up, *(point for _ in range(repeats) for point in points)]
-    for index, point in enumerate(tqdm(rounds, desc="measuring", unit="chunk", file=sys.stderr)):
-        rid = f"profile-{index}"
-        _send(url, rid, point)
-        taken = _read(plan_log, rid)
+    found: dict[Point, list[float]] = {p: [] for plan in plans for p in plan.points().values()}
+    warm_up = [min((c for c in plans if c.size == s), key=_chunks) for s in {c.size for c in plans}]
+    rounds = [*warm_up, *(plan for _ in range(repeats) for plan in plans)]
+    for index, plan in enumerate(tqdm(rounds, desc="measuring", unit="prompt", file=sys.stderr)):
+        groups = range(instances // plan.size)
+        rids = [f"profile-{index}-{group}" for group in groups]
+        with ThreadPoolExecutor(len(rids)) as threads:
+            list(threads.map(partial(_send, url, plan), rids, groups))
         if index >= len(warm_up):
-            seconds[point].append(taken)
-    return [
-        Sample(point.size, point.history, point.tokens, statistics.median(values))
-        for point, values in seconds.items()
-    ]
+            for rid in rids:
+                times = _read(plan_log, rid)
+                for chunk, point in plan.points().items():
+                    found[point].append(times[chunk])
+    return found
 
 
-def _work(point: Point) -> int:
-    return point.tokens + point.history
+def typical(found: Mapping[Point, Sequence[float]]) -> list[Sample]:
+    """One sample a point: the first quartile of its runs.
+
+    Other work on the machine only ever adds time; the quartile bears up to half of the runs being
+    disturbed, and unlike the minimum does not chase the luckiest one.
+    """
+    return [Sample(p.size, p.history, p.tokens, _quartile(s)) for p, s in found.items()]
 
 
-def _send(url: str, rid: str, point: Point) -> None:
+def noise(found: Mapping[Point, Sequence[float]]) -> float:
+    """Median deviation of single runs from what counts for their point, as a share of it."""
+    return statistics.median(
+        abs(value / _quartile(values) - 1) for values in found.values() for value in values
+    )
+
+
+def _quartile(values: Sequence[float]) -> float:
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=4, method="inclusive")[0]
+
+
+def _chunks(chain: Chain) -> int:
+    return chain.count
+
+
+def _send(url: str, chain: Chain, rid: str, group: int) -> None:
     body: dict[str, Any] = {
         "rid": rid,
-        "input_ids": [TOKEN] * _work(point),
+        "input_ids": [TOKEN] * (chain.tokens * chain.count),
         "sampling_params": {
             "max_new_tokens": 1,
             "temperature": 0,
-            "custom_params": {"cdsp_plan": point.plan},
+            "custom_params": {"cdsp_plan": chain.plan(group)},
         },
         "bootstrap_host": NO_DECODE,
         "bootstrap_room": 0,
     }
     response = requests.post(f"{url}/generate", json=body, timeout=600)
     if response.status_code != 200:
-        raise ProfileError(f"{point}: {response.text}")
+        raise ProfileError(f"{chain} failed: {response.text}; try --max-tokens with less")
 
 
-def _read(plan_log: Path, rid: str) -> float:
+def _read(plan_log: Path, rid: str) -> list[float]:
     # The line is written once every instance has freed its slots, a moment after the answer.
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while time.monotonic() < deadline:
         for record in _records(plan_log):
-            if record["rid"] == rid and record["chunks"]:
-                chunk = record["chunks"][-1]
-                return float(chunk["end_s"] - chunk["start_s"])
+            if record["rid"] == rid and record["outcome"] == "finished":
+                return [chunk["end_s"] - chunk["start_s"] for chunk in record["chunks"]]
         time.sleep(0.01)
     raise ProfileError(f"the plan log {plan_log} says nothing of {rid}")
 
 
-def _records(plan_log: Path) -> Iterator[dict]:  # type: ignore[type-arg]
+def _records(plan_log: Path) -> Iterator[dict[str, Any]]:
     for line in reversed(plan_log.read_text(encoding="utf-8").splitlines()):
         yield json.loads(line)
 
@@ -132,46 +186,70 @@ def format_errors(reports: Sequence[ErrorReport]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--model-path", type=Path, required=True, help="the model to serve")
-    parser.add_argument("--sp-sizes", default="1,2", help="SP sizes to measure (default 1,2)")
+    parser.add_argument(
+        "--sp-sizes", type=integers, default=(1, 2), help="SP sizes to measure (default 1,2)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="latency model file to write")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="longest chunk and history")
-    parser.add_argument("--steps", type=int, default=5, help="lengths per axis, halved each time")
-    parser.add_argument("--repeats", type=int, default=3, help="runs per point; the median counts")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="longest prompt: history and chunk (8192)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=11, help="chunk lengths, 3/4 and 2/3 of the one before (11)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=4, help="rounds; their first quartile counts"
+    )
+    parser.add_argument("--samples", type=Path, help="write every measured time there, JSON lines")
     parser.add_argument("--log-directory", type=Path, help="keep the server's log there")
     parser.add_argument("flags", nargs="*", help="further server flags, after a bare --")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, fit, write, report; returns the exit status."""
-    try:
-        sizes = sorted({int(size) for size in options.sp_sizes.split(",")})
-    except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1:
-        print(f"--sp-sizes {options.sp_sizes!r} is not a list like 1,2,4", file=sys.stderr)
+    sizes = sorted(set(options.sp_sizes))
+    if sizes[0] < 1 or options.repeats < 1 or options.steps < 3:
+        print("profile: give SP sizes and --repeats >= 1, and --steps >= 3", file=sys.stderr)
         return 2
+    try:
+        found, info = _serve_and_measure(options, sizes)
+        model, reports = fit_model(
+            typical(found),
+            model=options.model_path.name,
+            device=str(info.get("device") or "unknown"),
+            tp_size=int(info.get("tp_size") or 1),
+        )
+    except (ProfileError, ServerFailedError, LatencyModelError) as error:
+        print(f"profile: {error}", file=sys.stderr)
+        return 1
+    measured = {"repeats": options.repeats, "max_tokens": options.max_tokens, "noise": noise(found)}
+    model = dataclasses.replace(model, fit={**model.fit, **measured})
+    model.save(options.out)
+    if options.samples:
+        lines = [json.dumps({**dataclasses.asdict(p), "seconds": s}) for p, s in found.items()]
+        options.samples.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(format_errors(reports))
+    print(f"half of all single runs lie within {noise(found):.1%} of what was fitted")
+    print(f"latency model of {model.model} on {model.device} written to {options.out}")
+    return 0
+
+
+def _serve_and_measure(
+    options: argparse.Namespace, sizes: Sequence[int]
+) -> tuple[dict[Point, list[float]], dict[str, Any]]:
+    instances = max(2, sizes[-1])
     with tempfile.TemporaryDirectory() as scratch:
         plan_log, stand_in = Path(scratch) / "plans.jsonl", Path(scratch) / "stand-in.json"
         builtin_model().save(stand_in)  # plans are forced; the server need not measure itself
         flags = (
-            *("--cdsp", "--dp-size", str(max(2, sizes[-1])), "--cdsp-allow-request-plans"),
+            *("--cdsp", "--dp-size", str(instances), "--cdsp-allow-request-plans"),
             *("--cdsp-plan-log", str(plan_log), "--cdsp-latency-model", str(stand_in)),
             *options.flags,
         )
-        logs = options.log_directory or Path(scratch) / "logs"
-        points = grid(sizes, options.max_tokens, options.steps)
         with running(
             prefill_only(options.model_path, flags=flags),
-            logs,
+            options.log_directory or Path(scratch) / "logs",
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         ) as stack:
             info = requests.get(f"{stack.url}/server_info", timeout=30).json()
-            samples = measure(stack.url, plan_log, points, options.repeats)
-    device = str(info.get("device") or "unknown")
-    name = options.model_path.name
-    tp_size = int(info.get("tp_size") or 1)
-    model, reports = fit_model(samples, model=name, device=device, tp_size=tp_size)
-    model.save(options.out)
-    print(format_errors(reports))
-    print(f"latency model of {name} on {device} written to {options.out}")
-    return 0
+            plans = chains(sizes, options.max_tokens, options.steps)
+            return measure(stack.url, plan_log, plans, options.repeats, instances), info
