@@ -16,6 +16,9 @@ from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.setup import DecodeModel
 from sglang_cdsp.simulator.task import Task
 
+ROUNDING_S = 1e-9
+"""Who arrives this close after an iteration's end arrives with it."""
+
 
 class Batch:
     """One decode instance's running batch.
@@ -50,10 +53,12 @@ class Batch:
     def join(self, now: float, task: Task) -> None:
         """A request whose KV has arrived: in the batch from the next iteration on."""
         self._joining.append(task)
-        if not self.size:
+        elapsed = now - self._start - ROUNDING_S
+        if not self.size or elapsed <= 0:
+            # Idle, or the run begins at this very moment: it begins with the request.
             self._next_run(now)
             return
-        length = self._iterations_until(now - self._start)
+        length = self._iterations_until(elapsed)
         if length < self._length:
             self._plan_end(length)
 

@@ -62,3 +62,9 @@ class Scripted(FirstComePolicy):
 
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         """Scripts are right."""
+
+
+def there(value: float | None) -> float:
+    """A time that must not be missing."""
+    assert value is not None
+    return value

@@ -26,7 +26,9 @@ ONE_SECOND = round((1 - 0.39) / 0.07 * 16 * K)
     [(ALL, LEFT, (1.53, 1.84)), (LEFT, RIGHT, (1.58, 1.31))],
     ids=["one behind the other", "side by side"],
 )
-def test_the_papers_two_requests(a, b, expected) -> None:
+def test_the_papers_two_requests(
+    a: tuple[int, ...], b: tuple[int, ...], expected: tuple[float, float]
+) -> None:
     setup = world(model=TABLE_I, sp_sizes=(8, 16), instances=16, instances_per_node=16)
     script = {
         "r0": ((ONE_SECOND, ALL),),
