@@ -10,7 +10,11 @@ from sglang_cdsp.pool.entry import Entry
 
 
 def record(entry: Entry) -> dict[str, Any]:
-    """What is logged of a request; times are seconds after its arrival, None if it never ran."""
+    """What is logged of a request.
+
+    Times are seconds after its arrival, which is on the controller's monotonic clock; None for
+    what never came. ``bound_s`` is when the policy gave it its plan.
+    """
     chunks: list[dict[str, Any]] = []
     offset = entry.bound_s - entry.arrival_s
     for index, chunk in enumerate(entry.plan.chunks if entry.plan else ()):
@@ -31,6 +35,7 @@ def record(entry: Entry) -> dict[str, Any]:
         "prompt_tokens": entry.tokens,
         "policy": entry.policy,
         "arrival_s": entry.arrival_s,
+        "bound_s": entry.bound_s - entry.arrival_s if entry.plan else None,
         "ttft_s": {
             "predicted": predicted,
             "measured": _since(entry.first_token_s, entry.arrival_s),

@@ -27,6 +27,7 @@ def test_times_count_from_the_arrival() -> None:
         "prompt_tokens": 100,
         "policy": "cdsp",
         "arrival_s": 100.0,
+        "bound_s": 1.0,
         "ttft_s": {"predicted": 4.0, "measured": 4.5},
         "chunks": [
             {
@@ -57,6 +58,7 @@ def test_what_never_ran_has_no_times() -> None:
     said = record(entry)
     assert said["ttft_s"] == {"predicted": None, "measured": None}
     assert (said["chunks"], said["outcome"], said["error"]) == ([], "failed", "too long")
+    assert said["bound_s"] is None
 
 
 def test_an_abort_before_the_first_chunk_keeps_the_plan() -> None:

@@ -1,0 +1,117 @@
+"""``python -m sglang_cdsp replay``: compare a real run's plan log with its simulation.
+
+Every finished request of the log arrives in the simulator when it arrived at the server; see
+`sglang_cdsp.simulator.replay` for the two ways of replaying it. Give the planner's options as the
+server had them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.cli.parser import integers
+from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.simulator.errors import SimulationError
+from sglang_cdsp.simulator.replay import (
+    PERCENTILES,
+    Comparison,
+    Recorded,
+    chunk_errors,
+    read_plan_log,
+    replay,
+)
+from sglang_cdsp.simulator.setup import Setup
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    server = CdspArgs()
+    add = parser.add_argument
+    add("plan_log", type=Path, metavar="PLANLOG", help="what --cdsp-plan-log wrote")
+    add("--latency-model", type=Path, required=True, metavar="FILE", help="of the pool: `profile`")
+    add("--policy", metavar="NAME", help="default: the one that planned most of the log")
+    add("--instances", type=int, metavar="N", help="default: as many as the log's plans name")
+    add("--instances-per-node", type=int, metavar="N", help="default: the whole pool")
+    add("--sp-sizes", type=integers, metavar="N,N,...", help="default: powers of two")
+    add("--improvement-rate", type=float, default=server.improvement_rate, metavar="R")
+    add("--min-chunk", type=int, default=server.min_chunk, metavar="TOKENS")
+    add("--page-size", type=int, default=1, metavar="TOKENS")
+    add("--kv-tokens", type=int, default=65_536, metavar="N", help="KV slots per instance")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--out", type=Path, metavar="FILE", help="write each request's TTFTs, JSON lines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replays the log both ways; exit status 2 if the log or a flag is wrong."""
+    try:
+        recorded = read_plan_log(options.plan_log)
+        setup = _setup(options, recorded)
+        found = {
+            "recorded plans": replay(recorded, setup, plans=True),
+            "planned anew": replay(recorded, setup, plans=False),
+        }
+        chunks = np.abs(chunk_errors(recorded, setup.model))
+    except (PlannerError, SimulationError) as error:
+        print(f"python -m sglang_cdsp replay: {error}", file=sys.stderr)
+        return 2
+    if options.out:
+        options.out.write_text(_lines(recorded, found), encoding="utf-8")
+    shown = {name: comparison.to_dict() for name, comparison in found.items()}
+    if options.json:
+        model = {"mean": float(chunks.mean()), "worst": float(chunks.max())}
+        print(json.dumps({"policy": setup.policy, "chunk_error": model, "replays": shown}))
+    else:
+        print(f"{len(recorded)} requests under {setup.policy}, {len(chunks)} chunks")
+        print(f"chunk times: off by {chunks.mean():.1%} on average, {chunks.max():.1%} at worst")
+        print(_table(shown))
+    return 0
+
+
+def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup:
+    seen = 1 + max(i for r in recorded for _, group in r.chunks for i in group)
+    instances = options.instances or seen
+    powers = tuple(1 << k for k in range(instances.bit_length()))
+    return Setup(
+        policy=options.policy or Counter(r.policy for r in recorded).most_common(1)[0][0],
+        model=LatencyModel.load(options.latency_model),
+        sp_sizes=tuple(sorted(set(options.sp_sizes or powers))),
+        instances=instances,
+        instances_per_node=options.instances_per_node or instances,
+        improvement_rate=options.improvement_rate,
+        min_chunk=options.min_chunk,
+        page_size=options.page_size,
+        kv_tokens=options.kv_tokens,
+        online_correction=True,
+    )
+
+
+def _lines(recorded: tuple[Recorded, ...], found: dict[str, Comparison]) -> str:
+    rows = []
+    for position, r in enumerate(recorded):
+        row: dict[str, Any] = {"rid": r.request.rid, "prompt_tokens": r.request.prompt_tokens}
+        row["real_s"] = r.ttft_s
+        for name, comparison in found.items():
+            row[f"{name.replace(' ', '_')}_s"] = float(comparison.simulated[position])
+        rows.append(json.dumps(row) + "\n")
+    return "".join(rows)
+
+
+def _table(shown: dict[str, dict[str, Any]]) -> str:
+    heads = ("mean", "median", "worst", *(f"P{p} TTFT" for p in PERCENTILES), "mean TTFT")
+    lines = ["error of             each request's TTFT                of the run's"]
+    lines.append(f"{'':16}" + "".join(f"{head:>10}" for head in heads))
+    for name, figures in shown.items():
+        each = figures["request_error"]
+        line = f"{name:16}{each['mean']:10.1%}{each['p50']:10.1%}{each['worst']:+10.1%}"
+        line += "".join(f"{figures[f'p{p}_ttft_error']:+10.1%}" for p in PERCENTILES)
+        lines.append(line + f"{figures['mean_ttft_error']:+10.1%}")
+    return "\n".join(lines)

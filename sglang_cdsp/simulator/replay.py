@@ -1,0 +1,219 @@
+"""A recorded run of the real pool, once more in the simulator: how far off is it?
+
+The plan log has what is needed: arrivals, lengths, plans, and the TTFT that the server measured.
+Two questions, two replays. With the *recorded* plans only their execution is simulated: errors are
+those of the latency model and of what the simulator leaves out. With the *policy* planning anew,
+its decisions are part of what is compared; near a tie a small error may turn into another plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.planner.policies import Policy
+from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+from sglang_cdsp.pool.forced import ForcedPlan, fits, timed_plan
+from sglang_cdsp.simulator.engine import simulate
+from sglang_cdsp.simulator.errors import SimulationError
+from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.types import Request
+
+PERCENTILES = (50, 99)
+
+
+class PlanLogError(SimulationError):
+    """The plan log cannot be replayed; names the file, the line and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A finished request of the log. Arrivals count from the run's first.
+
+    bound_s: when it got its plan, on the same clock. ttft_s: as the server measured it.
+    chunk_s: how long each chunk took.
+    """
+
+    request: Request
+    policy: str
+    bound_s: float
+    chunks: ForcedPlan
+    ttft_s: float
+    chunk_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Real and simulated TTFT, seconds, in arrival order: both of shape (n,)."""
+
+    real: np.ndarray
+    simulated: np.ndarray
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Each request's (simulated - real) / real."""
+        return self.simulated / self.real - 1
+
+    def percentile_error(self, percentile: float) -> float:
+        """The relative error of a percentile of TTFT."""
+        real, simulated = (np.percentile(v, percentile) for v in (self.real, self.simulated))
+        return float(simulated / real - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Signed errors, but for the means over requests, which are of absolute errors."""
+        size = np.abs(self.errors)
+        return {
+            "requests": len(self.real),
+            "request_error": {
+                "mean": float(size.mean()),
+                "p50": float(np.median(size)),
+                "p90": float(np.percentile(size, 90)),
+                "worst": float(self.errors[size.argmax()]),
+            },
+            "mean_ttft_error": float(self.simulated.mean() / self.real.mean() - 1),
+            **{f"p{p}_ttft_error": self.percentile_error(p) for p in PERCENTILES},
+            **{f"p{p}_ttft_s": float(np.percentile(self.real, p)) for p in PERCENTILES},
+        }
+
+
+class RecordedPolicy(Policy):
+    """Gives every prompt the plan that it got, in the order in which plans were given."""
+
+    name = "recorded"
+
+    def __init__(self, recorded: Iterable[Recorded], model: LatencyModel, page_size: int) -> None:
+        """``model`` times the plans; it never decides anything."""
+        self._order = deque(sorted(recorded, key=lambda r: r.bound_s))
+        self._chunks = {r.request.rid: r.chunks for r in self._order}
+        self._model, self._page_size = model, page_size
+        self._waiting: dict[str, PromptView] = {}
+
+    def arrive(self, prompt: PromptView, now_s: float) -> None:
+        self._waiting[prompt.rid] = prompt
+
+    def finish(self, rid: str, now_s: float) -> None:
+        self._waiting.pop(rid, None)
+
+    def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
+        bound: list[tuple[str, Plan]] = []
+        while self._order and (prompt := self._waiting.get(self._order[0].request.rid)):
+            plan = self.plan(prompt, pool)
+            if plan is None:
+                break
+            self._order.popleft()
+            del self._waiting[prompt.rid]
+            bound.append((prompt.rid, plan))
+            pool = self._behind(pool, plan)
+        return bound
+
+    def waiting(self) -> tuple[str, ...]:
+        return tuple(self._waiting)
+
+    def check(self, prompt: PromptView, pool: PoolView) -> None:
+        """What ran once fits."""
+
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
+        chunks = self._chunks[prompt.rid]
+        if pool.free_tokens is not None and not fits(chunks, pool.free_tokens, self._page_size):
+            return None
+        return timed_plan(chunks, self._model, pool)
+
+    def explain(
+        self, prompt: PromptView, pool: PoolView
+    ) -> tuple[Plan | None, tuple[Considered, ...]]:
+        return self.plan(prompt, pool), ()
+
+    def _behind(self, pool: PoolView, plan: Plan) -> PoolView:
+        """The pool as ``plan`` leaves it to the next."""
+        queue, free = list(pool.queue_s), list(pool.free_tokens or ())
+        chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
+        for i, slots in kv_demand(chunks, self._page_size).items():
+            queue[i] = plan.chunks[-1].end_s
+            if free:
+                free[i] -= slots
+        return replace(pool, queue_s=tuple(queue), free_tokens=tuple(free) or None)
+
+
+def read_plan_log(path: Path) -> tuple[Recorded, ...]:
+    """The finished requests of a plan log, by arrival; forced plans count like any other.
+
+    Raises:
+        PlanLogError: a line is not the server's, or nothing finished.
+    """
+    found: list[Recorded] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise PlanLogError(f"{path}: {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if record["outcome"] == "finished" and record["ttft_s"]["measured"] is not None:
+                found.append(_recorded(record))
+        except (ValueError, TypeError, KeyError) as error:
+            raise PlanLogError(
+                f"{path}: line {number}: not a line of --cdsp-plan-log: {error!r}"
+            ) from error
+    if not found:
+        raise PlanLogError(f"{path}: no request finished; record a run with --cdsp-plan-log")
+    first_s = min(r.request.arrival_s for r in found)
+    ordered = sorted(found, key=lambda r: r.request.arrival_s)
+    return tuple(
+        replace(
+            r,
+            request=replace(r.request, arrival_s=r.request.arrival_s - first_s),
+            bound_s=r.bound_s - first_s,
+        )
+        for r in ordered
+    )
+
+
+def _recorded(record: dict[str, Any]) -> Recorded:
+    arrival_s = float(record["arrival_s"])
+    chunks = record["chunks"]
+    return Recorded(
+        Request(str(record["rid"]), arrival_s, int(record["prompt_tokens"]), 1),
+        str(record["policy"]),
+        arrival_s + float(record["bound_s"]),
+        tuple((int(c["tokens"]), tuple(c["instances"])) for c in chunks),
+        float(record["ttft_s"]["measured"]),
+        tuple(float(c["end_s"]) - float(c["start_s"]) for c in chunks),
+    )
+
+
+def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Comparison:
+    """Simulate the recorded arrivals; ``plans``: with the recorded plans, else planned anew.
+
+    Args:
+        setup: the pool that was recorded. Decode is left out, as TTFT ends at the pool.
+
+    Raises:
+        SimulationError, PlannerError: the set-up is not the recorded pool's.
+    """
+    policy = RecordedPolicy(recorded, setup.model, setup.page_size) if plans else None
+    alone = replace(setup, decode_instances=0, unified=False)
+    result = simulate(alone, [r.request for r in recorded], policy=policy)
+    for ran in result.records:
+        if ran.ttft_s is None:
+            raise SimulationError(f"{ran.request.rid} ran, but not here: {ran.error}")
+    simulated = np.array([ran.ttft_s for ran in result.records])
+    return Comparison(np.array([r.ttft_s for r in recorded]), simulated)
+
+
+def chunk_errors(recorded: Iterable[Recorded], model: LatencyModel) -> np.ndarray:
+    """(predicted - real) / real of every chunk's time: the latency model's part of the errors."""
+    errors = []
+    for r in recorded:
+        history = 0
+        for (tokens, group), real_s in zip(r.chunks, r.chunk_s, strict=True):
+            errors.append(model.predict(len(group), history, tokens) / real_s - 1)
+            history += tokens
+    return np.array(errors)
