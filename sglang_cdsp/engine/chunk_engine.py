@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
+from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.holdings import Holdings
 from sglang_cdsp.engine.layout import plan_layout
 from sglang_cdsp.engine.reports import Reporter
@@ -29,6 +30,7 @@ from sglang_cdsp.pool.messages import (
     Failed,
     FirstToken,
     GoOrder,
+    GrammarOrder,
     LogprobOrder,
     MeshOrder,
     PeerOrder,
@@ -73,6 +75,7 @@ class ChunkEngine:
         self._queue: deque[ChunkTask | Turn] = deque()
         self._tasks: dict[int, ChunkTask] = {}
         self._turns = Turns(scheduler, reporter)
+        self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
 
     # -- orders ---------------------------------------------------------------------------
 
@@ -112,6 +115,10 @@ class ChunkEngine:
         task = self._tasks.get(order.part.seq)
         if task is not None:
             task.logprobs.append(order.part)
+
+    def on_grammar(self, order: GrammarOrder) -> None:
+        """A request that waits for decode has a grammar."""
+        self._grammars.begin(order)
 
     def on_go(self, order: GoOrder) -> None:
         """Run a chunk, or drop its task."""
@@ -199,6 +206,17 @@ class ChunkEngine:
         self._turns.adopt(req)
         return False
 
+    def intake_over(self, rid: str) -> None:
+        """SGLang has seen a request: at home it was adopted, waits for its grammar, or is refused.
+
+        Where SGLang answers a refusal without queueing the request, nobody else would tell, and
+        the task would hold up the queue for ever.
+        """
+        for task in self._tasks.values():
+            at_home = task.rid == rid and task.home == self._me and not task.over
+            if at_home and task.req is None and not self._turns.awaits_grammar(rid):
+                self._fail(task, "SGLang refused the request", bad_request=True)
+
     def stamp_start(self, reqs: list[Req]) -> None:
         """A stock batch starts."""
         self._turns.stamp_start(reqs)
@@ -217,6 +235,7 @@ class ChunkEngine:
         for task in list(self._tasks.values()):
             self._poll_task(task)
         self._turns.poll()
+        self._grammars.poll()
         while self._queue:
             head = self._queue[0]
             if isinstance(head, ChunkTask):

@@ -25,6 +25,7 @@ from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.pool.messages import (
     GoOrder,
+    GrammarOrder,
     Hello,
     LogprobOrder,
     MeshOrder,
@@ -99,6 +100,7 @@ class PoolScheduler(Scheduler):
             kv_capacity=capacity,
             page_size=int(allocator.page_size),
             max_input_tokens=self.max_req_input_len,
+            vocab_size=int(self.model_config.vocab_size),
             kv_cache_dtype=manager.kv_cache_dtype_str,
         )
 
@@ -116,6 +118,7 @@ class PoolScheduler(Scheduler):
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (MeshOrder, lambda order: self._engine.on_mesh(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
+                (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
             ]
         )
@@ -133,6 +136,8 @@ class PoolScheduler(Scheduler):
         if self._cdsp is not None and self._cdsp.holds_back(recv_req):
             return
         super().handle_generate_request(recv_req, **kwargs)
+        if self._cdsp is not None:
+            self._cdsp.intake_over(recv_req.rid)
 
     def abort_request(self, recv_req: AbortReq) -> None:
         """Stock's abort, and requests that stock has not been given yet."""

@@ -66,7 +66,7 @@ class Turns:
         live = self._live()
         still: list[Turn] = []
         for turn in self._active:
-            if turn.req in live or (turn.req is None and turn.rid in self._awaiting_grammar()):
+            if turn.req in live or (turn.req is None and self.awaits_grammar(turn.rid)):
                 still.append(turn)
                 continue
             failed = turn.req is None or is_aborted(turn.req) or turn.end_s is None
@@ -82,8 +82,9 @@ class Turns:
     def _of(self, reqs: list[Req]) -> list[Turn]:
         return [turn for turn in self._active if any(turn.req is req for req in reqs)]
 
-    def _awaiting_grammar(self) -> set[str]:
-        return {req.rid for req in self._scheduler.grammar_manager.grammar_queue}
+    def awaits_grammar(self, rid: str) -> bool:
+        """Whether SGLang compiles the grammar of a request before it queues it."""
+        return any(req.rid == rid for req in self._scheduler.grammar_manager.grammar_queue)
 
     def _live(self) -> set[Req]:
         scheduler = self._scheduler

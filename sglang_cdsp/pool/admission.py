@@ -26,13 +26,21 @@ class Admission:
         page_size: int,
         max_input_tokens: int,
         allow_request_plans: bool,
+        unsupported: Callable[[Any], str] = lambda request: "",
     ) -> None:
-        """``view`` gives the pool as it is; ``max_input_tokens`` is the pool's prompt limit."""
+        """Remember the limits.
+
+        Args:
+            view: gives the pool as it is.
+            max_input_tokens: the pool's prompt limit.
+            unsupported: says why a request cannot be served here, "" if it can.
+        """
         self._policy = policy
         self._view = view
         self._page = page_size
         self._limit = max_input_tokens
         self._allow_plans = allow_request_plans
+        self._unsupported = unsupported
 
     def check(self, entry: Entry, raw_plan: Any) -> ForcedPlan | None:
         """Returns the plan that the request demands, None if the policy is to plan it.
@@ -40,6 +48,8 @@ class Admission:
         Raises:
             RefusedError, ForcedPlanError, PlannerError: it cannot be run here.
         """
+        if reason := self._unsupported(entry.request):
+            raise RefusedError(reason)
         if entry.tokens < 1:
             raise RefusedError("the prompt is empty; send at least one token")
         if entry.tokens > self._limit:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -44,6 +45,7 @@ from sglang_cdsp.pool.console import Console
 from sglang_cdsp.pool.contact import DecodeContact, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.forced import PARAMETER
+from sglang_cdsp.pool.intake import grammar_order, unsupported
 from sglang_cdsp.pool.lifecycle import Lifecycle
 from sglang_cdsp.pool.outbox import PoolOutbox
 from sglang_cdsp.pool.plan_log import PlanLog
@@ -170,6 +172,7 @@ class PoolController(DataParallelController):
                 page_size=hello.page_size,
                 max_input_tokens=hello.max_input_tokens,
                 allow_request_plans=self._cdsp.allow_request_plans,
+                unsupported=partial(unsupported, vocab_size=hello.vocab_size),
             ),
             tp_size=self._tp_size,
             clock=time.monotonic,
@@ -268,6 +271,12 @@ class PoolController(DataParallelController):
         )
         custom = request.sampling_params.custom_params or {}
         self._lifecycle.submit(entry, custom.get(PARAMETER))
+        order = grammar_order(request)
+        if order is not None and entry.phase is not Phase.ENDED:
+            # Equal grammars to the same instance: its backend has compiled them already.
+            worker = self.workers[hash(order.text) % len(self.workers)]
+            assert worker is not None
+            sock_send(worker, order)
 
     def _on_abort(self, request: AbortReq) -> None:
         reason = request.abort_message or "aborted by the client"
@@ -359,5 +368,7 @@ class PoolController(DataParallelController):
                     pool.released(report.seq, report.instance)
                 case messages.TurnEnded():
                     pool.turn_ended(report.seq, report.start_s, report.end_s, report.error)
+                case messages.GrammarRefused():
+                    pool.refuse(report.rid, report.error)
                 case _:
                     logger.warning("unexpected report %r", report)

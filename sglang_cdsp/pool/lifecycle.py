@@ -108,6 +108,12 @@ class Lifecycle:
         self._rooms.turn_away(entry, reason)
         self._out.ended(entry)
 
+    def refuse(self, rid: str, reason: str) -> None:
+        """A waiting request turned out to be at fault; one with a plan is its home's to refuse."""
+        entry = self._entries.get(rid)
+        if entry is not None and entry.phase in (Phase.ARRIVED, Phase.WAITING):
+            self._fail_unbound(entry, HTTPStatus.BAD_REQUEST, reason)
+
     def _enqueue(self, entry: Entry) -> None:
         entry.phase = Phase.WAITING
         if entry.forced is not None:

@@ -117,6 +117,17 @@ class MeshOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     epoch: int
 
 
+class GrammarOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Compile the grammar of a request that waits for decode, and say if that cannot be done.
+
+    ``kind`` and ``text`` are the key of SGLang's grammar backends.
+    """
+
+    kind: str
+    text: str
+    reasoning: bool = False
+
+
 class StatusOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """What the controller wants shown in ``/server_info``, as JSON."""
 
@@ -132,6 +143,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     GoOrder,
     ReleaseOrder,
     MeshOrder,
+    GrammarOrder,
     StatusOrder,
 )
 
@@ -155,6 +167,7 @@ class Hello(Report, frozen=True, kw_only=True):
     kv_capacity: int
     page_size: int
     max_input_tokens: int
+    vocab_size: int
     kv_cache_dtype: str
 
 
@@ -222,6 +235,13 @@ class TurnEnded(Report, frozen=True, kw_only=True):
     error: str
 
 
+class GrammarRefused(Report, frozen=True, kw_only=True):
+    """The grammar of request ``rid`` cannot be compiled."""
+
+    rid: str
+    error: str
+
+
 AnyReport = (
     Hello
     | Ready
@@ -232,6 +252,7 @@ AnyReport = (
     | Failed
     | Released
     | TurnEnded
+    | GrammarRefused
 )
 
 

@@ -17,6 +17,8 @@ from sglang_cdsp.pool.messages import (
     Failed,
     FirstToken,
     GoOrder,
+    GrammarOrder,
+    GrammarRefused,
     Hello,
     LogprobOrder,
     LogprobPart,
@@ -58,11 +60,14 @@ ORDERS: list[BaseReq] = [
     GoOrder(seq=5, chunk=1, go=False),
     ReleaseOrder(seq=6, error="no slots: 3 Ω", silent=True),
     MeshOrder(epoch=2),
+    GrammarOrder(rid="r", kind="regex", text="a|b", reasoning=True),
     StatusOrder(status="{}"),
 ]
 BY: dict[str, Any] = {"instance": 3, "tp_rank": 1, "at_s": 12.5}
 REPORTS: list[Report] = [
-    Hello(**BY, kv_capacity=4096, page_size=16, max_input_tokens=9, kv_cache_dtype="float32"),
+    Hello(
+        **BY, kv_capacity=4096, page_size=16, max_input_tokens=9, vocab_size=32, kv_cache_dtype="f"
+    ),
     Ready(**BY, seq=1, chunk=0),
     ChunkDone(**BY, seq=1, chunk=2, start_s=11.25),
     FirstToken(**BY, seq=1),
@@ -71,6 +76,7 @@ REPORTS: list[Report] = [
     Failed(**BY, seq=1, error="no", bad_request=True, links_broken=True),
     Released(**BY, seq=1, free_tokens=64),
     TurnEnded(**BY, seq=1, start_s=None, end_s=2.0, error=""),
+    GrammarRefused(**BY, rid="r", error="no"),
 ]
 
 

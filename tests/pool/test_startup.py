@@ -40,6 +40,7 @@ def hello(instance: int, rank: int) -> Hello:
         kv_capacity=100 * (instance + 1),
         page_size=16,
         max_input_tokens=99,
+        vocab_size=32,
         kv_cache_dtype="float32",
     )
 
