@@ -25,6 +25,9 @@ from sglang_cdsp.simulator.task import Task
 ROUNDING_S = 1e-9
 """A chunk that ends this close to its planned time ended on time."""
 
+LATE_S = 1e-3
+"""What an instance still has to do, in the unified form, when it should be idle by now."""
+
 Noise = Callable[[int, int], float]
 """The factor on a chunk's time, by its request's position among the arrivals and its own."""
 
@@ -66,8 +69,12 @@ class PrefillPool:
 
     def view(self, now: float) -> PoolView:
         """The pool at this moment."""
+        queue = [at - now if at > now else 0.0 for at in self._free_at]
+        if self._setup.unified:
+            # Late instances must not look idle: what decode may take next has nothing behind it.
+            queue = [max(q, LATE_S) if w else q for q, w in zip(queue, self._queues, strict=True)]
         return PoolView(
-            tuple([at - now if at > now else 0.0 for at in self._free_at]),
+            tuple(queue),
             tuple(self.free),
             self._setup.instances_per_node,
             None if all(self.up) else tuple(self.up),
@@ -89,8 +96,6 @@ class PrefillPool:
         free_at, end = self._free_at, task.expected_s
         for i in members:
             queue = self._queues[i]
-            if not self.up[i]:
-                raise InvariantError(now, task.rid, f"bound to instance {i}, which is not up")
             if not queue:
                 task.missing[task.joins[i]] -= 1
             queue.append(task)
@@ -139,6 +144,8 @@ class PrefillPool:
             other = self._running[i]
             if other is not None:
                 raise InvariantError(now, task.rid, f"instance {i} still runs {other.rid}")
+            if not self.up[i]:
+                raise InvariantError(now, task.rid, f"instance {i} decodes")
             self._running[i] = task
             self.busy_s[i] += seconds
         task.started_s, task.running = now, True
