@@ -16,7 +16,7 @@ import numpy as np
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.problem import NO_LIMIT, check_prompt, usable_sizes
-from sglang_cdsp.planner.search import SATURATED_RATE, price
+from sglang_cdsp.planner.search import SATURATED_RATE, SMALLEST_RATE, price
 from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
 
 try:
@@ -39,12 +39,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change from prompt to prompt; see PolicyOptions."""
+    """What does not change from prompt to prompt; see PolicyOptions.
+
+    price: what an instance-second costs in seconds of TTFT, in place of what the improvement rate
+    asks (search.plan_priced); None = the improvement rate decides.
+    """
 
     page_size: int
     min_chunk: int
     improvement_rate: float
     spread_cost: float
+    price: float | None = None
+
+    def rates(self) -> tuple[float, float, float, float]:
+        """The kernel's `rates`."""
+        if self.price is None:
+            rate = self.improvement_rate
+            return rate, price(rate), self.spread_cost, SATURATED_RATE
+        return SMALLEST_RATE, self.price, self.spread_cost, math.inf
 
 
 class FastPlanner:
@@ -90,14 +102,7 @@ class FastPlanner:
                     roomy,
                 )
             ),
-            np.array(
-                (
-                    settings.improvement_rate,
-                    price(settings.improvement_rate),
-                    settings.spread_cost,
-                    SATURATED_RATE,
-                )
-            ),
+            np.array(settings.rates()),
         )
         if ttft == math.inf:
             return None
@@ -108,7 +113,7 @@ class FastPlanner:
             PlannedChunk(found[1 + at], tuple(members[: found[1 + count + at]]), start, end)
             for at, (start, end) in enumerate(times[:count].tolist())
         )
-        return Plan(chunks, ttft, self._policy, single)
+        return Plan(chunks, ttft, self._policy, single if settings.price is None else None)
 
     def _free(self, pool: PoolView, enough: int) -> tuple[Array, bool]:
         if pool.free_tokens is not None:

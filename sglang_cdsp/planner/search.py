@@ -18,11 +18,15 @@ price is 0 and the fastest plan wins; the higher r, the less may be spent on a g
 is never slower than the paper's at the same state. From `SATURATED_RATE` on it is the paper's: such
 rates belong to a pool whose queues only grow, where gaps that long prompts fill are gaps that
 short prompts behind them needed.
+
+`plan_priced` is the same search with a price of the caller's own and without the paper's threshold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sglang_cdsp.planner.paper import ACCEPTED, Report, ignore, plan_paper
 from sglang_cdsp.planner.problem import Candidate, Placement, Problem, instance_seconds
@@ -33,6 +37,9 @@ improvement rate up to a limit at which a gain must cost the pool next to nothin
 
 SATURATED_RATE = 0.55
 """From this improvement rate on `cdsp` adds nothing to the paper's plan."""
+
+SMALLEST_RATE = 1.0
+"""At this improvement rate Algorithm 2 takes the smallest group that can hold the prompt."""
 
 
 def price(improvement_rate: float) -> float:
@@ -47,15 +54,40 @@ def plan_cdsp(problem: Problem, *, report: Report = ignore) -> Candidate | None:
         return None
     if problem.improvement_rate >= SATURATED_RATE:
         return base
-    best, least = base, _cost(problem, base)
+    asked = price(problem.improvement_rate)
+    return _cheapest(problem, base, asked, "not faster than the paper's plan", report)
+
+
+def plan_priced(problem: Problem, asked: float, *, report: Report = ignore) -> Candidate | None:
+    """The plan with the least TTFT + `asked` * instance-seconds; None if no group can hold it.
+
+    Only plans that end before the smallest group's are considered: others cost time and
+    instances.
+    """
+
+    def known(candidate: Candidate, reason: str) -> None:
+        if candidate.ttft_s == math.inf or reason == ACCEPTED:
+            report(candidate, reason)
+
+    smallest = plan_paper(replace(problem, improvement_rate=SMALLEST_RATE), report=known)
+    if smallest is None:
+        return None
+    return _cheapest(problem, smallest, asked, "not faster than the smallest group", report)
+
+
+def _cheapest(
+    problem: Problem, base: Candidate, asked: float, too_slow: str, report: Report
+) -> Candidate:
+    """Among `base` and the chains that end before it the one that costs least at this price."""
+    best, least = base, _cost(problem, base, asked)
     for found in chains(problem):
         if found.ttft_s >= base.ttft_s:
-            report(found, "not faster than the paper's plan")
-        elif _cost(problem, found) >= least:
-            report(found, _too_dear(problem, found, best))
+            report(found, too_slow)
+        elif _cost(problem, found, asked) >= least:
+            report(found, _too_dear(problem, found, best, asked))
         else:
             report(found, ACCEPTED)
-            best, least = found, _cost(problem, found)
+            best, least = found, _cost(problem, found, asked)
     return best
 
 
@@ -95,15 +127,13 @@ def _chains(
         yield from _chains(problem, grown, end, larger, spread)
 
 
-def _cost(problem: Problem, candidate: Candidate) -> float:
-    spent = instance_seconds(problem, candidate)
-    return candidate.ttft_s + price(problem.improvement_rate) * spent
+def _cost(problem: Problem, candidate: Candidate, asked: float) -> float:
+    return candidate.ttft_s + asked * instance_seconds(problem, candidate)
 
 
-def _too_dear(problem: Problem, found: Candidate, best: Candidate) -> str:
+def _too_dear(problem: Problem, found: Candidate, best: Candidate, asked: float) -> str:
     gain = best.ttft_s - found.ttft_s
     extra = instance_seconds(problem, found) - instance_seconds(problem, best)
     if gain <= 0:
         return "slower than the plan taken, and saves too few instance-seconds"
-    asked = price(problem.improvement_rate)
     return f"gains {gain:.3f} s for {extra:.3f} instance-seconds more; the price is {asked:.3g}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.policies.base import Policy
 from sglang_cdsp.planner.policies.chunkwise import Cdsp, CdspPaper, SingleChunk
+from sglang_cdsp.planner.policies.late import CdspLate
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.policies.rivals import (
     DataParallel,
@@ -19,6 +20,7 @@ from sglang_cdsp.planner.policies.rivals import (
 POLICY_NAMES = (
     "cdsp",
     "cdsp-paper",
+    "cdsp-late",
     "single-chunk",
     "fixed-sp:K",
     "loongserve",
@@ -40,6 +42,7 @@ def make_policy(name: str, options: PolicyOptions) -> Policy:
     plain: dict[str, Callable[[PolicyOptions], Policy]] = {
         "cdsp": Cdsp,
         "cdsp-paper": CdspPaper,
+        "cdsp-late": CdspLate,
         "single-chunk": SingleChunk,
         "loongserve": LoongServe,
         "data-parallel": DataParallel,

@@ -38,12 +38,20 @@ class Chunkwise(FirstComePolicy):
         return self.best(problem, report or ignore), single.ttft_s if single else None
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
+        return self.plan_at(prompt, pool, None)
+
+    def plan_at(self, prompt: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+        """The kernel's plan; `price` as in Settings."""
         options = self.options
         model = options.current_model()
         if model is not self._fast.model:
             self._fast = FastPlanner(self.mode, model, self.name)
         settings = Settings(
-            options.page_size, options.min_chunk, options.current_rate(), options.spread_cost
+            options.page_size,
+            options.min_chunk,
+            options.current_rate(),
+            options.spread_cost,
+            price,
         )
         return self._fast.plan(prompt, pool, options.current_sizes(), settings)
 

@@ -1,0 +1,148 @@
+"""`cdsp-late`: prompts wait unbound and are planned when they can start, short ones first.
+
+The paper binds every prompt when it arrives, so that under load short ones stand behind long ones,
+and each plan is made for the pool of that moment. Here a prompt stays unbound until its first
+chunk can start, and two things are decided then:
+
+- Who is next. A prompt that needs s seconds on the best group of an idle pool and arrived at t is
+  due at `t + PATIENCE * s`; the least due is next, and nobody overtakes it. So short prompts pass
+  long ones, yet a prompt is never passed by one that arrived more than `PATIENCE * s` after it: it
+  is served as first come first served would serve one that arrived that much later.
+- How many instances it gets. A plan is worth its TTFT plus a price for every instance-second it
+  takes from the pool. Each delays all who wait by 1/n seconds, and with them those to come; so the
+  price is
+
+      IDLE_PRICE * improvement rate + QUEUE_PRICE * (prompts waiting behind) / n
+
+  Groups are wide when nobody waits and narrow, which wastes less, when many do. The first term
+  stands for prompts that have not arrived yet.
+
+Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
+later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import replace
+
+from sglang_cdsp.planner.kernel import CDSP
+from sglang_cdsp.planner.paper import Report, ignore
+from sglang_cdsp.planner.policies.chunkwise import Chunkwise
+from sglang_cdsp.planner.policies.first_come import after_plan, empty_pool
+from sglang_cdsp.planner.policies.options import PolicyOptions
+from sglang_cdsp.planner.problem import Candidate, Problem
+from sglang_cdsp.planner.search import plan_priced
+from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+
+PATIENCE = 9.0
+"""How many times its own seconds a prompt lets later ones pass."""
+
+IDLE_PRICE = 2.0
+"""Seconds of TTFT that an instance-second must save if nobody waits, at improvement rate 1."""
+
+QUEUE_PRICE = 7.0
+"""The same for as many waiting prompts as there are instances. More than 1, what delaying those who
+wait would ask, because those who arrive before the queue is gone wait longer too."""
+
+LEAD_S = 0.02
+"""A plan that starts within this time is bound, so that its orders arrive before its instances are
+free."""
+
+Key = tuple[int, float, int, str]
+"""Place in the order: urgency (least first), due time, number of arrival, request id."""
+
+
+class CdspLate(Chunkwise):
+    """Chunk plans by price, made when they can start, in order of due time."""
+
+    name = "cdsp-late"
+    mode = CDSP
+
+    def __init__(self, options: PolicyOptions) -> None:
+        super().__init__(options)
+        self._order: list[Key] = []
+        self._keys: dict[str, Key] = {}
+        self._arrived = 0
+
+    def arrive(self, prompt: PromptView, now_s: float) -> None:
+        super().arrive(prompt, now_s)
+        self._forget(prompt.rid)
+        due_s = now_s + PATIENCE * self.least_s(prompt)
+        key = (-prompt.priority, due_s, self._arrived, prompt.rid)
+        self._arrived += 1
+        self._keys[prompt.rid] = key
+        insort(self._order, key)
+
+    def finish(self, rid: str, now_s: float) -> None:
+        super().finish(rid, now_s)
+        self._forget(rid)
+
+    def waiting(self) -> tuple[str, ...]:
+        return tuple([key[3] for key in self._order])
+
+    def least_s(self, prompt: PromptView) -> float:
+        """Seconds on the best group of an idle pool."""
+        model = self.options.current_model()
+        return min(
+            model.predict(size, prompt.history_tokens, prompt.tokens)
+            for size in self.options.current_sizes()
+        )
+
+    def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
+        if self.options.regulator:
+            self.options.regulator.refresh(now_s)
+        started: list[tuple[str, Plan]] = []
+        behind = len(self._order)
+        for *_, rid in self._order:
+            behind -= 1
+            if not _any_free(pool):
+                break
+            prompt = self._waiting[rid]
+            if pool.up and not all(pool.up[i] for i in prompt.history_instances):
+                continue  # its history is out of reach: it alone waits
+            plan = self.plan_at(prompt, pool, self._price(pool, behind))
+            if plan is None and self._hopeless(prompt, pool):
+                continue  # too many seats are down: it alone waits
+            if plan is None or plan.chunks[0].start_s > LEAD_S:
+                break
+            pool = after_plan(pool, plan, prompt, self.options.page_size)
+            started.append((rid, plan))
+        for rid, _ in started:
+            del self._waiting[rid]
+            self._forget(rid)
+        return started
+
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
+        """As if nobody waited; it may start later, when `step` would let the prompt wait."""
+        return self.plan_at(prompt, pool, self._price(pool, 0))
+
+    def search(
+        self, problem: Problem, report: Report | None
+    ) -> tuple[Candidate | None, float | None]:
+        return self.best(problem, report or ignore), None
+
+    def best(self, problem: Problem, report: Report) -> Candidate | None:
+        return plan_priced(problem, IDLE_PRICE * problem.improvement_rate, report=report)
+
+    def _price(self, pool: PoolView, behind: int) -> float:
+        return IDLE_PRICE * self.options.current_rate() + QUEUE_PRICE * behind / pool.size
+
+    def _hopeless(self, prompt: PromptView, pool: PoolView) -> bool:
+        """Whether the seats that are up could not hold the prompt even if they were empty."""
+        if pool.up is None:
+            return False
+        empty = empty_pool(prompt, pool, self.options.page_size)
+        return self.plan(prompt, replace(empty, up=pool.up)) is None
+
+    def _forget(self, rid: str) -> None:
+        key = self._keys.pop(rid, None)
+        if key is not None:
+            del self._order[bisect_left(self._order, key)]
+
+
+def _any_free(pool: PoolView) -> bool:
+    """Whether an instance can start something."""
+    if pool.up is None:
+        return min(pool.queue_s) <= LEAD_S
+    return any(ok and q <= LEAD_S for q, ok in zip(pool.queue_s, pool.up, strict=True))
