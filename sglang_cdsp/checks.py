@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,12 +112,41 @@ def check_transfer_backend(backend: str) -> None:
     """Refuse a transfer backend, as resolved by SGLang (a platform may choose its default).
 
     Raises:
-        CdspConfigError: for any but NIXL.
+        CdspConfigError: for any but NIXL and Mooncake, and where Mooncake cannot run.
     """
-    if backend != "nixl":
+    if backend not in ("nixl", "mooncake"):
         raise CdspConfigError(
-            f"--cdsp moves KV over NIXL, not over {backend}: set --disaggregation-transfer-backend "
-            "nixl on the prefill and on the decode server"
+            f"--cdsp moves KV over NIXL or Mooncake, not over {backend}: set "
+            "--disaggregation-transfer-backend nixl on the prefill and on the decode server"
+        )
+    if backend == "mooncake":
+        _check_mooncake()
+
+
+def _check_mooncake() -> None:
+    instead = "or set --disaggregation-transfer-backend nixl on both servers"
+    try:
+        importlib.import_module("mooncake.engine")
+    except ModuleNotFoundError as error:
+        raise CdspConfigError(
+            f"Mooncake is not installed ({error}): install mooncake-transfer-engine (without CUDA: "
+            f"mooncake-transfer-engine-non-cuda), {instead}"
+        ) from error
+    except ImportError as error:
+        raise CdspConfigError(
+            f"Mooncake cannot be loaded ({error}): install the system package of that library "
+            f"(Debian, Ubuntu: libibverbs1, libnuma1), {instead}"
+        ) from error
+
+    from sglang.srt.disaggregation.mooncake.utils import check_mooncake_custom_mem_pool_enabled
+    from sglang.srt.environ import envs
+
+    _, pool = check_mooncake_custom_mem_pool_enabled()
+    if envs.SGLANG_MOONCAKE_SEND_AUX_TCP.get() or pool == "NVLINK":
+        # Home's metadata and the controller's last word would race on two connections.
+        raise CdspConfigError(
+            "--cdsp writes a request's metadata as it writes KV: unset "
+            f"SGLANG_MOONCAKE_SEND_AUX_TCP and SGLANG_MOONCAKE_CUSTOM_MEM_POOL=NVLINK, {instead}"
         )
 
 

@@ -61,15 +61,25 @@ def _scheduler_live() -> bool:
     return bool(found.__module__ == "sglang_cdsp.engine.scheduler")
 
 
+def _managers() -> dict[Any, Any]:
+    """Our manager by SGLang's name of the transfer engine."""
+    from sglang.srt.disaggregation.utils import TransferBackend
+
+    from sglang_cdsp.transfer.mooncake import MooncakePoolManager
+    from sglang_cdsp.transfer.nixl import NixlPoolManager
+
+    return {
+        TransferBackend.NIXL: NixlPoolManager,
+        TransferBackend.MOONCAKE: MooncakePoolManager,
+    }
+
+
 def _pool_manager(original: Callable[..., Any], backend: Any, class_type: Any) -> Any:
-    """AROUND ``get_kv_class``: a prefill instance's NIXL manager is ours."""
-    from sglang.srt.disaggregation.utils import KVClassType, TransferBackend
+    """AROUND ``get_kv_class``: a prefill instance's manager is ours."""
+    from sglang.srt.disaggregation.utils import KVClassType
 
-    if backend == TransferBackend.NIXL and class_type == KVClassType.MANAGER:
-        from sglang_cdsp.transfer.manager import PoolKVManager
-
-        return PoolKVManager
-    return original(backend, class_type)
+    ours = _managers().get(backend) if class_type == KVClassType.MANAGER else None
+    return ours or original(backend, class_type)
 
 
 def _apply_kv_class() -> None:
@@ -79,13 +89,14 @@ def _apply_kv_class() -> None:
 
 
 def _kv_class_live() -> bool:
-    from sglang.srt.disaggregation.utils import KVClassType, TransferBackend
+    from sglang.srt.disaggregation.utils import KVClassType
 
-    from sglang_cdsp.transfer.manager import PoolKVManager
-
-    wanted = (TransferBackend.NIXL, KVClassType.MANAGER)
-    in_use = resolve("sglang.srt.disaggregation.prefill.get_kv_class")
-    return in_use(*wanted) is PoolKVManager and resolve(KV_CLASS)(*wanted) is PoolKVManager
+    in_use = resolve("sglang.srt.disaggregation.prefill.get_kv_class"), resolve(KV_CLASS)
+    return all(
+        get_kv_class(backend, KVClassType.MANAGER) is ours
+        for backend, ours in _managers().items()
+        for get_kv_class in in_use
+    )
 
 
 def _apply_controller() -> None:

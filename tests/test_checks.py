@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,9 +94,47 @@ def test_nodes_that_do_not_divide_the_pool() -> None:
     assert "does not divide the pool of 4" in refusal(CdspArgs(instances_per_node=3))
 
 
-def test_the_transfer_backend() -> None:
+def test_the_transfer_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     check_transfer_backend("nixl")
     with pytest.raises(CdspConfigError, match="set --disaggregation-transfer-backend nixl"):
+        check_transfer_backend("mori")
+    monkeypatch.setitem(sys.modules, "mooncake", ModuleType("mooncake"))
+    monkeypatch.setitem(sys.modules, "mooncake.engine", ModuleType("mooncake.engine"))
+    check_transfer_backend("mooncake")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ModuleNotFoundError("No module named 'mooncake'"), "install mooncake-transfer-engine"),
+        (ImportError("libibverbs.so.1: cannot open shared object file"), "libibverbs1"),
+    ],
+)
+def test_what_mooncake_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: ImportError, remedy: str
+) -> None:
+    def load(name: str) -> None:
+        assert name == "mooncake.engine"
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    with pytest.raises(CdspConfigError) as caught:
+        check_transfer_backend("mooncake")
+    assert str(error) in str(caught.value)
+    assert remedy in str(caught.value)
+    assert "--disaggregation-transfer-backend nixl" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SGLANG_MOONCAKE_SEND_AUX_TCP", "1"), ("SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "NVLINK")],
+)
+def test_metadata_beside_mooncake_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: None)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(CdspConfigError, match=f"unset .*{name}"):
         check_transfer_backend("mooncake")
 
 

@@ -116,7 +116,7 @@ def test_the_options_are_offered_before_anything_is_hooked(looks: dict[str, Look
 def test_a_pools_scheduler_has_its_hooks(looks: dict[str, Look]) -> None:
     on = looks["on"]
     assert on["scheduler"] == "sglang_cdsp.engine.scheduler"
-    assert on["managers"] == ["sglang_cdsp.transfer.manager"] * 2
+    assert on["managers"] == ["sglang_cdsp.transfer.nixl"] * 2
     assert on["sender"] == "sglang.srt.disaggregation.nixl.conn"
     assert on["live"] == [hook.target for hook in hooks.SCHEDULER_HOOKS]
     assert on["scheduler_refused"] is None

@@ -10,57 +10,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import requests
 import zmq
 from sglang.srt.disaggregation.base import KVPoll
-from sglang.srt.disaggregation.nixl.conn import GUARD
 from sglang.srt.utils.network import NetworkAddress, get_zmq_socket_on_host
 
+from sglang_cdsp.pool.dialects import Dialect, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.rooms import RoomMessage
 
 logger = logging.getLogger(__name__)
 
-# Where the fields stand in decode's messages (``NixlKVReceiver`` of SGLang 0.5.21).
-ROOM, HOST, PORT, AGENT, REQUIRED = 1, 2, 3, 4, 7
 REGISTER_TRIES, REGISTER_PAUSE_S = 120, 0.5
-
-
-@dataclass(frozen=True)
-class PeerMessage:
-    """A decode agent registered with prefill rank ``tp_rank``."""
-
-    tp_rank: int
-    agent: str
-    frames: list[bytes]
-
-
-@dataclass(frozen=True)
-class RoomPages:
-    """Decode named a room's destination pages."""
-
-    room: int
-    message: RoomMessage
-
-
-@dataclass(frozen=True)
-class RoomAbort:
-    """Decode gave a room up and waits at ``host:port`` to hear that its pages are safe."""
-
-    room: int
-    tp_rank: int
-    host: str | None
-    port: int | None
-    frames: list[bytes]
 
 
 class DecodeContact:
     """Sockets towards decode servers, one per prefill rank."""
 
-    def __init__(self, tp_size: int, host: str) -> None:
-        """Bind the sockets on ``host``."""
+    def __init__(self, tp_size: int, host: str, dialect: Dialect) -> None:
+        """Bind the sockets on ``host``; ``dialect`` is that of the transfer engine in use."""
+        self._dialect = dialect
         self._context = zmq.Context()
         self._host = host
         self._ports: list[int] = []
@@ -75,7 +45,7 @@ class DecodeContact:
         """Read one waiting message of a rank's socket; None for foreign or malformed ones."""
         frames = self.sockets[tp_rank].recv_multipart(zmq.NOBLOCK)
         try:
-            return parse(tp_rank, frames)
+            return self._dialect.parse(tp_rank, frames)
         except (IndexError, ValueError, UnicodeDecodeError):
             logger.warning("dropping a malformed message of %d frames from decode", len(frames))
             return None
@@ -95,9 +65,14 @@ class DecodeContact:
 
     def fail_room(self, room: int, message: RoomMessage, reason: str) -> None:
         """Tell decode that a room failed; it answers its client with ``reason``."""
-        status = str(int(KVPoll.Failed)).encode()
-        parts = [b"KV_STATUS", str(room).encode(), status, str(message.tp_rank).encode()]
-        self._send(message.host, message.port, [*parts, reason.encode()])
+        parts = self._dialect.status(room, KVPoll.Failed, message.tp_rank, reason)
+        self._send(message.host, message.port, parts)
+
+    def finish_room(self, room: int, message: RoomMessage) -> None:
+        """Tell decode that all KV and the metadata are there, if it waits for that word."""
+        if self._dialect.awaits_success:
+            parts = self._dialect.status(room, KVPoll.Success, message.tp_rank)
+            self._send(message.host, message.port, parts)
 
     def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
         """Tell decode that nobody writes to an aborted room's pages any more."""
@@ -118,32 +93,6 @@ class DecodeContact:
         except zmq.ZMQError as error:
             # Decode's own time-outs cover a decode server that is gone.
             logger.warning("cannot reach decode at %s:%d: %s", host, port, error)
-
-
-def parse(tp_rank: int, frames: list[bytes]) -> PeerMessage | RoomPages | RoomAbort | None:
-    """Read a message of ``NixlKVReceiver``; None for kinds that the pool does not use.
-
-    Raises:
-        IndexError, ValueError: malformed.
-    """
-    if frames[0] == b"ABORT":
-        host = frames[2].decode() if len(frames) > 2 else None
-        port = int(frames[3]) if len(frames) > 3 else None
-        return RoomAbort(int(frames[1]), tp_rank, host, port, frames)
-    if frames[0] != GUARD:
-        return None
-    agent = frames[AGENT].decode()
-    if frames[ROOM] == b"None":
-        return PeerMessage(tp_rank, agent, frames)
-    message = RoomMessage(
-        tp_rank=tp_rank,
-        agent=agent,
-        required=int(frames[REQUIRED]),
-        host=frames[HOST].decode(),
-        port=int(frames[PORT]),
-        frames=frames,
-    )
-    return RoomPages(int(frames[ROOM]), message)
 
 
 def _register(url: str, rows: list[dict[str, Any]]) -> None:

@@ -42,7 +42,8 @@ from sglang_cdsp.pool import messages
 from sglang_cdsp.pool.admission import Admission
 from sglang_cdsp.pool.calibration import calibrate
 from sglang_cdsp.pool.console import Console
-from sglang_cdsp.pool.contact import DecodeContact, PeerMessage, RoomAbort, RoomPages
+from sglang_cdsp.pool.contact import DecodeContact
+from sglang_cdsp.pool.dialects import DIALECTS, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.forced import PARAMETER
 from sglang_cdsp.pool.intake import grammar_order, unsupported
@@ -76,7 +77,8 @@ class PoolController(DataParallelController):
         assert args is not None
         self._cdsp: CdspArgs = args
         try:
-            check_transfer_backend(get_disagg().disaggregation_transfer_backend)
+            backend = get_disagg().disaggregation_transfer_backend
+            check_transfer_backend(backend)
         except CdspConfigError as error:
             self._give_up(str(error))
         messages.register_orders()
@@ -94,7 +96,7 @@ class PoolController(DataParallelController):
         self._rendezvous_ports = quiet_ports(int(get_parallel().dp_size))
         super().__init__(server_args, port_args, run)
         self._tp_size = int(get_parallel().tp_size)
-        self._contact = DecodeContact(self._tp_size, self._host)
+        self._contact = DecodeContact(self._tp_size, self._host, DIALECTS[backend])
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._poller = zmq.Poller()
         for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):

@@ -110,6 +110,11 @@ class PoolOutbox:
         for message in self._rooms.messages(room):
             self._contact.fail_room(room, message, reason)
 
+    def finish_room(self, room: int) -> None:
+        """Tell every decode rank of a room that its KV has arrived, if it waits to hear that."""
+        for message in self._rooms.messages(room):
+            self._contact.finish_room(room, message)
+
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
         self._contact.ack_abort(room, target.tp_rank, target.host, target.port)

@@ -40,6 +40,9 @@ class Outbox(Protocol):
     def fail_room(self, room: int, reason: str) -> None:
         """Tell decode that a room failed."""
 
+    def finish_room(self, room: int) -> None:
+        """Tell decode that a room's KV has arrived, if its transfer engine waits to hear that."""
+
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
 

@@ -1,25 +1,23 @@
-"""SGLang's NIXL manager on a prefill instance of the pool: many holders, one decode room.
+"""A prefill instance's KV manager in the pool: many holders, one decode room.
 
-Stock NIXL lets one prefill rank send a request's pages in order. Here every holder of a
-request's KV writes its own pages and notifies decode with its own number; decode's side is
-stock (it counts the numbers as a set). The manager registers nowhere: the pool controller is
-what decode contacts, and it passes decode's messages on.
+Stock SGLang lets one prefill rank send a request's pages in order. Here every holder of a
+request's KV writes its own pages, with SGLang's own calls; decode's side is stock. The manager
+registers nowhere: the pool controller is what decode contacts, and it passes decode's messages on.
+What differs by transfer engine is in ``nixl.py`` and ``mooncake.py``.
 """
 
 from __future__ import annotations
 
-import logging
 import time
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zmq
-from sglang.srt.disaggregation.nixl.conn import NixlKVManager
+from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.utils.network import NetworkAddress
-
-logger = logging.getLogger(__name__)
 
 
 class TransferFailed(RuntimeError):
@@ -34,8 +32,8 @@ class ShardWrite:
     handles: list[Any] = field(default_factory=list)
 
 
-class PoolKVManager(NixlKVManager):
-    """``NixlKVManager`` for a pool member; see the module's text."""
+class PoolKVManager(CommonKVManager):
+    """What a pool member's manager does with any transfer engine; see the module's text."""
 
     def register_to_bootstrap(self) -> None:
         """Nothing to do: the pool controller registers for the whole pool."""
@@ -101,55 +99,24 @@ class PoolKVManager(NixlKVManager):
             TransferFailed: if a write cannot be posted; writes posted before are awaited.
         """
         write = ShardWrite(room)
-        rank = self.transfer_source_rank
         try:
             for info in list(self.transfer_infos[room].values()):
                 if info.is_dummy:
                     continue
-                peer = self.decode_kv_args_table[info.agent_name]
                 if len(src_pages):
+                    dst_pages = info.dst_kv_indices[dst_index]
                     write.handles.append(
-                        self._post_pages(info, peer, src_pages, dst_index, send_id, last)
+                        self._post_pages(info, src_pages, dst_pages, send_id, last)
                     )
                 if last:
                     assert aux_index is not None
-                    bare = "" if len(src_pages) else f"_nokv_{rank}_{send_id}"
                     write.handles.append(
-                        self.send_aux(
-                            info.agent_name,
-                            aux_index,
-                            peer.dst_aux_ptrs,
-                            info.dst_aux_index,
-                            f"{room}_aux{bare}",
-                        )
+                        self._post_metadata(info, aux_index, send_id, bare=not len(src_pages))
                     )
         except Exception as error:
-            self._await_handles(write.handles, failure_seen=True)
+            self._await_posted(write.handles)
             raise TransferFailed(f"KV write for room {room} could not start: {error}") from error
         return write
-
-    def _post_pages(
-        self,
-        info: Any,
-        peer: Any,
-        src_pages: npt.NDArray[np.int32],
-        dst_index: npt.NDArray[np.int64],
-        send_id: int,
-        last: bool,
-    ) -> Any:
-        note = f"{info.room}_kv_{send_id}_{int(last)}_{self.transfer_source_rank}"
-        dst_pages = info.dst_kv_indices[dst_index]
-        if peer.decode_tp_size != self.attn_tp_size:
-            return self.send_kvcache_slice(info.agent_name, src_pages, dst_pages, note)
-        return self.send_kvcache(
-            info.agent_name,
-            src_pages,
-            peer.dst_kv_ptrs,
-            dst_pages,
-            peer.gpu_id,
-            note,
-            dst_mem_kind=peer.dst_homogeneous_mem_kind,
-        )
 
     def settled(self, write: ShardWrite) -> bool:
         """Whether the write has ended; never blocks.
@@ -157,14 +124,12 @@ class PoolKVManager(NixlKVManager):
         Raises:
             TransferFailed: once it has ended and a part of it failed.
         """
-        states = [self.agent.check_xfer_state(handle) for handle in write.handles]
-        if any(state not in ("DONE", "ERR") for state in states):
+        outcomes = [self._outcome(handle) for handle in write.handles]
+        if None in outcomes:
             return False
-        failed = "ERR" in states
-        for handle in write.handles:
-            self.agent.release_xfer_handle(handle)
+        self._forget_posted(write.handles)
         write.handles.clear()
-        if failed:
+        if False in outcomes:
             raise TransferFailed(f"KV write for room {write.room} failed")
         return True
 
@@ -177,3 +142,31 @@ class PoolKVManager(NixlKVManager):
             self.failure_records,
         ):
             table.pop(room, None)
+
+    # -- by transfer engine ---------------------------------------------------------------
+
+    @abstractmethod
+    def _post_pages(
+        self,
+        info: Any,
+        src_pages: npt.NDArray[np.int32],
+        dst_pages: npt.NDArray[np.int32],
+        send_id: int,
+        last: bool,
+    ) -> Any:
+        """Start writing pages to the decode agent of ``info``; returns a handle."""
+
+    @abstractmethod
+    def _post_metadata(self, info: Any, aux_index: int, send_id: int, *, bare: bool) -> Any:
+        """Start writing the metadata buffer; ``bare``: without pages. Returns a handle."""
+
+    @abstractmethod
+    def _outcome(self, handle: Any) -> bool | None:
+        """None while a transfer is in flight, then whether it went well."""
+
+    @abstractmethod
+    def _await_posted(self, handles: list[Any]) -> None:
+        """Wait until transfers have ended, however they end."""
+
+    def _forget_posted(self, handles: list[Any]) -> None:
+        """Give back what the engine keeps for transfers that have ended."""

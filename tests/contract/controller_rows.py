@@ -389,6 +389,6 @@ ROWS = (
         "the prefill side asks through its own import",
         Calls("sglang.srt.disaggregation.prefill", "PrefillBootstrapQueue", "get_kv_class"),
     ),
-    row("hooks", "NIXL", Fields(UTILS, "TransferBackend", ("NIXL",))),
+    row("hooks", "transfer engines", Fields(UTILS, "TransferBackend", ("NIXL", "MOONCAKE"))),
     row("hooks", "the manager's kind", Fields(UTILS, "KVClassType", ("MANAGER",))),
 )

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 CONTROLLER = "sglang.srt.managers.data_parallel_controller"
 NIXL = "sglang.srt.disaggregation.nixl.conn"
+MOONCAKE = "sglang.srt.disaggregation.mooncake.conn"
 COMMON = "sglang.srt.disaggregation.common.conn"
 
 NO_NOTES = (
     "NIXL writes carry no notification; home tells decode by a status message once every holder's "
-    "writes are over (`transfer.manager`, `engine.writes`)"
+    "writes are over (`transfer.nixl`; `awaits_success` in `pool.dialects`)"
 )
-BASE = "messages to decode are built in the common base: `pool.contact` must parse those frames"
+BASE = "messages to decode are built in the common base: `pool.dialects` must parse those frames"
+GENERATION = "an abort has a generation, which its acknowledgement must carry (`pool.contact`)"
 PRELAUNCHED = "`pool.process` must take this argument and pass it on"
 NOTHING = "nothing: "
 
@@ -33,10 +35,15 @@ class Difference:
     asks: str
 
 
-def gone(name: str, asks: str) -> Difference:
-    """A part of the NIXL module that is no longer there."""
+def gone(name: str, asks: str, module: str = NIXL) -> Difference:
+    """A part of a module that is no longer there."""
     part = name.split(".")[0] if name.startswith("TransferStatus") else name.split(".")[-1]
-    return Difference(f"{NIXL}: {NIXL} has no {name}: {part} is not there", asks)
+    return Difference(f"{module}: {module} has no {name}: {part} is not there", asks)
+
+
+def unsaid(place: str, text: str, asks: str) -> Difference:
+    """A function of the Mooncake module no longer says something."""
+    return Difference(f"{MOONCAKE}: {place} does not say {text!r}", asks)
 
 
 EXPECTED: dict[str, tuple[Difference, ...]] = {
@@ -110,17 +117,35 @@ EXPECTED: dict[str, tuple[Difference, ...]] = {
             f"{COMMON}: CommonKVReceiver._send_abort_notification sends no message of frames "
             "b'ABORT', str(self.bootstrap_room).encode('ascii'), "
             "self.kv_mgr.local_ip.encode('ascii'), str(self.kv_mgr.rank_port).encode('ascii')",
-            "an abort has a generation, which its acknowledgement must carry (`pool.contact`)",
+            GENERATION,
         ),
         Difference(
             f"{NIXL}: NixlKVManager._start_decode_listener_thread does not say "
             "\"msg[0] == b'ABORT_ACK'\"",
-            "an abort has a generation, which its acknowledgement must carry (`pool.contact`)",
+            GENERATION,
         ),
         Difference(
             f"{NIXL}: NixlKVManager._handle_abort_notification does not say "
             "'self.register_deferred_ack_target' after the rest",
             NOTHING + "moved to `_handle_deferred_abort_ack`",
+        ),
+        gone("MooncakeKVReceiver.send_metadata", BASE, MOONCAKE),
+        gone("MooncakeKVReceiver._register_kv_args", BASE, MOONCAKE),
+        unsaid(
+            "MooncakeKVManager.start_prefill_thread",
+            "self.failed_sessions.remove(mooncake_session_id)",
+            NOTHING + "moved to `_unblacklist_session`",
+        ),
+        unsaid(
+            "MooncakeKVManager.start_prefill_thread",
+            "self.update_status(room_to_be_aborted, KVPoll.Failed)",
+            NOTHING + "moved to `_handle_deferred_abort_notification`",
+        ),
+        unsaid("MooncakeKVManager.start_decode_thread", "msg[0] == b'ABORT_ACK'", GENERATION),
+        Difference(
+            f"{COMMON}: CommonKVManager.apply_prefill_status does not say "
+            "'self.prefill_response_tracker[bootstrap_room].add(prefill_rank)'",
+            NOTHING + "the ranks that are done are looked up first",
         ),
         Difference(
             "sglang.srt.platforms.interface: SRTPlatform lacks get_mha_kv_pool_cls, "

@@ -7,6 +7,7 @@ from itertools import groupby
 from tests.contract import (
     controller_rows,
     forward_rows,
+    mooncake_rows,
     platform_rows,
     scheduler_rows,
     transfer_rows,
@@ -17,6 +18,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("The scheduler and the chunk engine", scheduler_rows.ROWS),
     ("The pool controller, its messages and the plugin", controller_rows.ROWS),
     ("KV transfer and the face towards decode", transfer_rows.ROWS),
+    ("KV transfer over Mooncake", mooncake_rows.ROWS),
     ("A shard's forward and its attention", forward_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),
 )

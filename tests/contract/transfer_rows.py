@@ -23,7 +23,7 @@ MANAGER = "NixlKVManager"
 ROWS = (
     # -- prefill: what a holder calls -----------------------------------------------------------
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "pages to decode, with a notification",
         Signature(
             NIXL,
@@ -40,7 +40,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "pages to decode with another tensor-parallel size",
         Signature(
             NIXL,
@@ -49,7 +49,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "the metadata buffer",
         Signature(
             NIXL,
@@ -58,12 +58,12 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "waits for what was posted before an error",
         Signature(NIXL, f"{MANAGER}._await_handles", ("handles",), ("failure_seen",)),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "our numbers in stock's notifications",
         Order(
             NIXL,
@@ -76,7 +76,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "transfers are polled by their handle, in these states",
         Order(
             NIXL,
@@ -85,7 +85,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "what a holder reads of its manager",
         Attributes(NIXL, MANAGER, ("agent", "transfer_source_rank", "src_mem_kind")),
     ),
@@ -110,7 +110,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "decode agents that registered",
         Attributes(NIXL, MANAGER, ("decode_kv_args_table", "_add_remote_peer")),
     ),
@@ -120,7 +120,7 @@ ROWS = (
         Signature(COMMON, "CommonKVManager.register_to_bootstrap", (), exact=True),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "the manager's thread reads what we pass on from its own socket",
         Calls(
             NIXL,
@@ -130,7 +130,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager pool.contact",
+        "transfer.nixl pool.dialects",
         "registrations and pages are told apart by the room",
         Order(
             NIXL,
@@ -146,7 +146,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "decode's pages of one room",
         Fields(
             NIXL,
@@ -163,7 +163,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "a decode agent's memory",
         Fields(
             NIXL,
@@ -207,7 +207,7 @@ ROWS = (
     ),
     # -- decode: stock, and what it makes of it -------------------------------------------------
     row(
-        "transfer.manager engine.layout",
+        "transfer.nixl engine.layout",
         "decode counts numbers as a set, and the one marked last says how many",
         Order(
             NIXL,
@@ -220,7 +220,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager engine.layout",
+        "transfer.nixl engine.layout",
         "with metadata alone the number is how many came before",
         Order(
             NIXL,
@@ -234,7 +234,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "the parts of a notification, and that nobody asks who sent it",
         Order(
             NIXL,
@@ -250,7 +250,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager",
+        "transfer.nixl",
         "done: metadata there, and as many numbers as expected",
         Order(
             NIXL,
@@ -259,7 +259,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact transfer.manager",
+        "pool.dialects transfer.nixl",
         "decode names its pages in these frames",
         Sends(
             NIXL,
@@ -280,7 +280,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact",
+        "pool.dialects",
         "decode registers in these frames",
         Sends(
             NIXL,
@@ -310,17 +310,17 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact",
+        "pool.dialects",
         "the first frame of registrations and pages",
         Value(NIXL, "GUARD", "'NixlMsgGuard'.encode('ascii')"),
     ),
     row(
-        "pool.contact",
+        "pool.dialects",
         "the first frame of a room's status, and that its reason may follow",
         Value(NIXL, f"{MANAGER}.kv_status_msg_tag", "b'KV_STATUS'"),
     ),
     row(
-        "pool.contact",
+        "pool.dialects",
         "the reason that decode gives its client",
         Value(NIXL, f"{MANAGER}.kv_status_msg_carries_reason", "True"),
     ),
@@ -350,7 +350,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact",
+        "pool.dialects",
         "decode's listener takes acknowledgements of aborts by room and rank",
         Order(
             NIXL,
@@ -439,7 +439,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager hooks",
+        "transfer.nixl hooks",
         "prefill's and decode's manager share the base whose bookkeeping is used",
         Base(NIXL, MANAGER, "CommonKVManager"),
     ),

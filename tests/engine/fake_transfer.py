@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sglang.srt.disaggregation.nixl.conn import NixlKVManager, TransferInfo, TransferStatus
 
-from sglang_cdsp.transfer.manager import PoolKVManager
+from sglang_cdsp.transfer.nixl import NixlPoolManager
 
 ROOM = 7
 
@@ -40,8 +40,8 @@ class FakeAgent:
         self.states = {h: state if s == "PROC" else s for h, s in self.states.items()}
 
 
-class FakePoolManager(PoolKVManager):
-    """``PoolKVManager`` without sockets; ``sent`` keeps what stock's send methods were given."""
+class FakePoolManager(NixlPoolManager):
+    """``NixlPoolManager`` without sockets; ``sent`` keeps what stock's send methods were given."""
 
     def __init__(self, *, page_size: int = 1, tp_size: int = 1, rank: int = 0) -> None:
         self.agent = FakeAgent()

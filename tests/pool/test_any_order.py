@@ -245,6 +245,8 @@ class AnyOrder(RuleBasedStateMachine):
             assert pool.answers[entry.request], f"{entry.rid} was never answered"
             finished = any(who.endswith("finished") for who in pool.answers[entry.request])
             assert finished or entry.error
+        arrived = [e.room for e in self.entries if e.outcome == "finished" and not e.one_instance]
+        assert pool.told_finished == Counter(room for room in arrived if room is not None)
         expected = Counter({(r, k): 1 for r in self.rooms for k in range(pool.tp_size)})
         expected.update(self.aborts_again)
         assert pool.acks == expected, "each abort of a decode rank is acknowledged once"

@@ -1,0 +1,109 @@
+"""Holders over Mooncake: their writes carry no notes, so decode waits for one word at the end.
+
+The pool controller says it once all holders have reported that their writes are confirmed
+(``PoolOutbox.finish_room``). SGLang's calls into Mooncake block, hence the threads.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
+
+from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
+
+logger = logging.getLogger(__name__)
+
+WRITERS = 4
+
+
+class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
+    """``MooncakeKVManager`` for a pool member."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._writers = ThreadPoolExecutor(WRITERS, "cdsp-kv-write")
+
+    def _post_pages(
+        self,
+        info: Any,
+        src_pages: npt.NDArray[np.int32],
+        dst_pages: npt.NDArray[np.int32],
+        send_id: int,
+        last: bool,
+    ) -> Future[None]:
+        return self._writers.submit(self._write_pages, info, src_pages, dst_pages)
+
+    def _post_metadata(
+        self, info: Any, aux_index: int, send_id: int, *, bare: bool
+    ) -> Future[None]:
+        return self._writers.submit(self._write_metadata, info, aux_index)
+
+    def _write_pages(
+        self, info: Any, src_pages: npt.NDArray[np.int32], dst_pages: npt.NDArray[np.int32]
+    ) -> None:
+        session = info.mooncake_session_id
+        peer = self.decode_kv_args_table[session]
+        self._check_session(session)
+        # Stock hands the pool on for layers sent one by one; ours may all wait in this call.
+        layers = self.executors[0]
+        if peer.dst_attn_tp_size == self.attn_tp_size:
+            code = self.send_kvcache(
+                session,
+                src_pages,
+                peer.dst_kv_ptrs,
+                dst_pages,
+                layers,
+                dst_layer_ids=peer.dst_kv_layer_ids,
+                dst_kv_item_len=peer.dst_kv_item_len,
+                dst_attn_tp_size=peer.dst_attn_tp_size,
+            )
+        else:
+            code = self.send_kvcache_slice(
+                session,
+                src_pages,
+                peer.dst_kv_ptrs,
+                dst_pages,
+                peer.dst_tp_rank,
+                peer.dst_attn_tp_size,
+                peer.dst_kv_item_len,
+                layers,
+                dst_layer_ids=peer.dst_kv_layer_ids,
+            )
+        self._confirm(info, code)
+
+    def _write_metadata(self, info: Any, aux_index: int) -> None:
+        session = info.mooncake_session_id
+        self._check_session(session)
+        peer = self.decode_kv_args_table[session]
+        self._confirm(info, self.send_aux(info, aux_index, peer.dst_aux_ptrs))
+
+    def _check_session(self, session: str) -> None:
+        """Stock's rule: a session that failed is dead until it registers again."""
+        with self.session_lock:
+            if session in self.failed_sessions:
+                raise TransferFailed(f"decode's Mooncake session {session} is not alive")
+
+    def _confirm(self, info: Any, code: int) -> None:
+        if code == 0:
+            return
+        session = info.mooncake_session_id
+        with self.session_lock:
+            self.session_failures[session] += 1
+            self.failed_sessions.add(session)
+        raise TransferFailed(f"Mooncake status {code} from decode's session {session}")
+
+    def _outcome(self, handle: Any) -> bool | None:
+        if not handle.done():
+            return None
+        error = handle.exception()
+        if error is not None:
+            logger.error("KV write to decode failed: %s", error)
+        return error is None
+
+    def _await_posted(self, handles: list[Any]) -> None:
+        wait(handles)

@@ -1,0 +1,58 @@
+"""Holders over NIXL: each notifies decode with its own number, and decode counts the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sglang.srt.disaggregation.nixl.conn import NixlKVManager
+
+from sglang_cdsp.transfer.manager import PoolKVManager
+
+
+class NixlPoolManager(PoolKVManager, NixlKVManager):
+    """``NixlKVManager`` for a pool member."""
+
+    def _post_pages(
+        self,
+        info: Any,
+        src_pages: npt.NDArray[np.int32],
+        dst_pages: npt.NDArray[np.int32],
+        send_id: int,
+        last: bool,
+    ) -> Any:
+        peer = self.decode_kv_args_table[info.agent_name]
+        note = f"{info.room}_kv_{send_id}_{int(last)}_{self.transfer_source_rank}"
+        if peer.decode_tp_size != self.attn_tp_size:
+            return self.send_kvcache_slice(info.agent_name, src_pages, dst_pages, note)
+        return self.send_kvcache(
+            info.agent_name,
+            src_pages,
+            peer.dst_kv_ptrs,
+            dst_pages,
+            peer.gpu_id,
+            note,
+            dst_mem_kind=peer.dst_homogeneous_mem_kind,
+        )
+
+    def _post_metadata(self, info: Any, aux_index: int, send_id: int, *, bare: bool) -> Any:
+        peer = self.decode_kv_args_table[info.agent_name]
+        count = f"_nokv_{self.transfer_source_rank}_{send_id}" if bare else ""
+        return self.send_aux(
+            info.agent_name,
+            aux_index,
+            peer.dst_aux_ptrs,
+            info.dst_aux_index,
+            f"{info.room}_aux{count}",
+        )
+
+    def _outcome(self, handle: Any) -> bool | None:
+        return {"DONE": True, "ERR": False}.get(self.agent.check_xfer_state(handle))
+
+    def _await_posted(self, handles: list[Any]) -> None:
+        self._await_handles(handles, failure_seen=True)
+
+    def _forget_posted(self, handles: list[Any]) -> None:
+        for handle in handles:
+            self.agent.release_xfer_handle(handle)

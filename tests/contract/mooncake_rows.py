@@ -1,0 +1,271 @@
+"""What many holders, and the pool's face towards decode, rely on in SGLang's Mooncake transfer."""
+
+from __future__ import annotations
+
+from tests.contract.needs import (
+    Attributes,
+    Base,
+    Calls,
+    Fields,
+    Names,
+    Order,
+    Sends,
+    Signature,
+    Value,
+)
+from tests.contract.row import row
+
+MOONCAKE = "sglang.srt.disaggregation.mooncake.conn"
+COMMON = "sglang.srt.disaggregation.common.conn"
+ENGINE = "sglang.srt.distributed.device_communicators.mooncake_transfer_engine"
+MANAGER = "MooncakeKVManager"
+
+ROWS = (
+    # -- prefill: what a holder calls -----------------------------------------------------------
+    row(
+        "transfer.mooncake",
+        "pages to decode; returns when they have arrived",
+        Signature(
+            MOONCAKE,
+            f"{MANAGER}.send_kvcache",
+            (
+                "mooncake_session_id",
+                "prefill_kv_indices",
+                "dst_kv_ptrs",
+                "dst_kv_indices",
+                "executor",
+            ),
+            ("dst_layer_ids", "dst_kv_item_len", "dst_attn_tp_size"),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "pages to decode with another tensor-parallel size",
+        Signature(
+            MOONCAKE,
+            f"{MANAGER}.send_kvcache_slice",
+            (
+                "mooncake_session_id",
+                "prefill_kv_indices",
+                "dst_kv_ptrs",
+                "dst_kv_indices",
+                "dst_tp_rank",
+                "dst_attn_tp_size",
+                "dst_kv_item_len",
+                "executor",
+            ),
+            ("dst_layer_ids",),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "the metadata buffer",
+        Signature(MOONCAKE, f"{MANAGER}.send_aux", ("req", "prefill_aux_index", "dst_aux_ptrs")),
+    ),
+    row(
+        "transfer.mooncake checks",
+        "metadata goes as KV does, unless one of these is set",
+        Order(
+            MOONCAKE,
+            f"{MANAGER}.send_aux",
+            (
+                "self.custom_mem_pool_type == 'NVLINK'",
+                "envs.SGLANG_MOONCAKE_SEND_AUX_TCP.get()",
+                "return self._transfer_data(",
+            ),
+        ),
+    ),
+    row(
+        "checks",
+        "how those two are read",
+        Names(
+            "sglang.srt.disaggregation.mooncake.utils", ("check_mooncake_custom_mem_pool_enabled",)
+        ),
+    ),
+    row(
+        "checks",
+        "how those two are read",
+        Fields(
+            "sglang.srt.environ",
+            "Envs",
+            ("SGLANG_MOONCAKE_SEND_AUX_TCP", "SGLANG_MOONCAKE_CUSTOM_MEM_POOL"),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "a write blocks and returns 0 when it has arrived",
+        Calls(
+            ENGINE,
+            "MooncakeTransferEngine.batch_transfer_sync",
+            "self.engine.batch_transfer_sync_write",
+        ),
+    ),
+    row(
+        "checks",
+        "the module of the native engine",
+        Order(
+            ENGINE,
+            "MooncakeTransferEngine.__init__",
+            ("from mooncake.engine import TransferEngine",),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "what a holder reads of its manager",
+        Attributes(
+            MOONCAKE,
+            MANAGER,
+            ("executors", "session_lock", "session_failures", "failed_sessions"),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "a failed session is dead until it registers again",
+        Order(
+            MOONCAKE,
+            f"{MANAGER}.start_prefill_thread",
+            ("self.failed_sessions.remove(mooncake_session_id)",),
+        ),
+    ),
+    row(
+        "transfer.manager transfer.mooncake",
+        "what the manager's thread makes of messages that we pass on",
+        Order(
+            MOONCAKE,
+            f"{MANAGER}.start_prefill_thread",
+            (
+                "recv = self._make_worker_recv(self.server_socket)",
+                "mooncake_session_id = waiting_req_bytes[3].decode('ascii')",
+                "room == 'None'",
+                "KVArgsRegisterInfo.from_zmq(waiting_req_bytes)",
+                "TransferInfo.from_zmq(waiting_req_bytes)",
+                "self.req_to_decode_prefix_len[room]",
+            ),
+        ),
+    ),
+    row(
+        "transfer.mooncake transfer.manager",
+        "decode's pages of one room",
+        Fields(
+            MOONCAKE,
+            "TransferInfo",
+            (
+                "room",
+                "mooncake_session_id",
+                "dst_kv_indices",
+                "dst_aux_index",
+                "required_dst_info_num",
+                "decode_prefix_len",
+                "is_dummy",
+            ),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "a decode agent's memory",
+        Fields(
+            MOONCAKE,
+            "KVArgsRegisterInfo",
+            (
+                "dst_kv_ptrs",
+                "dst_aux_ptrs",
+                "dst_tp_rank",
+                "dst_attn_tp_size",
+                "dst_kv_item_len",
+                "dst_kv_layer_ids",
+            ),
+        ),
+    ),
+    row(
+        "transfer.mooncake hooks",
+        "prefill's and decode's manager share the base whose bookkeeping is used",
+        Base(MOONCAKE, MANAGER, "CommonKVManager"),
+    ),
+    # -- decode: stock, and what it makes of it -------------------------------------------------
+    row(
+        "pool.dialects transfer.mooncake",
+        "decode names its pages in these frames",
+        Sends(
+            MOONCAKE,
+            "MooncakeKVReceiver.send_metadata",
+            (
+                "str(self.bootstrap_room).encode('ascii')",
+                "self.kv_mgr.local_ip.encode('ascii')",
+                "str(self.kv_mgr.rank_port).encode('ascii')",
+                "self.session_id.encode('ascii')",
+                "kv_indices.tobytes() if not is_dummy else b''",
+                "str(aux_index).encode('ascii') if not is_dummy else b''",
+                "pack_int_lists(state_indices, 'i') if not is_dummy and state_indices else b''",
+                "str(self.required_dst_info_num).encode('ascii')",
+                "str(decode_prefix_len or 0).encode('ascii')",
+            ),
+        ),
+    ),
+    row(
+        "pool.dialects",
+        "decode registers in these frames",
+        Sends(
+            MOONCAKE,
+            "MooncakeKVReceiver._register_kv_args",
+            (
+                "'None'.encode('ascii')",
+                "self.kv_mgr.local_ip.encode('ascii')",
+                "str(self.kv_mgr.rank_port).encode('ascii')",
+                "self.session_id.encode('ascii')",
+            ),
+        ),
+    ),
+    row(
+        "pool.dialects",
+        "no first frame before a room's status",
+        Value(COMMON, "CommonKVManager.kv_status_msg_tag", "None"),
+    ),
+    row(
+        "pool.dialects pool.lifecycle",
+        "decode waits for as many ranks' words as it expects",
+        Order(
+            COMMON,
+            "CommonKVManager.apply_prefill_status",
+            (
+                "self.prefill_response_tracker[bootstrap_room].add(prefill_rank)",
+                "len(self.prefill_response_tracker[bootstrap_room]) < expected_response_num",
+                "self.update_status(bootstrap_room, KVPoll.Success)",
+            ),
+        ),
+    ),
+    row(
+        "pool.dialects",
+        "a prefill rank's number is its tensor-parallel rank",
+        Order(
+            COMMON,
+            "CommonKVManager._prefill_unique_rank",
+            ("self.attn_tp_rank * (self.pp_size * self.attn_cp_size)",),
+        ),
+    ),
+    row(
+        "pool.dialects",
+        "decode's listener takes acknowledgements of aborts, and statuses",
+        Order(
+            MOONCAKE,
+            f"{MANAGER}.start_decode_thread",
+            (
+                "msg[0] == b'ABORT_ACK'",
+                "self.note_abort_ack(ack_aborted_room, int(msg[2].decode('ascii')))",
+                "self.parse_kv_status_message(msg)",
+            ),
+        ),
+    ),
+    row(
+        "pool.lifecycle",
+        "a one-instance request's own sender acknowledges once its writes are over",
+        Order(
+            MOONCAKE,
+            f"{MANAGER}.start_prefill_thread",
+            (
+                "self.update_status(room_to_be_aborted, KVPoll.Failed)",
+                "self.register_deferred_ack_target(",
+                "self._maybe_ack_drained_abort(room_to_be_aborted)",
+            ),
+        ),
+    ),
+)

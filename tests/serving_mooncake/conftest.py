@@ -1,0 +1,76 @@
+"""A pool, a stock decode server and a router over Mooncake (TCP), and a stock server beside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
+from tests.serving.client import Client
+
+POOL_SIZE = 3
+INSTANCE_TOKENS = 8192
+# Where `make mooncake` installs it: in the environment itself it would become SGLang's default.
+MOONCAKE = Path(__file__).parents[2] / "build" / "mooncake"
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(MOONCAKE), os.environ.get("PYTHONPATH", "")]),
+    "MOONCAKE_PROTOCOL": "tcp",
+}
+
+
+@pytest.fixture(scope="session")
+def mooncake() -> None:
+    """Skip where Mooncake cannot be loaded."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import mooncake.engine"],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        reason = found.stderr.strip().splitlines()[-1]
+        pytest.skip(f"{reason}: run `make mooncake`, and install libibverbs1 and libnuma1")
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated checkpoint whose attention matters."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="package")
+def servers(
+    mooncake: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
+    """Three instances with decode and router, all stock but the pool."""
+    pool = disaggregated(
+        checkpoint,
+        prefill_flags=(
+            *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
+            *("--max-total-tokens", str(INSTANCE_TOKENS)),
+        ),
+        flags=("--disaggregation-transfer-backend", "mooncake"),
+    )
+    commands = tuple(
+        replace(command, environment={**command.environment, **ENVIRONMENT})
+        for command in pool.commands
+    )
+    plan = together(replace(pool, commands=commands), single(checkpoint))
+    with running(plan, tmp_path_factory.mktemp("logs")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="package")
+def client(servers: RunningStack) -> Client:
+    """Talks to the pool through the router, and to the stock server."""
+    return Client(servers)

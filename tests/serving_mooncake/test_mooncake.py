@@ -1,0 +1,82 @@
+"""The pool's answers are stock SGLang's, and every request ends, over Mooncake too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.serving.client import Client, Plan, difference, text_tokens
+from tests.serving.plans import draw_case
+from tests.serving_mooncake.conftest import INSTANCE_TOKENS, POOL_SIZE
+
+TOLERANCE = 1e-3
+FREE = [INSTANCE_TOKENS] * POOL_SIZE
+PLANS: list[Plan] = [
+    [(1021, [2])],
+    [(1021, [1, 0])],
+    [(1021, [0, 2, 1])],
+    [(300, [1]), (721, [1, 2])],
+    [(1, [2]), (510, [2, 0]), (510, [2, 0, 1])],
+    [(200, [0, 1]), (200, [0, 1]), (621, [0, 1, 2])],
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(client: Client) -> Iterator[None]:
+    yield
+    assert client.wait_free(FREE, timeout_s=15) == FREE
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_forced_plan(plan: Plan, client: Client, checkpoint: Path) -> None:
+    prompt = text_tokens(checkpoint, 1021, 3)
+    difference(client.stock(prompt), client.pool(prompt, plan), TOLERANCE)
+
+
+def test_plans_of_all_kinds_at_once(client: Client, checkpoint: Path) -> None:
+    cases = [draw_case(n, seed, POOL_SIZE) for n in (1, 3, 129, 509, 2039) for seed in range(4)]
+    prompts = [text_tokens(checkpoint, case.length, case.seed) for case in cases]
+    with ThreadPoolExecutor(6) as threads:
+        plans = (case.raw_plan for case in cases)
+        answers = list(threads.map(client.pool, prompts, plans))
+        answers += threads.map(client.pool, prompts)
+    for prompt, answer in zip([*prompts, *prompts], answers, strict=True):
+        difference(client.stock(prompt), answer, TOLERANCE)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.4, 1.0])
+def test_an_abort(delay_s: float, client: Client, checkpoint: Path) -> None:
+    sampling = {"custom_params": {"cdsp_plan": [(2000, [0]), (2000, [0, 1]), (2000, [0, 1, 2])]}}
+    tokens, rid = text_tokens(checkpoint, 6000, 4), f"abort-{delay_s}"
+    with ThreadPoolExecutor(1) as threads:
+        job = threads.submit(
+            client.generate, client.servers.url, tokens, rid=rid, sampling_params=sampling
+        )
+        time.sleep(delay_s)
+        client.abort(rid)
+        response: requests.Response = job.result(timeout=15)
+    assert response.status_code >= 400 or response.json()["meta_info"]["finish_reason"]
+
+
+def test_a_client_that_leaves(client: Client, checkpoint: Path) -> None:
+    plan: Plan = [(3000, [1]), (3000, [1, 2])]
+    tokens = text_tokens(checkpoint, 6000, 5)
+    for after_s in (0.2, 0.6):
+        client.stream_and_leave(tokens, after_s, custom_params={"cdsp_plan": plan})
+
+
+def test_a_refusal_reaches_the_routers_client(client: Client, checkpoint: Path) -> None:
+    start_s = time.monotonic()
+    response = client.generate(
+        client.servers.url,
+        text_tokens(checkpoint, 60, 2),
+        sampling_params={"custom_params": {"cdsp_plan": [(10, [0])]}},
+    )
+    assert response.status_code >= 400
+    assert "the prompt has 60" in response.text
+    assert time.monotonic() - start_s < 5
