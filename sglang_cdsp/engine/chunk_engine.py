@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
+from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.holdings import Holdings
 from sglang_cdsp.engine.layout import plan_layout
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.tasks import ChunkTask, Turn
-from sglang_cdsp.engine.turns import Turns
+from sglang_cdsp.engine.turns import Turns, take_compiling
 from sglang_cdsp.engine.writes import poll_writes, start_write
 from sglang_cdsp.pool.messages import (
+    CancelOrder,
     ChunkDone,
     Drained,
     Failed,
@@ -32,6 +34,7 @@ from sglang_cdsp.pool.messages import (
     GoOrder,
     GrammarOrder,
     LogprobOrder,
+    LogprobPart,
     MeshOrder,
     PeerOrder,
     PlanOrder,
@@ -42,6 +45,7 @@ from sglang_cdsp.pool.messages import (
     RoomOrder,
     TurnEnded,
     TurnOrder,
+    WriteLost,
 )
 
 if TYPE_CHECKING:
@@ -62,19 +66,22 @@ class ChunkEngine:
         manager: PoolKVManager,
         reporter: Reporter,
         runner: ShardRunner,
+        agreement: Agreement,
         admit: Callable[[Any], None],
+        abort: Callable[[str], None],
     ) -> None:
-        """``admit`` hands a one-instance request to SGLang's own intake."""
+        """``admit`` hands a one-instance request to SGLang's own intake, ``abort`` ends one."""
         self._scheduler = scheduler
         self._manager = manager
         self._reporter = reporter
         self._runner = runner
+        self._agreement = agreement
         self._admit = admit
         self._me = reporter.instance
         self._page = int(scheduler.token_to_kv_pool_allocator.page_size)
         self._queue: deque[ChunkTask | Turn] = deque()
         self._tasks: dict[int, ChunkTask] = {}
-        self._turns = Turns(scheduler, reporter)
+        self._turns = Turns(scheduler, reporter, abort)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
 
     # -- orders ---------------------------------------------------------------------------
@@ -110,6 +117,13 @@ class ChunkEngine:
         """A one-instance request joins the queue; the request itself follows."""
         self._queue.append(Turn(order.seq, order.rid or ""))
 
+    def on_cancel(self, order: CancelOrder) -> None:
+        """Abort a one-instance request, whether SGLang has it already or not."""
+        for entry in [e for e in self._queue if isinstance(e, Turn) and e.seq == order.seq]:
+            self._forget(entry)
+            return
+        self._turns.cancel(order.seq)
+
     def on_logprobs(self, order: LogprobOrder) -> None:
         """Another member's prompt log-probabilities arrive at home."""
         task = self._tasks.get(order.part.seq)
@@ -128,16 +142,17 @@ class ChunkEngine:
         if not order.go:
             task.over = True
             return
+        start_s, part, error = time.monotonic(), None, ""
         try:
-            self._run_chunk(task, order.chunk)
-        except Exception as error:
+            part = self._run_chunk(task, order.chunk)
+        except Exception as failure:
             logger.exception("chunk %d of %s failed", order.chunk, task.rid)
-            task.error = f"chunk {order.chunk} failed on instance {self._me}: {error}"
-            shared = len(task.layouts[order.chunk].group) > 1
-            if shared:
-                # Partners may wait for this instance inside the chunk: a closed link tells them.
-                self._runner.close_links()
-            self._reporter.send(Failed, seq=task.seq, error=task.error, links_broken=shared)
+            error = f"chunk {order.chunk} failed on instance {self._me}: {failure}"
+        error = self._agreement.reach(error)
+        if error:
+            self._chunk_failed(task, order.chunk, error)
+        else:
+            self._chunk_done(task, order.chunk, start_s, part)
 
     def on_mesh(self, order: MeshOrder) -> None:
         """Make new links; returns when every instance has."""
@@ -152,6 +167,8 @@ class ChunkEngine:
         if task in self._queue:
             self._queue.remove(task)
         task.holdings.clear()
+        if task.req is None and task.home == self._me and not task.probe:
+            task.req = take_compiling(self._scheduler, task.rid)
         if task.req is not None:
             error = order.error or self._collect_logprobs(task)
             sampling.retire(self._scheduler, task.req, error, silent=order.silent)
@@ -186,10 +203,11 @@ class ChunkEngine:
         """Forget one-instance requests that SGLang has not been given yet."""
         for entry in [e for e in self._queue if isinstance(e, Turn)]:
             if everything or entry.rid.startswith(rid):
-                self._queue.remove(entry)
-                self._reporter.lead(
-                    TurnEnded, seq=entry.seq, start_s=None, end_s=None, error="aborted"
-                )
+                self._forget(entry)
+
+    def _forget(self, turn: Turn) -> None:
+        self._queue.remove(turn)
+        self._reporter.lead(TurnEnded, seq=turn.seq, start_s=None, end_s=None, error="aborted")
 
     def adopt(self, req: Req) -> bool:
         """Take SGLang's request object at home; False for a request of the stock path."""
@@ -286,8 +304,7 @@ class ChunkEngine:
         task.holdings.take([*incoming, *layout.shard(self._me)])
         task.prepared = chunk
 
-    def _run_chunk(self, task: ChunkTask, chunk: int) -> None:
-        start_s = time.monotonic()
+    def _run_chunk(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
         final = task.is_final(chunk)
         if task.room is not None:
             self._manager.await_room(task.room)
@@ -296,30 +313,45 @@ class ChunkEngine:
         part = self._runner.run(task, chunk)
         if final and task.req is not None:
             self._reporter.lead(FirstToken, seq=task.seq)
-        if part is not None and task.home == self._me:
-            task.logprobs.append(part)
-        elif part is not None:
-            self._reporter.lead(PromptLogprobs, part=part)
         if task.room is not None:
             start_write(self._manager, self._scheduler, task, chunk, self._me)
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._me]
         if leaving:
             poll_writes(self._manager, task, up_to=chunk, wait=True)
             task.holdings.drop(leaving)
+        return part
+
+    def _chunk_done(
+        self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
+    ) -> None:
+        if part is not None and task.home == self._me:
+            task.logprobs.append(part)
+        elif part is not None:
+            self._reporter.lead(PromptLogprobs, part=part)
         task.announced = False
-        task.over = final
+        task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
         self._reporter.lead(ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
+
+    def _chunk_failed(self, task: ChunkTask, chunk: int, error: str) -> None:
+        task.error = error
+        shared = len(task.layouts[chunk].group) > 1
+        if shared:
+            # Partners may wait for this instance inside the chunk: a closed link tells them.
+            self._runner.close_links()
+        self._reporter.send(Failed, seq=task.seq, error=error, links_broken=shared)
 
     def _poll_task(self, task: ChunkTask) -> None:
         """Look after a task's writes; say when it will write no more."""
         try:
             poll_writes(self._manager, task)
         except Exception as error:
-            self._fail(task, str(error))
+            # Other ranks know nothing of it: the task goes on until the controller drops it.
+            task.lost = str(error)
+            self._reporter.send(WriteLost, seq=task.seq, error=task.lost)
         if task.over and not task.writes and not task.drained:
             task.drained = True
-            self._reporter.send(Drained, seq=task.seq, error=task.error)
+            self._reporter.send(Drained, seq=task.seq, error=task.error or task.lost)
 
     def _fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         task.error = error

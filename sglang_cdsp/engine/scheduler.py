@@ -18,12 +18,14 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hooks
+from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.model_check import check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.pool.messages import (
+    CancelOrder,
     GoOrder,
     GrammarOrder,
     Hello,
@@ -87,7 +89,9 @@ class PoolScheduler(Scheduler):
             manager=manager,
             reporter=reporter,
             runner=ShardRunner(self, connect, me),
+            agreement=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
             admit=self._admit_now,
+            abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
         )
         allocator = self.token_to_kv_pool_allocator
         capacity = int(allocator.available_size())
@@ -115,6 +119,7 @@ class PoolScheduler(Scheduler):
                 (PlanOrder, lambda order: self._engine.on_plan(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (TurnOrder, lambda order: self._engine.on_turn(order)),
+                (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (MeshOrder, lambda order: self._engine.on_mesh(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),

@@ -49,10 +49,10 @@ class ChunkTask:
         announced: whether ``Ready`` was reported for ``next_chunk``.
         req: SGLang's request, at home only.
         writes: KV writes in flight, by chunk.
-        sends_of_chunk: number of this instance's transfer per chunk, filled on first use.
         over: all its chunks ran or it was dropped; only writes are left.
         drained: ``Drained`` was reported.
-        error: what went wrong here, "" when nothing did.
+        error: why the task cannot go on here, "" while it can; alike on all ranks.
+        lost: what became of a KV write of this rank that failed, "" while all go well.
         wish: prompt log-probabilities to compute, None for none.
         logprobs: at home, the parts that all members computed.
     """
@@ -72,6 +72,7 @@ class ChunkTask:
     over: bool = False
     drained: bool = False
     error: str = ""
+    lost: str = ""
     wish: LogprobWish | None = None
     logprobs: list[LogprobPart] = field(default_factory=list)
 

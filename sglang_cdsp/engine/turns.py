@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.disaggregation.utils import is_aborted
@@ -18,10 +21,14 @@ if TYPE_CHECKING:
 class Turns:
     """Requests handed to the stock queues, followed until they have left them all."""
 
-    def __init__(self, scheduler: Any, reporter: Reporter) -> None:
-        """Follow requests of ``scheduler`` and report their ends through ``reporter``."""
+    def __init__(self, scheduler: Any, reporter: Reporter, abort: Callable[[str], None]) -> None:
+        """Follow requests of ``scheduler`` and report their ends through ``reporter``.
+
+        ``abort`` is SGLang's own: it ends every request whose id begins with the given text.
+        """
         self._scheduler = scheduler
         self._reporter = reporter
+        self._abort = abort
         self._active: list[Turn] = []
 
     def __bool__(self) -> bool:
@@ -40,6 +47,21 @@ class Turns:
             if turn.rid == req.rid and turn.req is None:
                 turn.req = req
                 return
+
+    def cancel(self, seq: int) -> None:
+        """Abort one followed request.
+
+        SGLang aborts by the beginning of an id, which would take "r10" along with "r1": for the
+        moment of the call the request has a name that no other begins with.
+        """
+        for turn in self._active:
+            req = turn.req or _compiling(self._scheduler, turn.rid)
+            if turn.seq == seq and req is not None:
+                req.rid = f"cdsp-cancelled-{seq}-{uuid.uuid4().hex}"
+                try:
+                    self._abort(req.rid)
+                finally:
+                    req.rid = turn.rid
 
     def prefilling(self) -> bool:
         """Whether any followed request has yet to get its first token."""
@@ -84,7 +106,7 @@ class Turns:
 
     def awaits_grammar(self, rid: str) -> bool:
         """Whether SGLang compiles the grammar of a request before it queues it."""
-        return any(req.rid == rid for req in self._scheduler.grammar_manager.grammar_queue)
+        return _compiling(self._scheduler, rid) is not None
 
     def _live(self) -> set[Req]:
         scheduler = self._scheduler
@@ -100,6 +122,23 @@ class Turns:
         if scheduler.chunked_req is not None:
             reqs.append(scheduler.chunked_req)
         return set(reqs)
+
+
+def _compiling(scheduler: Any, rid: str) -> Req | None:
+    """The request with that id that waits for its grammar, if there is one."""
+    queue: list[Req] = scheduler.grammar_manager.grammar_queue
+    return next((req for req in queue if req.rid == rid), None)
+
+
+def take_compiling(scheduler: Any, rid: str) -> Req | None:
+    """Take a request away from SGLang while its grammar compiles; None if it does not."""
+    req = _compiling(scheduler, rid)
+    if req is not None:
+        scheduler.grammar_manager.grammar_queue.remove(req)
+        if isinstance(req.grammar, Future):
+            req.grammar.cancel()
+        req.grammar = None
+    return req
 
 
 def _reason(req: Req | None) -> str:

@@ -259,6 +259,13 @@ class Lifecycle:
             self._advance(entry)
         self._relink_if_quiet()
 
+    def write_lost(self, seq: int, error: str) -> None:
+        """A KV write to decode failed: the task is dropped at its next boundary."""
+        entry = self._by_seq.get(seq)
+        if entry is not None:
+            entry.error = entry.error or error
+            self._advance(entry)
+
     def _relink_if_quiet(self) -> None:
         """Make new links between two chunks; orders behind this one use them."""
         if not self._links_broken or any(e.running for e in self._by_seq.values()):

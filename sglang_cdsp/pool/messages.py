@@ -91,6 +91,12 @@ class TurnOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     seq: int
 
 
+class CancelOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Abort the one-instance request with this ``seq``, and no other."""
+
+    seq: int
+
+
 class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Start chunk ``chunk`` of task ``seq``, or drop the task at this boundary."""
 
@@ -140,6 +146,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     PlanOrder,
     LogprobOrder,
     TurnOrder,
+    CancelOrder,
     GoOrder,
     ReleaseOrder,
     MeshOrder,
@@ -219,6 +226,13 @@ class Failed(Report, frozen=True, kw_only=True):
     links_broken: bool = False
 
 
+class WriteLost(Report, frozen=True, kw_only=True):
+    """A KV write of this rank failed: the task's result is of no use."""
+
+    seq: int
+    error: str
+
+
 class Released(Report, frozen=True, kw_only=True):
     """The instance freed the task's slots."""
 
@@ -250,6 +264,7 @@ AnyReport = (
     | PromptLogprobs
     | Drained
     | Failed
+    | WriteLost
     | Released
     | TurnEnded
     | GrammarRefused

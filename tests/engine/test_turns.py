@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from sglang_cdsp.engine.tasks import Turn
-from sglang_cdsp.engine.turns import Turns
+from sglang_cdsp.engine.turns import Turns, take_compiling
 from sglang_cdsp.pool.messages import FirstToken, Report, TurnEnded
 
 
@@ -58,7 +59,13 @@ def reporter() -> FakeReporter:
 
 @pytest.fixture
 def turns(scheduler: Any, reporter: FakeReporter) -> Turns:
-    return Turns(scheduler, reporter)  # type: ignore[arg-type]
+    def abort(rid: str) -> None:
+        """SGLang's, as far as it matters: whoever's id begins so is aborted."""
+        for req in (*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue):
+            if req.rid.startswith(rid):
+                req.to_finish = FINISH_ABORT("Aborted by AbortReq.")
+
+    return Turns(scheduler, reporter, abort)  # type: ignore[arg-type]
 
 
 def begun(turns: Turns, req: FakeReq, seq: int = 1) -> Turn:
@@ -192,3 +199,35 @@ def test_an_id_used_again_is_another_request(turns: Turns, reporter: FakeReporte
     assert [said["seq"] for _, said in reporter.said] == [2]
     turns.poll()
     assert [said["error"] for _, said in reporter.said[1:]] == ["aborted", ""]
+
+
+@pytest.mark.parametrize("queue", ["waiting_queue", "grammar_manager.grammar_queue"])
+def test_one_request_is_cancelled_and_none_whose_id_begins_alike(
+    turns: Turns, scheduler: Any, queue: str
+) -> None:
+    longer, wanted = FakeReq("r10"), FakeReq("r1")
+    place(scheduler, queue, longer)
+    held = scheduler
+    for name in queue.split("."):
+        held = getattr(held, name)
+    held.append(wanted)
+    for seq, req in enumerate((longer, wanted)):
+        turns.begin(Turn(seq, req.rid))
+        if queue == "waiting_queue":  # SGLang queues a request once its grammar is there
+            turns.adopt(req)
+    turns.cancel(1)
+    assert wanted.to_finish is not None
+    assert longer.to_finish is None
+    assert (longer.rid, wanted.rid) == ("r10", "r1")
+
+
+def test_a_request_is_taken_away_while_its_grammar_compiles(scheduler: Any) -> None:
+    req: Any = FakeReq("a")
+    req.grammar = Future()
+    place(scheduler, "grammar_manager.grammar_queue", FakeReq("ab"))
+    assert take_compiling(scheduler, "a") is None
+    scheduler.grammar_manager.grammar_queue.append(req)
+    compiling = req.grammar
+    assert take_compiling(scheduler, "a") is req
+    assert compiling.cancelled()
+    assert [r.rid for r in scheduler.grammar_manager.grammar_queue] == ["ab"]

@@ -88,7 +88,7 @@ class FakeInstance:
             yield Move(f"turn {head.seq} begins", partial(self._begin, head))
         elif head.over:
             yield Move(f"{self.me} leaves {head.seq} behind", lambda: self._pop(head))
-        elif not (head.announced or head.stuck) and self._may_announce(head):
+        elif not (head.announced or head.error) and self._may_announce(head):
             chunk = head.next_chunk
             name = f"{self.me} is ready for chunk {chunk} of {head.seq}"
             yield Move(name, partial(self._announce, head))
@@ -173,13 +173,12 @@ class FakeInstance:
             self.pool.answered(task.client, "home failed" if error else "home finished")
         self._lead(self.pool.lifecycle.released, seq, self.me)
 
-    def on_cancel(self, rid: str) -> None:
-        """SGLang's abort, and requests held back."""
-        for turn in self.turns.values():
-            if turn.rid.startswith(rid):
-                turn.unwanted = turn.unwanted or "aborted"
+    def on_cancel(self, seq: int) -> None:
+        """Abort one request, whether it was held back or not."""
+        if seq in self.turns:
+            self.turns[seq].unwanted = self.turns[seq].unwanted or "aborted"
         for entry in list(self.queue):
-            if isinstance(entry, FakeTurn) and entry.rid.startswith(rid):
+            if isinstance(entry, FakeTurn) and entry.seq == seq:
                 self._pop(entry)
                 self._lead(self.pool.lifecycle.turn_ended, entry.seq, None, None, "aborted")
 
@@ -222,12 +221,12 @@ class FakeInstance:
         self.inside = None
         chunk, layout = task.next_chunk, task.layouts[task.next_chunk]
         if fails:
-            task.errors[0] = f"chunk {chunk} broke"
+            task.error = f"chunk {chunk} broke"
             shared = len(layout.group) > 1
             self.linked = self.linked and not shared
             report = partial(self.pool.lifecycle.failed, links_broken=shared)
             for rank in range(self.pool.tp_size):
-                self._say(rank, partial(report, task.seq, self.me, task.errors[0]))
+                self._say(rank, partial(report, task.seq, self.me, task.error))
             return
         if task.final and task.home == self.me and task.client is not None:
             self._lead(self.pool.lifecycle.first_token, task.seq, self.pool.now_s)
@@ -247,21 +246,20 @@ class FakeInstance:
         self._lead(self.pool.lifecycle.chunk_done, task.seq, chunk, self.me, now_s - 1.0, now_s)
 
     def _fail(self, task: FakeTask, error: str, *, bad_request: bool = False) -> None:
-        task.errors[0] = error
+        task.error = error
         report = partial(self.pool.lifecycle.failed, bad_request=bad_request)
         self._lead(report, task.seq, self.me, error)
 
     def _landed(self, task: FakeTask, rank: int, error: str = "") -> None:
         task.writes[rank] -= 1
-        if error and rank == 0:
-            self._fail(task, error)
-        elif error:
-            task.errors[rank] = error
+        if error:
+            task.lost[rank] = error
+            self._say(rank, partial(self.pool.lifecycle.write_lost, task.seq, error))
 
     def _drained(self, task: FakeTask, rank: int) -> None:
         task.drained.add(rank)
-        report = self.pool.lifecycle.drained
-        self._say(rank, partial(report, task.seq, self.me, rank, task.errors.get(rank, "")))
+        error = task.error or task.lost.get(rank, "")
+        self._say(rank, partial(self.pool.lifecycle.drained, task.seq, self.me, rank, error))
 
     def _begin(self, turn: FakeTurn) -> None:
         self._pop(turn)

@@ -273,7 +273,7 @@ class FakePool:
         running = self._chunks_started[entry.seq] - 1
         group = entry.plan.chunks[running].instances if running >= 0 else ()
         tasks = {me: self.instances[me].tasks[entry.seq] for me in group}
-        return [me for me, task in tasks.items() if task.next_chunk == running and not task.stuck]
+        return [me for me, task in tasks.items() if task.next_chunk == running and not task.error]
 
     def release(self, entry: Entry) -> None:
         """Free the slots everywhere."""
@@ -288,7 +288,7 @@ class FakePool:
         assert entry.one_instance
         assert entry.plan is not None
         (me,) = entry.plan.instances
-        self.instances[me].order(partial(self.instances[me].on_cancel, entry.rid))
+        self.instances[me].order(partial(self.instances[me].on_cancel, entry.seq))
 
     def answer(self, entry: Entry, status: HTTPStatus, message: str) -> None:
         """The controller answers a client."""

@@ -46,7 +46,8 @@ class FakeTask:
     prepared: int | None = None
     announced: bool = False
     over: bool = False
-    errors: dict[int, str] = field(default_factory=dict)  # by rank; rank 0 speaks
+    error: str = ""  # alike on all ranks
+    lost: dict[int, str] = field(default_factory=dict)  # by rank
     held: int = 0
     writes: Counter[int] = field(default_factory=Counter)
     drained: set[int] = field(default_factory=set)
@@ -58,11 +59,6 @@ class FakeTask:
     @property
     def final(self) -> bool:
         return self.next_chunk == len(self.layouts) - 1
-
-    @property
-    def stuck(self) -> bool:
-        """Whether its leading rank has reported a failure."""
-        return 0 in self.errors
 
 
 @dataclass(eq=False)

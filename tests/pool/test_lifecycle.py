@@ -304,6 +304,20 @@ def test_decode_leaves_a_room_that_it_shared(pool: FakePool) -> None:
 # -- failures -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_write_of_any_rank_drops_the_request(rank: int) -> None:
+    pool = FakePool(size=4, tp_size=2, policy="threshold:1000")
+    entry = with_pages(pool, [(40, [0]), (30, [0, 1]), (30, [0, 1, 2])])
+    write = f"write of 0 at 0.{rank} fails"
+    pool.until(lambda: write in [move.name for move in pool.moves()])
+    pool.happen(write)
+    pool.settle()
+    assert (entry.outcome, entry.error) == ("failed", "lost")
+    assert (0, 2) not in pool.entered, "it is dropped before its last chunk"
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
 def test_a_member_that_cannot_prepare_ends_the_request_with_its_reason(pool: FakePool) -> None:
     entry = with_pages(pool, [(100, [0, 1])])
     pool.until(lambda: bool(pool.instances[1].queue))

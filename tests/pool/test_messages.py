@@ -12,6 +12,7 @@ from sglang.srt.managers.io_struct import BaseReq, msgpack_decode, msgpack_encod
 from sglang_cdsp.pool import messages
 from sglang_cdsp.pool.messages import (
     ORDER_TYPES,
+    CancelOrder,
     ChunkDone,
     Drained,
     Failed,
@@ -35,6 +36,7 @@ from sglang_cdsp.pool.messages import (
     StatusOrder,
     TurnEnded,
     TurnOrder,
+    WriteLost,
     decode_report,
     encode_report,
     register_orders,
@@ -57,6 +59,7 @@ ORDERS: list[BaseReq] = [
     PlanOrder(seq=3, tokens=b"", chunks=[(1, [0])], probe=True),
     LogprobOrder(part=PART),
     TurnOrder(rid="r", seq=4),
+    CancelOrder(seq=4),
     GoOrder(seq=5, chunk=1, go=False),
     ReleaseOrder(seq=6, error="no slots: 3 Ω", silent=True),
     MeshOrder(epoch=2),
@@ -74,6 +77,7 @@ REPORTS: list[Report] = [
     PromptLogprobs(**BY, part=PART),
     Drained(**BY, seq=1, error="lost"),
     Failed(**BY, seq=1, error="no", bad_request=True, links_broken=True),
+    WriteLost(**BY, seq=1, error="gone"),
     Released(**BY, seq=1, free_tokens=64),
     TurnEnded(**BY, seq=1, start_s=None, end_s=2.0, error=""),
     GrammarRefused(**BY, rid="r", error="no"),

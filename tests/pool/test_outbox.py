@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from sglang.srt.managers import io_struct
 from sglang.srt.managers.io_struct import (
-    AbortReq,
     TokenizedGenerateReqInput,
     msgpack_decode,
     wrap_as_pickle,
@@ -20,6 +19,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.pool.entry import AbortTarget, Entry
 from sglang_cdsp.pool.messages import (
+    CancelOrder,
     GoOrder,
     LogprobOrder,
     LogprobPart,
@@ -173,8 +173,7 @@ def test_aborts_of_a_turn(wire: Wire) -> None:
     wire.outbox.cancel_turn(entry)
     wire.outbox.forward_abort(entry, 1, [b"ABORT", b"7"])
     cancel, abort = wire.sent(2)
-    assert isinstance(cancel, AbortReq)
-    assert (cancel.rid, cancel.abort_all) == ("r", False)
+    assert cancel == CancelOrder(seq=entry.seq)
     assert abort == RoomOrder(tp_rank=1, frames=[b"ABORT", b"7"])
 
 
