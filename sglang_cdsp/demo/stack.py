@@ -25,6 +25,8 @@ from sglang_cdsp.demo.processes import (
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 600.0
+_MOST_PORTS = 16
+"""Ports that a plan, or one side of it, may need; drawn together so that none comes twice."""
 
 _STAGES = (
     ("fired up and ready", "ready"),
@@ -60,6 +62,21 @@ class RunningStack:
     start_s: float
 
 
+@dataclass(frozen=True)
+class Side:
+    """One way to prefill, to be compared with others before the same decode server.
+
+    Attributes:
+        name: of the side; its servers are named after it.
+        prefill: flags of each of its prefill servers; a router spreads requests over them.
+        cores: for each server, the cores of its ranks as in ``SGLANG_CPU_OMP_THREADS_BIND``.
+    """
+
+    name: str
+    prefill: tuple[tuple[str, ...], ...]
+    cores: tuple[str, ...]
+
+
 def disaggregated(
     checkpoint: Path,
     *,
@@ -81,38 +98,14 @@ def disaggregated(
         decode_cpus: the same for the decode server.
         router_port: where the router listens; a free port if not given.
     """
-    prefill_port, bootstrap_port, decode_port, free_port = free_ports(4)
-    port = router_port or free_port
-    prefill_url, decode_url = f"http://{HOST}:{prefill_port}", f"http://{HOST}:{decode_port}"
-    prefill = _server(
-        "prefill",
-        checkpoint,
-        prefill_port,
-        [
-            *("--disaggregation-mode", "prefill"),
-            *("--disaggregation-bootstrap-port", str(bootstrap_port)),
-            *flags,
-            *prefill_flags,
-        ],
-        prefill_cpus,
-    )
-    decode = _server(
-        "decode",
-        checkpoint,
-        decode_port,
-        ["--disaggregation-mode", "decode", *flags, *decode_flags],
-        decode_cpus,
-    )
-    url = f"http://{HOST}:{port}"
-    router = Command(
-        "router",
-        (
-            *(sys.executable, "-m", "sglang_router.launch_router"),
-            *("--pd-disaggregation", "--mini-lb", "--host", HOST, "--port", str(port)),
-            *("--prefill", prefill_url, str(bootstrap_port), "--decode", decode_url),
-        ),
-        f"{url}/health",
-    )
+    ports = iter(free_ports(_MOST_PORTS))
+    bootstrap_port = next(ports)
+    both = _prefill_flags(bootstrap_port, (*flags, *prefill_flags))
+    prefill, prefill_url = _server("prefill", checkpoint, ports, both, prefill_cpus)
+    decode, decode_url = _decode(checkpoint, ports, (*flags, *decode_flags), decode_cpus)
+    behind = ((prefill_url, bootstrap_port),)
+    port = router_port or next(ports)
+    router, url = _router("router", port, behind, decode_url, ("--mini-lb",))
     return Plan(
         (prefill, decode, router),
         url,
@@ -120,13 +113,53 @@ def disaggregated(
     )
 
 
+def side_by_side(
+    checkpoint: Path,
+    sides: Sequence[Side],
+    *,
+    decode_flags: Sequence[str] = (),
+    router_flags: Sequence[str] = ("--mini-lb",),
+) -> Plan:
+    """Plan one decode server and, for each side, its prefill servers behind a router of their own.
+
+    Args:
+        checkpoint: model directory.
+        sides: with different names.
+        decode_flags: for the decode server.
+        router_flags: for every router.
+
+    Returns:
+        The plan; ``urls`` has each side's router by the side's name, and "decode".
+    """
+    ports = iter(free_ports(_MOST_PORTS * len(sides)))
+    decode, decode_url = _decode(checkpoint, ports, decode_flags)
+    commands, urls = [decode], {"decode": decode_url}
+    for side in sides:
+        behind = []
+        for number, (flags, cores) in enumerate(zip(side.prefill, side.cores, strict=True)):
+            bootstrap_port = next(ports)
+            command, url = _server(
+                f"{side.name}-{number}",
+                checkpoint,
+                ports,
+                _prefill_flags(bootstrap_port, flags),
+                environment={"SGLANG_CPU_OMP_THREADS_BIND": cores},
+            )
+            commands.append(command)
+            behind.append((url, bootstrap_port))
+        flags = (*router_flags, "--prometheus-port", str(next(ports)))
+        router, url = _router(f"{side.name}-router", next(ports), behind, decode_url, flags)
+        commands.append(router)
+        urls[side.name] = url
+    return Plan(tuple(commands), urls[sides[0].name], urls)
+
+
 def single(
     checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
 ) -> Plan:
     """Plan one stock server that prefills and decodes."""
-    (port,) = free_ports(1)
-    url = f"http://{HOST}:{port}"
-    return Plan((_server("single", checkpoint, port, flags, cpus),), url, {"single": url})
+    command, url = _server("single", checkpoint, iter(free_ports(_MOST_PORTS)), flags, cpus)
+    return Plan((command,), url, {"single": url})
 
 
 def prefill_only(
@@ -137,11 +170,9 @@ def prefill_only(
     A request with ``bootstrap_host`` 2.2.2.2 is answered with its first token without any decode
     server; SGLang warms prefill servers up that way.
     """
-    port, bootstrap_port = free_ports(2)
-    url = f"http://{HOST}:{port}"
-    mode = ("--disaggregation-mode", "prefill")
-    bootstrap = ("--disaggregation-bootstrap-port", str(bootstrap_port))
-    command = _server("prefill", checkpoint, port, [*mode, *bootstrap, *flags], cpus)
+    ports = iter(free_ports(_MOST_PORTS))
+    both = _prefill_flags(next(ports), flags)
+    command, url = _server("prefill", checkpoint, ports, both, cpus)
     return Plan((command,), url, {"prefill": url})
 
 
@@ -217,24 +248,62 @@ def _stage(server: ServerProcess) -> str:
     return next((stage for marker, stage in _STAGES if marker in text), "importing")
 
 
+def _prefill_flags(bootstrap_port: int, flags: Sequence[str]) -> tuple[str, ...]:
+    mode = ("--disaggregation-mode", "prefill")
+    return (*mode, "--disaggregation-bootstrap-port", str(bootstrap_port), *flags)
+
+
+def _decode(
+    checkpoint: Path, ports: Iterator[int], flags: Sequence[str], cpus: Sequence[int] | None = None
+) -> tuple[Command, str]:
+    return _server("decode", checkpoint, ports, ("--disaggregation-mode", "decode", *flags), cpus)
+
+
+def _router(
+    name: str,
+    port: int,
+    prefill: Sequence[tuple[str, int]],
+    decode_url: str,
+    flags: Sequence[str],
+) -> tuple[Command, str]:
+    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL."""
+    url = f"http://{HOST}:{port}"
+    behind = [part for address in prefill for part in ("--prefill", address[0], str(address[1]))]
+    arguments = (
+        *(sys.executable, "-m", "sglang_router.launch_router"),
+        *("--pd-disaggregation", *flags, "--host", HOST, "--port", str(port)),
+        *(*behind, "--decode", decode_url),
+    )
+    return Command(name, arguments, f"{url}/health"), url
+
+
 def _server(
-    name: str, checkpoint: Path, port: int, flags: Sequence[str], cpus: Sequence[int] | None
-) -> Command:
+    name: str,
+    checkpoint: Path,
+    ports: Iterator[int],
+    flags: Sequence[str],
+    cpus: Sequence[int] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Command, str]:
+    """A server on the next of ``ports``, and its URL."""
+    port = next(ports)
+    url = f"http://{HOST}:{port}"
     model = str(checkpoint.resolve())
     if "--dp-size" not in flags:
         # SGLang would pick an ephemeral port long before it listens there.
-        flags = ("--nccl-port", str(free_ports(1)[0]), *flags)
+        flags = ("--nccl-port", str(next(ports)), *flags)
     arguments = (
         *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
         *("--host", HOST, "--port", str(port), *flags),
     )
-    return Command(
+    command = Command(
         name,
         arguments,
-        f"http://{HOST}:{port}/health",
+        f"{url}/health",
         cpus=tuple(cpus) if cpus is not None else None,
-        environment={"HF_HUB_OFFLINE": "1"},
+        environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
     )
+    return command, url
 
 
 @contextlib.contextmanager
