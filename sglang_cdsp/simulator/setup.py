@@ -58,6 +58,7 @@ class Setup:
             as in the real pool; False = slots are reserved when its first chunk starts.
         unified: LoongServe's own form: requests decode on the prefill instances. `decode` is then
             the time model of one such instance; decode_instances and decode_kv_tokens are unused.
+        unified_merge: a request joins a decode group that runs, if one has the room.
     """
 
     policy: str = "cdsp"
@@ -83,6 +84,7 @@ class Setup:
     decode: DecodeModel = DecodeModel()
     reserve_at_arrival: bool = False
     unified: bool = False
+    unified_merge: bool = False
 
     def __post_init__(self) -> None:
         for name in ("instances", "instances_per_node", "kv_tokens", "decode_kv_tokens"):

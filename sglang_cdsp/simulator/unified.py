@@ -1,12 +1,15 @@
 """LoongServe's own form: requests decode on the instances that prefilled them.
 
-After prefill a request moves to the freest running decode group with the room for it, whose
-instances are taken anyway: its KV goes over the links, and its prefill instances are free again.
-If there is none, its group is scaled down to the fewest members that hold its KV and its output,
-the emptiest first, and they decode it; the ring has left the KV there (proactive migration), so
-nothing is sent. What decode holds, prefill does not get until the group's last request has ended:
-scaling up, pre-empting decode and batching several prompts are left out, as in the Tetris paper's
-use of LoongServe. KV lies at token granularity, in pages, anywhere in the group.
+After prefill a request's group is scaled down to the fewest members that hold its KV and its
+output, the emptiest first, and they decode it; the ring has left the KV there (proactive
+migration), so nothing is sent. What decode holds, prefill does not get until the last request
+there has ended. KV lies at token granularity, in whole pages, anywhere in the group.
+
+So far this is LoongServe as the Tetris paper runs it, one request at a time: what is taken for
+decode shows in TTFT, and decode runs on few instances. With `unified_merge` a request moves to the
+freest decode group that has the room, whose instances are taken anyway: its KV goes over the links
+and its own instances are free again. That is LoongServe's wish to keep the fewest instances in
+decode, taken to its end: better TTFT, worse TBT. Scaling up and pre-empting decode are left out.
 
 A request whose output does not fit beside its prompt decodes on its whole group all the same, the
 output's last tokens uncounted: waiting for more instances while holding some could wait for ever.
@@ -61,7 +64,7 @@ class UnifiedDecode:
         """The request's prefill is over: find its decode group and move there."""
         assert task.plan is not None
         members = task.plan.instances
-        group = self._freest(task.total_tokens)
+        group = self._freest(task.total_tokens) if self._setup.unified_merge else None
         if group is None:
             self._pool.release(now, task)
             group = self._scale_down(now, task, members)

@@ -1,5 +1,7 @@
 """Small systems whose every time is reckoned by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from sglang_cdsp.planner import Coefficients, LatencyModel, PlannedChunk
@@ -159,20 +161,43 @@ def test_full_decode_holds_requests_back(at_arrival: bool) -> None:
     )
 
 
-def test_loongserve_unified_scales_down_and_merges() -> None:
-    """r0 runs on both instances (0.5 s) and decodes on one; r1 gets the other, then moves to the
-    batch that runs: nothing but a transfer of 1 s keeps its instance."""
-    setup = world(
-        policy="loongserve", unified=True, instances=2, sp_sizes=(1, 2), decode=DecodeModel(1, 0, 0)
-    )
-    first, second, third = simulate(
-        setup, requests((0, 1000, 11), (1, 1000, 4), (3, 1000, 1))
-    ).records
+UNIFIED = world(
+    policy="loongserve", unified=True, instances=2, sp_sizes=(1, 2), decode=DecodeModel(1, 0, 0)
+)
+
+
+def test_loongserve_unified_scales_down() -> None:
+    """r0 runs on both instances (0.5 s) and decodes on one; r1 gets the other, and r2 waits for
+    the end of r1's decode: three iterations from 2 s."""
+    work = requests((0, 1000, 11), (1, 1000, 4), (3, 1000, 1))
+    first, second, third = simulate(UNIFIED, work).records
     assert first.chunks[0].instances == (0, 1)
     assert (first.decode_instance, first.decode_s, first.end_s) == (0, 0.5, 10.5)
     assert second.chunks == (PlannedChunk(1000, (1,), 1.0, 2.0),)
-    assert (second.transferred_s, second.decode_s, second.end_s) == (3.0, 3.5, 6.5)
+    assert (second.decode_instance, second.decode_s, second.end_s) == (1, 2.0, 5.0)
+    assert third.chunks == (PlannedChunk(1000, (1,), 5.0, 6.0),)
+
+
+def test_loongserve_unified_merges() -> None:
+    """r1 moves to the batch that runs: a transfer of 1 s later its instance holds nothing, and it
+    decodes from r0's next iteration on."""
+    work = requests((0, 1000, 11), (1, 1000, 4), (3, 1000, 1))
+    first, second, third = simulate(replace(UNIFIED, unified_merge=True), work).records
+    assert (first.decode_instance, first.decode_s, first.end_s) == (0, 0.5, 10.5)
+    assert (second.decode_instance, second.transferred_s) == (0, 3.0)
+    assert (second.decode_s, second.end_s) == (3.5, 6.5)
     assert third.chunks == (PlannedChunk(1000, (1,), 3.0, 4.0),)
+
+
+def test_a_prompt_too_long_for_one_decodes_on_the_fewest_that_hold_it() -> None:
+    """1500 tokens and 5 of output on four instances of 600 slots: three decode it, faster together:
+    iteration j reads (1500 + j) / 3 tokens at 1 ms."""
+    setup = replace(
+        UNIFIED, instances=4, sp_sizes=(4,), kv_tokens=600, decode=DecodeModel(1, 0, 1e-3)
+    )
+    first, second = simulate(setup, requests((0, 1500, 5), (1, 100, 1))).records
+    assert first.end_s == pytest.approx(0.375 + 4 * 1.5 + (0 + 1 + 2 + 3) / 3000)
+    assert second.bound_s == first.end_s  # four at once are free only then
 
 
 def test_linear_model_is_what_the_cases_assume() -> None:

@@ -44,6 +44,7 @@ changes = st.fixed_dictionaries(
         "reserve_at_arrival": st.booleans(),
         "send_bytes_per_s": st.sampled_from((1e9, 25e9)),
         "seed": st.integers(0, 3),
+        "unified_merge": st.booleans(),
     }
 )
 
