@@ -366,6 +366,8 @@ class PoolController(DataParallelController):
                         bad_request=report.bad_request,
                         links_broken=report.links_broken,
                     )
+                case messages.WriteLost():
+                    pool.write_lost(report.seq, report.error)
                 case messages.Released():
                     pool.released(report.seq, report.instance)
                 case messages.TurnEnded():

@@ -9,7 +9,6 @@ from typing import Any
 
 import zmq
 from sglang.srt.managers.io_struct import (
-    AbortReq,
     TokenizedGenerateReqInput,
     sock_send,
     unwrap_from_pickle,
@@ -20,6 +19,7 @@ from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
 from sglang_cdsp.pool.contact import DecodeContact
 from sglang_cdsp.pool.entry import AbortTarget, Entry
 from sglang_cdsp.pool.messages import (
+    CancelOrder,
     GoOrder,
     LogprobOrder,
     LogprobPart,
@@ -98,7 +98,7 @@ class PoolOutbox:
     def cancel_turn(self, entry: Entry) -> None:
         """Abort a one-instance request where it is."""
         assert entry.plan is not None
-        self._send(entry.plan.instances, AbortReq(rid=entry.rid))
+        self._send(entry.plan.instances, CancelOrder(seq=entry.seq))
 
     def forward_abort(self, entry: Entry, tp_rank: int, frames: list[bytes]) -> None:
         """Pass decode's abort to the instance whose stock sender will acknowledge it."""
