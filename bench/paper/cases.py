@@ -1,0 +1,109 @@
+"""What the comparison runs: loads, policies and seeds, one simulation a case."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sglang_cdsp.simulator.engine import simulate
+from sglang_cdsp.simulator.metrics import Summary, light_load, summarise, ttfts
+from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.sweep import variant
+from sglang_cdsp.simulator.traces import read_trace
+from sglang_cdsp.simulator.types import Request
+from sglang_cdsp.simulator.workload import at_speed, merged, poisson
+
+WARM_UP = 0.1
+"""The first tenth of the requests meets an emptier pool and is left out of TTFT and TBT."""
+
+PARTS_S = 1180.0
+"""Length of one part of a trace: Mooncake's 59 minutes give three, which stand for seeds."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests at several rates: drawn (rate = requests/s), or a trace (rate = speed).
+
+    background: a second trace, merged into every part of the first.
+    """
+
+    name: str
+    rates: tuple[float, ...]
+    requests: int = 0
+    trace: Path | None = None
+    background: Path | None = None
+
+    def at(self, rate: float, seed: int) -> tuple[Request, ...]:
+        """The requests of one run; of a trace, `seed` picks the part."""
+        if self.trace is None:
+            return poisson(self.name, rate, self.requests, seed)
+        part = _part(self.trace, seed)
+        if self.background is not None:
+            part = merged(long=part, short=_part(self.background, 0))
+        return at_speed(part, rate)
+
+
+@lru_cache(maxsize=8)
+def _part(path: Path, index: int) -> tuple[Request, ...]:
+    start = index * PARTS_S
+    return tuple(
+        replace(r, arrival_s=r.arrival_s - start)
+        for r in read_trace(path)
+        if start <= r.arrival_s < start + PARTS_S
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulation. improvement_rate: 0 for policies that have none.
+
+    table: what the regulator reads, (arrival rate, improvement rate) each; () = no regulator.
+    """
+
+    load: Load
+    rate: float
+    policy: str
+    improvement_rate: float
+    seed: int
+    table: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Its figures without the warm-up, and the TTFTs in seconds, float32, in arrival order."""
+
+    summary: Summary
+    ttfts: np.ndarray
+
+
+def run_case(case: Case) -> tuple[Case, Outcome]:
+    """Simulates the paper's set-up for LLaMA3-8B with one policy."""
+    setup = replace(
+        variant(Setup(), case.policy),
+        improvement_rate=case.improvement_rate,
+        improvement_rates=dict(case.table) or None,
+    )
+    result = simulate(setup, case.load.at(case.rate, case.seed))
+    kept = result.records[int(len(result.records) * WARM_UP) :]
+    return case, Outcome(summarise(result, warm_up=WARM_UP), ttfts(kept).astype(np.float32))
+
+
+def run_cases(cases: Iterable[Case], processes: int) -> dict[Case, Outcome]:
+    """Every case once, on some processes that give way to all others."""
+    todo = sorted(set(cases), key=lambda c: -c.rate)  # the slowest first
+    with multiprocessing.get_context("spawn").Pool(processes, os.nice, (10,)) as pool:
+        done = pool.imap_unordered(run_case, todo, chunksize=4)
+        return dict(tqdm(done, total=len(todo), file=sys.stderr, disable=None, unit="run"))
+
+
+def light(load: Load, seed: int) -> Summary:
+    """The figures of a run's requests, each alone in the pool (metrics.light_load)."""
+    return light_load(Setup(), load.at(load.rates[0], seed))
