@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ class CdspArgs:
         any_sglang_version: serve on an SGLang release that was not tested.
         improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
         console: where the controller answers the HTTP process; chosen at start.
+        console_key: what the HTTP process proves itself with; chosen at start.
     """
 
     policy: str = "cdsp-paper"
@@ -54,6 +56,7 @@ class CdspArgs:
     any_sglang_version: bool = False
     improvement_rates: str | None = None
     console: str = ""
+    console_key: str = ""
 
     def to_json(self) -> str:
         """Serialise for the environment of child processes."""
@@ -168,7 +171,7 @@ def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
         CdspConfigError: for a value that no server could use, or for ``--cdsp-*`` options
             without ``--cdsp``.
     """
-    names = [field.name for field in fields(CdspArgs) if field.name != "console"]
+    names = [field.name for field in fields(CdspArgs) if not field.name.startswith("console")]
     values = {name: getattr(namespace, f"cdsp_{name}", None) for name in names}
     values["sp_sizes"] = parse_sp_sizes(values["sp_sizes"] or "")
     default = CdspArgs()
@@ -209,8 +212,10 @@ def activate(args: CdspArgs) -> None:
 
 
 def with_console(args: CdspArgs) -> CdspArgs:
-    """``args`` with an address of its own for the controller's console.
+    """``args`` with an address of its own for the controller's console, and a key to it.
 
-    An abstract socket name: no port to collide with, no file to leave behind.
+    An abstract socket name: no port to collide with, no file to leave behind. Every user of the
+    machine can see and reach it, so the controller answers only who knows the key.
     """
-    return replace(args, console=f"ipc://@sglang-cdsp-{uuid.uuid4().hex}")
+    name = f"ipc://@sglang-cdsp-{uuid.uuid4().hex}"
+    return replace(args, console=name, console_key=secrets.token_hex(16))

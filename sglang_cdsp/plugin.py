@@ -58,7 +58,7 @@ def _around_from_cli_args(original: Any, cls: Any, namespace: argparse.Namespace
         raise SystemExit(f"sglang-cdsp: {error}") from error
     cdsp = with_console(cdsp)
     activate(cdsp)
-    routes.install(cdsp.console)
+    routes.install(cdsp.console, cdsp.console_key)
     hooks.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     return server_args

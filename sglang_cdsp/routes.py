@@ -36,8 +36,8 @@ async def ask(endpoint: str, request: ConsoleRequest) -> ConsoleReply:
         return msgspec.msgpack.decode(await socket.recv(), type=ConsoleReply)
 
 
-def make_router(endpoint: str) -> APIRouter:
-    """Routes that talk to the controller at ``endpoint``."""
+def make_router(endpoint: str, key: str) -> APIRouter:
+    """Routes that talk to the controller at ``endpoint``, which wants ``key``."""
     router = APIRouter(prefix="/cdsp")
 
     async def answer(request: ConsoleRequest) -> JSONResponse:
@@ -50,7 +50,7 @@ def make_router(endpoint: str) -> APIRouter:
     @router.get("/status")
     async def status() -> JSONResponse:
         """The pool, queue times, policy, latency model, improvement rate and its table."""
-        return await answer(ConsoleRequest())
+        return await answer(ConsoleRequest(key))
 
     @router.post("/update")
     async def update(request: Request) -> JSONResponse:
@@ -59,7 +59,7 @@ def make_router(endpoint: str) -> APIRouter:
             body: Any = await request.json()
         except ValueError as error:
             return _error(400, f"the body is not JSON: {error}")
-        return await answer(ConsoleRequest({} if body is None else body))
+        return await answer(ConsoleRequest(key, {} if body is None else body))
 
     return router
 
@@ -68,9 +68,9 @@ def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message}}, status_code=status)
 
 
-def install(endpoint: str) -> None:
+def install(endpoint: str, key: str) -> None:
     """Add the routes to SGLang's application; safe to call twice."""
     from sglang.srt.entrypoints.http_server import app
 
     if not any(getattr(route, "path", "") == "/cdsp/status" for route in app.routes):
-        app.include_router(make_router(endpoint))
+        app.include_router(make_router(endpoint, key))

@@ -85,7 +85,7 @@ def test_every_option_has_a_flag_and_a_line_of_help() -> None:
     assert "CDSP:" in text
     for field in fields(CdspArgs):
         flag = "--cdsp-" + field.name.replace("_", "-")
-        assert (flag in text) is (field.name != "console"), flag
+        assert (flag in text) is not field.name.startswith("console"), flag
     for action in parser()._actions:
         assert action.help, action.option_strings
     assert all(version in text for version in TESTED_SGLANG_VERSIONS)
@@ -152,7 +152,7 @@ def test_options_travel_in_the_environment() -> None:
 
 
 def test_every_field_survives_json() -> None:
-    args = CdspArgs("p", (2, 4), 0.5, 7, "m", 3, "log", True, True, "rates", "ipc://x")
+    args = CdspArgs("p", (2, 4), 0.5, 7, "m", 3, "log", True, True, "rates", "ipc://x", "key")
     assert CdspArgs.from_json(args.to_json()) == args
     assert all(getattr(args, f.name) != getattr(CdspArgs(), f.name) for f in fields(CdspArgs))
 
@@ -165,6 +165,7 @@ def test_options_of_another_version_are_an_error() -> None:
 def test_each_server_has_a_console_of_its_own() -> None:
     args = CdspArgs(policy="loongserve")
     first, second = with_console(args), with_console(args)
-    assert replace(first, console="") == args
+    assert replace(first, console="", console_key="") == args
     assert first.console != second.console
+    assert first.console_key != second.console_key
     assert {first.console[:7], second.console[:7]} == {"ipc://@"}, "leaves no file behind"

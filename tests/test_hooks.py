@@ -193,7 +193,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records what would be installed, without installing it."""
     done: list[str] = []
     monkeypatch.setenv(ENV_VAR, "")
-    monkeypatch.setattr(routes, "install", lambda endpoint: done.append("routes"))
+    monkeypatch.setattr(routes, "install", lambda endpoint, key: done.append("routes"))
     monkeypatch.setattr(hooks, "apply", lambda table: done.append("apply"))
     monkeypatch.setattr(hooks, "verify", lambda table: done.append("verify"))
     return done

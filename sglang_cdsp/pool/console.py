@@ -6,6 +6,7 @@ its loop, so a reader always sees a consistent state.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import zmq
 class ConsoleRequest(msgspec.Struct, frozen=True):
     """``update`` None asks for the status; else it is the body of an update."""
 
+    key: str
     update: Any = None
 
 
@@ -33,14 +35,19 @@ class Console:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
+        key: str,
         *,
         status: Callable[[], dict[str, Any]],
         update: Callable[[Any], None],
     ) -> None:
-        """Bind ``endpoint``; ``update`` raises ``ValueError`` for a body that is refused."""
+        """Bind ``endpoint`` for those who know ``key``.
+
+        ``update`` raises ``ValueError`` for a body that is refused.
+        """
         self.socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(endpoint)
+        self._key = key
         self._status = status
         self._update = update
 
@@ -49,6 +56,8 @@ class Console:
         while self.socket.poll(0):
             try:
                 request = msgspec.msgpack.decode(self.socket.recv(), type=ConsoleRequest)
+                if not hmac.compare_digest(request.key.encode(), self._key.encode()):
+                    raise ValueError("this is not the server's own HTTP process")
                 if request.update is not None:
                     self._update(request.update)
                 reply = ConsoleReply(self._status())

@@ -101,7 +101,9 @@ class PoolController(DataParallelController):
         self._poller = zmq.Poller()
         for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):
             self._poller.register(socket, zmq.POLLIN)
-        self._console = Console(self._zmq, args.console, status=self._status, update=self._update)
+        self._console = Console(
+            self._zmq, args.console, args.console_key, status=self._status, update=self._update
+        )
         self._poller.register(self._console.socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._rooms = Rooms(self._tp_size)
