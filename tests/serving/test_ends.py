@@ -61,6 +61,35 @@ def test_several_samples_are_refused_at_once(client: Client, checkpoint: Path) -
     assert seconds < ANSWER_WITHIN_S
 
 
+@pytest.mark.parametrize("late_s", [0.0, 0.4])
+def test_two_requests_in_one_room_both_fail(
+    client: Client, checkpoint: Path, late_s: float
+) -> None:
+    """Decode keeps its state by room, so both of its requests must hear of it together."""
+    urls = client.servers.urls
+    info = requests.get(f"{urls['prefill']}/server_info", timeout=30).json()
+    shared = {
+        "bootstrap_host": "127.0.0.1",
+        "bootstrap_port": int(info["disaggregation_bootstrap_port"]),
+        "bootstrap_room": random.Random(late_s).randrange(2**40),
+    }
+
+    def ask(job: tuple[str, int, float]) -> tuple[int, float]:
+        name, seed, delay_s = job
+        time.sleep(delay_s)
+        start = time.monotonic()
+        tokens = text_tokens(checkpoint, 700, seed)
+        status = client.generate(urls[name], tokens, **shared).status_code
+        return status, time.monotonic() - start
+
+    # Decode is asked before prefill, so that neither request can be over before the other comes.
+    jobs = [("decode", 1, 0.0), ("decode", 2, late_s), ("prefill", 1, 0.5), ("prefill", 2, 0.5)]
+    with ThreadPoolExecutor(4) as threads:
+        ends = list(threads.map(ask, jobs))
+    assert all(status >= 400 for status, _ in ends), ends
+    assert all(seconds < ANSWER_WITHIN_S for _, seconds in ends), ends
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.3, 0.8, 1.5, 2.5])
 def test_abort_by_rid_at_any_moment(delay_s: float, client: Client, checkpoint: Path) -> None:
     rid = f"abort-{delay_s}"

@@ -10,11 +10,13 @@ import pytest
 
 from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import disaggregated, running
+from sglang_cdsp.engine.faults import ENV_VAR
 from tests.serving.client import Client, difference, text_tokens
 from tests.serving.plans import draw_case
 
 TOLERANCE = 1e-3
 LENGTHS = (1, 3, 129, 509, 2039)
+FAULTY_LENGTH = 777
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,10 @@ def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ),
         flags=("--tp-size", "2"),
     )
-    with running(plan, tmp_path_factory.mktemp("logs")) as stack:
-        yield Client(stack)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENV_VAR, f"1:1:{FAULTY_LENGTH}")
+        with running(plan, tmp_path_factory.mktemp("logs")) as stack:
+            yield Client(stack)
 
 
 def test_forced_plans_equal_the_stock_path(client: Client, checkpoint: Path) -> None:
@@ -62,6 +66,20 @@ def test_the_policys_own_plans(client: Client, checkpoint: Path) -> None:
         tokens = text_tokens(checkpoint, length, 1)
         stock = client.pool(tokens, [(length, [0])])
         difference(stock, client.pool(tokens), TOLERANCE)
+
+
+def test_a_failed_chunk_leaves_the_ranks_alike(client: Client, checkpoint: Path) -> None:
+    """Both ranks of instance 1 fail in chunk 1; then they serve on, in step."""
+    free = client.free_tokens()
+    plan = {"custom_params": {"cdsp_plan": [(400, [0]), (FAULTY_LENGTH - 400, [0, 1])]}}
+    tokens = text_tokens(checkpoint, FAULTY_LENGTH, 1)
+    for _ in range(2):
+        response = client.generate(client.servers.url, tokens, sampling_params=plan)
+        assert response.status_code == 500, response.text
+        stock = client.pool(tokens[1:], [(FAULTY_LENGTH - 1, [0])])
+        ours = client.pool(tokens[1:], [(400, [0]), (FAULTY_LENGTH - 401, [0, 1])])
+        difference(stock, ours, TOLERANCE)
+    assert client.wait_free(free) == free
 
 
 def test_no_slot_is_left_behind(client: Client, checkpoint: Path) -> None:
