@@ -5,13 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --no-deps
 INSTALLED := $(VENV)/.installed
-REQUIREMENTS := $(sort $(wildcard requirements/*.txt))
+REQUIREMENTS := $(filter-out %/mooncake.txt,$(sort $(wildcard requirements/*.txt)))
 
 export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install demo serve test lint format clean
+.PHONY: install mooncake demo serve test lint format clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,11 @@ $(INSTALLED): $(REQUIREMENTS) setup.py | $(VENV)/bin/pip
 	$(PIP) -r requirements/cpu.txt -r requirements/dev.txt
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
+
+# The second transfer engine: needs system libraries (Debian: libibverbs1, libnuma1, libcurl4).
+mooncake: install
+	$(PIP) -r requirements/mooncake.txt
+	@$(RUN) -c "import mooncake.engine"
 
 demo: install
 	$(RUN) -m sglang_cdsp.demo

@@ -135,7 +135,7 @@ def _check_mooncake() -> None:
     except ImportError as error:
         raise CdspConfigError(
             f"Mooncake cannot be loaded ({error}): install the system package of that library "
-            f"(Debian, Ubuntu: libibverbs1, libnuma1), {instead}"
+            f"(Debian, Ubuntu: libibverbs1, libnuma1, libcurl4), {instead}"
         ) from error
 
     from sglang.srt.disaggregation.mooncake.utils import check_mooncake_custom_mem_pool_enabled

@@ -1,6 +1,7 @@
 """Server arguments that a torch-only CPU needs, where the user left them open."""
 
 import importlib.util
+import sys
 from typing import Any
 
 from sglang_cdsp.platforms.controller import install_controller_entry
@@ -44,13 +45,19 @@ def apply_cpu_defaults(server_args: Any) -> None:
 
 
 def _apply_disaggregation_defaults(args: Any) -> None:
-    mooncake_missing = importlib.util.find_spec("mooncake") is None
+    backend = "disaggregation_transfer_backend"
     nixl_present = importlib.util.find_spec("nixl") is not None
-    if args.disaggregation_transfer_backend == "mooncake" and mooncake_missing and nixl_present:
-        # SGLang's default names a package that is not installed; the other one is.
-        args.disaggregation_transfer_backend = "nixl"
+    if getattr(args, backend) == "mooncake" and not _named(backend) and nixl_present:
+        # SGLang's default, which needs RDMA devices unless it is told otherwise.
+        setattr(args, backend, "nixl")
     if args.disaggregation_mode == "decode" and args.disaggregation_decode_retraction_backup in (
         None,
         "host_pool",
     ):
         args.disaggregation_decode_retraction_backup = "cpu_tensor"
+
+
+def _named(field: str) -> bool:
+    """Whether the command line gives an option; arguments do not tell a default from a choice."""
+    option = f"--{field.replace('_', '-')}"
+    return any(word.split("=")[0] == option for word in sys.argv)

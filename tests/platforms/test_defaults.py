@@ -1,6 +1,7 @@
 """Server arguments on the CPU platform: what is filled in, and what stays the user's."""
 
 import importlib.util
+import sys
 from typing import Any
 
 import pytest
@@ -60,21 +61,28 @@ def test_a_long_context_fits_the_default_pool() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "asked", "expected"),
+    ("installed", "flags", "asked", "expected"),
     [
-        ({"nixl"}, "mooncake", "nixl"),
-        ({"nixl", "mooncake"}, "mooncake", "mooncake"),
-        (set(), "mooncake", "mooncake"),
-        ({"nixl"}, "fake", "fake"),
+        ({"nixl"}, [], "mooncake", "nixl"),
+        ({"nixl", "mooncake"}, ["--disaggregation-mode", "prefill"], "mooncake", "nixl"),
+        (set(), [], "mooncake", "mooncake"),
+        ({"nixl"}, [], "fake", "fake"),
+        ({"nixl"}, ["--disaggregation-transfer-backend", "mooncake"], "mooncake", "mooncake"),
+        ({"nixl"}, ["--disaggregation-transfer-backend=mooncake"], "mooncake", "mooncake"),
     ],
 )
-def test_the_transfer_backend_is_one_that_is_installed(
-    monkeypatch: pytest.MonkeyPatch, installed: set[str], asked: str, expected: str
+def test_a_transfer_backend_left_open_is_one_that_runs_here(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: set[str],
+    flags: list[str],
+    asked: str,
+    expected: str,
 ) -> None:
     def find(name: str) -> object:
         return object() if name in installed else None
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr(sys, "argv", ["launch_server", *flags])
     arguments = applied(disaggregation_mode="prefill", disaggregation_transfer_backend=asked)
     assert arguments.disaggregation_transfer_backend == expected
 

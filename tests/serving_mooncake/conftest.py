@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,16 +12,14 @@ import pytest
 
 from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
+from sglang_cdsp.engine import faults
 from tests.serving.client import Client
 
 POOL_SIZE = 3
 INSTANCE_TOKENS = 8192
-# Where `make mooncake` installs it: in the environment itself it would become SGLang's default.
-MOONCAKE = Path(__file__).parents[2] / "build" / "mooncake"
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(MOONCAKE), os.environ.get("PYTHONPATH", "")]),
-    "MOONCAKE_PROTOCOL": "tcp",
-}
+FAULTY_LENGTH = 777
+# TCP, and instance 1 fails in chunk 1 of prompts of one length.
+ENVIRONMENT = {"MOONCAKE_PROTOCOL": "tcp", faults.ENV_VAR: f"1:1:{FAULTY_LENGTH}"}
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +27,13 @@ def mooncake() -> None:
     """Skip where Mooncake cannot be loaded."""
     found = subprocess.run(
         [sys.executable, "-c", "import mooncake.engine"],
-        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,
     )
     if found.returncode:
         reason = found.stderr.strip().splitlines()[-1]
-        pytest.skip(f"{reason}: run `make mooncake`, and install libibverbs1 and libnuma1")
+        pytest.skip(f"{reason}: run `make mooncake` (libraries: requirements/mooncake.txt)")
 
 
 @pytest.fixture(scope="package")

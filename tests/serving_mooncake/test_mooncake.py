@@ -12,7 +12,7 @@ import requests
 
 from tests.serving.client import Client, Plan, difference, text_tokens
 from tests.serving.plans import draw_case
-from tests.serving_mooncake.conftest import INSTANCE_TOKENS, POOL_SIZE
+from tests.serving_mooncake.conftest import FAULTY_LENGTH, INSTANCE_TOKENS, POOL_SIZE
 
 TOLERANCE = 1e-3
 FREE = [INSTANCE_TOKENS] * POOL_SIZE
@@ -70,13 +70,26 @@ def test_a_client_that_leaves(client: Client, checkpoint: Path) -> None:
         client.stream_and_leave(tokens, after_s, custom_params={"cdsp_plan": plan})
 
 
-def test_a_refusal_reaches_the_routers_client(client: Client, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("length", "plan", "reason"),
+    [
+        (60, [(10, [0])], "the prompt has 60"),
+        (FAULTY_LENGTH, [(400, [0]), (FAULTY_LENGTH - 400, [0, 1])], "chunk 1 failed on instance"),
+    ],
+    ids=["refused", "failed"],
+)
+def test_a_reason_reaches_the_routers_client(
+    length: int, plan: Plan, reason: str, client: Client, checkpoint: Path
+) -> None:
     start_s = time.monotonic()
     response = client.generate(
         client.servers.url,
-        text_tokens(checkpoint, 60, 2),
-        sampling_params={"custom_params": {"cdsp_plan": [(10, [0])]}},
+        text_tokens(checkpoint, length, 2),
+        sampling_params={"custom_params": {"cdsp_plan": plan}},
     )
     assert response.status_code >= 400
-    assert "the prompt has 60" in response.text
-    assert time.monotonic() - start_s < 5
+    assert reason in response.text
+    assert time.monotonic() - start_s < 10
+    prompt = text_tokens(checkpoint, length + 1, 2)
+    plan = [(length, [0]), (1, [0, 1])]
+    difference(client.stock(prompt), client.pool(prompt, plan), TOLERANCE)
