@@ -1,4 +1,4 @@
-"""Figures of runs as PNG files. matplotlib is imported only here, and only when one is drawn."""
+"""Figures of runs as PNG files. matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -45,6 +46,7 @@ def cdf(axes: Axes, ttfts_s: Mapping[str, np.ndarray], title: str) -> None:
             shares = np.arange(1, len(values) + 1) / len(values)
             axes.step(np.sort(values), shares, label=name, linewidth=1.2, where="post")
     axes.set(title=title, xlabel="TTFT (s)", ylabel="share of requests", xscale="log")
+    _label(axes.xaxis)
     axes.grid(alpha=0.3)
 
 
@@ -55,7 +57,17 @@ def curves(
     for name, values in ys.items():
         axes.plot(xs, values, marker=".", label=name, linewidth=1.2)
     axes.set(title=title, xlabel="requests/s", ylabel=ylabel, yscale="log")
-    axes.grid(alpha=0.3, which="both")
+    _label(axes.yaxis)
+    axes.grid(alpha=0.3)
+
+
+def _label(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of every decade of a log axis."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def run_plots(
@@ -71,7 +83,10 @@ def run_plots(
     distribution.legend(fontsize="small")
     for name, values in ttfts_s.items():
         scatter.scatter(lengths[name] / 1024, values, s=4, alpha=0.5, label=name)
-    scatter.set(title="TTFT by prompt", xlabel="prompt (1024 tokens)", ylabel="s", yscale="log")
+    scatter.set(
+        title="TTFT by prompt", xlabel="prompt (1024 tokens)", ylabel="TTFT (s)", yscale="log"
+    )
+    _label(scatter.yaxis)
     scatter.grid(alpha=0.3)
     present = sorted({size for histogram in histograms.values() for size in histogram})
     width = 0.8 / max(1, len(histograms))

@@ -199,8 +199,8 @@ def test_a_tuned_table_serves_the_servers_regulator(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "table.json"
-    flags = ("tune", "--from", "1", "--to", "2", "--requests", "80", "--seeds", "1")
-    flags = (*flags, "--policy", "cdsp-paper", "--improvement-rates", "0.1,0.6")
+    rates = ("--from", "1", "--to", "2", "--improvement-rates", "0.1,0.6")
+    flags = ("tune", *rates, "--requests", "80", "--seeds", "1", "--policy", "cdsp-paper")
     status, out, err = call(capsys, *flags, "--out", str(path))
     assert (status, err) == (0, "")
     assert len(out.splitlines()) == 4
