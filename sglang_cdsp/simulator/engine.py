@@ -6,14 +6,16 @@ before it plans. A run is a function of set-up and requests: same input, same ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from heapq import heappop
 
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.policies import Policy, make_policy
 from sglang_cdsp.planner.types import PlannedChunk, PromptView
-from sglang_cdsp.simulator.errors import InvariantError, SetupError
+from sglang_cdsp.simulator.errors import InvariantError
 from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.noise import make_noise
@@ -21,7 +23,7 @@ from sglang_cdsp.simulator.prefill import PrefillPool
 from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.router import DecodeRouter
 from sglang_cdsp.simulator.setup import Setup
-from sglang_cdsp.simulator.task import Task
+from sglang_cdsp.simulator.task import Task, make_tasks
 from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.unified import UnifiedDecode
 
@@ -50,26 +52,25 @@ def simulate(
         InvariantError: the pool did what no pool can do.
         PlannerError: the planner does not take the set-up's options.
     """
-    ordered = sorted(requests, key=lambda request: request.arrival_s)
-    _check(ordered)
-    if policy is not None:
-        return _Run(setup, ordered, policy, None, progress).run()
+    tasks = make_tasks(requests)
     options = setup.make_options()
-    made = make_policy(setup.policy, options)
-    return _Run(setup, ordered, made, options.correction, progress).run()
+    made = policy or make_policy(setup.policy, options)
+    learner = None if policy else options.correction
+    with _paused_collector():
+        return _Run(setup, tasks, made, learner, progress).run()
 
 
-def _check(requests: Sequence[Request]) -> None:
-    seen: set[str] = set()
-    for request in requests:
-        if request.rid in seen:
-            raise SetupError(f"two requests have the id {request.rid}; give each its own")
-        seen.add(request.rid)
-        if request.prompt_tokens < 1 or request.output_tokens < 1 or request.arrival_s < 0:
-            raise SetupError(
-                f"request {request.rid}: give at least one prompt and one output token, and an "
-                "arrival at or after 0 s"
-            )
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """A run makes many objects, keeps them all, and none in circles: looking for circles among
+    them would take a third of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Run:
@@ -78,7 +79,7 @@ class _Run:
     def __init__(
         self,
         setup: Setup,
-        requests: Sequence[Request],
+        tasks: tuple[Task, ...],
         policy: Policy,
         correction: OnlineCorrection | None,
         progress: Progress | None,
@@ -86,9 +87,8 @@ class _Run:
         self._setup, self._policy, self._progress = setup, policy, progress
         self._correction = correction
         self._agenda = agenda = Agenda()
-        self._tasks = [Task(request, order) for order, request in enumerate(requests)]
-        self._by_rid = {task.request.rid: task for task in self._tasks}
-        noise = make_noise(setup.noise, setup.seed, len(requests))
+        self._tasks = tasks
+        noise = make_noise(setup.noise, setup.seed, len(tasks))
         self._pool = PrefillPool(setup, agenda, self, noise)
         self._links = Links(
             agenda, setup.send_bytes_per_s, setup.receive_bytes_per_s, self._arrived
@@ -96,7 +96,7 @@ class _Run:
         self._unified: UnifiedDecode | None = None
         self._router: DecodeRouter | None = None
         if setup.unified:
-            self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end)
+            self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end_in_pool)
         elif setup.decode_instances:
             self._router = DecodeRouter(setup, agenda, self._reserved, self._end)
         self._idle_pool = self._pool.view(0.0)
@@ -216,7 +216,7 @@ class _Run:
                 self._unified.place(now, task)
             elif not self._router:
                 self._pool.release(now, task)
-                self._end(now, task)
+                self._end_in_pool(now, task)
         if self._router:
             task.in_flight += 1
             if task.decode_instance is None:
@@ -231,8 +231,8 @@ class _Run:
 
     def _arrived(self, now: float, task: Task) -> None:
         """A transfer ended; with the last one every holder has drained and slots are released."""
-        self._changed = True
         if self._unified:
+            self._changed = True
             self._unified.arrived(now, task)
             return
         task.in_flight -= 1
@@ -241,14 +241,22 @@ class _Run:
         assert self._router is not None
         task.transferred_s = now
         self._pool.release(now, task)
+        self._leave_pool(now, task)
         self._router.join(now, task)
+
+    def _leave_pool(self, now: float, task: Task) -> None:
+        """For the prefill server a request ends when its slots are released."""
+        self._changed = True
+        self._policy.finish(task.rid, now)
+
+    def _end_in_pool(self, now: float, task: Task) -> None:
+        self._leave_pool(now, task)
+        self._end(now, task)
 
     def _end(self, now: float, task: Task) -> None:
         task.end_s = now
         self._bound.remove(task)
         self._done += 1
-        self._changed = True
-        self._policy.finish(task.rid, now)
         self._report()
 
     # -- books ------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.types import Record, Request, TokenGaps
 
 
@@ -76,3 +77,23 @@ class Task:
             token_gaps_s=self.token_gaps_s,
             error=self.error,
         )
+
+
+def make_tasks(requests: Iterable[Request]) -> tuple[Task, ...]:
+    """A task per request, in order of arrival; those of one moment in the order given.
+
+    Raises:
+        SetupError: two requests have one id, or a request has no tokens.
+    """
+    ordered = sorted(requests, key=lambda request: request.arrival_s)
+    seen: set[str] = set()
+    for request in ordered:
+        if request.rid in seen:
+            raise SetupError(f"two requests have the id {request.rid}; give each its own")
+        seen.add(request.rid)
+        if min(request.prompt_tokens, request.output_tokens) < 1 or not request.arrival_s >= 0:
+            raise SetupError(
+                f"request {request.rid}: give at least one prompt and one output token, and an "
+                "arrival at or after 0 s"
+            )
+    return tuple(Task(request, order) for order, request in enumerate(ordered))
