@@ -78,6 +78,16 @@ REFUSALS: tuple[Refusal, ...] = (
         "--cdsp runs on one node in this release: set --nnodes 1",
     ),
     Refusal(
+        lambda a: bool(a.enable_return_hidden_states or a.return_hidden_states_mode),
+        "--cdsp returns no hidden states: remove --enable-return-hidden-states and "
+        "--return-hidden-states-mode",
+    ),
+    Refusal(
+        lambda a: bool(a.enable_return_routed_experts or a.enable_return_indexer_topk),
+        "--cdsp returns neither routed experts nor indexer choices: remove "
+        "--enable-return-routed-experts and --enable-return-indexer-topk",
+    ),
+    Refusal(
         lambda a: bool(a.enable_mixed_chunk),
         "--cdsp prefill instances do not decode: remove --enable-mixed-chunk",
     ),

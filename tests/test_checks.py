@@ -34,6 +34,10 @@ GOOD: dict[str, Any] = {
     "tokenizer_worker_num": 1,
     "nnodes": 1,
     "enable_mixed_chunk": False,
+    "enable_return_hidden_states": False,
+    "return_hidden_states_mode": None,
+    "enable_return_routed_experts": False,
+    "enable_return_indexer_topk": False,
 }
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),
@@ -52,6 +56,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer_worker_num": 2}, "set --tokenizer-worker-num 1"),
     ({"nnodes": 2}, "set --nnodes 1"),
     ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
+    ({"enable_return_hidden_states": True}, "remove --enable-return-hidden-states"),
+    ({"return_hidden_states_mode": "last"}, "--return-hidden-states-mode"),
+    ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
+    ({"enable_return_indexer_topk": True}, "--enable-return-indexer-topk"),
 ]
 
 

@@ -20,6 +20,46 @@ PREFILL_QUEUE = "PrefillBootstrapQueue"
 OVERRIDDEN = "overridden: we get what its callers pass"
 
 ROWS = (
+    row(
+        "engine.grammars pool.intake",
+        "the key of a grammar, by which a request's own is compiled later",
+        Order(
+            "sglang.srt.constrained.grammar_manager",
+            "GrammarManager.process_req_with_grammar",
+            (
+                "key = ('json', req.sampling_params.json_schema)",
+                "key = ('regex', req.sampling_params.regex)",
+                "'full_assistant_ebnf' if req.sampling_params.ebnf_full_assistant else 'ebnf'",
+                "key = ('structural_tag', req.sampling_params.structural_tag)",
+                "self.grammar_backend.get_cached_or_future_value(key, req.require_reasoning)",
+            ),
+        ),
+    ),
+    row(
+        "engine.grammars",
+        "None, or compiles; returns a value and whether it was cached, else a future",
+        Attributes(
+            "sglang.srt.constrained.grammar_manager", "GrammarManager", ("grammar_backend",)
+        ),
+    ),
+    row(
+        "engine.grammars",
+        "compiles in a thread of its own",
+        Signature(
+            "sglang.srt.constrained.base_grammar_backend",
+            "BaseGrammarBackend.get_cached_or_future_value",
+            ("key", "require_reasoning"),
+        ),
+    ),
+    row(
+        "engine.grammars",
+        "why a grammar cannot be compiled",
+        Attributes(
+            "sglang.srt.constrained.base_grammar_backend",
+            "InvalidGrammarObject",
+            ("error_message",),
+        ),
+    ),
     # -- methods that PoolScheduler overrides ---------------------------------------------------
     row(
         "engine.scheduler",
