@@ -198,6 +198,12 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
     Raises:
         SimulationError, PlannerError: the set-up is not the recorded pool's.
     """
+    named = 1 + max(i for r in recorded for _, group in r.chunks for i in group)
+    if plans and named > setup.instances:
+        raise SimulationError(
+            f"the log's plans name {named} instances, the pool has {setup.instances}; give "
+            f"--instances {named}"
+        )
     policy = RecordedPolicy(recorded, setup.model, setup.page_size) if plans else None
     alone = replace(setup, decode_instances=0, unified=False)
     result = simulate(alone, [r.request for r in recorded], policy=policy)

@@ -1,0 +1,190 @@
+"""A/B on real servers: SGLang as it is, and this package's policies, on the same two cores.
+
+Stock SGLang runs as two prefill servers, one core each, behind SGLang's router (`--dp-size 2` does
+not disaggregate in the pinned release). Every policy runs as one prefill server with two
+instances, one core each, behind a router of its own. All share checkpoint and decode server, and
+SGLang's own benchmark drives them through the router with many short prompts and some long ones.
+All servers stay up; only the one that is measured runs, the others' processes are stopped.
+
+    PYTHONPATH=. python bench/ab.py --latency-model FILE [--policies cdsp-paper,fixed-sp:2,...]
+        [--rates 1,2,3] [--seconds 20] [--repeats 3] [--out FILE.jsonl]
+
+About 4 GB for decode and stock, and 3.5 GB a policy; about a minute of start-up a policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.ab_client import BENCHMARK, Clients, only
+from bench.ab_report import Slo, report
+from bench.mix import lengths
+from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.prompts import cut_prompts
+from sglang_cdsp.demo.stack import RunningStack, Side, running, side_by_side
+
+STOCK = "stock"
+CORES = ("0", "1")
+WARM_UP_SEED = 1000
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+def sides(policies: Sequence[str], model: Path | None, plan_logs: Path) -> list[Side]:
+    """Stock and each policy; nobody keeps a prefix cache, because the pool has none."""
+    common = ("--disable-radix-cache", "--max-total-tokens", "40000")
+    found = [Side(STOCK, (common,) * len(CORES), CORES)]
+    for policy in policies:
+        flags = (
+            *(*common, "--cdsp", "--dp-size", str(len(CORES)), "--cdsp-policy", policy),
+            *("--cdsp-plan-log", str(plan_logs / f"{policy}.jsonl")),
+            *(("--cdsp-latency-model", str(model.resolve())) if model else ()),
+        )
+        found.append(Side(policy, (flags,), ("|".join(CORES),)))
+    return found
+
+
+def write_dataset(checkpoint: Path, path: Path, seed: int, count: int) -> None:
+    """Prompts of the mix as the benchmark's `custom` dataset."""
+    prompts = cut_prompts(checkpoint, lengths(seed, count))
+    rows = [{"conversations": [{"content": text}, {"content": "-"}]} for text in prompts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def command(
+    url: str, checkpoint: Path, dataset: Path, count: int, rate: float, seed: int, output: int
+) -> list[str]:
+    """The benchmark's arguments, but for where it writes."""
+    return [
+        *("--backend", "sglang", "--base-url", url),
+        *("--model", str(checkpoint), "--tokenizer", str(checkpoint)),
+        *("--dataset-name", "custom", "--dataset-path", str(dataset)),
+        *("--sharegpt-output-len", str(output), "--num-prompts", str(count)),
+        *("--request-rate", f"{rate:g}", "--seed", str(seed), "--warmup-requests", "1"),
+        *("--ready-check-timeout-sec", "0", "--disable-tqdm"),
+    ]
+
+
+class Comparison:
+    """Runs sides in turn on one stack and keeps what came of it."""
+
+    def __init__(
+        self, stack: RunningStack, checkpoint: Path, scratch: Path, options: argparse.Namespace
+    ) -> None:
+        self._stack, self._checkpoint = stack, checkpoint
+        self._scratch, self._options = scratch, options
+        self._clients = Clients(scratch / "benchmark.log")
+
+    def run(self, side: Side, rate: float, count: int, seed: int) -> dict[str, Any]:
+        """One run of one side; the line that is kept of it."""
+        dataset = self._scratch / f"mix-{seed}-{count}.jsonl"
+        if not dataset.exists():
+            write_dataset(self._checkpoint, dataset, seed, count)
+        url = self._stack.urls[side.name]
+        arguments = command(
+            url, self._checkpoint, dataset, count, rate, seed, self._options.output_tokens
+        )
+        servers = self._stack.servers
+        prefill = [servers[f"{side.name}-{number}"] for number in range(len(side.prefill))]
+        decode, router = servers["decode"], servers[f"{side.name}-router"]
+        roles = {
+            "prefill": [pid for server in prefill for pid in server.members()],
+            "decode": decode.members(),
+            "router": router.members(),
+        }
+        with only([*prefill, decode, router], servers.values()):
+            measured = self._clients.run(arguments, self._scratch / "details.jsonl", roles)
+        kept = {key: measured.details[key] for key in ("input_lens", "ttfts", "itls", "errors")}
+        return {
+            "side": side.name,
+            "rate": rate,
+            "command": f"python -m {BENCHMARK} {plain(shlex.join(arguments), self._scratch)}",
+            "duration_s": measured.details["duration"],
+            "wall_s": measured.wall_s,
+            "cpu_s": {**measured.cpu_s, "cores": os.cpu_count() or 1},
+            **kept,
+        }
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """All runs: in every round each rate, at each rate each side, in an order that turns."""
+    checkpoint = write_checkpoint(scratch / "checkpoint")
+    chosen = sides(options.policies, options.latency_model, scratch)
+    decode = ("--max-total-tokens", "80000")
+    plan = side_by_side(checkpoint, chosen, decode_flags=decode, router_flags=options.router)
+    servers = {c.name: plain(shlex.join(c.arguments), scratch) for c in plan.commands}
+    lines: list[dict[str, Any]] = [{"servers": servers}]
+    with running(plan, options.log_directory or scratch / "logs", progress=say) as stack:
+        comparison = Comparison(stack, checkpoint, scratch, options)
+        for side in chosen:  # first use of buffers and links
+            comparison.run(side, float("inf"), 10, WARM_UP_SEED)
+        runs = len(chosen) * len(options.rates) * options.repeats
+        say(f"warm; {runs} runs of {options.seconds:g} s and more")
+        for repeat in range(options.repeats):
+            for turn, rate in enumerate(options.rates):
+                first = (repeat + turn) % len(chosen)
+                for side in [*chosen[first:], *chosen[:first]]:
+                    count = max(5, round(rate * options.seconds))
+                    line = comparison.run(side, rate, count, repeat)
+                    lines.append({**line, "repeat": repeat})
+                    ttft = sum(line["ttfts"]) / len(line["ttfts"])
+                    say(f"repeat {repeat}, {rate:g}/s, {side.name}: mean TTFT {ttft:.2f} s")
+                    if options.out:
+                        options.out.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return lines
+
+
+def plain(line: str, scratch: Path) -> str:
+    """A command that does not name this machine's folders."""
+    return line.replace(str(scratch), "DIR").replace(sys.executable, "python")
+
+
+def say(text: str) -> None:
+    """A progress line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def floats(text: str) -> list[float]:
+    """``1,2.5``."""
+    return [float(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Measure and print the tables; or print them again from a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--policies", type=lambda text: text.split(","), default=["cdsp-paper", "cdsp"])
+    add("--latency-model", type=Path, help="of `profile`; else each pool measures itself")
+    add("--rates", type=floats, default=[1.0, 2.0, 3.0], help="requests/s")
+    add("--seconds", type=float, default=20.0, help="of arrivals in each run")
+    add("--repeats", type=int, default=3)
+    add("--output-tokens", type=int, default=8)
+    add("--router", type=shlex.split, default=["--policy", "power_of_two"], help="router flags")
+    add("--slo", type=floats, default=[1.0, 4.0, 0.1], help="TTFT short, TTFT long, TPOT: seconds")
+    add("--out", type=Path, help="every run with its command, JSON lines")
+    add("--read", type=Path, help="only print the tables of such a file")
+    add("--log-directory", type=Path, help="keep the servers' logs there")
+    options = parser.parse_args()
+    if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
+        say(
+            "this kernel shares cores out by session: decode, router and client crowd out a server "
+            f"with many processes; echo 0 > {AUTOGROUP} while this runs"
+        )
+    if options.read:
+        lines = [json.loads(line) for line in options.read.read_text().splitlines()]
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            lines = measure(options, Path(scratch))
+    print(report([line for line in lines if "side" in line], Slo(*options.slo)))
+
+
+if __name__ == "__main__":
+    main()
