@@ -98,12 +98,12 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
         raise TransferFailed(f"Mooncake status {code} from decode's session {session}")
 
     def _outcome(self, handle: Any) -> bool | None:
-        if not handle.done():
-            return None
-        error = handle.exception()
-        if error is not None:
-            logger.error("KV write to decode failed: %s", error)
-        return error is None
+        return handle.exception() is None if handle.done() else None
 
     def _await_posted(self, handles: list[Any]) -> None:
         wait(handles)
+
+    def _forget_posted(self, handles: list[Any]) -> None:
+        for handle in handles:
+            if handle.exception() is not None:
+                logger.error("KV write to decode failed: %s", handle.exception())
