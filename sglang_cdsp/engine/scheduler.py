@@ -20,6 +20,7 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_cdsp import hooks
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
+from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.model_check import check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
@@ -84,12 +85,14 @@ class PoolScheduler(Scheduler):
                 timeout=MESH_TIMEOUT,
             )
 
+        runner = ShardRunner(self, connect, me)
+        agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,
             reporter=reporter,
-            runner=ShardRunner(self, connect, me),
-            agreement=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
+            work=ChunkWork(self, manager, reporter, runner, agreement),
+            relink=runner.relink,
             admit=self._admit_now,
             abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
         )

@@ -1,0 +1,298 @@
+"""One rank's queue and work, with a real slot allocator and fakes for model, decode and SGLang."""
+
+from __future__ import annotations
+
+from array import array
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from sglang_cdsp.engine.agreement import Agreement
+from sglang_cdsp.engine.chunk_engine import ChunkEngine
+from sglang_cdsp.engine.chunk_work import ChunkWork
+from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.pool.messages import (
+    CancelOrder,
+    Drained,
+    Failed,
+    GoOrder,
+    PlanOrder,
+    Ready,
+    ReleaseOrder,
+    Report,
+    TurnEnded,
+    TurnOrder,
+    WriteLost,
+)
+from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
+from tests.engine.fake_kv import StrictAllocator
+
+ROOM = 7
+CHUNKS = [(64, [0]), (64, [0, 1]), (64, [0, 1])]
+PAGES = 400
+
+
+class Rank:
+    """A rank of instance 0, or of ``instance``, and everything around it.
+
+    Attributes:
+        said: its reports, in order.
+        written: its writes to decode; each is "flying", "landed" or "lost".
+        breaks: chunks in which the model raises.
+    """
+
+    def __init__(self, instance: int = 0, tp_rank: int = 0) -> None:
+        self.instance, self.tp_rank = instance, tp_rank
+        self.said: list[tuple[type[Report], dict[str, Any]]] = []
+        self.written: dict[int, str] = {}
+        self.breaks: set[int] = set()
+        self.admitted: list[Any] = []
+        self.closed = 0
+        self.allocator = StrictAllocator(PAGES, 1)
+        self.scheduler: Any = SimpleNamespace(
+            token_to_kv_pool_allocator=self.allocator,
+            waiting_queue=[],
+            grammar_manager=SimpleNamespace(grammar_queue=[], grammar_backend=None),
+            disagg_prefill_bootstrap_queue=Mock(queue=[]),
+            disagg_prefill_inflight_queue=[],
+            running_batch=SimpleNamespace(reqs=[]),
+            last_batch=None,
+            chunked_req=None,
+            disagg_metadata_buffers=Mock(),
+            output_streamer=Mock(),
+            req_to_metadata_buffer_idx_allocator=Mock(),
+        )
+        reporter: Any = self
+        manager: Any = self
+        runner: Any = self
+        self.engine = ChunkEngine(
+            scheduler=self.scheduler,
+            manager=manager,
+            reporter=reporter,
+            work=ChunkWork(self.scheduler, manager, reporter, runner, Agreement(None, 1)),
+            relink=lambda epoch: None,
+            admit=self.admitted.append,
+            abort=lambda rid: None,
+        )
+
+    # -- reporter -------------------------------------------------------------------------
+
+    leads = property(lambda self: self.tp_rank == 0)
+
+    def send(self, kind: type[Report], **fields: Any) -> None:
+        self.said.append((kind, fields))
+
+    def lead(self, kind: type[Report], **fields: Any) -> None:
+        if self.leads:
+            self.send(kind, **fields)
+
+    # -- manager --------------------------------------------------------------------------
+
+    kv_args = SimpleNamespace(page_size=1)
+
+    def knows_room(self, room: int) -> bool:
+        return room == ROOM
+
+    def await_room(self, room: int) -> None:
+        assert room == ROOM
+
+    def decode_prefix(self, room: int) -> int:
+        return 0
+
+    def forget_room(self, room: int) -> None:
+        assert "flying" not in self.written.values(), "a room is forgotten while it is written to"
+
+    def write_shard(self, room: int, pages: Any, *rest: Any, **more: Any) -> ShardWrite:
+        number = len(self.written)
+        self.written[number] = "flying"
+        return ShardWrite(room, [number])
+
+    def settled(self, write: ShardWrite) -> bool:
+        state = self.written[write.handles[0]]
+        if state == "lost":
+            raise TransferFailed("KV write failed")
+        return state == "landed"
+
+    # -- runner ---------------------------------------------------------------------------
+
+    def run(self, task: ChunkTask, chunk: int) -> None:
+        task.holdings.slots(task.layouts[chunk].shard(self.instance))
+        if chunk in self.breaks:
+            raise RuntimeError("the model broke")
+
+    def close_links(self) -> None:
+        self.closed += 1
+
+    # -- what the tests do ----------------------------------------------------------------
+
+    def plan(self, chunks: list[Any] | None = None, *, rid: str = "r", seq: int = 0) -> None:
+        """A plan arrives."""
+        chunks = chunks or CHUNKS
+        tokens = array("q", range(sum(tokens for tokens, _ in chunks))).tobytes()
+        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=ROOM))
+
+    def request(self, rid: str = "r") -> Any:
+        """SGLang's request object arrives at home."""
+        req = Mock(
+            rid=rid,
+            to_finish=None,
+            finished=lambda: False,
+            return_logprob=False,
+            metadata_buffer_index=3,
+        )
+        assert self.engine.adopt(req)
+        return req
+
+    def go(self, chunk: int, *, go: bool = True, seq: int = 0) -> None:
+        self.engine.on_go(GoOrder(seq=seq, chunk=chunk, go=go))
+
+    def kinds(self) -> list[type[Report]]:
+        return [kind for kind, _ in self.said]
+
+    def last(self, kind: type[Report]) -> dict[str, Any]:
+        return next(fields for said, fields in reversed(self.said) if said is kind)
+
+
+def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() -> None:
+    rank = Rank()
+    rank.plan()
+    rank.request()
+    for chunk in range(len(CHUNKS)):
+        rank.engine.step()
+        assert rank.last(Ready) == {"seq": 0, "chunk": chunk}
+        if chunk == 1:
+            rank.written[0] = "landed"  # history leaves home: its slots must not be read any more
+        rank.go(chunk)
+    for write in (1, 2):
+        rank.engine.step()
+        assert Drained not in rank.kinds()
+        rank.written[write] = "landed"
+    rank.engine.step()
+    assert rank.last(Drained) == {"seq": 0, "error": ""}
+    assert rank.allocator.available_size() < PAGES
+    rank.engine.on_release(ReleaseOrder(seq=0))
+    assert rank.allocator.available_size() == PAGES
+    rank.scheduler.output_streamer.stream_output.assert_called_once()
+    rank.engine.step()
+    assert rank.engine.idle
+
+
+def test_a_dropped_task_drains_no_sooner_than_its_writes() -> None:
+    """Decode gives the pages to others as soon as it hears that they are safe."""
+    rank = Rank()
+    rank.plan()
+    rank.request()
+    rank.engine.step()
+    rank.go(0)
+    rank.go(1, go=False)
+    rank.engine.step()
+    assert Drained not in rank.kinds()
+    rank.written[0] = "landed"
+    rank.engine.step()
+    assert rank.kinds().count(Drained) == 1
+
+
+def test_a_rank_that_loses_a_write_stays_in_step_with_its_partner() -> None:
+    ranks = [Rank(tp_rank=0), Rank(tp_rank=1)]
+    for rank in ranks:
+        rank.plan([(64, [0]), (64, [0])])
+        rank.request()
+        rank.engine.step()
+        rank.go(0)
+    ranks[0].written[0], ranks[1].written[0] = "landed", "lost"
+    for rank in ranks:
+        rank.engine.step()
+    states = [(t.prepared, t.announced, t.error) for r in ranks for t in r.engine._tasks.values()]
+    assert states == [(1, True, "")] * 2, "both can be sent into the next chunk"
+    assert ranks[1].last(WriteLost)["error"] == "KV write failed"
+    for rank in ranks:
+        rank.go(1, go=False)
+        rank.engine.step()
+    assert [rank.last(Drained)["error"] for rank in ranks] == ["", "KV write failed"]
+
+
+@pytest.mark.parametrize(("chunk", "shared"), [(0, False), (1, True)])
+def test_a_broken_chunk_fails_its_task_and_lets_partners_know(chunk: int, shared: bool) -> None:
+    rank = Rank()
+    rank.breaks.add(chunk)
+    rank.plan()
+    req = rank.request()
+    for index in range(chunk + 1):
+        rank.engine.step()
+        rank.written = dict.fromkeys(rank.written, "landed")
+        rank.go(index)
+    failed = rank.last(Failed)
+    assert "the model broke" in failed["error"]
+    assert (failed["links_broken"], rank.closed) == (shared, int(shared))
+    rank.engine.step()
+    assert rank.kinds().count(Ready) == chunk + 1, "it is not offered again"
+    rank.go(chunk, go=False)
+    rank.engine.step()
+    rank.engine.on_release(ReleaseOrder(seq=0, error=rank.last(Drained)["error"]))
+    assert req.finished_reason.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert rank.allocator.available_size() == PAGES
+
+
+def test_too_few_slots_fail_the_task_before_anybody_depends_on_it() -> None:
+    rank = Rank()
+    rank.plan([(PAGES + 1, [0])])
+    rank.request()
+    rank.engine.step()
+    rank.engine.step()
+    assert rank.kinds() == [Failed]
+    assert "--max-total-tokens" in rank.last(Failed)["error"]
+
+
+def test_a_task_dropped_while_its_grammar_compiles_is_answered_and_gone() -> None:
+    rank = Rank()
+    rank.plan()
+    req = Mock(rid="r", return_logprob=False, metadata_buffer_index=3)
+    rank.scheduler.grammar_manager.grammar_queue.append(req)
+    rank.engine.step()
+    assert rank.said == []
+    rank.go(0, go=False)
+    rank.engine.step()
+    rank.engine.on_release(ReleaseOrder(seq=0, error="decode is gone"))
+    assert rank.scheduler.grammar_manager.grammar_queue == [], "SGLang must not run it later"
+    assert "decode is gone" in req.finished_reason.message
+    rank.scheduler.output_streamer.stream_output.assert_called_once()
+    assert rank.engine.idle
+
+
+def test_turns_and_tasks_start_in_the_pools_order() -> None:
+    rank = Rank()
+    rank.engine.on_turn(TurnOrder(rid="a", seq=0))
+    rank.plan([(64, [0])], rid="b", seq=1)
+    rank.engine.on_turn(TurnOrder(rid="c", seq=2))
+    rank.request("b")
+    for rid in ("a", "c"):
+        assert rank.engine.holds_back(SimpleNamespace(rid=rid))
+    assert not rank.engine.holds_back(SimpleNamespace(rid="a")), "it has its request"
+    rank.engine.step()
+    assert [request.rid for request in rank.admitted] == ["a"]
+    first = Mock(rid="a", output_ids=[], to_finish=None, finished_reason=None)
+    assert not rank.engine.adopt(first)
+    rank.scheduler.waiting_queue.append(first)
+    rank.engine.step()
+    assert Ready not in rank.kinds(), "a chunk starts between SGLang's batches"
+    first.output_ids.append(5)
+    rank.engine.stamp_end([first])
+    rank.engine.step()
+    assert rank.last(Ready) == {"seq": 1, "chunk": 0}
+    assert len(rank.admitted) == 1
+    rank.go(0, seq=1)
+    rank.engine.step()
+    assert [request.rid for request in rank.admitted] == ["a", "c"]
+
+
+def test_a_turn_that_is_held_back_is_cancelled_alone() -> None:
+    rank = Rank()
+    rank.plan()
+    for seq, rid in ((1, "r1"), (2, "r10")):
+        rank.engine.on_turn(TurnOrder(rid=rid, seq=seq))
+    rank.engine.on_cancel(CancelOrder(seq=1))
+    assert [fields["seq"] for kind, fields in rank.said if kind is TurnEnded] == [1]
+    assert rank.engine.holds_back(SimpleNamespace(rid="r10"))
