@@ -202,3 +202,10 @@ def test_a_prompt_too_long_for_one_decodes_on_the_fewest_that_hold_it() -> None:
 
 def test_linear_model_is_what_the_cases_assume() -> None:
     assert [LINEAR.predict(s, 500, 1000) for s in (1, 2, 4)] == [1.0, 0.5, 0.25]
+
+
+def test_progress_is_told_now_and_then_and_at_the_end() -> None:
+    told: list[tuple[int, int]] = []
+    work = requests(*((float(n), 10, 1) for n in range(600)), (700.0, 200_000, 1))
+    simulate(world(), work, progress=lambda done, total: told.append((done, total)))
+    assert told == [(512, 601), (601, 601)]
