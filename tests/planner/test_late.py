@@ -88,10 +88,10 @@ def test_every_prompt_is_bound_once_in_order_of_due_time_and_none_is_passed_for_
     for before, after in itertools.pairwise(bound):
         # Whoever is bound later was due later, or had not arrived.
         first, second = before.prompt, after.prompt
-        due = [p.arrival_s + PATIENCE * policy.least_s(p) for p in (first, second)]
+        due = [p.arrival_s + PATIENCE * policy.least_s(p.tokens) for p in (first, second)]
         assert due[0] <= due[1] or second.arrival_s > before.at_s
     for one, other in itertools.combinations(bound, 2):
-        patience_s = PATIENCE * policy.least_s(other.prompt)
+        patience_s = PATIENCE * policy.least_s(other.prompt.tokens)
         assert one.prompt.arrival_s <= other.prompt.arrival_s + patience_s
 
 
@@ -122,7 +122,7 @@ def test_a_stream_of_short_prompts_does_not_starve_a_long_one() -> None:
     policy = late()
     bound = drive(policy, [*stream, long])
     passed_by = [b.prompt.arrival_s for b in bound[: [b.prompt for b in bound].index(long)]]
-    assert max(passed_by) <= 1.0 + PATIENCE * policy.least_s(long)
+    assert max(passed_by) <= 1.0 + PATIENCE * policy.least_s(long.tokens)
     assert len(passed_by) > 500
 
 

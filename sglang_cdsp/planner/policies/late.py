@@ -8,11 +8,12 @@ chunk can start, and two things are decided then:
   due at `t + PATIENCE * s`; the least due is next, and nobody overtakes it. So short prompts pass
   long ones, yet a prompt is never passed by one that arrived more than `PATIENCE * s` after it: it
   is served as first come first served would serve one that arrived that much later.
-- How many instances it gets. A plan is worth its TTFT plus a price for every instance-second it
-  takes from the pool. Each delays all who wait by 1/n seconds, and with them those to come; so the
-  price is
+- How many instances it gets. A plan costs its TTFT plus a price for every instance-second that it
+  takes from the pool: each delays all who wait by 1/n seconds, and those to come. Seconds of a
+  prompt that needs s count 1/sqrt(s), for short prompts suffer most. So the price for it is
 
-      IDLE_PRICE * improvement rate + QUEUE_PRICE * (prompts waiting behind) / n
+      sqrt(s) * (IDLE_PRICE * improvement rate * mean of 1/sqrt(s) over past arrivals
+                 + QUEUE_PRICE / n * sum of 1/sqrt(s) over the prompts behind it)
 
   Groups are wide when nobody waits and narrow, which wastes less, when many do. The first term
   stands for prompts that have not arrived yet.
@@ -41,9 +42,12 @@ PATIENCE = 9.0
 IDLE_PRICE = 2.0
 """Seconds of TTFT that an instance-second must save if nobody waits, at improvement rate 1."""
 
-QUEUE_PRICE = 7.0
-"""The same for as many waiting prompts as there are instances. More than 1, what delaying those who
-wait would ask, because those who arrive before the queue is gone wait longer too."""
+QUEUE_PRICE = 8.0
+"""The same if as many equal prompts wait as there are instances. Delaying just these would ask 1;
+it is more because those who arrive before the queue is gone wait longer too."""
+
+MEMORY = 1 / 64
+"""Weight of the latest arrival in the mean over past ones."""
 
 LEAD_S = 0.02
 """A plan that starts within this time is bound, so that its orders arrive before its instances are
@@ -63,16 +67,21 @@ class CdspLate(Chunkwise):
         super().__init__(options)
         self._order: list[Key] = []
         self._keys: dict[str, Key] = {}
+        self._weights: dict[str, float] = {}
+        self._mean_weight: float | None = None
         self._arrived = 0
 
     def arrive(self, prompt: PromptView, now_s: float) -> None:
         super().arrive(prompt, now_s)
         self._forget(prompt.rid)
-        due_s = now_s + PATIENCE * self.least_s(prompt)
-        key = (-prompt.priority, due_s, self._arrived, prompt.rid)
+        seconds = self.least_s(prompt.tokens, prompt.history_tokens)
+        key = (-prompt.priority, now_s + PATIENCE * seconds, self._arrived, prompt.rid)
         self._arrived += 1
         self._keys[prompt.rid] = key
         insort(self._order, key)
+        weight = self._weights[prompt.rid] = seconds**-0.5
+        mean = weight if self._mean_weight is None else self._mean_weight
+        self._mean_weight = mean + MEMORY * (weight - mean)
 
     def finish(self, rid: str, now_s: float) -> None:
         super().finish(rid, now_s)
@@ -81,33 +90,35 @@ class CdspLate(Chunkwise):
     def waiting(self) -> tuple[str, ...]:
         return tuple([key[3] for key in self._order])
 
-    def least_s(self, prompt: PromptView) -> float:
+    def least_s(self, tokens: int, history_tokens: int = 0) -> float:
         """Seconds on the best group of an idle pool."""
         model = self.options.current_model()
         return min(
-            model.predict(size, prompt.history_tokens, prompt.tokens)
-            for size in self.options.current_sizes()
+            model.predict(size, history_tokens, tokens) for size in self.options.current_sizes()
         )
 
     def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
         if self.options.regulator:
             self.options.regulator.refresh(now_s)
         started: list[tuple[str, Plan]] = []
-        behind = len(self._order)
+        if not _any_free(pool):
+            return started
+        behind = sum(self._weights.values())
         for *_, rid in self._order:
-            behind -= 1
-            if not _any_free(pool):
-                break
+            weight = self._weights[rid]
+            behind -= weight
             prompt = self._waiting[rid]
             if pool.up and not all(pool.up[i] for i in prompt.history_instances):
                 continue  # its history is out of reach: it alone waits
-            plan = self.plan_at(prompt, pool, self._price(pool, behind))
+            plan = self.plan_at(prompt, pool, self._price(weight, behind / pool.size))
             if plan is None and self._hopeless(prompt, pool):
                 continue  # too many seats are down: it alone waits
             if plan is None or plan.chunks[0].start_s > LEAD_S:
                 break
             pool = after_plan(pool, plan, prompt, self.options.page_size)
             started.append((rid, plan))
+            if not _any_free(pool):
+                break
         for rid, _ in started:
             del self._waiting[rid]
             self._forget(rid)
@@ -115,7 +126,8 @@ class CdspLate(Chunkwise):
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         """As if nobody waited; it may start later, when `step` would let the prompt wait."""
-        return self.plan_at(prompt, pool, self._price(pool, 0))
+        weight = self.least_s(prompt.tokens, prompt.history_tokens) ** -0.5
+        return self.plan_at(prompt, pool, self._price(weight, 0.0))
 
     def search(
         self, problem: Problem, report: Report | None
@@ -123,10 +135,14 @@ class CdspLate(Chunkwise):
         return self.best(problem, report or ignore), None
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
-        return plan_priced(problem, IDLE_PRICE * problem.improvement_rate, report=report)
+        weight = self.least_s(problem.tokens, problem.history_tokens) ** -0.5
+        return plan_priced(problem, self._price(weight, 0.0), report=report)
 
-    def _price(self, pool: PoolView, behind: int) -> float:
-        return IDLE_PRICE * self.options.current_rate() + QUEUE_PRICE * behind / pool.size
+    def _price(self, weight: float, behind: float) -> float:
+        """`weight` of the prompt, `behind` it the sum of weights per instance."""
+        mean = self._mean_weight or weight
+        idle = IDLE_PRICE * self.options.current_rate() * mean
+        return (idle + QUEUE_PRICE * max(0.0, behind)) / weight
 
     def _hopeless(self, prompt: PromptView, pool: PoolView) -> bool:
         """Whether the seats that are up could not hold the prompt even if they were empty."""
@@ -139,6 +155,7 @@ class CdspLate(Chunkwise):
         key = self._keys.pop(rid, None)
         if key is not None:
             del self._order[bisect_left(self._order, key)]
+            del self._weights[rid]
 
 
 def _any_free(pool: PoolView) -> bool:
