@@ -12,16 +12,17 @@ from typing import Any
 
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.memory import kv_demand
-from sglang_cdsp.planner.types import Plan, PromptView
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.pool.admission import Admission, RefusedError
 from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
-from sglang_cdsp.pool.forced import ForcedPlanError, fits, timed_plan
+from sglang_cdsp.pool.forced import ForcedPlanError
 from sglang_cdsp.pool.messages import LogprobPart
 from sglang_cdsp.pool.outbox_protocol import Outbox
 from sglang_cdsp.pool.planning import Planning
 from sglang_cdsp.pool.room_keeper import RoomKeeper, shared_room
 from sglang_cdsp.pool.rooms import RoomMessage, Rooms
 from sglang_cdsp.pool.seats import Seats
+from sglang_cdsp.pool.waiting import Waiting
 
 
 class Lifecycle:
@@ -45,13 +46,13 @@ class Lifecycle:
         self._seats = seats
         self._planning = planning
         self._policy = planning.policy
+        self._waiting = Waiting(planning, seats, clock)
         self._rooms = RoomKeeper(rooms, outbox, clock)
         self._out = outbox
         self._bootstrap_timeout_s = bootstrap_timeout_s
         self._tp_size = tp_size
         self._entries: dict[str, Entry] = {}
         self._by_seq: dict[int, Entry] = {}
-        self._forced: list[Entry] = []
         self._next_seq = 0
         self._epoch = 0
         self._links_broken = False
@@ -116,29 +117,16 @@ class Lifecycle:
 
     def _enqueue(self, entry: Entry) -> None:
         entry.phase = Phase.WAITING
-        if entry.forced is not None:
-            self._forced.append(entry)
-        else:
-            view = PromptView(entry.rid, entry.tokens, arrival_s=entry.arrival_s)
-            self._policy.arrive(view, self._clock())
+        self._waiting.add(entry)
 
     # -- planning -------------------------------------------------------------------------
 
     def plan(self) -> None:
-        """Bind whatever the policy starts now; forced plans first, in order of arrival."""
+        """Bind whatever starts now."""
         self._rooms.fail_shared()
         self._end_overdue()
-        while self._forced:
-            entry = self._forced[0]
-            assert entry.forced is not None
-            if not fits(entry.forced, self._seats.free_tokens(), self._seats.page_size):
-                break
-            self._forced.pop(0)
-            plan = timed_plan(entry.forced, self._planning.model, self._seats.view(self._clock()))
+        for entry, plan in self._waiting.starts():
             self._bind(entry, plan)
-        if self._policy.waiting():
-            for rid, plan in self._policy.step(self._seats.view(self._clock()), self._clock()):
-                self._bind(self._entries[rid], plan)
 
     def _bind(self, entry: Entry, plan: Plan) -> None:
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
@@ -354,8 +342,7 @@ class Lifecycle:
 
     def recheck(self) -> None:
         """Refuse the waiting prompts that no longer fit even an empty pool (sizes changed)."""
-        for rid in self._policy.waiting():
-            entry = self._entries[rid]
+        for entry in self._waiting.to_plan():
             try:
                 self._admission.recheck(entry)
             except PlannerError as error:
@@ -377,8 +364,7 @@ class Lifecycle:
         self._leave_queue(entry)
 
     def _leave_queue(self, entry: Entry) -> None:
-        if entry in self._forced:
-            self._forced.remove(entry)
+        self._waiting.leave(entry)
         self._rooms.settle(entry)
         self._end(entry)
 
