@@ -36,16 +36,16 @@ def servers(
     checkpoint: Path, plan_log: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningStack]:
     """Pool with decode and router, and a stock server with the same checkpoint beside them."""
-    context = ("--context-length", str(CONTEXT_LENGTH))
+    common = ("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor")
     pool = disaggregated(
         checkpoint,
         prefill_flags=(
             *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
             *("--cdsp-plan-log", str(plan_log), "--max-total-tokens", str(INSTANCE_TOKENS)),
         ),
-        flags=context,
+        flags=common,
     )
-    stock = single(checkpoint, flags=context)
+    stock = single(checkpoint, flags=common)
     with running(together(pool, stock), tmp_path_factory.mktemp("logs")) as stack:
         yield stack
 

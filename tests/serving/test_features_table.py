@@ -1,0 +1,43 @@
+"""The table of client features names tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+PAGE = TESTS.parent / "docs" / "features.md"
+NAMED = re.compile(r"`([\w/]+\.py)(?:::(\w+))?(?:\[(\w+)\])?`")
+
+
+def rows() -> list[list[str]]:
+    """The cells of the table, without its head."""
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_every_row_is_whole_and_names_a_test() -> None:
+    assert len(rows()) > 40
+    for row in rows():
+        assert len(row) == 4, row
+        assert all(row), row
+        assert NAMED.search(row[3]), f"no test named: {row}"
+
+
+def test_every_named_test_exists() -> None:
+    for *_, cell in rows():
+        for path, name, case in NAMED.findall(cell):
+            file = TESTS / path
+            assert file.is_file(), path
+            text = file.read_text(encoding="utf-8")
+            functions = {
+                n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)
+            }
+            assert not name or name in functions, f"{path} has no {name}"
+            assert not case or f'"{case}"' in text, f"{path} has no case {case}"
+
+
+def test_no_feature_stands_twice() -> None:
+    features = [row[0] for row in rows()]
+    assert len(features) == len(set(features))
