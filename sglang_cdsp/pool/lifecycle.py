@@ -170,8 +170,7 @@ class Lifecycle:
         entry.running = False
         entry.next_chunk = chunk + 1
         if times.end_s is not None:
-            planned = entry.bound_s + entry.plan.chunks[chunk].end_s
-            self._seats.shift(entry.seq, times.end_s - planned)
+            self._seats.ended(entry.seq, chunk, times.end_s)
             self._learn(entry, chunk)
         if entry.next_chunk == len(entry.plan.chunks) and not entry.error:
             entry.phase = Phase.DRAINING
@@ -208,6 +207,7 @@ class Lifecycle:
     def _drop(self, entry: Entry) -> None:
         assert entry.plan is not None
         entry.phase = Phase.DRAINING
+        self._seats.ended(entry.seq, len(entry.plan.chunks) - 1, self._clock())
         self._seats.computed(entry.seq)
         self._out.go(entry, entry.plan.instances, go=False)
 
@@ -217,6 +217,7 @@ class Lifecycle:
         if entry is not None:
             entry.first_token_s = at_s
             if entry.one_instance:
+                self._seats.ended(seq, 0, at_s)
                 self._seats.computed(seq)
 
     def logprobs(self, part: LogprobPart) -> None:

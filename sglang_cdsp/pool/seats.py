@@ -12,7 +12,15 @@ RESERVE_TOKENS = 64
 
 @dataclass
 class _Bound:
+    """A plan in force: when its chunks should end, and until when it keeps which instance busy.
+
+    Attributes:
+        due_s: expected end of each chunk, moved along with delays.
+        ends_s: per instance, the expected end of the plan there; empty once it is computed.
+    """
+
     seq: int
+    due_s: list[float]
     ends_s: dict[int, float]
     slots: dict[int, int]
 
@@ -34,8 +42,9 @@ class Seats:
 
     def bind(self, seq: int, plan: Plan, now_s: float, slots: dict[int, int]) -> None:
         """Promise ``slots`` per instance to a plan; its last group is busy until it ends."""
-        end = now_s + plan.chunks[-1].end_s
-        self._bound[seq] = _Bound(seq, dict.fromkeys(plan.instances, end), dict(slots))
+        due = [now_s + chunk.end_s for chunk in plan.chunks]
+        ends = dict.fromkeys(plan.instances, due[-1])
+        self._bound[seq] = _Bound(seq, due, ends, dict(slots))
 
     def computed(self, seq: int) -> None:
         """A task's chunks are over: its instances are free, its slots not yet."""
@@ -46,16 +55,17 @@ class Seats:
         """A task's slots are free again."""
         self._bound.pop(seq, None)
 
-    def shift(self, seq: int, delta_s: float) -> None:
-        """A chunk ended ``delta_s`` later than planned: so will all that stands behind it."""
+    def ended(self, seq: int, chunk: int, at_s: float) -> None:
+        """A chunk ended: as late as it was, so late will be all that stands behind it."""
         bound = self._bound.get(seq)
         if bound is None:
             return
+        late_s = at_s - bound.due_s[chunk]
         instances = set(bound.ends_s)
         for other in self._bound.values():
             if other.seq >= seq and instances & set(other.ends_s):
-                for instance in other.ends_s:
-                    other.ends_s[instance] += delta_s
+                other.due_s = [due_s + late_s for due_s in other.due_s]
+                other.ends_s = {i: end_s + late_s for i, end_s in other.ends_s.items()}
 
     def free_tokens(self) -> tuple[int, ...]:
         """Slots promised to nobody, in whole pages."""

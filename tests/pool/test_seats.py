@@ -57,15 +57,35 @@ def test_a_delay_moves_the_plan_and_what_shares_an_instance_behind_it() -> None:
     seats.bind(1, plan(((0, 1), 2.0)), 0.0, {})
     seats.bind(2, plan(((1, 2), 3.0)), 0.0, {})
     seats.bind(3, plan(((3,), 5.0)), 0.0, {})
-    seats.shift(1, 0.5)
+    seats.ended(1, 0, 2.5)
     assert seats.view(0.0).queue_s == (9.0, 3.5, 3.5, 5.0), "0 came before 1, 3 shares nothing"
-    seats.shift(1, -1.0)
+    seats.ended(1, 0, 1.5)
     assert seats.view(0.0).queue_s == (9.0, 2.5, 2.5, 5.0)
+
+
+def test_a_delay_counts_once_for_those_behind() -> None:
+    """Four tasks of a second each in a line; only the first takes two."""
+    seats = Seats((1000,), 1, 1)
+    for seq in range(4):
+        seats.bind(seq, plan(((0,), seq + 1.0)), 0.0, {})
+    for seq in range(4):
+        seats.ended(seq, 0, seq + 2.0)
+        seats.computed(seq)
+        assert seats.view(seq + 2.0).queue_s == (3.0 - seq,)
+
+
+def test_a_plans_later_chunks_end_as_late_as_its_first() -> None:
+    seats = Seats((1000,) * 2, 1, 2)
+    seats.bind(0, plan(((0,), 1.0), ((0, 1), 3.0)), 10.0, {})
+    seats.ended(0, 0, 11.5)
+    assert seats.view(11.5).queue_s == (2.0, 2.0)
+    seats.ended(0, 1, 13.5)
+    assert seats.view(13.5).queue_s == (0.0, 0.0), "the second was exactly as long as planned"
 
 
 def test_unknown_plans_change_nothing(seats: Seats) -> None:
     before = seats.view(0.0)
-    seats.shift(9, 1.0)
+    seats.ended(9, 0, 1.0)
     seats.computed(9)
     seats.release(9)
     assert seats.view(0.0) == before

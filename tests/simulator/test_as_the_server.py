@@ -39,13 +39,11 @@ class Mirror:
     records: dict[str, Record]
     ends: list[tuple[float, int, str, int]] = field(default_factory=list)
     seqs: dict[str, int] = field(default_factory=dict)
-    planned: dict[str, tuple[float, Plan]] = field(default_factory=dict)
 
     def bind(self, now: float, rid: str, plan: Plan) -> None:
         seq = self.seqs[rid] = len(self.seqs)
         demand = kv_demand([(c.tokens, c.instances) for c in plan.chunks], PAGE)
         self.seats.bind(seq, plan, now, demand)
-        self.planned[rid] = now, plan
         record = self.records[rid]
         for number, chunk in enumerate(record.chunks):
             self.ends.append((chunk.end_s, 0, rid, number))
@@ -60,12 +58,8 @@ class Mirror:
             if kind:
                 self.seats.release(seq)
                 continue
-            bound_s, plan = self.planned[rid]
-            # The server's books: when they expect the plan's end now, and when they did at first.
-            expected = max(self.seats._bound[seq].ends_s.values())
-            moved = expected - (bound_s + plan.chunks[-1].end_s)
-            self.seats.shift(seq, at - (bound_s + plan.chunks[number].end_s + moved))
-            if number + 1 == len(plan.chunks):
+            self.seats.ended(seq, number, at)
+            if number + 1 == len(self.records[rid].chunks):
                 self.seats.computed(seq)
 
 
