@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from bench.ab_client import BENCHMARK, Clients, only
 from bench.ab_report import Slo, report
 from bench.mix import lengths
@@ -35,6 +37,9 @@ from sglang_cdsp.demo.stack import RunningStack, Side, running, side_by_side
 STOCK = "stock"
 CORES = ("0", "1")
 WARM_UP_SEED = 1000
+ROUTER_READY_S = 90.0
+# Health checks would find the stopped servers ill.
+ROUTER = ["--policy", "power_of_two", "--disable-health-check", "--log-level", "warn"]
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
@@ -123,6 +128,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     servers = {c.name: plain(shlex.join(c.arguments), scratch) for c in plan.commands}
     lines: list[dict[str, Any]] = [{"servers": servers}]
     with running(plan, options.log_directory or scratch / "logs", progress=say) as stack:
+        for side in chosen:
+            await_answer(stack.urls[side.name])
         comparison = Comparison(stack, checkpoint, scratch, options)
         for side in chosen:  # first use of buffers and links
             comparison.run(side, float("inf"), 10, WARM_UP_SEED)
@@ -140,6 +147,20 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
                     if options.out:
                         options.out.write_text("".join(json.dumps(x) + "\n" for x in lines))
     return lines
+
+
+def await_answer(url: str) -> None:
+    """Wait until a router answers a request: it asks its servers what they are before it serves.
+
+    Raises:
+        RuntimeError: it did not in a minute or so.
+    """
+    body: dict[str, Any] = {"text": "a", "sampling_params": {"max_new_tokens": 2, "temperature": 0}}
+    deadline = time.monotonic() + ROUTER_READY_S
+    while (status := requests.post(f"{url}/generate", json=body, timeout=60).status_code) != 200:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the router at {url} still answers {status}; see its log")
+        time.sleep(1.0)
 
 
 def plain(line: str, scratch: Path) -> str:
@@ -167,7 +188,7 @@ def main() -> None:
     add("--seconds", type=float, default=20.0, help="of arrivals in each run")
     add("--repeats", type=int, default=3)
     add("--output-tokens", type=int, default=8)
-    add("--router", type=shlex.split, default=["--policy", "power_of_two"], help="router flags")
+    add("--router", type=shlex.split, default=ROUTER, help="router flags")
     add("--slo", type=floats, default=[1.0, 4.0, 0.1], help="TTFT short, TTFT long, TPOT: seconds")
     add("--out", type=Path, help="every run with its command, JSON lines")
     add("--read", type=Path, help="only print the tables of such a file")

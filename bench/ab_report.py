@@ -97,7 +97,7 @@ def _rate(runs: Sequence[Run], rate: float, slo: Slo, base: str) -> str:
         tpots = [run.tpot_s for run in mine[side]]
         cells.append(_against(tpots, [run.tpot_s for run in mine[base]], 50, unit=1e3))
         good, other = (np.mean([r.goodput(slo) for r in mine[s]]) for s in (side, base))
-        cells.append(f"{good:.2f} ({good / other:.2f})" if other else f"{good:.2f}")
+        cells.append(f"{good:.2f}" + (f" ({good / other:.2f})" if other and side != base else ""))
         cells.append(str(sum(run.failed for run in mine[side])))
         out.append(f"| `{side}` | " + " | ".join(cells) + " |")
     out += ["", "CPU, share of all cores' time in the runs: " + "; ".join(_cpu(mine, sides)) + "."]
@@ -111,13 +111,15 @@ def _against(
     if not sum(map(len, values)) or not sum(map(len, base)):
         return "-"
     both = [float(np.percentile(np.concatenate(v), percentile)) for v in (values, base)]
+    if both[0] == both[1]:
+        return f"{both[0] * unit:.2f}"
     ratios = [
         float(np.percentile(v, percentile) / np.percentile(b, percentile))
         for v, b in zip(values, base, strict=False)
         if len(v) and len(b)
     ]
-    text = f"{both[0] * unit:.2f} ({both[0] / both[1]:.2f}"
-    return text + (f"; {min(ratios):.2f} to {max(ratios):.2f})" if values is not base else ")")
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return f"{both[0] * unit:.2f} ({both[0] / both[1]:.2f}; {spread})"
 
 
 def _cpu(mine: dict[str, list[Run]], sides: Sequence[str]) -> list[str]:

@@ -1,0 +1,131 @@
+"""The A/B's books: what is run, what is kept, what the tables say."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from bench.ab import STOCK, command, plain, sides
+from bench.ab_client import only
+from bench.ab_report import Run, Slo, report
+from bench.mix import LONG, SHORT, is_long, lengths
+from sglang_cdsp.demo.processes import ServerProcess
+
+SLO = Slo(short=1.0, long=4.0, tpot=0.1)
+
+
+def line(side: str, repeat: int, ttfts: Sequence[float], errors: Sequence[str] = ()) -> Any:
+    """Two short prompts and a long one in ten seconds on two cores."""
+    return {
+        "side": side,
+        "rate": 2.0,
+        "repeat": repeat,
+        "input_lens": [100, 200, 5000],
+        "ttfts": list(ttfts),
+        "itls": [[0.02, 0.04], [0.05, 0.05], [0.2, 0.2]],
+        "errors": list(errors) or ["", "", ""],
+        "duration_s": 10.0,
+        "wall_s": 10.0,
+        "cpu_s": {
+            "cores": 2,
+            "all": 14.0,
+            "prefill": 8.0,
+            "decode": 3.0,
+            "client": 1.0,
+            "router": 1.0,
+        },
+    }
+
+
+def test_a_run_counts_what_was_answered() -> None:
+    run = Run.of(line("a", 0, [0.5, 2.0, 3.0]))
+    assert run.bucket("short").tolist() == [0.5, 2.0]
+    assert run.bucket("long").tolist() == [3.0]
+    assert run.tpot_s == pytest.approx([0.03, 0.05, 0.2])
+    assert run.goodput(SLO) == pytest.approx(0.1)  # the second's TTFT, the third's TPOT too slow
+    assert Run.of(line("a", 0, [0.5, 0.0, 3.0], ["", "refused", ""])).failed == 1
+
+
+def test_ratios_are_to_stock_in_the_same_repeats() -> None:
+    lines = [
+        *(line(STOCK, 0, [1.0, 1.0, 4.0]), line("cdsp", 0, [0.5, 0.5, 2.0])),
+        *(line(STOCK, 1, [2.0, 2.0, 8.0]), line("cdsp", 1, [3.0, 3.0, 4.0])),
+    ]
+    table = report(lines, SLO).splitlines()
+    (row,) = [text for text in table if text.startswith("| `cdsp`")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "1.75 (1.17; 0.50 to 1.50)"
+    assert cells[3] == "3.00 (0.50; 0.50 to 0.50)"
+    (base,) = [text for text in table if text.startswith("| `stock`")]
+    assert base.startswith("| `stock` | 1.50 | 2.00 | 6.00 |")
+    assert "decode 15%, client 5%, router 5%, others 5%" in table[-1]
+
+
+def test_every_side_has_the_same_cores_and_no_prefix_cache() -> None:
+    stock, pool = sides(["fixed-sp:2"], Path("model.json"), Path("logs"))
+    assert (stock.name, stock.cores, len(stock.prefill)) == (STOCK, ("0", "1"), 2)
+    assert (pool.name, pool.cores, len(pool.prefill)) == ("fixed-sp:2", ("0|1",), 1)
+    assert "--cdsp" in pool.prefill[0]
+    assert "--cdsp" not in stock.prefill[0]
+    assert all("--disable-radix-cache" in flags for s in (stock, pool) for flags in s.prefill)
+
+
+def test_commands_name_no_folder_of_this_machine() -> None:
+    scratch = Path("/somewhere/else")
+    given = command("http://u", scratch / "checkpoint", scratch / "d.jsonl", 5, 2.0, 1, 8)
+    assert "/somewhere" not in plain(" ".join([sys.executable, *given]), scratch)
+
+
+def test_the_mix_is_seeded_and_has_its_share_of_long_prompts() -> None:
+    drawn = lengths(3, 50)
+    assert drawn == lengths(3, 50) != lengths(4, 50)
+    assert sum(map(is_long, drawn)) == 10
+    assert all(SHORT[0] <= n <= SHORT[1] or LONG[0] <= n <= LONG[1] for n in drawn)
+
+
+def eventually(condition: Callable[[], object]) -> bool:
+    """Whether it comes true; a signal takes a moment to arrive."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+class Family:
+    """A process with a child, as `only` sees a server."""
+
+    def __init__(self) -> None:
+        code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+        self.parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        self.pid = self.parent.pid
+        assert eventually(lambda: psutil.Process(self.pid).children())
+        self.child = psutil.Process(self.pid).children()[0]
+
+    def members(self) -> list[int]:
+        return [self.pid, self.child.pid]
+
+    def end(self) -> None:
+        self.parent.communicate(b"\n")
+
+
+def test_only_the_measured_servers_run() -> None:
+    awake, idle = Family(), Family()
+    try:
+        servers = [cast(ServerProcess, family) for family in (awake, idle)]
+        with only(servers[:1], servers):
+            assert eventually(lambda: idle.child.status() == psutil.STATUS_STOPPED)
+            assert psutil.Process(idle.pid).status() != psutil.STATUS_STOPPED
+            assert awake.child.status() != psutil.STATUS_STOPPED
+        assert eventually(lambda: idle.child.status() != psutil.STATUS_STOPPED)
+    finally:
+        idle.child.send_signal(signal.SIGCONT)
+        awake.end()
+        idle.end()
