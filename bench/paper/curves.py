@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -52,53 +52,70 @@ def tbt_p99(summary: Summary) -> float:
     return summary.tbt_s.p99
 
 
+def throughput(summary: Summary) -> float:
+    return summary.throughput_rps
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All runs of one load. lights: the figures at light load, one a seed."""
+    """All runs of one load. lights: the figures at light load, one a seed.
+
+    tuning: the seed on which improvement rates are chosen; it is not one of `seeds`.
+    critical: critical rates by baseline, once they are known.
+    """
 
     load: Load
     policies: tuple[str, ...]
     outcomes: Mapping[Case, Outcome]
     seeds: tuple[int, ...]
+    tuning: int
     lights: tuple[Summary, ...]
+    critical: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
-    def _points(self) -> dict[tuple[str, float], list[Point]]:
-        found: dict[tuple[str, float, float], dict[int, Outcome]] = {}
+    def _tuned(self) -> dict[tuple[str, float], dict[float, Outcome]]:
+        found: dict[tuple[str, float], dict[float, Outcome]] = {}
         for case, outcome in self.outcomes.items():
-            if not case.table:
-                key = (case.policy, case.rate, case.improvement_rate)
-                found.setdefault(key, {})[case.seed] = outcome
-        out: dict[tuple[str, float], list[Point]] = {}
-        for (policy, rate, r), by_seed in sorted(found.items()):
-            point = Point(r, tuple(by_seed[seed] for seed in self.seeds))
-            out.setdefault((policy, rate), []).append(point)
-        return out
+            if case.seed == self.tuning and not case.table:
+                by_rate = found.setdefault((case.policy, case.rate), {})
+                by_rate[case.improvement_rate] = outcome
+        return found
 
-    def every(self, policy: str, rate: float) -> list[Point]:
-        """Every improvement rate that was run, ascending."""
-        return self._points[policy, rate]
+    def tuned(self, policy: str, rate: float) -> dict[float, float]:
+        """Mean TTFT in seconds on the tuning seed by improvement rate; empty if it has none."""
+        found = self._tuned.get((policy, rate), {})
+        return {r: mean_ttft(outcome.summary) for r, outcome in sorted(found.items())}
+
+    def improvement_rate(self, policy: str, rate: float) -> float:
+        """The one with the least mean TTFT on the tuning seed; 0 for policies without."""
+        means = self.tuned(policy, rate)
+        return min(means, key=lambda r: means[r]) if means else 0.0
 
     def best(self, policy: str, rate: float) -> Point:
-        """At the improvement rate with the least mean TTFT, as the regulation's table holds it."""
-        return min(self.every(policy, rate), key=lambda point: point.mean(mean_ttft))
+        """Every seed at the tuned improvement rate."""
+        return self._point(policy, rate, self.improvement_rate(policy, rate), ())
 
     def regulated(self, policy: str, rate: float) -> Point:
-        """With the regulator reading `table`."""
-        found = {
-            case.seed: outcome
-            for case, outcome in self.outcomes.items()
-            if case.table and (case.policy, case.rate) == (policy, rate)
-        }
-        return Point(float("nan"), tuple(found[seed] for seed in self.seeds))
+        """Every seed with the regulator reading `table`."""
+        return self._point(policy, rate, 0.0, self.table(policy))
+
+    def _point(
+        self, policy: str, rate: float, r: float, table: tuple[tuple[str, float], ...]
+    ) -> Point:
+        cases = (Case(self.load, rate, policy, r, seed, table) for seed in self.seeds)
+        return Point(r, tuple(self.outcomes[case] for case in cases if case in self.outcomes))
 
     def table(self, policy: str) -> tuple[tuple[str, float], ...]:
-        """The best improvement rate at each of the load's rates."""
-        return tuple((f"{r:g}", self.best(policy, r).improvement_rate) for r in self.load.rates)
+        """The tuned improvement rate at each of the load's rates."""
+        return tuple((f"{r:g}", self.improvement_rate(policy, r)) for r in self.load.rates)
 
     def light(self, read: Read) -> np.ndarray:
         """A figure at light load, shape (seeds,)."""
         return np.array([read(light) for light in self.lights])
+
+    def _over_light(self, policy: str, rate: float, read: Read) -> np.ndarray:
+        figures = self.best(policy, rate).figures(read)
+        return figures / self.light(read)[: len(figures)]
 
     def max_load(self, policy: str) -> np.ndarray:
         """Per seed the rate at which P50 or P99 of TTFT or TBT is 25 times that at light load.
@@ -107,7 +124,7 @@ class Study:
         highest rate holds, or the lowest does not.
         """
         ratios = [
-            [self.best(policy, rate).figures(read) / self.light(read) for rate in self.load.rates]
+            [self._over_light(policy, rate, read) for rate in self.load.rates]
             for read in (p50, p99, tbt_p50, tbt_p99)
         ]
         factors = np.max(ratios, axis=0)  # shape (rates, seeds)

@@ -28,10 +28,11 @@ def draw_curves(studies: Sequence[Study], path: Path, unit: str) -> None:
     save(drawn, path)
 
 
-def draw_cdfs(studies: Sequence[Study], rates: Sequence[float], path: Path) -> None:
-    """The distribution of TTFT over all seeds at one rate a load."""
+def draw_cdfs(studies: Sequence[Study], baseline: str, path: Path) -> None:
+    """The distribution of TTFT over all seeds at the baseline's critical rate."""
     drawn, axes = figure(len(studies))
-    for study, rate, panel in zip(studies, rates, axes[0], strict=True):
+    for study, panel in zip(studies, axes[0], strict=True):
+        rate = study.critical[baseline]
         ttfts = {
             name: np.concatenate([o.ttfts for o in study.best(name, rate).outcomes])
             for name in study.policies

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -10,28 +12,26 @@ from bench.paper.curves import (
     Point,
     Read,
     Study,
-    critical_rate,
     mean_ttft,
     p50,
     p99,
     ratio,
     tbt_p50,
     tbt_p99,
+    throughput,
 )
-from bench.paper.text import DRAWN, MAX_LOAD, TRACES, WHY
-from sglang_cdsp.simulator.sweep import is_regulated
+from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, TRACES, WHY
+from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 
 RIVALS = ("fixed-sp:8", "loongserve", "single-chunk")
 OURS = ("cdsp-paper", "cdsp", "cdsp-late")
-FIXED = (0.1, 0.3, 0.5, 0.7)
 
 
 def paper_report(studies: Sequence[Study], requests: int) -> str:
     """`paper-8b.md`."""
-    seeds = len(studies[0].seeds)
-    blocks = [DRAWN.format(requests=requests, seeds=seeds), MAX_LOAD, max_loads(studies)]
-    blocks += ["## At the critical rates", *(b for s in studies for b in critical(s))]
-    blocks += ["## Fixed improvement rates", fixed_rates(studies)]
+    blocks = [DRAWN.format(requests=requests), side_by_side(studies), MAX_LOAD, max_loads(studies)]
+    blocks += [CRITICAL, *(b for s in studies for b in critical(s))]
+    blocks += [FIXED, fixed_rates(studies)]
     blocks += ["## All rates", *(sweep(s, "req/s") for s in studies), WHY]
     return "\n\n".join(blocks) + "\n"
 
@@ -41,13 +41,45 @@ def trace_report(studies: Sequence[Study]) -> str:
     blocks = [TRACES]
     for study in studies:
         rows = [
-            [f"{rate:g}", rival, *(_ratios(study, rate, rival, own) for own in _ours(study))]
+            [f"{rate:g}", f"`{rival}`", *(_ratios(study, rate, rival, own) for own in _ours(study))]
             for rate in study.load.rates
             for rival in RIVALS
         ]
         heads = ["speed", "against", *(f"`{name}` P50, P99" for name in _ours(study))]
         blocks += [f"## {study.load.name}", sweep(study, "speed"), table(heads, rows)]
     return "\n\n".join(blocks) + "\n"
+
+
+SIDE_BY_SIDE: tuple[tuple[str, str, Read, str, float], ...] = (
+    ("P50 TTFT, `{}` over ours", "fixed-sp:8", p50, "1.64 to 2.78", 1),
+    ("P99 TTFT, `{}` over ours", "fixed-sp:8", p99, "1.52 to 3.13", 1),
+    ("P50 TTFT, `{}` over ours", "single-chunk", p50, "up to 2.33 to 4.17", 1),
+    ("P99 TTFT, `{}` over ours", "single-chunk", p99, "2.64 to 3.58", 1),
+    ("P50 TBT, `{}` over ours", UNIFIED, tbt_p50, "1.55 to 1.67", 1),
+    ("P99 TBT, `{}` over ours", UNIFIED, tbt_p99, "comparable", 1),
+    ("throughput, ours over `{}`", "fixed-sp:16", throughput, "1.24 to 3.38", -1),
+    ("throughput, ours over `{}`", "fixed-sp:8", throughput, "", -1),
+)
+"""What is compared at fixed-sp:8's critical rate, with whom, the paper's figure, the exponent."""
+
+
+def side_by_side(studies: Sequence[Study]) -> str:
+    """The paper's figures beside ours, one a workload, each the mean over the seeds."""
+    own = _ours(studies[0])
+
+    def cells(read: Callable[[Study, str], float]) -> list[str]:
+        return [" / ".join(f"{read(study, name):.2f}" for study in studies) for name in own]
+
+    def at_critical(study: Study, name: str, rival: str, read: Read, exponent: float) -> float:
+        rate = study.critical["fixed-sp:8"]
+        return float(ratio(study.best(rival, rate), study.best(name, rate), read)[0] ** exponent)
+
+    loads = cells(lambda s, name: float((s.max_load(name) / s.max_load("fixed-sp:8")).mean()))
+    rows = [["maximum load over that of `fixed-sp:8`", "1.20 to 1.45", *loads]]
+    for what, rival, read, paper, exponent in SIDE_BY_SIDE:
+        ratios = cells(partial(at_critical, rival=rival, read=read, exponent=exponent))
+        rows.append([what.format(rival), paper, *ratios])
+    return table(["", "the paper", *(f"`{name}`" for name in own)], rows)
 
 
 def max_loads(studies: Sequence[Study]) -> str:
@@ -69,13 +101,11 @@ def critical(study: Study) -> list[str]:
     """All figures at the critical rates of the two best baselines, and the ratios."""
     blocks = []
     by_rate: dict[float, list[str]] = {}
-    for name in RIVALS[:2]:
-        by_rate.setdefault(critical_rate(study, name), []).append(name)
+    for name, rate in study.critical.items():
+        by_rate.setdefault(rate, []).append(name)
     for rate, names in by_rate.items():
         whose = "critical rate of " + " and ".join(f"`{name}`" for name in names)
-        blocks.append(
-            f"### {study.load.name.title()}, {rate:g} req/s: the critical rate of {whose}"
-        )
+        blocks.append(f"### {study.load.name.title()}, {rate:g} req/s, {whose}")
         rows = []
         for name in study.policies:
             rows.append(_row(f"`{name}`", study.best(name, rate), is_regulated(name)))
@@ -93,18 +123,16 @@ def critical(study: Study) -> list[str]:
 
 
 def fixed_rates(studies: Sequence[Study]) -> str:
-    """Mean TTFT at fixed improvement rates and at the best one."""
-    rows = []
-    for study in studies:
-        for rate in study.load.rates:
-            for name in _ours(study)[:2]:
-                tried = {p.improvement_rate: p for p in study.every(name, rate)}
-                best = study.best(name, rate)
-                cells = [f"{tried[r].mean(mean_ttft):.2f}" for r in FIXED]
-                least = f"{best.mean(mean_ttft):.2f} (r = {best.improvement_rate:g})"
-                rows.append([study.load.name, f"{rate:g}", f"`{name}`", *cells, least])
-    heads = ["workload", "req/s", "policy", *(f"r = {r:g}" for r in FIXED), "best"]
-    return "Mean TTFT in seconds.\n\n" + table(heads, rows)
+    """Mean TTFT at every improvement rate, on the tuning seed; the least in bold."""
+    rows, heads = [], []
+    for study, name in itertools.product(studies, ("cdsp-paper", "cdsp", "cdsp-late")):
+        for rate in study.load.rates if name in study.policies else ():
+            means = study.tuned(name, rate)
+            heads = [f"r = {r:g}" for r in means]
+            least = min(means.values())
+            cells = [f"**{m:.2f}**" if m == least else f"{m:.2f}" for m in means.values()]
+            rows.append([study.load.name, f"{rate:g}", f"`{name}`", *cells])
+    return table(["workload", "req/s", "policy", *heads], rows)
 
 
 def sweep(study: Study, unit: str) -> str:

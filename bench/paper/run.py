@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
-from bench.paper.cases import Case, Load, Outcome, light, run_cases
+from bench.paper.cases import Case, Load, Outcome, forget, light, run_cases
 from bench.paper.curves import Study, critical_rate
 from bench.paper.figures import draw_cdfs, draw_curves
 from bench.paper.report import paper_report, trace_report
@@ -23,13 +25,15 @@ from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 BASELINES = ("fixed-sp:16", "fixed-sp:8", "loongserve", UNIFIED)
 OURS = ("single-chunk", "cdsp-paper", "cdsp", "cdsp-late")
 POLICIES = BASELINES + tuple(name for name in OURS if name in POLICY_NAMES)
-IMPROVEMENT_RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+IMPROVEMENT_RATES = (0.1, 0.2, 0.3, 0.5, 0.7)
 RATES = {
-    "short": (2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0),
-    "medium": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0),
-    "long": (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0),
+    "short": (2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0),
+    "medium": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0),
+    "long": (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5),
 }
-SPEEDS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
+SPEEDS = (1.0, 2.0, 2.5)
+TUNING, SEEDS, MORE_SEEDS = 99, range(3), range(5)
+TUNING_PART, PARTS = 3, range(3)
 TRACE = "mooncake_conversation_trace.jsonl"
 BACKGROUND = "servegen_m-large_4rps_1200s.csv"
 
@@ -38,12 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("bench/results"))
-    add("--requests", type=int, default=1200, help="per run of a drawn workload")
-    add("--seeds", type=int, default=3)
+    add("--requests", type=int, default=800, help="per run of a drawn workload")
     add("--processes", type=int, default=2)
     add("--traces", type=Path, metavar="DIR", help=f"where {TRACE} and {BACKGROUND} are")
     add("--only", choices=("drawn", "traces"), help="one of the two reports")
+    add("--cache", type=Path, metavar="FILE", help="keep runs there and take known ones from it")
+    add("--forget", metavar="POLICY", help="drop a policy's runs from the cache: it has changed")
     args = parser.parse_args()
+    if args.forget:
+        forget(args.cache, args.forget)
     if args.only != "traces":
         drawn(args)
     if args.traces and args.only != "drawn":
@@ -51,65 +58,89 @@ def main() -> None:
 
 
 def drawn(args: argparse.Namespace) -> None:
-    """Short, Medium and Long."""
-    seeds = range(args.seeds)
+    """Short, Medium and Long; at the critical rates more seeds, and the regulator as well."""
     loads = [Load(name, rates, args.requests) for name, rates in RATES.items()]
-    outcomes = run_cases(grid(loads, POLICIES, IMPROVEMENT_RATES, seeds), args.processes)
-    studies = [study(load, outcomes, seeds) for load in loads]
-    # A closer look at the rates that the baselines still bear, with the regulator as well.
-    extra: list[Case] = []
-    for s in studies:
-        rates = sorted({critical_rate(s, name) for name in ("fixed-sp:8", "loongserve")})
-        extra += grid([s.load], POLICIES, IMPROVEMENT_RATES, seeds, rates)
-        extra += [
-            Case(s.load, rate, name, 0.0, seed, s.table(name))
-            for rate, name, seed in itertools.product(rates, POLICIES, seeds)
-            if is_regulated(name)
-        ]
-    outcomes |= run_cases((case for case in extra if case not in outcomes), args.processes)
-    studies = [study(load, outcomes, seeds) for load in loads]
+    sweeps = [(load, load.rates) for load in loads]
+    studies = explore(sweeps, POLICIES, IMPROVEMENT_RATES, SEEDS, TUNING, args)
+    critical = {
+        s.load: {name: critical_rate(s, name) for name in ("fixed-sp:8", "loongserve")}
+        for s in studies
+    }
+    closer = [(load, sorted(set(critical[load].values()))) for load in loads]
+    known = {case: outcome for s in studies for case, outcome in s.outcomes.items()}
+    tables = {(s.load, name): s.table(name) for s in studies for name in POLICIES}
+    studies = explore(closer, POLICIES, IMPROVEMENT_RATES, MORE_SEEDS, TUNING, args, known)
+    regulated = [
+        Case(load, rate, name, 0.0, seed, tables[load, name])
+        for load, rates in closer
+        for rate, name, seed in itertools.product(rates, POLICIES, MORE_SEEDS)
+        if is_regulated(name)
+    ]
+    ran = run_cases(regulated, args.processes, args.cache)
+    studies = [
+        replace(s, outcomes={**s.outcomes, **ran}, critical=critical[s.load]) for s in studies
+    ]
     (args.out / "paper-8b.md").write_text(paper_report(studies, args.requests), encoding="utf-8")
     draw_curves(studies, args.out / "paper-8b-rates.png", "requests/s")
-    rates_of_cdfs = [critical_rate(s, "fixed-sp:8") for s in studies]
-    draw_cdfs(studies, rates_of_cdfs, args.out / "paper-8b-cdf.png")
+    draw_cdfs(studies, "fixed-sp:8", args.out / "paper-8b-cdf.png")
 
 
 def traces(args: argparse.Namespace) -> None:
-    """Mooncake alone and with ServeGen; the three parts of the trace stand for seeds."""
+    """Mooncake alone and with ServeGen; parts of ten minutes stand for seeds."""
     trace, background = args.traces / TRACE, args.traces / BACKGROUND
     loads = [
         Load("Mooncake", SPEEDS, trace=trace),
         Load("Mooncake and ServeGen", SPEEDS, trace=trace, background=background),
     ]
-    names = [name for name in POLICIES if name != "fixed-sp:16"]
-    outcomes = run_cases(grid(loads, names, (0.1, 0.3, 0.5, 0.7), range(3)), args.processes)
-    studies = [study(load, outcomes, range(3)) for load in loads]
+    names = [name for name in POLICIES if name not in ("fixed-sp:16", UNIFIED)]
+    sweeps = [(load, load.rates) for load in loads]
+    studies = explore(sweeps, names, (0.1, 0.3, 0.5), PARTS, TUNING_PART, args)
     (args.out / "paper-traces.md").write_text(trace_report(studies), encoding="utf-8")
     draw_curves(studies, args.out / "paper-traces-speeds.png", "speed")
 
 
-def grid(
-    loads: Sequence[Load],
-    policies: Iterable[str],
+def explore(
+    sweeps: Sequence[tuple[Load, Sequence[float]]],
+    policies: Sequence[str],
     improvement_rates: Sequence[float],
-    seeds: Iterable[int],
-    rates: Sequence[float] = (),
-) -> list[Case]:
-    """Every policy at every rate (default: the load's), with every improvement rate it has."""
-    return [
-        Case(load, rate, policy, r, seed)
-        for load in loads
-        for rate, policy, seed in itertools.product(rates or load.rates, policies, seeds)
-        for r in (improvement_rates if is_regulated(policy) else (0.0,))
+    seeds: Sequence[int],
+    tuning: int,
+    args: argparse.Namespace,
+    known: Mapping[Case, Outcome] = MappingProxyType({}),
+) -> list[Study]:
+    """Tunes every policy at every load's rates on one seed, then runs the others.
+
+    `known` outcomes are kept in the studies.
+    """
+    where = [(load, rate, name) for load, rates in sweeps for rate in rates for name in policies]
+    trial = [
+        Case(*place, r, tuning)
+        for place in where
+        for r in improvement_rates
+        if is_regulated(place[2])
     ]
-
-
-def study(load: Load, outcomes: dict[Case, Outcome], seeds: Iterable[int]) -> Study:
-    """One load's curves."""
-    mine = {case: outcome for case, outcome in outcomes.items() if case.load == load}
-    ran = {case.policy for case in mine}
-    policies = tuple(name for name in POLICIES if name in ran)
-    return Study(load, policies, mine, tuple(seeds), tuple(light(load, seed) for seed in seeds))
+    outcomes = {**known, **run_cases(trial, args.processes, args.cache)}
+    tuned = {
+        load: Study(
+            load,
+            tuple(policies),
+            {case: outcome for case, outcome in outcomes.items() if case.load == load},
+            tuple(seeds),
+            tuning,
+            tuple(light(load, seed) for seed in seeds),
+        )
+        for load, _ in sweeps
+    }
+    cases = [
+        Case(load, rate, name, tuned[load].improvement_rate(name, rate), seed)
+        for load, rate, name in where
+        for seed in seeds
+    ]
+    outcomes |= run_cases(cases, args.processes, args.cache)
+    return [
+        replace(s, outcomes={c: o for c, o in outcomes.items() if c.load == s.load})
+        for s in tuned.values()
+    ]
 
 
 if __name__ == "__main__":

@@ -7,3 +7,5 @@ DRAWN = """\
 MAX_LOAD = "## Maximum load"
 TRACES = "# Traces"
 WHY = "## Why"
+CRITICAL = "## At the critical rates"
+FIXED = "## Fixed improvement rates"
