@@ -39,15 +39,20 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
     default = Setup()
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--trace", type=Path, metavar="FILE", help="Mooncake, Azure, ServeGen, own")
+    source.add_argument(
+        "--trace", type=Path, metavar="FILE", help="Mooncake, Azure, ServeGen or own"
+    )
     source.add_argument("--workload", choices=WORKLOADS, help="drawn requests (default: short)")
-    add("--requests", type=int, metavar="N", help="drawn: 1000; of a trace: the first N")
-    add("--instances", type=int, default=default.instances, metavar="N")
-    add("--instances-per-node", type=int, default=default.instances_per_node, metavar="N")
-    add("--decode-instances", type=int, default=default.decode_instances, metavar="N")
+    add(
+        "--requests", type=int, metavar="N", help="drawn (default: 1000), or the first N of a trace"
+    )
+    for name in ("instances", "instances_per_node", "decode_instances"):
+        value = getattr(default, name)
+        flag = "--" + name.replace("_", "-")
+        add(flag, type=int, default=value, metavar="N", help=f"default: {value}")
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
     add("--sp-sizes", type=integers, metavar="N,N,...", help="default: those of the latency model")
-    add("--seed", type=int, default=0, help="of the drawn requests and of the noise")
+    add("--seed", type=int, default=0, metavar="N", help="of drawn requests and noise")
 
 
 def read_setup(options: argparse.Namespace) -> Setup:

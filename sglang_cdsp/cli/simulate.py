@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sglang_cdsp.cli.pool_flags import Source, add_pool_flags, read_setup, read_source
 from sglang_cdsp.planner.errors import OptionError, PlannerError
-from sglang_cdsp.planner.policies import make_policy
+from sglang_cdsp.planner.policies import POLICY_NAMES, make_policy
 from sglang_cdsp.planner.regulator import MAPPING_KEY
 from sglang_cdsp.simulator.engine import Result, simulate
 from sglang_cdsp.simulator.errors import InvariantError, SimulationError
@@ -29,7 +29,7 @@ from sglang_cdsp.simulator.metrics import Summary, light_load, summarise
 from sglang_cdsp.simulator.outputs import write_outputs
 from sglang_cdsp.simulator.plots import PlotsError, run_plots
 from sglang_cdsp.simulator.setup import Setup
-from sglang_cdsp.simulator.sweep import is_regulated, max_speed, variant
+from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated, max_speed, variant
 from sglang_cdsp.simulator.traces import TraceError
 from sglang_cdsp.simulator.tune import table, tune
 
@@ -41,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_pool_flags(parser)
     add = parser.add_argument
-    add("--rate", type=float, metavar="R", help="requests/s (drawn: default 1)")
+    add("--rate", type=float, metavar="R", help="requests/s (default: 1, or as recorded)")
     add("--speed", type=float, metavar="S", help="replay a trace S times as fast")
-    add("--policy", default="cdsp", metavar="NAME[,NAME...]", help="or loongserve-unified")
-    add("--improvement-rate", default="0.1", metavar="R|auto|FILE", help="FILE: from `tune`")
+    known = ", ".join((*POLICY_NAMES, UNIFIED))
+    add("--policy", default="cdsp", metavar="NAME[,NAME...]", help=f"{known} (default: cdsp)")
+    add("--improvement-rate", default="0.1", metavar="R|auto|FILE", help="FILE: what `tune` wrote")
     add("--noise", type=float, default=0.0, metavar="SIGMA", help="lognormal, on chunk times")
     add("--find-max-rate", action="store_true", help="the highest rate that keeps to --slo")
     add("--slo", type=_times, default=25.0, metavar="25x", help="times light-load latency")
