@@ -26,9 +26,9 @@ from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.workload import at_speed, poisson
 
 RATES = {
-    "short": (4.0, 4.5, 5.0, 5.25),
-    "medium": (2.5, 3.0, 3.25, 3.5),
-    "long": (1.25, 1.5, 1.75, 2.0),
+    "short": (3.5, 4.5, 5.0),
+    "medium": (2.0, 3.0, 3.25),
+    "long": (1.0, 1.5, 1.75),
 }
 PAPER, LATE = "cdsp-paper", "cdsp-late"
 WARM_UP = 0.1
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--workload", default="short,medium,long")
     parser.add_argument("--rates", help="arrival rates in requests/s; default: per workload")
     parser.add_argument("--trace", help="a recorded trace in place of the drawn workloads")
-    parser.add_argument("--speeds", default="3,4", help="how many times as fast to replay it")
+    parser.add_argument("--speeds", default="3,3.5", help="how many times as fast to replay it")
     parser.add_argument("--policy", default="cdsp-paper,cdsp,cdsp-late")
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)

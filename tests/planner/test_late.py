@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.planner import Plan, PolicyOptions, PoolView, PromptView, kv_demand, make_policy
-from sglang_cdsp.planner.policies.late import IDLE_PRICE, LEAD_S, PATIENCE, CdspLate
+from sglang_cdsp.planner.policies.late import GIVE_WAY, IDLE_PRICE, LEAD_S, CdspLate
 from sglang_cdsp.planner.problem import Candidate, instance_seconds, timed
 from sglang_cdsp.planner.search import plan_cdsp, plan_priced
 from tests.planner.pools import MODEL, Case, cases, quick
@@ -21,22 +21,26 @@ OPTIONS = PolicyOptions(MODEL, (1, 2, 4, 8), page_size=PAGE, improvement_rate=0.
 
 @dataclass(frozen=True)
 class Bound:
-    """A prompt's plan, when it was bound, and when its first chunk began."""
+    """A prompt's plan, when it was bound, and when the prompt was due."""
 
     prompt: PromptView
     at_s: float
     plan: Plan
+    due_s: float
 
 
 def drive(policy: CdspLate, prompts: list[PromptView], capacity: int = CAPACITY) -> list[Bound]:
     """Runs arrivals and ends until nobody waits; a plan's KV is free again when it ends."""
     free_at = [0.0] * N
     ends: list[tuple[float, dict[int, int]]] = []
+    due: dict[str, float] = {}
     todo, out = sorted(prompts, key=lambda prompt: prompt.arrival_s), []
     while todo or policy.waiting():
         now = min([end for end, _ in ends] + [prompt.arrival_s for prompt in todo[:1]])
         while todo and todo[0].arrival_s <= now:
-            policy.arrive(todo.pop(0), now)
+            prompt = todo.pop(0)
+            due[prompt.rid] = now + policy.patience_s(prompt)
+            policy.arrive(prompt, now)
         ends = [entry for entry in ends if entry[0] > now]
         free = [capacity] * N
         for i, held in itertools.chain(*(slots.items() for _, slots in ends)):
@@ -51,7 +55,7 @@ def drive(policy: CdspLate, prompts: list[PromptView], capacity: int = CAPACITY)
                 free_at[i] = now + plan.ttft_s
             chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
             ends.append((now + plan.ttft_s, kv_demand(chunks, PAGE)))
-            out.append(Bound(prompt, now, plan))
+            out.append(Bound(prompt, now, plan, due[rid]))
     return out
 
 
@@ -85,14 +89,10 @@ def test_every_prompt_is_bound_once_in_order_of_due_time_and_none_is_passed_for_
     policy = late()
     bound = drive(policy, prompts, capacity)
     assert sorted(b.prompt.rid for b in bound) == sorted(prompt.rid for prompt in prompts)
-    for before, after in itertools.pairwise(bound):
+    for before, after in itertools.combinations(bound, 2):
         # Whoever is bound later was due later, or had not arrived.
-        first, second = before.prompt, after.prompt
-        due = [p.arrival_s + PATIENCE * policy.least_s(p.tokens) for p in (first, second)]
-        assert due[0] <= due[1] or second.arrival_s > before.at_s
-    for one, other in itertools.combinations(bound, 2):
-        patience_s = PATIENCE * policy.least_s(other.prompt.tokens)
-        assert one.prompt.arrival_s <= other.prompt.arrival_s + patience_s
+        assert before.due_s <= after.due_s or after.prompt.arrival_s > before.at_s
+        assert before.prompt.arrival_s <= after.due_s
 
 
 @quick
@@ -116,14 +116,33 @@ def test_equal_prompts_are_bound_in_arrival_order() -> None:
 
 
 def test_a_stream_of_short_prompts_does_not_starve_a_long_one() -> None:
-    # Twice what the pool can do, for ever: without ageing the long one would never run.
+    # More than the pool can do, for ever: without ageing the long one would never run.
     stream = [PromptView(str(k), 8_000, arrival_s=0.02 * k) for k in range(4_000)]
     long = PromptView("long", 100_000, arrival_s=1.0)
-    policy = late()
-    bound = drive(policy, [*stream, long])
-    passed_by = [b.prompt.arrival_s for b in bound[: [b.prompt for b in bound].index(long)]]
-    assert max(passed_by) <= 1.0 + PATIENCE * policy.least_s(long.tokens)
-    assert len(passed_by) > 500
+    bound = drive(late(), [*stream, long])
+    [at] = [at for at, b in enumerate(bound) if b.prompt is long]
+    assert max(b.prompt.arrival_s for b in bound[:at]) <= bound[at].due_s
+    assert at > 100
+    assert at < 2_000
+
+
+def test_the_longer_the_queue_the_longer_long_prompts_give_way_and_the_bound_says_how_long() -> (
+    None
+):
+    policy, long, short = late(), PromptView("long", 100_000), PromptView("short", 4_000)
+    alone = [policy.patience_s(prompt) for prompt in (long, short)]
+    for k in range(100):
+        policy.arrive(PromptView(str(k), 20_000), 0.0)
+    policy.step(idle(), 0.0)
+    backlog_s = len(policy.waiting()) * MODEL.predict(1, 0, 20_000) / N
+    queued = [policy.patience_s(prompt) for prompt in (long, short)]
+    assert queued[0] == pytest.approx(alone[0] + GIVE_WAY * backlog_s)
+    assert alone[1] < queued[1] < alone[1] + 0.1 * backlog_s
+    # How far one may be passed is known when it arrives: nothing later adds to it.
+    policy.arrive(long, 1.0)
+    for k in range(200, 300):
+        policy.arrive(PromptView(str(k), 20_000), 1.0 + queued[0])
+    assert policy.waiting()[-100:] == tuple(str(k) for k in range(200, 300))
 
 
 def test_in_an_idle_pool_the_plan_is_the_plain_one() -> None:

@@ -4,10 +4,15 @@ The paper binds every prompt when it arrives, so that under load short ones stan
 and each plan is made for the pool of that moment. Here a prompt stays unbound until its first
 chunk can start, and two things are decided then:
 
-- Who is next. A prompt that needs s seconds on the best group of an idle pool and arrived at t is
-  due at `t + PATIENCE * s`; the least due is next, and nobody overtakes it. So short prompts pass
-  long ones, yet a prompt is never passed by one that arrived more than `PATIENCE * s` after it: it
-  is served as first come first served would serve one that arrived that much later.
+- Who is next. A prompt that needs s seconds on the best group of an idle pool, and arrives when W
+  instance-seconds of prompts wait for n instances, is due after
+
+      PATIENCE * s + GIVE_WAY * W/n * min(1, s / mean s of past arrivals)^4   seconds;
+
+  the least due is next, and nobody overtakes it. So short prompts pass long ones, and the more wait
+  the longer those above the mean let those below it pass. Yet nobody is ever passed by a prompt
+  that arrives after its own is due: it is served as first come first served, which would make it
+  wait for W/n, would serve one that arrived that much later.
 - How many instances it gets. A plan costs its TTFT plus a price for every instance-second that it
   takes from the pool: each delays all who wait by 1/n seconds, and those to come. Seconds of a
   prompt that needs s count 1/sqrt(s), for short prompts suffer most. So the price for it is
@@ -25,7 +30,7 @@ later, say because four instances in 0.1 s beat one now, it waits for them and a
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sglang_cdsp.planner.kernel import CDSP
 from sglang_cdsp.planner.paper import Report, ignore
@@ -36,8 +41,11 @@ from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
 from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
-PATIENCE = 9.0
+PATIENCE = 5.0
 """How many times its own seconds a prompt lets later ones pass."""
+
+GIVE_WAY = 1.5
+"""How many times the backlog that it finds a long prompt lets later ones pass."""
 
 IDLE_PRICE = 2.0
 """Seconds of TTFT that an instance-second must save if nobody waits, at improvement rate 1."""
@@ -47,7 +55,7 @@ QUEUE_PRICE = 8.0
 it is more because those who arrive before the queue is gone wait longer too."""
 
 MEMORY = 1 / 64
-"""Weight of the latest arrival in the mean over past ones."""
+"""Weight of the latest arrival in the means over past ones."""
 
 LEAD_S = 0.02
 """A plan that starts within this time is bound, so that its orders arrive before its instances are
@@ -55,6 +63,34 @@ free."""
 
 Key = tuple[int, float, int, str]
 """Place in the order: urgency (least first), due time, number of arrival, request id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a prompt needs in an idle pool: seconds on its fastest group, and the instance-seconds
+    of its cheapest."""
+
+    seconds: float
+    work: float
+
+    @property
+    def weight(self) -> float:
+        """What one second of this prompt counts."""
+        return self.seconds**-0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Over past arrivals, the latest counting most."""
+
+    seconds: float
+    weight: float
+
+    def after(self, need: Need) -> Means:
+        return Means(
+            self.seconds + MEMORY * (need.seconds - self.seconds),
+            self.weight + MEMORY * (need.weight - self.weight),
+        )
 
 
 class CdspLate(Chunkwise):
@@ -67,21 +103,29 @@ class CdspLate(Chunkwise):
         super().__init__(options)
         self._order: list[Key] = []
         self._keys: dict[str, Key] = {}
-        self._weights: dict[str, float] = {}
-        self._mean_weight: float | None = None
+        self._needs: dict[str, Need] = {}
+        self._means: Means | None = None
         self._arrived = 0
+        self._instances = max(options.current_sizes())
 
     def arrive(self, prompt: PromptView, now_s: float) -> None:
         super().arrive(prompt, now_s)
         self._forget(prompt.rid)
-        seconds = self.least_s(prompt.tokens, prompt.history_tokens)
-        key = (-prompt.priority, now_s + PATIENCE * seconds, self._arrived, prompt.rid)
+        due_s = now_s + self.patience_s(prompt)
+        key = (-prompt.priority, due_s, self._arrived, prompt.rid)
         self._arrived += 1
         self._keys[prompt.rid] = key
         insort(self._order, key)
-        weight = self._weights[prompt.rid] = seconds**-0.5
-        mean = weight if self._mean_weight is None else self._mean_weight
-        self._mean_weight = mean + MEMORY * (weight - mean)
+        need = self._needs[prompt.rid] = self._need(prompt.tokens, prompt.history_tokens)
+        self._means = (self._means or Means(need.seconds, need.weight)).after(need)
+
+    def patience_s(self, prompt: PromptView) -> float:
+        """For how long prompts that arrive later may pass this one, if it arrives now."""
+        need = self._need(prompt.tokens, prompt.history_tokens)
+        mean_s = self._means.seconds if self._means else need.seconds
+        backlog_s = sum([waiting.work for waiting in self._needs.values()]) / self._instances
+        length = min(1.0, need.seconds / mean_s)
+        return PATIENCE * need.seconds + GIVE_WAY * backlog_s * length**4
 
     def finish(self, rid: str, now_s: float) -> None:
         super().finish(rid, now_s)
@@ -90,22 +134,16 @@ class CdspLate(Chunkwise):
     def waiting(self) -> tuple[str, ...]:
         return tuple([key[3] for key in self._order])
 
-    def least_s(self, tokens: int, history_tokens: int = 0) -> float:
-        """Seconds on the best group of an idle pool."""
-        model = self.options.current_model()
-        return min(
-            model.predict(size, history_tokens, tokens) for size in self.options.current_sizes()
-        )
-
     def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
         if self.options.regulator:
             self.options.regulator.refresh(now_s)
+        self._instances = pool.size
         started: list[tuple[str, Plan]] = []
         if not _any_free(pool):
             return started
-        behind = sum(self._weights.values())
+        behind = sum([need.weight for need in self._needs.values()])
         for *_, rid in self._order:
-            weight = self._weights[rid]
+            weight = self._needs[rid].weight
             behind -= weight
             prompt = self._waiting[rid]
             if pool.up and not all(pool.up[i] for i in prompt.history_instances):
@@ -126,8 +164,8 @@ class CdspLate(Chunkwise):
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         """As if nobody waited; it may start later, when `step` would let the prompt wait."""
-        weight = self.least_s(prompt.tokens, prompt.history_tokens) ** -0.5
-        return self.plan_at(prompt, pool, self._price(weight, 0.0))
+        need = self._need(prompt.tokens, prompt.history_tokens)
+        return self.plan_at(prompt, pool, self._price(need.weight, 0.0))
 
     def search(
         self, problem: Problem, report: Report | None
@@ -135,12 +173,20 @@ class CdspLate(Chunkwise):
         return self.best(problem, report or ignore), None
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
-        weight = self.least_s(problem.tokens, problem.history_tokens) ** -0.5
-        return plan_priced(problem, self._price(weight, 0.0), report=report)
+        need = self._need(problem.tokens, problem.history_tokens)
+        return plan_priced(problem, self._price(need.weight, 0.0), report=report)
+
+    def _need(self, tokens: int, history_tokens: int) -> Need:
+        model = self.options.current_model()
+        times = [
+            (model.predict(size, history_tokens, tokens), size)
+            for size in self.options.current_sizes()
+        ]
+        return Need(min(times)[0], min(seconds * size for seconds, size in times))
 
     def _price(self, weight: float, behind: float) -> float:
         """`weight` of the prompt, `behind` it the sum of weights per instance."""
-        mean = self._mean_weight or weight
+        mean = self._means.weight if self._means else weight
         idle = IDLE_PRICE * self.options.current_rate() * mean
         return (idle + QUEUE_PRICE * max(0.0, behind)) / weight
 
@@ -155,7 +201,7 @@ class CdspLate(Chunkwise):
         key = self._keys.pop(rid, None)
         if key is not None:
             del self._order[bisect_left(self._order, key)]
-            del self._weights[rid]
+            del self._needs[rid]
 
 
 def _any_free(pool: PoolView) -> bool:
