@@ -18,6 +18,8 @@ import argparse
 import json
 import os
 import shlex
+import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ from bench.ab_client import BENCHMARK, Clients, only
 from bench.ab_report import Slo, report
 from bench.mix import lengths
 from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.demo.processes import Command
 from sglang_cdsp.demo.prompts import cut_prompts
 from sglang_cdsp.demo.stack import RunningStack, Side, running, side_by_side
 
@@ -51,7 +54,7 @@ def sides(policies: Sequence[str], model: Path | None, plan_logs: Path) -> list[
         flags = (
             *(*common, "--cdsp", "--dp-size", str(len(CORES)), "--cdsp-policy", policy),
             *("--cdsp-plan-log", str(plan_logs / f"{policy}.jsonl")),
-            *(("--cdsp-latency-model", str(model.resolve())) if model else ()),
+            *(("--cdsp-latency-model", str(model)) if model else ()),
         )
         found.append(Side(policy, (flags,), ("|".join(CORES),)))
     return found
@@ -64,7 +67,7 @@ def write_dataset(checkpoint: Path, path: Path, seed: int, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def command(
+def arguments_of(
     url: str, checkpoint: Path, dataset: Path, count: int, rate: float, seed: int, output: int
 ) -> list[str]:
     """The benchmark's arguments, but for where it writes."""
@@ -94,7 +97,7 @@ class Comparison:
         if not dataset.exists():
             write_dataset(self._checkpoint, dataset, seed, count)
         url = self._stack.urls[side.name]
-        arguments = command(
+        arguments = arguments_of(
             url, self._checkpoint, dataset, count, rate, seed, self._options.output_tokens
         )
         servers = self._stack.servers
@@ -107,25 +110,32 @@ class Comparison:
         }
         with only([*prefill, decode, router], servers.values()):
             measured = self._clients.run(arguments, self._scratch / "details.jsonl", roles)
-        kept = {key: measured.details[key] for key in ("input_lens", "ttfts", "itls", "errors")}
+        details = measured.details
+        gaps = [statistics.fmean(itls) if itls else 0.0 for itls in details["itls"]]
         return {
             "side": side.name,
             "rate": rate,
             "command": f"python -m {BENCHMARK} {plain(shlex.join(arguments), self._scratch)}",
-            "duration_s": measured.details["duration"],
+            "duration_s": details["duration"],
             "wall_s": measured.wall_s,
             "cpu_s": {**measured.cpu_s, "cores": os.cpu_count() or 1},
-            **kept,
+            "tokens": details["input_lens"],
+            "ttft_s": [round(ttft, 4) for ttft in details["ttfts"]],
+            "tpot_s": [round(gap, 4) for gap in gaps],
+            "errors": details["errors"],
         }
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """All runs: in every round each rate, at each rate each side, in an order that turns."""
     checkpoint = write_checkpoint(scratch / "checkpoint")
-    chosen = sides(options.policies, options.latency_model, scratch)
+    model = scratch / "latency-model.json" if options.latency_model else None
+    if model:
+        shutil.copyfile(options.latency_model, model)
+    chosen = sides(options.policies, model, scratch)
     decode = ("--max-total-tokens", "80000")
     plan = side_by_side(checkpoint, chosen, decode_flags=decode, router_flags=options.router)
-    servers = {c.name: plain(shlex.join(c.arguments), scratch) for c in plan.commands}
+    servers = {c.name: plain(described(c), scratch) for c in plan.commands}
     lines: list[dict[str, Any]] = [{"servers": servers}]
     with running(plan, options.log_directory or scratch / "logs", progress=say) as stack:
         for side in chosen:
@@ -142,7 +152,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
                     count = max(5, round(rate * options.seconds))
                     line = comparison.run(side, rate, count, repeat)
                     lines.append({**line, "repeat": repeat})
-                    ttft = sum(line["ttfts"]) / len(line["ttfts"])
+                    ttft = statistics.fmean(line["ttft_s"])
                     say(f"repeat {repeat}, {rate:g}/s, {side.name}: mean TTFT {ttft:.2f} s")
                     if options.out:
                         options.out.write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -161,6 +171,12 @@ def await_answer(url: str) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the router at {url} still answers {status}; see its log")
         time.sleep(1.0)
+
+
+def described(command: Command) -> str:
+    """A server's command as one would type it."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    return " ".join([*variables, shlex.join(command.arguments)])
 
 
 def plain(line: str, scratch: Path) -> str:

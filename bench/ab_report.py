@@ -44,15 +44,15 @@ class Run:
     @classmethod
     def of(cls, line: dict[str, Any]) -> Run:
         """From a line that `bench/ab.py` wrote."""
-        rows = zip(line["input_lens"], line["ttfts"], line["itls"], line["errors"], strict=True)
-        good = [(n, ttft, gaps) for n, ttft, gaps, error in rows if not error and ttft > 0]
+        rows = zip(line["tokens"], line["ttft_s"], line["tpot_s"], line["errors"], strict=True)
+        good = [row for row in rows if not row[3] and row[1] > 0]
         return cls(
             line["side"],
             line["rate"],
             line["repeat"],
-            np.array([n for n, _, _ in good]),
-            np.array([ttft for _, ttft, _ in good]),
-            np.array([float(np.mean(gaps)) if gaps else 0.0 for _, _, gaps in good]),
+            np.array([row[0] for row in good]),
+            np.array([row[1] for row in good]),
+            np.array([row[2] for row in good]),
             len(line["errors"]) - len(good),
             line["duration_s"],
             line["wall_s"],

@@ -11,7 +11,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from bench.ab import STOCK, command, plain, sides
+from bench.ab import STOCK, arguments_of, plain, sides
 from bench.ab_client import only
 from bench.ab_report import Run, Slo, report
 from bench.mix import LONG, SHORT, is_long, lengths
@@ -26,9 +26,9 @@ def line(side: str, repeat: int, ttfts: Sequence[float], errors: Sequence[str] =
         "side": side,
         "rate": 2.0,
         "repeat": repeat,
-        "input_lens": [100, 200, 5000],
-        "ttfts": list(ttfts),
-        "itls": [[0.02, 0.04], [0.05, 0.05], [0.2, 0.2]],
+        "tokens": [100, 200, 5000],
+        "ttft_s": list(ttfts),
+        "tpot_s": [0.03, 0.05, 0.2],
         "errors": list(errors) or ["", "", ""],
         "duration_s": 10.0,
         "wall_s": 10.0,
@@ -78,7 +78,7 @@ def test_every_side_has_the_same_cores_and_no_prefix_cache() -> None:
 
 def test_commands_name_no_folder_of_this_machine() -> None:
     scratch = Path("/somewhere/else")
-    given = command("http://u", scratch / "checkpoint", scratch / "d.jsonl", 5, 2.0, 1, 8)
+    given = arguments_of("http://u", scratch / "checkpoint", scratch / "d.jsonl", 5, 2.0, 1, 8)
     assert "/somewhere" not in plain(" ".join([sys.executable, *given]), scratch)
 
 
