@@ -68,8 +68,10 @@ def figures(setup: Setup, requests: tuple[Request, ...]) -> list[float]:
     return [float(p50), float(times.mean()), float(p99), summary.longest_wait_s]
 
 
-def compare(policies: list[str], loads: list[tuple[Request, ...]]) -> Iterator[Runs]:
-    """Every policy at its best rate, then `cdsp-late` at the default rate."""
+def compare(
+    policies: list[str], rates: list[float], loads: list[tuple[Request, ...]]
+) -> Iterator[Runs]:
+    """Every policy at its best rate, then `cdsp-late` at the default rate if it was tried."""
     for policy in policies:
         tried = {
             rate: Runs(
@@ -77,17 +79,21 @@ def compare(policies: list[str], loads: list[tuple[Request, ...]]) -> Iterator[R
                 rate,
                 np.array([figures(Setup(policy=policy, improvement_rate=rate), r) for r in loads]),
             )
-            for rate in IMPROVEMENT_RATES
+            for rate in rates
         }
-        yield min(tried.values(), key=lambda runs: runs.mean)
-        if policy == LATE:
-            yield tried[CdspArgs().improvement_rate]
+        best = min(tried.values(), key=lambda runs: runs.mean)
+        yield best
+        default = tried.get(CdspArgs().improvement_rate, best)
+        if policy == LATE and default is not best:
+            yield default
 
 
-def show(load: str, policies: list[str], loads: list[tuple[Request, ...]]) -> None:
+def show(
+    load: str, policies: list[str], rates: list[float], loads: list[tuple[Request, ...]]
+) -> None:
     """One line per policy, with its ratios to the paper's."""
     paper: Runs | None = None
-    for runs in compare(policies, loads):
+    for runs in compare(policies, rates, loads):
         paper = paper or (runs if runs.policy == PAPER else None)
         seconds = "".join(f"{value:9.3f}" for value in runs.figures.mean(axis=0))
         beside = runs.ratios(paper) if paper and runs is not paper else ""
@@ -104,22 +110,28 @@ def main() -> None:
     parser.add_argument("--trace", help="a recorded trace in place of the drawn workloads")
     parser.add_argument("--speeds", default="3,3.5", help="how many times as fast to replay it")
     parser.add_argument("--policy", default="cdsp-paper,cdsp,cdsp-late")
+    parser.add_argument(
+        "--improvement-rates",
+        default=",".join(map(str, IMPROVEMENT_RATES)),
+        help="which to choose the best of, default: those of the tuner",
+    )
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     policies = args.policy.split(",")
+    tried = [float(rate) for rate in args.improvement_rates.split(",")]
     heading = "".join(f"{name:>9}" for name in ("P50 s", "mean s", "P99 s", "wait s"))
     print(f"{'load':<16}{'policy':<12}{'r':>5}{heading}   to {PAPER}: {', '.join(COLUMNS)}")
     if args.trace:
         recorded = read_trace(Path(args.trace))
         for speed in map(float, args.speeds.split(",")):
-            show(f"trace x{speed:g}", policies, [at_speed(recorded, speed)])
+            show(f"trace x{speed:g}", policies, tried, [at_speed(recorded, speed)])
         return
     for workload in args.workload.split(","):
         rates = [float(r) for r in args.rates.split(",")] if args.rates else RATES[workload]
         for rate in rates:
             loads = [poisson(workload, rate, args.requests, seed) for seed in range(args.seeds)]
-            show(f"{workload} {rate:g}/s", policies, loads)
+            show(f"{workload} {rate:g}/s", policies, tried, loads)
 
 
 if __name__ == "__main__":

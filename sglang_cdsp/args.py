@@ -85,7 +85,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--cdsp-policy",
         default=default.policy,
         metavar="NAME",
-        help=f"Planning policy (default: {default.policy}).",
+        help="Planning policy: cdsp, cdsp-paper, cdsp-late, single-chunk, fixed-sp:K, loongserve, "
+        f"threshold:N or data-parallel (default: {default.policy}).",
     )
     group.add_argument(
         "--cdsp-sp-sizes",

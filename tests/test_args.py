@@ -20,6 +20,7 @@ from sglang_cdsp.args import (
     parse_sp_sizes,
     with_console,
 )
+from sglang_cdsp.planner import POLICY_NAMES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,6 +90,8 @@ def test_every_option_has_a_flag_and_a_line_of_help() -> None:
     for action in parser()._actions:
         assert action.help, action.option_strings
     assert all(version in text for version in TESTED_SGLANG_VERSIONS)
+    [policy] = [a for a in parser()._actions if "--cdsp-policy" in a.option_strings]
+    assert all(name in str(policy.help) for name in POLICY_NAMES)
 
 
 def test_a_namespace_of_another_parser_means_off() -> None:
