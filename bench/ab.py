@@ -46,7 +46,7 @@ ROUTER = ["--policy", "power_of_two", "--disable-health-check", "--log-level", "
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
-def sides(policies: Sequence[str], model: Path | None, plan_logs: Path) -> list[Side]:
+def sides(policies: Sequence[str], pool_flags: Sequence[str], plan_logs: Path) -> list[Side]:
     """Stock and each policy; nobody keeps a prefix cache, because the pool has none."""
     common = ("--disable-radix-cache", "--max-total-tokens", "40000")
     found = [Side(STOCK, (common,) * len(CORES), CORES)]
@@ -54,7 +54,7 @@ def sides(policies: Sequence[str], model: Path | None, plan_logs: Path) -> list[
         flags = (
             *(*common, "--cdsp", "--dp-size", str(len(CORES)), "--cdsp-policy", policy),
             *("--cdsp-plan-log", str(plan_logs / f"{policy}.jsonl")),
-            *(("--cdsp-latency-model", str(model)) if model else ()),
+            *pool_flags,
         )
         found.append(Side(policy, (flags,), ("|".join(CORES),)))
     return found
@@ -129,10 +129,11 @@ class Comparison:
 def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """All runs: in every round each rate, at each rate each side, in an order that turns."""
     checkpoint = write_checkpoint(scratch / "checkpoint")
-    model = scratch / "latency-model.json" if options.latency_model else None
-    if model:
-        shutil.copyfile(options.latency_model, model)
-    chosen = sides(options.policies, model, scratch)
+    pool_flags = options.pool_flags
+    if options.latency_model:
+        model = shutil.copyfile(options.latency_model, scratch / "latency-model.json")
+        pool_flags = ["--cdsp-latency-model", str(model), *pool_flags]
+    chosen = sides(options.policies, pool_flags, scratch)
     decode = ("--max-total-tokens", "80000")
     plan = side_by_side(checkpoint, chosen, decode_flags=decode, router_flags=options.router)
     servers = {c.name: plain(described(c), scratch) for c in plan.commands}
@@ -205,19 +206,20 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--output-tokens", type=int, default=8)
     add("--router", type=shlex.split, default=ROUTER, help="router flags")
+    add("--pool-flags", type=shlex.split, default=[], help="for every server with --cdsp")
     add("--slo", type=floats, default=[1.0, 4.0, 0.1], help="TTFT short, TTFT long, TPOT: seconds")
     add("--out", type=Path, help="every run with its command, JSON lines")
     add("--read", type=Path, help="only print the tables of such a file")
     add("--log-directory", type=Path, help="keep the servers' logs there")
     options = parser.parse_args()
-    if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
-        say(
-            "this kernel shares cores out by session: decode, router and client crowd out a server "
-            f"with many processes; echo 0 > {AUTOGROUP} while this runs"
-        )
     if options.read:
         lines = [json.loads(line) for line in options.read.read_text().splitlines()]
     else:
+        if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
+            say(
+                "this kernel shares cores out by session, and a pool is one where stock's two "
+                f"servers are two; better: echo 0 > {AUTOGROUP} while this runs"
+            )
         with tempfile.TemporaryDirectory() as scratch:
             lines = measure(options, Path(scratch))
     print(report([line for line in lines if "side" in line], Slo(*options.slo)))

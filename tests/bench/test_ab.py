@@ -68,10 +68,10 @@ def test_ratios_are_to_stock_in_the_same_repeats() -> None:
 
 
 def test_every_side_has_the_same_cores_and_no_prefix_cache() -> None:
-    stock, pool = sides(["fixed-sp:2"], Path("model.json"), Path("logs"))
+    stock, pool = sides(["fixed-sp:2"], ("--more",), Path("logs"))
     assert (stock.name, stock.cores, len(stock.prefill)) == (STOCK, ("0", "1"), 2)
     assert (pool.name, pool.cores, len(pool.prefill)) == ("fixed-sp:2", ("0|1",), 1)
-    assert "--cdsp" in pool.prefill[0]
+    assert {"--cdsp", "--more"} <= set(pool.prefill[0])
     assert "--cdsp" not in stock.prefill[0]
     assert all("--disable-radix-cache" in flags for s in (stock, pool) for flags in s.prefill)
 
