@@ -99,11 +99,15 @@ class ChunkWork:
 
     def _run_chunk(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
         final = task.is_final(chunk)
+        failure: Exception | None = None
         if task.room is not None:
-            self._manager.await_room(task.room)
+            try:
+                self._manager.await_room(task.room)
+            except Exception as error:
+                failure = error
         if final and task.req is not None:
             task.req.time_stats.set_forward_entry_time()
-        part = self._runner.run(task, chunk)
+        part = self._runner.run(task, chunk, failure)
         if final and task.req is not None:
             self._reporter.lead(FirstToken, seq=task.seq)
         if task.room is not None:
@@ -130,7 +134,6 @@ class ChunkWork:
         task.error = error
         shared = len(task.layouts[chunk].group) > 1
         if shared:
-            # Partners may wait for this instance inside the chunk: a closed link tells them.
             self._runner.close_links()
         self._reporter.send(Failed, seq=task.seq, error=error, links_broken=shared)
 

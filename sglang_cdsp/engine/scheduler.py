@@ -85,8 +85,8 @@ class PoolScheduler(Scheduler):
                 timeout=MESH_TIMEOUT,
             )
 
-        runner = ShardRunner(self, connect, me)
         agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
+        runner = ShardRunner(self, connect, me, agreement)
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,

@@ -9,7 +9,9 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from sglang_cdsp.attention.backend import ShardAttention, check_layer
+from sglang_cdsp.attention.lockstep import LockstepAttention
 from sglang_cdsp.attention.ring import RingLayout
+from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
 from sglang_cdsp.engine.holdings import Holdings
@@ -23,16 +25,23 @@ from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.pool.messages import LogprobPart
 
 
+class ChunkFailedError(RuntimeError):
+    """A chunk's forward failed on a rank of this instance."""
+
+
 class ShardRunner:
     """Runs shards on one rank's model; knows nothing of queues."""
 
-    def __init__(self, scheduler: Any, connect: Callable[[int], Mesh], me: int) -> None:
+    def __init__(
+        self, scheduler: Any, connect: Callable[[int], Mesh], me: int, agreement: Agreement
+    ) -> None:
         """Link up with the other instances.
 
         Args:
             scheduler: SGLang's scheduler of this rank.
             connect: makes the links of an epoch, together with every other instance.
             me: this instance's number, which is also its rank in the mesh.
+            agreement: among the ranks of this instance.
 
         Raises:
             UnsupportedLayer: the model has attention that chunk tasks cannot run.
@@ -41,6 +50,7 @@ class ShardRunner:
         self._runner = scheduler.tp_worker.model_runner
         self._connect = connect
         self._me = me
+        self._agreement = agreement
         self._fault = requested_fault()
         modules = [m for m in self._runner.model.modules() if isinstance(m, RadixAttention)]
         for module in modules:
@@ -57,13 +67,22 @@ class ShardRunner:
         self._mesh.close()
         self._mesh = self._connect(epoch)
 
-    def run(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
+    def run(
+        self, task: ChunkTask, chunk: int, failure: Exception | None = None
+    ) -> LogprobPart | None:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
 
         At home the plan's last chunk leaves the first token in the task's request.
 
+        Args:
+            task, chunk: what to compute.
+            failure: what is wrong on this rank before it starts; its partners may not know.
+
         Returns:
             Prompt log-probabilities of the shard, if the request asked for any of its rows.
+
+        Raises:
+            ChunkFailedError: on every rank of the instance, when one of them failed.
         """
         layout = task.layouts[chunk]
         samples = task.is_final(chunk) and task.home == self._me and not task.probe
@@ -81,7 +100,13 @@ class ShardRunner:
         attention = self._attention(layout, shard.slots, task.holdings)
         if self._fault is not None and self._fault.hits(self._me, task, chunk):
             attention = FailingAttention(attention)
-        logits = run_forward(self._runner, forward, attention)
+        # Partners may wait for this instance inside the chunk: a closed link tells them.
+        warn = self.close_links if len(layout.group) > 1 else lambda: None
+        lockstep = LockstepAttention(attention, warn, failure)
+        logits = run_forward(self._runner, forward, lockstep)
+        error = self._agreement.reach(str(lockstep.failure) if lockstep.failure else "")
+        if error:
+            raise ChunkFailedError(error) from lockstep.failure
         if batch is not None:
             sample_first_token(self._scheduler, batch, forward, logits)
         if wished is None:

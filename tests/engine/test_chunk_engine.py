@@ -118,7 +118,8 @@ class Rank:
 
     # -- runner ---------------------------------------------------------------------------
 
-    def run(self, task: ChunkTask, chunk: int) -> None:
+    def run(self, task: ChunkTask, chunk: int, failure: Exception | None) -> None:
+        assert failure is None
         task.holdings.slots(task.layouts[chunk].shard(self.instance))
         if chunk in self.breaks:
             raise RuntimeError("the model broke")

@@ -1,0 +1,68 @@
+"""Attention that keeps a failed rank in step with its tensor-parallel partners."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang_cdsp.attention.backend import ShardAttention
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+logger = logging.getLogger(__name__)
+
+
+class LockstepAttention:
+    """Runs another attention until it fails, then returns zeros.
+
+    Inside a forward the ranks of an instance meet at every layer's all-reduce. A rank that raised
+    there, because its link to another instance broke, say, would leave the others waiting for
+    ever. So it goes through the motions, and the failure is raised when the forward is over.
+
+    Attributes:
+        failure: what went wrong, None while all is well.
+        token_to_kv_pool, req_to_token_pool: as in ``ShardAttention``.
+    """
+
+    def __init__(
+        self,
+        attention: ShardAttention,
+        on_failure: Callable[[], None],
+        failure: Exception | None = None,
+    ) -> None:
+        """``on_failure`` is called at once; with ``failure`` nothing is attended at all."""
+        self._attention = attention
+        self._on_failure = on_failure
+        self.failure = failure
+        self.token_to_kv_pool = attention.token_to_kv_pool
+        self.req_to_token_pool = attention.req_to_token_pool
+        if failure is not None:
+            on_failure()
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **unknown: Any,
+    ) -> torch.Tensor:
+        """As ``ShardAttention.forward``; zeros of the same shape after a failure."""
+        if self.failure is None:
+            try:
+                return self._attention.forward(
+                    q, k, v, layer, forward_batch, save_kv_cache, **unknown
+                )
+            except Exception as failure:
+                logger.exception("attention of layer %d failed", layer.layer_id)
+                self.failure = failure
+                self._on_failure()
+        rows = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
+        return q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
