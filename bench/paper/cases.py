@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Load:
     """
 
     name: str
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] = field(compare=False)
     requests: int = 0
     trace: Path | None = None
     background: Path | None = None

@@ -120,8 +120,7 @@ class Study:
     def max_load(self, policy: str) -> np.ndarray:
         """Per seed the rate at which P50 or P99 of TTFT or TBT is 25 times that at light load.
 
-        Between two rates of the sweep it is interpolated, linear in log(latency). NaN if even the
-        highest rate holds, or the lowest does not.
+        Between two rates of the sweep it is interpolated, linear in log(latency).
         """
         ratios = [
             [self._over_light(policy, rate, read) for rate in self.load.rates]
@@ -139,11 +138,13 @@ def critical_rate(study: Study, policy: str) -> float:
 
 
 def crossing(rates: Sequence[float], factors: np.ndarray, limit: float) -> float:
-    """Where a curve that rises crosses the limit, linear in log(factor); NaN if it does not."""
+    """Where a curve that rises crosses the limit, linear in log(factor); +-inf if beyond."""
     above = np.flatnonzero(factors > limit)
-    if not len(above) or above[0] == 0:
-        return float("nan")
+    if not len(above):
+        return math.inf
     i = int(above[0])
+    if i == 0:
+        return -math.inf
     low, high, target = np.log(factors[i - 1]), np.log(factors[i]), np.log(limit)
     return float(rates[i - 1] + (rates[i] - rates[i - 1]) * (target - low) / (high - low))
 

@@ -89,8 +89,9 @@ def max_loads(studies: Sequence[Study]) -> str:
         row = [f"`{name}`"]
         for study in studies:
             loads, rival = study.max_load(name), study.max_load("fixed-sp:8")
-            if np.isnan(loads).any():
-                row.append(f"outside {study.load.rates[0]:g} to {study.load.rates[-1]:g}")
+            if np.isinf(loads).any():
+                low, *_, high = study.load.rates
+                row.append(f"above {high:g}" if loads.max() > 0 else f"below {low:g}")
             else:
                 row.append(f"{_spread(loads, 2)} ({(loads / rival).mean() - 1:+.0%})")
         rows.append(row)
@@ -125,7 +126,7 @@ def critical(study: Study) -> list[str]:
 def fixed_rates(studies: Sequence[Study]) -> str:
     """Mean TTFT at every improvement rate, on the tuning seed; the least in bold."""
     rows, heads = [], []
-    for study, name in itertools.product(studies, ("cdsp-paper", "cdsp", "cdsp-late")):
+    for study, name in itertools.product(studies, ("single-chunk", *OURS)):
         for rate in study.load.rates if name in study.policies else ():
             means = study.tuned(name, rate)
             heads = [f"r = {r:g}" for r in means]

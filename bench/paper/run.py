@@ -27,7 +27,7 @@ OURS = ("single-chunk", "cdsp-paper", "cdsp", "cdsp-late")
 POLICIES = BASELINES + tuple(name for name in OURS if name in POLICY_NAMES)
 IMPROVEMENT_RATES = (0.1, 0.2, 0.3, 0.5, 0.7)
 RATES = {
-    "short": (2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0),
+    "short": (2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0),
     "medium": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0),
     "long": (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5),
 }
