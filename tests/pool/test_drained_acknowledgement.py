@@ -53,7 +53,7 @@ class SlowManager(FakePoolManager):
         super().__init__()
         self.here, self.decode = here, decode
         self.held: list[Any] = []
-        self.agent = self  # type: ignore[assignment]
+        self.agent = self
         self.peer("decode")
         self.pages("decode", DECODE_PAGES)
 
@@ -65,9 +65,16 @@ class SlowManager(FakePoolManager):
         return self.held[-1]
 
     def send_kvcache(
-        self, peer: str, pages: Any, ptrs: Any, places: Any, gpu: int, notif: str, **kinds: Any
+        self,
+        peer_name: str,
+        prefill_kv_indices: Any,
+        dst_kv_ptrs: list[int],
+        dst_kv_indices: Any,
+        dst_gpu_id: int,
+        notif: str,
+        **kinds: Any,
     ) -> Any:
-        return self._hold(pages, places, notif)
+        return self._hold(prefill_kv_indices, dst_kv_indices, notif)
 
     def send_aux(self, peer: str, index: int, ptrs: Any, place: int, notif: str) -> Any:
         return self._hold([0], [len(DECODE_PAGES)], notif)
