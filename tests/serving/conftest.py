@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.client import Client
 
@@ -15,14 +14,6 @@ POOL_SIZE = 4
 # An instance holds fewer tokens than the longest prompt served: the pool must hold it together.
 INSTANCE_TOKENS = 16_384
 CONTEXT_LENGTH = 40_960
-
-
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated checkpoint whose attention matters."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(directory)
-    return directory
 
 
 @pytest.fixture(scope="package")

@@ -9,19 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import RunningStack, prefill_only, running
 from sglang_cdsp.engine.faults import ENV_VAR
 from tests.serving.client import Client, text_tokens
 
 FAULTY_LENGTH = 777
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
 from sglang_cdsp.engine import faults
 from tests.serving.client import Client
@@ -34,14 +33,6 @@ def mooncake() -> None:
     if found.returncode:
         reason = found.stderr.strip().splitlines()[-1]
         pytest.skip(f"{reason}: run `make mooncake` (libraries: requirements/mooncake.txt)")
-
-
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated checkpoint whose attention matters."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(directory)
-    return directory
 
 
 @pytest.fixture(scope="package")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.stack import disaggregated, running
 from sglang_cdsp.engine.faults import ENV_VAR
 from tests.serving.client import Client, difference, text_tokens
@@ -17,13 +16,6 @@ from tests.serving.plans import draw_case
 TOLERANCE = 1e-3
 LENGTHS = (1, 3, 129, 509, 2039)
 FAULTY_LENGTH = 777
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
