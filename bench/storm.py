@@ -157,11 +157,9 @@ def ask(stack: RunningStack, job: Job, url: str | None = None) -> End:
         timer = threading.Timer(job.leave_s, abort, (stack, job.rid, caused_s))
         timer.start()
     try:
-        response = requests.post(
-            f"{url or stack.url}/generate", json=body_of(job), timeout=120, stream=job.disconnect
-        )
-        if job.disconnect and response.status_code == 200:
-            return read_and_leave(response, job)
+        if job.disconnect:
+            return leave(stack, job)
+        response = requests.post(f"{url or stack.url}/generate", json=body_of(job), timeout=120)
         end = read(response, job)
     except requests.RequestException as error:
         end = End("error", words=repr(error))
@@ -194,19 +192,20 @@ def read(response: requests.Response, job: Job) -> End:
     return End("answered", tuple(found))
 
 
-def read_and_leave(response: requests.Response, job: Job) -> End:
+def leave(stack: RunningStack, job: Job) -> End:
     """Read events until it is time to leave, then close the connection."""
     assert job.leave_s is not None
-    closer = threading.Timer(job.leave_s, response.close)
-    closer.start()
+    until_s = time.monotonic() + job.leave_s
+    patience = (30.0, max(job.leave_s, 0.01))
     try:
-        for _ in response.iter_lines():
-            pass
-    except (requests.RequestException, AttributeError, ValueError, OSError):
-        pass  # closed in the middle of a line
-    finally:
-        closer.cancel()
-        response.close()
+        with requests.post(
+            f"{stack.url}/generate", json=body_of(job), stream=True, timeout=patience
+        ) as response:
+            for _ in response.iter_lines():
+                if time.monotonic() > until_s:
+                    break
+    except requests.RequestException:
+        pass  # nothing came for so long: that is when this client leaves
     return End("left")
 
 
