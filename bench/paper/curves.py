@@ -126,7 +126,8 @@ class Study:
             [self._over_light(policy, rate, read) for rate in self.load.rates]
             for read in (p50, p99, tbt_p50, tbt_p99)
         ]
-        factors = np.max(ratios, axis=0)  # shape (rates, seeds)
+        seeds = min(len(r) for r in ratios[0])  # a critical rate in the sweep has more
+        factors = np.max([[r[:seeds] for r in each] for each in ratios], axis=0)  # (rates, seeds)
         return np.array([crossing(self.load.rates, f, SLO) for f in factors.T])
 
 
