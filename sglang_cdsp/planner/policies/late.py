@@ -14,14 +14,14 @@ chunk can start, and two things are decided then:
   that arrives after its own is due: it is served as first come first served, which would make it
   wait for W/n, would serve one that arrived that much later.
 - How many instances it gets. A plan costs its TTFT plus a price for every instance-second that it
-  takes from the pool: each delays all who wait by 1/n seconds, and those to come. Seconds of a
-  prompt that needs s count 1/sqrt(s), for short prompts suffer most. So the price for it is
+  takes from the pool: each delays all who wait by 1/n seconds, and those to come. A second
+  counts relative to what a prompt needs, so the price for one that needs s is
 
-      sqrt(s) * (IDLE_PRICE * improvement rate * mean of 1/sqrt(s) over past arrivals
-                 + QUEUE_PRICE / n * sum of 1/sqrt(s) over the prompts behind it)
+      IDLE_PRICE * improvement rate * s / mean s of past arrivals
+      + QUEUE_PRICE / n * sum of s / s' over the prompts behind it,
 
-  Groups are wide when nobody waits and narrow, which wastes less, when many do. The first term
-  stands for prompts that have not arrived yet.
+  at most TOP_PRICE. Groups are wide when nobody waits and narrow, which wastes less, when many do.
+  The first term stands for prompts that have not arrived yet.
 
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
 later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it.
@@ -41,21 +41,24 @@ from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
 from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
-PATIENCE = 5.0
+PATIENCE = 3.0
 """How many times its own seconds a prompt lets later ones pass."""
 
 GIVE_WAY = 1.5
 """How many times the backlog that it finds a long prompt lets later ones pass."""
 
-IDLE_PRICE = 2.0
+IDLE_PRICE = 2.5
 """Seconds of TTFT that an instance-second must save if nobody waits, at improvement rate 1."""
 
 QUEUE_PRICE = 8.0
 """The same if as many equal prompts wait as there are instances. Delaying just these would ask 1;
 it is more because those who arrive before the queue is gone wait longer too."""
 
+TOP_PRICE = 10.0
+"""From here on prompts of any length get little narrower and longer ones much slower."""
+
 MEMORY = 1 / 64
-"""Weight of the latest arrival in the means over past ones."""
+"""Weight of the latest arrival in the mean over past ones."""
 
 LEAD_S = 0.02
 """A plan that starts within this time is bound, so that its orders arrive before its instances are
@@ -73,25 +76,6 @@ class Need:
     seconds: float
     work: float
 
-    @property
-    def weight(self) -> float:
-        """What one second of this prompt counts."""
-        return self.seconds**-0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """Over past arrivals, the latest counting most."""
-
-    seconds: float
-    weight: float
-
-    def after(self, need: Need) -> Means:
-        return Means(
-            self.seconds + MEMORY * (need.seconds - self.seconds),
-            self.weight + MEMORY * (need.weight - self.weight),
-        )
-
 
 class CdspLate(Chunkwise):
     """Chunk plans by price, made when they can start, in order of due time."""
@@ -104,7 +88,7 @@ class CdspLate(Chunkwise):
         self._order: list[Key] = []
         self._keys: dict[str, Key] = {}
         self._needs: dict[str, Need] = {}
-        self._means: Means | None = None
+        self._mean_s: float | None = None
         self._arrived = 0
         self._instances = max(options.current_sizes())
 
@@ -117,14 +101,14 @@ class CdspLate(Chunkwise):
         self._keys[prompt.rid] = key
         insort(self._order, key)
         need = self._needs[prompt.rid] = self._need(prompt.tokens, prompt.history_tokens)
-        self._means = (self._means or Means(need.seconds, need.weight)).after(need)
+        mean_s = self._mean_s or need.seconds
+        self._mean_s = mean_s + MEMORY * (need.seconds - mean_s)
 
     def patience_s(self, prompt: PromptView) -> float:
         """For how long prompts that arrive later may pass this one, if it arrives now."""
         need = self._need(prompt.tokens, prompt.history_tokens)
-        mean_s = self._means.seconds if self._means else need.seconds
         backlog_s = sum([waiting.work for waiting in self._needs.values()]) / self._instances
-        length = min(1.0, need.seconds / mean_s)
+        length = min(1.0, need.seconds / (self._mean_s or need.seconds))
         return PATIENCE * need.seconds + GIVE_WAY * backlog_s * length**4
 
     def finish(self, rid: str, now_s: float) -> None:
@@ -141,14 +125,14 @@ class CdspLate(Chunkwise):
         started: list[tuple[str, Plan]] = []
         if not _any_free(pool):
             return started
-        behind = sum([need.weight for need in self._needs.values()])
+        behind = sum([1.0 / need.seconds for need in self._needs.values()])
         for *_, rid in self._order:
-            weight = self._needs[rid].weight
-            behind -= weight
+            seconds = self._needs[rid].seconds
+            behind -= 1.0 / seconds
             prompt = self._waiting[rid]
             if pool.up and not all(pool.up[i] for i in prompt.history_instances):
                 continue  # its history is out of reach: it alone waits
-            plan = self.plan_at(prompt, pool, self._price(weight, behind / pool.size))
+            plan = self.plan_at(prompt, pool, self._price(seconds, behind / pool.size))
             if plan is None and self._hopeless(prompt, pool):
                 continue  # too many seats are down: it alone waits
             if plan is None or plan.chunks[0].start_s > LEAD_S:
@@ -165,7 +149,7 @@ class CdspLate(Chunkwise):
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         """As if nobody waited; it may start later, when `step` would let the prompt wait."""
         need = self._need(prompt.tokens, prompt.history_tokens)
-        return self.plan_at(prompt, pool, self._price(need.weight, 0.0))
+        return self.plan_at(prompt, pool, self._price(need.seconds, 0.0))
 
     def search(
         self, problem: Problem, report: Report | None
@@ -174,7 +158,7 @@ class CdspLate(Chunkwise):
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         need = self._need(problem.tokens, problem.history_tokens)
-        return plan_priced(problem, self._price(need.weight, 0.0), report=report)
+        return plan_priced(problem, self._price(need.seconds, 0.0), report=report)
 
     def _need(self, tokens: int, history_tokens: int) -> Need:
         model = self.options.current_model()
@@ -184,11 +168,10 @@ class CdspLate(Chunkwise):
         ]
         return Need(min(times)[0], min(seconds * size for seconds, size in times))
 
-    def _price(self, weight: float, behind: float) -> float:
-        """`weight` of the prompt, `behind` it the sum of weights per instance."""
-        mean = self._means.weight if self._means else weight
-        idle = IDLE_PRICE * self.options.current_rate() * mean
-        return (idle + QUEUE_PRICE * max(0.0, behind)) / weight
+    def _price(self, seconds: float, behind: float) -> float:
+        """For a prompt that needs `seconds`; `behind` it is the sum of 1/s per instance."""
+        idle = IDLE_PRICE * self.options.current_rate() / (self._mean_s or seconds)
+        return min(TOP_PRICE, seconds * (idle + QUEUE_PRICE * max(0.0, behind)))
 
     def _hopeless(self, prompt: PromptView, pool: PoolView) -> bool:
         """Whether the seats that are up could not hold the prompt even if they were empty."""
