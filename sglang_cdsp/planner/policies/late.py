@@ -64,6 +64,9 @@ LEAD_S = 0.02
 """A plan that starts within this time is bound, so that its orders arrive before its instances are
 free."""
 
+LEAST_S = 1e-9
+"""What a prompt needs at least, should the latency model promise nothing."""
+
 Key = tuple[int, float, int, str]
 """Place in the order: urgency (least first), due time, number of arrival, request id."""
 
@@ -166,7 +169,8 @@ class CdspLate(Chunkwise):
             (model.predict(size, history_tokens, tokens), size)
             for size in self.options.current_sizes()
         ]
-        return Need(min(times)[0], min(seconds * size for seconds, size in times))
+        work = min(seconds * size for seconds, size in times)
+        return Need(max(min(times)[0], LEAST_S), work)
 
     def _price(self, seconds: float, behind: float) -> float:
         """For a prompt that needs `seconds`; `behind` it is the sum of 1/s per instance."""
