@@ -25,6 +25,9 @@ from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 BASELINES = ("fixed-sp:16", "fixed-sp:8", "loongserve", UNIFIED)
 OURS = ("single-chunk", "cdsp-paper", "cdsp", "cdsp-late")
 POLICIES = BASELINES + tuple(name for name in OURS if name in POLICY_NAMES)
+CRITICAL = ("fixed-sp:8", "loongserve", "cdsp-paper")
+"""At whose critical rates to look closer: the paper's best baseline, ours, the paper's policy."""
+
 IMPROVEMENT_RATES = (0.1, 0.2, 0.3, 0.5, 0.7)
 RATES = {
     "short": (2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0),
@@ -62,10 +65,7 @@ def drawn(args: argparse.Namespace) -> None:
     loads = [Load(name, rates, args.requests) for name, rates in RATES.items()]
     sweeps = [(load, load.rates) for load in loads]
     studies = explore(sweeps, POLICIES, IMPROVEMENT_RATES, SEEDS, TUNING, args)
-    critical = {
-        s.load: {name: critical_rate(s, name) for name in ("fixed-sp:8", "loongserve")}
-        for s in studies
-    }
+    critical = {s.load: {name: critical_rate(s, name) for name in CRITICAL} for s in studies}
     closer = [(load, sorted(set(critical[load].values()))) for load in loads]
     known = {case: outcome for s in studies for case, outcome in s.outcomes.items()}
     tables = {(s.load, name): s.table(name) for s in studies for name in POLICIES}
