@@ -130,9 +130,9 @@ def test_a_recorded_plan_waits_for_its_slots(tmp_path: Path) -> None:
     assert replay(recorded, world(kv_tokens=1500), plans=True).simulated[1] == pytest.approx(1.5)
 
 
-requests = st.lists(
-    st.tuples(st.floats(0.0, 3.0), st.integers(1, 4000)), min_size=1, max_size=12
-).map(lambda rows: [Request(f"r{i}", at, n, 1) for i, (at, n) in enumerate(sorted(rows))])
+requests = st.dictionaries(st.integers(0, 3000), st.integers(1, 4000), min_size=1, max_size=12).map(
+    lambda rows: [Request(f"r{ms}", ms / 1000, n, 1) for ms, n in sorted(rows.items())]
+)
 policies = st.sampled_from(["cdsp-paper", "cdsp", "loongserve", "fixed-sp:2", "threshold:1500"])
 
 
