@@ -68,7 +68,7 @@ ROWS = (
         Signature(CONTEXT, "forward_context", ("ctx",)),
     ),
     row(
-        "attention.backend",
+        "attention.backend attention.lockstep",
         "the model's layers find the KV pools at the backend in force",
         Order(
             CONTEXT,
@@ -101,12 +101,12 @@ ROWS = (
         Attributes("sglang.srt.managers.tp_worker", "TpModelWorker", ("model_runner",)),
     ),
     row(
-        "attention.backend",
+        "attention.backend attention.lockstep",
         "layers ask the backend in force, with these arguments",
         Calls(RADIX, "RadixAttention.forward", "get_attn_backend().forward"),
     ),
     row(
-        "attention.backend",
+        "attention.backend attention.lockstep",
         "the arguments' order",
         Order(
             RADIX,
