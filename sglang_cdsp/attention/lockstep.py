@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +26,21 @@ class LockstepAttention:
     ever. So it goes through the motions, and the failure is raised when the forward is over.
 
     Attributes:
-        failure: what went wrong, None while all is well.
+        failure: what went wrong, "" while all is well.
         token_to_kv_pool, req_to_token_pool: as in ``ShardAttention``.
     """
 
     def __init__(
-        self,
-        attention: ShardAttention,
-        on_failure: Callable[[], None],
-        failure: Exception | None = None,
+        self, attention: ShardAttention, on_failure: Callable[[], None], failure: str = ""
     ) -> None:
         """``on_failure`` is called at once; with ``failure`` nothing is attended at all."""
-        self._attention = attention
+        self._attention: ShardAttention | None = attention
         self._on_failure = on_failure
-        self.failure = failure
+        self.failure = ""
         self.token_to_kv_pool = attention.token_to_kv_pool
         self.req_to_token_pool = attention.req_to_token_pool
-        if failure is not None:
-            on_failure()
+        if failure:
+            self._fail(failure)
 
     def forward(
         self,
@@ -55,14 +53,22 @@ class LockstepAttention:
         **unknown: Any,
     ) -> torch.Tensor:
         """As ``ShardAttention.forward``; zeros of the same shape after a failure."""
-        if self.failure is None:
+        if self._attention is not None:
             try:
                 return self._attention.forward(
                     q, k, v, layer, forward_batch, save_kv_cache, **unknown
                 )
-            except Exception as failure:
-                logger.exception("attention of layer %d failed", layer.layer_id)
-                self.failure = failure
-                self._on_failure()
+            except Exception as error:
+                text = traceback.format_exc()
+                logger.error("attention of layer %d failed\n%s", layer.layer_id, text)
+                failure = str(error) or repr(error)
+            self._fail(failure)
         rows = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
         return q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
+
+    def _fail(self, failure: str) -> None:
+        """Remember the text alone: links stay open as long as anything holds what is in flight,
+        and an exception holds the frames that it came through."""
+        self.failure = failure
+        self._attention = None
+        self._on_failure()

@@ -99,12 +99,12 @@ class ChunkWork:
 
     def _run_chunk(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
         final = task.is_final(chunk)
-        failure: Exception | None = None
+        failure = ""
         if task.room is not None:
             try:
                 self._manager.await_room(task.room)
             except Exception as error:
-                failure = error
+                failure = str(error)
         if final and task.req is not None:
             task.req.time_stats.set_forward_entry_time()
         part = self._runner.run(task, chunk, failure)

@@ -67,16 +67,15 @@ class ShardRunner:
         self._mesh.close()
         self._mesh = self._connect(epoch)
 
-    def run(
-        self, task: ChunkTask, chunk: int, failure: Exception | None = None
-    ) -> LogprobPart | None:
+    def run(self, task: ChunkTask, chunk: int, failure: str = "") -> LogprobPart | None:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
 
         At home the plan's last chunk leaves the first token in the task's request.
 
         Args:
             task, chunk: what to compute.
-            failure: what is wrong on this rank before it starts; its partners may not know.
+            failure: what is wrong on this rank before it starts, if anything; its partners
+                may not know.
 
         Returns:
             Prompt log-probabilities of the shard, if the request asked for any of its rows.
@@ -97,27 +96,23 @@ class ShardRunner:
         wished = task.wish if wished_rows(rows, task.wish) else None
         if wished is not None:
             apply_wish(forward, task.tokens, rows, wished)
-        attention = self._attention(layout, shard.slots, task.holdings)
-        if self._fault is not None and self._fault.hits(self._me, task, chunk):
-            attention = FailingAttention(attention)
         # Partners may wait for this instance inside the chunk: a closed link tells them.
         warn = self.close_links if len(layout.group) > 1 else lambda: None
-        lockstep = LockstepAttention(attention, warn, failure)
+        lockstep = LockstepAttention(self._attention(task, chunk, shard.slots), warn, failure)
         logits = run_forward(self._runner, forward, lockstep)
-        error = self._agreement.reach(str(lockstep.failure) if lockstep.failure else "")
+        error = self._agreement.reach(lockstep.failure)
         if error:
-            raise ChunkFailedError(error) from lockstep.failure
+            raise ChunkFailedError(error)
         if batch is not None:
             sample_first_token(self._scheduler, batch, forward, logits)
         if wished is None:
             return None
         return collect(self._scheduler, logits, rows, wished, seq=task.seq)
 
-    def _attention(
-        self, layout: ChunkLayout, own: torch.Tensor, holdings: Holdings
-    ) -> ShardAttention:
+    def _attention(self, task: ChunkTask, chunk: int, own: torch.Tensor) -> ShardAttention:
+        layout, holdings = task.layouts[chunk], task.holdings
         seat = layout.group.index(self._me)
-        return ShardAttention(
+        attention = ShardAttention(
             inner=self._runner.attn_backend,
             layout=RingLayout(
                 group=layout.group,
@@ -130,6 +125,9 @@ class ShardRunner:
             history_slots=holdings.slots(layout.history[seat]),
             rebalancer=self._rebalancer(layout, holdings),
         )
+        if self._fault is not None and self._fault.hits(self._me, task, chunk):
+            return FailingAttention(attention)
+        return attention
 
     def _rebalancer(self, layout: ChunkLayout, holdings: Holdings) -> Rebalancer | None:
         mine = [move for move in layout.moves if self._me in (move.src, move.dst)]

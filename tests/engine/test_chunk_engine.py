@@ -118,8 +118,8 @@ class Rank:
 
     # -- runner ---------------------------------------------------------------------------
 
-    def run(self, task: ChunkTask, chunk: int, failure: Exception | None) -> None:
-        assert failure is None
+    def run(self, task: ChunkTask, chunk: int, failure: str) -> None:
+        assert not failure
         task.holdings.slots(task.layouts[chunk].shard(self.instance))
         if chunk in self.breaks:
             raise RuntimeError("the model broke")
