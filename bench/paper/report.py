@@ -20,7 +20,7 @@ from bench.paper.curves import (
     tbt_p99,
     throughput,
 )
-from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, TRACES, WHY
+from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, SHOWN, TRACES, WHY
 from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 
 RIVALS = ("fixed-sp:8", "loongserve", "single-chunk")
@@ -43,11 +43,11 @@ def trace_report(studies: Sequence[Study]) -> str:
         rows = [
             [f"{rate:g}", f"`{rival}`", *(_ratios(study, rate, rival, own) for own in _ours(study))]
             for rate in study.load.rates
-            for rival in RIVALS
+            for rival in (*RIVALS, "cdsp-paper")
         ]
         heads = ["speed", "against", *(f"`{name}` P50, P99" for name in _ours(study))]
         blocks += [f"## {study.load.name}", sweep(study, "speed"), table(heads, rows)]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, SHOWN]) + "\n"
 
 
 SIDE_BY_SIDE: tuple[tuple[str, str, Read, str, float], ...] = (

@@ -67,7 +67,7 @@ def test_the_report_of_traces_names_every_policy_and_speed() -> None:
     text = trace_report([study()])
     twice = "2.00 (2.00 to 2.00), 2.00 (2.00 to 2.00) |"
     assert f"| 2 | `fixed-sp:8` | 1.00 (1.00 to 1.00), 1.00 (1.00 to 1.00) | {twice}" in text
-    assert text.count("\n| 3 | ") == 4  # the sweep, and three rivals
+    assert text.count("\n| 3 | ") == 5  # the sweep, and four rivals
 
 
 def test_the_papers_report_holds_every_section() -> None:
