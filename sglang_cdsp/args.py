@@ -45,7 +45,7 @@ class CdspArgs:
         console_key: what the HTTP process proves itself with; chosen at start.
     """
 
-    policy: str = "cdsp-paper"
+    policy: str = "cdsp-late"
     sp_sizes: tuple[int, ...] = ()
     improvement_rate: float = 0.1
     min_chunk: int = 256

@@ -24,7 +24,7 @@ def update(client: Client, body: Any) -> requests.Response:
 
 def test_status_shows_pool_model_and_regulation(client: Client) -> None:
     found = status(client)
-    assert found["policy"] == "cdsp-paper"
+    assert found["policy"] == "cdsp-late"
     assert len(found["pool"]["queue_s"]) == POOL_SIZE
     assert set(found["latency_model"]["sp"]) == {"1", "2", "4"}
     assert found["regulation"]["sp_size_candidates"] == [1, 2, 4]

@@ -24,7 +24,7 @@ def test_server_info_shows_hooks_policy_and_model(client: Client) -> None:
     assert len(states) == POOL_SIZE
     for state in states:
         assert "sglang.srt.managers.scheduler.Scheduler" in state["hooks"]
-        assert state["policy"] == "cdsp-paper"
+        assert state["policy"] == "cdsp-late"
         assert set(state["latency_model"]["sp"]) == {"1", "2", "4"}
         assert state["free_tokens"] == INSTANCE_TOKENS
 
