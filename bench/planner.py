@@ -34,7 +34,7 @@ PAPER_US = {
     64: (24.9, 45.1),
     128: (30.6, 73.7),
 }
-"""The paper's C++ scheduler: average and maximum by largest SP size (papers.md 1.9)."""
+"""The paper's C++ scheduler: average and maximum by largest SP size."""
 
 
 def extended_model(largest: int) -> LatencyModel:

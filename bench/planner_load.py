@@ -24,7 +24,7 @@ from sglang_cdsp.planner import (
 )
 
 WORKLOADS = {"short": (4, 95, 23.6), "medium": (8, 142, 32.8), "long": (16, 190, 50.1)}
-"""Least, greatest and mean prompt length in k = 1024 tokens (papers.md 1.8)."""
+"""Least, greatest and mean prompt length in k = 1024 tokens."""
 RATES = {"short": (2.0, 3.5, 5.0), "medium": (1.5, 2.5, 3.5), "long": (0.5, 1.0, 1.5, 2.0)}
 IMPROVEMENT_RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 INSTANCES = 16

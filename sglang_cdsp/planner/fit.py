@@ -84,7 +84,7 @@ def fit_coefficients(samples: Sequence[Sample]) -> Coefficients:
     """Relative least squares over samples of one SP size.
 
     Without any history among the samples c cannot be seen and is set to 2 d, the value that
-    conserves quadratic work when a prompt is split (papers.md 1.3).
+    conserves quadratic work when a prompt is split: `c = 2 d`.
     """
     seen_history = any(p.history for p in samples)
     unknowns = 4 if seen_history else 3

@@ -1,4 +1,4 @@
-"""Which instances form an SP group of a given size (GetGroup of Tetris, papers.md 1.6).
+"""Which instances form an SP group of a given size (GetGroup of Tetris).
 
 `near` is the paper's rule. First chunk: if the size fits in one node, the node whose s-th shortest
 queue is least, and its s shortest-queued instances; else whole nodes, shortest first, and the rest

@@ -45,7 +45,7 @@ class Coefficients:
     def fill(self, history: int, budget_s: float) -> float:
         """The chunk length (real-valued tokens) that takes exactly `budget_s`; 0 if none does.
 
-        The root of Equation 1 in L, in the form that does not cancel (papers.md 1.11.3), so the
+        The root of Equation 1 in L, in the form that does not cancel (where the paper names Newton), so the
         paper's Newton iteration is not needed.
         """
         spare = budget_s - self.a

@@ -2,7 +2,7 @@
 
 `kernel.py` is the same search compiled; the two agree to the bit (tests/planner/test_kernel.py).
 
-Decisions where the paper is silent or contradicts itself (papers.md 1.10, 1.11):
+Decisions where the paper is silent or contradicts itself (see docs/planner.md):
 
 - Queue times inside the recursion follow Equation 2, relative to the end of the chunks already
   placed, so at deeper levels the improvement rate weighs the remaining time. `absolute` is the

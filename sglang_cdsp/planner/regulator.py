@@ -1,4 +1,4 @@
-"""Which improvement rate applies now: from a table by arrival rate (Tetris, papers.md 1.6).
+"""Which improvement rate applies now: from a table by arrival rate (Tetris's regulation).
 
 The arrival rate is counted over a sliding window; every `period_s` seconds the entry with the
 nearest arrival rate is looked up. Refreshing happens inside the planning call, so no timer runs.

@@ -41,7 +41,7 @@ class Considered:
     """A candidate that a policy weighed, and why it won or lost.
 
     `instance_seconds` is what the plan takes from the pool: over the last group, the time from
-    when each instance would have been free until the plan's end (papers.md 1.11.10: a member is
+    when each instance would have been free until the plan's end (a member is
     busy until the request ends).
     """
 

@@ -34,6 +34,7 @@ class RoomKeeper:
         self._clock = clock
         self._users: dict[int, Entry] = {}
         self._shared: dict[int, _Shared] = {}
+        self._told: dict[int, float] = {}  # failed rooms, and until when that is remembered
 
     def user(self, room: int | None) -> Entry | None:
         """The request that has the room."""
@@ -56,6 +57,7 @@ class RoomKeeper:
             return "decode gave the request up before it arrived here"
         self._rooms.prune(set(self._users))
         self._rooms.readmit(room)
+        self._told.pop(room, None)
         self._users[room] = entry
         return ""
 
@@ -70,7 +72,8 @@ class RoomKeeper:
     def named(self, room: int, message: RoomMessage) -> bool:
         """Decode named pages; False if it did so before for another request of its own."""
         first = self._rooms.add(room, message)
-        if not first or room in self._shared:
+        # Who names pages after it heard of a failure may do so for several requests: `n` samples.
+        if not first or room in self._shared or room in self._told:
             self._share(room)
         if room not in self._users and self._rooms.complete(room):
             reason = self._rooms.rejection(room)
@@ -79,9 +82,10 @@ class RoomKeeper:
         return first
 
     def given_up(self, room: int) -> None:
-        """Decode left a room that no request has, with all of its own requests there."""
-        self._shared.pop(room, None)
-        self._rooms.give_up(room)
+        """Decode left a room that no request has; others of its requests may still be there."""
+        shared = self._shared.get(room)
+        if shared is None or shared.due_s is None:
+            self._rooms.give_up(room)
 
     def without_pages(self, limit_s: float) -> list[Entry]:
         """Requests that have waited longer than ``limit_s`` for decode to name their pages."""
@@ -104,7 +108,7 @@ class RoomKeeper:
             if room in self._shared:
                 self._share(room)
             else:
-                self._out.fail_room(room, entry.error)
+                self._tell(room, entry.error)
         else:
             self._out.finish_room(room)
 
@@ -118,8 +122,13 @@ class RoomKeeper:
 
     def _fail(self, room: int, reason: str) -> None:
         if room not in self._shared:
-            self._out.fail_room(room, reason)
+            self._tell(room, reason)
             self._rooms.forget(room)
+
+    def _tell(self, room: int, reason: str) -> None:
+        self._out.fail_room(room, reason)
+        if self._rooms.messages(room):
+            self._told[room] = self._clock() + SHARED_FOR_S
 
     # -- rooms that two requests use ------------------------------------------------------
 
@@ -138,11 +147,14 @@ class RoomKeeper:
                 continue
             if shared.due_s is not None and shared.due_s <= now_s:
                 shared.due_s = None
-                self._rooms.reject(room, shared_room(room))
-                self._out.fail_room(room, shared_room(room))
+                reason = self._rooms.rejection(room) or shared_room(room)
+                self._rooms.reject(room, reason)
+                self._tell(room, reason)
                 self._rooms.forget(room)
             elif shared.due_s is None and shared.until_s <= now_s:
                 del self._shared[room]
+        for room in [room for room, until_s in self._told.items() if until_s <= now_s]:
+            del self._told[room]
 
 
 def shared_room(room: int) -> str:

@@ -189,7 +189,7 @@ class _Run:
             self._pool.bind(now, task, plan)
 
     def chunk_started(self, now: float, task: Task) -> None:
-        """Its first chunk runs: decode is asked for room meanwhile (papers.md 1.4)."""
+        """Its first chunk runs: decode is asked for room meanwhile (as the paper's handshake)."""
         if self._router and task.decode_instance is None:
             self._router.reserve(now, task)
 

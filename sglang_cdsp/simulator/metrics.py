@@ -8,7 +8,7 @@
 - Light load: the same requests, each alone in the pool, on its fastest group.
 
 The papers divide every latency by 25 times its light-load value and call the highest rate that
-stays below 1 the maximum load (papers.md 1.8). Here a rate holds if no request failed and P50 and
+stays below 1 the maximum load. Here a rate holds if no request failed and P50 and
 P99 of both TTFT and TBT are at most 25 times the same figure at light load.
 """
 

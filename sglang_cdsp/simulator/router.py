@@ -1,7 +1,7 @@
 """Which decode instance takes a request: the freest, as Llumnix's virtual usage has it.
 
 Freeness is free KV slots, not counting those promised to requests still on their way, over the
-batch that runs (papers.md 1.6). A request takes all slots that it will ever need, prompt and
+batch that runs. A request takes all slots that it will ever need, prompt and
 output, so decode never has to take KV back; if no instance has them it waits, first come first
 served.
 """

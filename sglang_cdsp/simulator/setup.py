@@ -35,7 +35,7 @@ class DecodeModel:
 
 @dataclass(frozen=True)
 class Setup:
-    """One simulated system. The defaults are the paper's for LLaMA3-8B (papers.md 1.8).
+    """One simulated system. The defaults are the paper's for LLaMA3-8B.
 
     Attributes:
         policy: a name that `make_policy` knows.

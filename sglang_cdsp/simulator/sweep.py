@@ -13,7 +13,7 @@ UNIFIED = "loongserve-unified"
 """LoongServe as published: prefill and decode share the instances."""
 
 DECODE_WIDTH = 8
-"""Prefill instances that one decode instance's GPUs make: TP1 against TP8 (papers.md 1.8)."""
+"""Prefill instances that one decode instance's GPUs make: TP1 against TP8 in the paper."""
 
 UNIFIED_DECODE = DecodeModel(a=14e-3, b=1e-4, c=8.7e-8)
 """Decode on one TP1 instance, reckoned like DecodeModel's defaults: 16 GB of weights and 128 KiB a

@@ -1,4 +1,4 @@
-"""Improvement rates by arrival rate: for each the one with the least TTFT (papers.md 1.6)."""
+"""Improvement rates by arrival rate: for each the one with the least TTFT."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Drawn workloads: Poisson arrivals and lengths in the ranges and with the means of the paper.
 
 The paper's traces are not public; it gives the least, greatest and mean prompt length of three
-(papers.md 1.8, "k" read as 1024 tokens) and scales their timestamps to change the load. Here prompt
+("k" read as 1024 tokens) and scales their timestamps to change the load. Here prompt
 lengths are the range's lower end plus an exponential cut at its upper end, with exactly that mean.
 Output lengths, of which the paper says nothing, are drawn the same way from 1 to 2,000 tokens with
 mean 343, the range and mean of Mooncake's conversation trace.

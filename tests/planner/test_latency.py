@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sglang_cdsp.planner import Coefficients, LatencyModel, LatencyModelError, builtin_model
 from tests.planner.pools import MODEL, quick
 
-# Table I of the paper, LLaMA3-8B on A100: seconds at 4k, 8k, ... 256k tokens (papers.md 1.3).
+# Table I of the paper, LLaMA3-8B on A100: seconds at 4k, 8k, ... 256k tokens.
 TABLE_1 = {
     1: (0.28, 0.57, 1.29, 3.22, 9.05, 29.20),
     2: (0.16, 0.31, 0.69, 1.67, 4.61, 14.30, 50.07),

@@ -1,4 +1,4 @@
-"""The paper's own numbers, and the cross-check plans of papers.md 1.10."""
+"""The paper's own numbers, and plans checked against a second implementation."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_request_granular_sp_idles_031_s_or_costs_134_s() -> None:
 
 
 def four_instances(t0: float, t1: float, tokens: int) -> Problem:
-    """The walk-through of papers.md 1.10: p0 and p1 busy until t1, p2 until t0, p3 idle."""
+    """The paper's walk-through: p0 and p1 busy until t1, p2 until t0, p3 idle."""
     pool = PoolView((t1, t1, t0, 0.0), None, 4)
     return make_problem(PromptView("r", tokens), pool, MODEL, (1, 2, 4))
 

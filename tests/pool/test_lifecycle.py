@@ -256,6 +256,26 @@ def test_decode_hears_of_a_shared_room_once_both_of_its_requests_are_there(pool:
     assert pool.told_failed == {ROOM}
 
 
+def test_samples_of_a_refused_prompt_hear_of_it_together(pool: FakePool) -> None:
+    """SGLang fails a prompt's own request, gives its room up, and sends its samples there."""
+    pool.lifecycle.submit(Entry("n", Client(9, Sampling(n=2)), 100, pool.now_s, room=ROOM), None)
+    pool.decode_sends(ROOM, 0)
+    assert pool.told_failed == {ROOM}
+    pool.told_failed.clear()
+    pool.decode_sends(ROOM, 0)
+    pool.decode_aborts(ROOM, 0)
+    pool.lifecycle.plan()
+    pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
+    pool.decode_sends(ROOM, 0)
+    pool.lifecycle.plan()
+    pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
+    pool.lifecycle.plan()
+    assert pool.told_failed == set()
+    pool.now_s += 0.2 * SHARED_ROOM_PAUSE_S
+    pool.lifecycle.plan()
+    assert pool.told_failed == {ROOM}
+
+
 def test_a_request_that_decode_never_asks_for_ends(pool: FakePool) -> None:
     waits = pool.submit(100, room=ROOM)
     other = with_pages(pool, TWO_CHUNKS, room=ROOM + 1)
@@ -295,7 +315,10 @@ def test_decode_leaves_a_room_that_it_shared(pool: FakePool) -> None:
     pool.decode_sends(ROOM, 0)
     pool.decode_aborts(ROOM, 0)
     late = pool.submit(100, room=ROOM)
-    assert "decode gave the request up" in late.error
+    assert "new room number" in late.error
+    pool.settle()
+    pool.now_s += SHARED_FOR_S
+    pool.settle()
     again = with_pages(pool, TWO_CHUNKS)
     pool.settle()
     assert again.outcome == "finished"

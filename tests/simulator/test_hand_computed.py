@@ -13,7 +13,7 @@ from tests.simulator.small_worlds import LINEAR, Scripted, requests, world
 K = 1024
 ALL = tuple(range(16))
 LEFT, RIGHT = ALL[:8], ALL[8:]
-# Table I at 16k and 32k: SP 8 takes .31 and .58 s, SP 16 .46 and .53 s (papers.md 1.3).
+# Table I at 16k and 32k: SP 8 takes .31 and .58 s, SP 16 .46 and .53 s.
 TABLE_I = LatencyModel(
     (
         (8, Coefficients(0.04, 0.27 / (16 * K), 0.0, 0.0)),
