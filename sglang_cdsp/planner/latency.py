@@ -45,8 +45,8 @@ class Coefficients:
     def fill(self, history: int, budget_s: float) -> float:
         """The chunk length (real-valued tokens) that takes exactly `budget_s`; 0 if none does.
 
-        The root of Equation 1 in L, in the form that does not cancel (where the paper names Newton), so the
-        paper's Newton iteration is not needed.
+        The root of Equation 1 in L, in the form that does not cancel, so the paper's Newton
+        iteration is not needed.
         """
         spare = budget_s - self.a
         if spare <= 0:
