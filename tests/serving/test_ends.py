@@ -51,13 +51,18 @@ def test_a_prompt_over_the_limit_reaches_the_routers_client(client: Client) -> N
     assert seconds < ANSWER_WITHIN_S
 
 
-def test_several_samples_are_refused_at_once(client: Client, checkpoint: Path) -> None:
+@pytest.mark.parametrize("samples", [2, 4])
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_samples_are_refused_at_once(
+    client: Client, checkpoint: Path, samples: int, stream: bool
+) -> None:
+    """A decode server sends all samples into the prompt's room: each must hear of its end."""
     prompt = text_tokens(checkpoint, 40, 2)
-    direct = client.prefill(prompt, sampling_params={"n": 2})
+    direct = client.prefill(prompt, sampling_params={"n": samples})
     assert direct.status_code == 400
-    assert "n=2" in direct.text
-    response, seconds = timed(client, prompt, sampling_params={"n": 2})
-    assert response.status_code >= 400
+    assert f"n={samples}" in direct.text
+    response, seconds = timed(client, prompt, sampling_params={"n": samples}, stream=stream)
+    assert response.status_code >= 400 or f"n={samples}" in response.text
     assert seconds < ANSWER_WITHIN_S
 
 
