@@ -80,7 +80,7 @@ def report(lines: Iterable[dict[str, Any]], slo: Slo, base: str = "stock") -> st
 
 
 def _rate(runs: Sequence[Run], rate: float, slo: Slo, base: str) -> str:
-    sides = list(dict.fromkeys(run.side for run in runs))
+    sides = sorted({run.side for run in runs}, key=lambda side: (side != base, side))
     repeats = len({run.repeat for run in runs})
     mine = {side: [run for run in runs if run.side == side] for side in sides}
     first = mine[base][0]
@@ -116,8 +116,10 @@ def _against(
     ratios = [
         float(np.percentile(v, percentile) / np.percentile(b, percentile))
         for v, b in zip(values, base, strict=False)
-        if len(v) and len(b)
+        if len(v) and len(b) and np.percentile(b, percentile) > 0
     ]
+    if not both[1] or not ratios:
+        return f"{both[0] * unit:.2f}"
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     return f"{both[0] * unit:.2f} ({both[0] / both[1]:.2f}; {spread})"
 

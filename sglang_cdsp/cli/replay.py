@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sglang_cdsp.simulator.replay import (
     Comparison,
     Recorded,
     chunk_errors,
+    fitted_speed,
     read_plan_log,
     replay,
 )
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-chunk", type=int, default=server.min_chunk, metavar="TOKENS")
     add("--page-size", type=int, default=1, metavar="TOKENS")
     add("--kv-tokens", type=int, default=65_536, metavar="N", help="KV slots per instance")
+    add("--fit-speed", action="store_true", help="one factor per SP size, from the log's chunks")
     add("--json", action="store_true", help="print one JSON object")
     add("--out", type=Path, metavar="FILE", help="write each request's TTFTs, JSON lines")
 
@@ -55,11 +58,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         recorded = read_plan_log(options.plan_log)
         setup = _setup(options, recorded)
+        true_model = setup.model
+        if options.fit_speed:
+            true_model = fitted_speed(recorded, setup.model)
+            setup = replace(setup, true_model=true_model)
         found = {
             "recorded plans": replay(recorded, setup, plans=True),
             "planned anew": replay(recorded, setup, plans=False),
         }
-        chunks = np.abs(chunk_errors(recorded, setup.model))
+        chunks = np.abs(chunk_errors(recorded, true_model))
     except (PlannerError, SimulationError) as error:
         print(f"python -m sglang_cdsp replay: {error}", file=sys.stderr)
         return 2

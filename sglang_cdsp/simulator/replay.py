@@ -214,6 +214,20 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
     return Comparison(np.array([r.ttft_s for r in recorded]), simulated)
 
 
+def fitted_speed(recorded: Sequence[Recorded], model: LatencyModel) -> LatencyModel:
+    """``model`` with one factor per SP size: the median of real over predicted chunk times.
+
+    What a profile of an otherwise idle machine cannot know, for example that clients and HTTP take
+    a part of the same cores. The planner's model stays as it was; the online correction of the
+    server sees the same.
+    """
+    ratios: dict[int, list[float]] = {}
+    sizes = [len(group) for r in recorded for _, group in r.chunks]
+    for size, error in zip(sizes, chunk_errors(recorded, model), strict=True):
+        ratios.setdefault(size, []).append(1 / (1 + float(error)))
+    return model.with_factors({size: float(np.median(v)) for size, v in ratios.items()})
+
+
 def chunk_errors(recorded: Iterable[Recorded], model: LatencyModel) -> np.ndarray:
     """(predicted - real) / real of every chunk's time: the latency model's part of the errors."""
     errors = []
