@@ -18,6 +18,7 @@ from sglang_cdsp.simulator.replay import (
     Comparison,
     PlanLogError,
     chunk_errors,
+    fitted_speed,
     read_plan_log,
     replay,
 )
@@ -156,6 +157,8 @@ def test_a_slower_pool_is_seen_as_slower(tmp_path: Path) -> None:
     recorded = read_plan_log(write(tmp_path / "log", lines_of(simulate(slower, rows).records)))
     assert replay(recorded, setup, plans=True).percentile_error(50) < -0.05
     assert chunk_errors(recorded, LINEAR) == pytest.approx(-1 / 11)
+    as_it_was = replace(setup, true_model=fitted_speed(recorded, LINEAR))
+    assert np.abs(replay(recorded, as_it_was, plans=True).errors).max() < 1e-6
 
 
 def test_percentiles_are_the_benchmarks() -> None:
