@@ -322,9 +322,7 @@ class Lifecycle:
         """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
         entry = self._rooms.user(room)
         if entry is None:
-            self._rooms.given_up(room)
-            if target is not None:
-                self._out.ack_abort(room, target)
+            self._rooms.given_up(room, target)
             return
         if entry.one_instance and target is not None:
             # That instance's stock sender knows when its own writes have drained.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang_cdsp.pool.entry import Entry, Phase
+from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.outbox_protocol import Outbox
 from sglang_cdsp.pool.rooms import RoomMessage, Rooms
 
@@ -35,6 +35,7 @@ class RoomKeeper:
         self._users: dict[int, Entry] = {}
         self._shared: dict[int, _Shared] = {}
         self._told: dict[int, float] = {}  # failed rooms, and until when that is remembered
+        self._acks: list[tuple[float, int, AbortTarget]] = []  # due later, see ``given_up``
 
     def user(self, room: int | None) -> Entry | None:
         """The request that has the room."""
@@ -81,11 +82,29 @@ class RoomKeeper:
                 self._fail(room, reason)
         return first
 
-    def given_up(self, room: int) -> None:
-        """Decode left a room that no request has; others of its requests may still be there."""
+    def given_up(self, room: int, target: AbortTarget | None) -> None:
+        """Decode left a room that no request has; others of its requests may still be there.
+
+        Decode forgets all about a room once its abort is acknowledged, and no word about the room
+        reaches its other requests any more. Where it may have such, they hear of their end first.
+        """
         shared = self._shared.get(room)
         if shared is None or shared.due_s is None:
             self._rooms.give_up(room)
+        if target is not None and (shared is not None or room in self._told):
+            self._acks.append((self._clock() + 2 * SHARED_ROOM_PAUSE_S, room, target))
+        elif target is not None:
+            self._out.ack_abort(room, target)
+
+    def _acknowledge(self, now_s: float) -> None:
+        later = []
+        for due_s, room, target in self._acks:
+            shared = self._shared.get(room)
+            if due_s > now_s or (shared is not None and shared.due_s is not None):
+                later.append((due_s, room, target))
+            else:
+                self._out.ack_abort(room, target)
+        self._acks = later
 
     def without_pages(self, limit_s: float) -> list[Entry]:
         """Requests that have waited longer than ``limit_s`` for decode to name their pages."""
@@ -153,6 +172,7 @@ class RoomKeeper:
                 self._rooms.forget(room)
             elif shared.due_s is None and shared.until_s <= now_s:
                 del self._shared[room]
+        self._acknowledge(now_s)
         for room in [room for room, until_s in self._told.items() if until_s <= now_s]:
             del self._told[room]
 

@@ -18,7 +18,8 @@ from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
 
 logger = logging.getLogger(__name__)
 
-WRITERS = 4
+# Over TCP two writes of one process at the same time have stalled until Mooncake's own time-out.
+WRITERS = 1
 
 
 class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
