@@ -56,6 +56,8 @@ class RoomKeeper:
             return self._share(room)
         if self._rooms.given_up(room):
             return "decode gave the request up before it arrived here"
+        # An acknowledgement that came late would pass for one of this request's own abort.
+        self._acknowledge(lambda due_s, other: other == room)
         self._rooms.prune(set(self._users))
         self._rooms.readmit(room)
         self._told.pop(room, None)
@@ -88,23 +90,26 @@ class RoomKeeper:
         Decode forgets all about a room once its abort is acknowledged, and no word about the room
         reaches its other requests any more. Where it may have such, they hear of their end first.
         """
-        shared = self._shared.get(room)
-        if shared is None or shared.due_s is None:
+        if self._heard(room):
             self._rooms.give_up(room)
-        if target is not None and (shared is not None or room in self._told):
+        if target is not None and (room in self._shared or room in self._told):
             self._acks.append((self._clock() + 2 * SHARED_ROOM_PAUSE_S, room, target))
         elif target is not None:
             self._out.ack_abort(room, target)
 
-    def _acknowledge(self, now_s: float) -> None:
-        later = []
-        for due_s, room, target in self._acks:
-            shared = self._shared.get(room)
-            if due_s > now_s or (shared is not None and shared.due_s is not None):
-                later.append((due_s, room, target))
-            else:
+    def _acknowledge(self, due: Callable[[float, int], bool]) -> None:
+        """Send the acknowledgements that are ``due(due_s, room)``."""
+        acks, self._acks = self._acks, []
+        for due_s, room, target in acks:
+            if due(due_s, room):
                 self._out.ack_abort(room, target)
-        self._acks = later
+            else:
+                self._acks.append((due_s, room, target))
+
+    def _heard(self, room: int) -> bool:
+        """Whether decode will hear nothing more about a room's failure."""
+        shared = self._shared.get(room)
+        return shared is None or shared.due_s is None
 
     def without_pages(self, limit_s: float) -> list[Entry]:
         """Requests that have waited longer than ``limit_s`` for decode to name their pages."""
@@ -172,7 +177,7 @@ class RoomKeeper:
                 self._rooms.forget(room)
             elif shared.due_s is None and shared.until_s <= now_s:
                 del self._shared[room]
-        self._acknowledge(now_s)
+        self._acknowledge(lambda due_s, room: due_s <= now_s and self._heard(room))
         for room in [room for room, until_s in self._told.items() if until_s <= now_s]:
             del self._told[room]
 
