@@ -51,7 +51,7 @@ class Scripted(FirstComePolicy):
         self.script = script
 
     def search(self, problem: Problem, report: Any) -> tuple[Candidate | None, float | None]:
-        raise NotImplementedError
+        raise AssertionError("nobody searches: `plan` takes the chunks from the script, by request")
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         problem = self._problem(prompt, pool)
