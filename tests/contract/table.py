@@ -6,18 +6,25 @@ from itertools import groupby
 
 from tests.contract import (
     controller_rows,
+    decode_rows,
     forward_rows,
+    message_rows,
     mooncake_rows,
     platform_rows,
+    plugin_rows,
+    request_rows,
     scheduler_rows,
     transfer_rows,
 )
 from tests.contract.row import Row
 
 SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
-    ("The scheduler and the chunk engine", scheduler_rows.ROWS),
-    ("The pool controller, its messages and the plugin", controller_rows.ROWS),
-    ("KV transfer and the face towards decode", transfer_rows.ROWS),
+    ("The scheduler and the chunk engine", (*scheduler_rows.ROWS, *request_rows.ROWS)),
+    (
+        "The pool controller, its messages and the plugin",
+        (*controller_rows.ROWS, *message_rows.ROWS, *plugin_rows.ROWS),
+    ),
+    ("KV transfer and the face towards decode", (*transfer_rows.ROWS, *decode_rows.ROWS)),
     ("KV transfer over Mooncake", mooncake_rows.ROWS),
     ("A shard's forward and its attention", forward_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),

@@ -1,0 +1,169 @@
+"""What the pool relies on in messages: requests, answers, sockets and addresses."""
+
+from __future__ import annotations
+
+from tests.contract.needs import Attributes, Base, Fields, Names, Order, Signature, Value
+from tests.contract.row import row
+
+IO = "sglang.srt.managers.io_struct"
+NETWORK = "sglang.srt.utils.network"
+TOKENIZER = "sglang.srt.managers.tokenizer_manager"
+UTILS = "sglang.srt.disaggregation.utils"
+
+ROWS = (
+    row(
+        "pool.messages",
+        "adds our orders to what SGLang's sockets decode",
+        Order(
+            IO,
+            "hook_custom_types",
+            ("_all_types = tuple(dict.fromkeys(_all_types + new_types))", "_msgpack_decoder ="),
+        ),
+    ),
+    row(
+        "pool.messages",
+        "orders are tagged msgspec structs with a request id",
+        Base(IO, "BaseReq", "msgspec.Struct"),
+    ),
+    row("pool.messages pool.outbox", "the id of a request", Fields(IO, "BaseReq", ("rid",))),
+    row(
+        "pool.controller pool.outbox",
+        "reading and writing SGLang's sockets",
+        Names(IO, ("sock_send", "sock_recv", "wrap_as_pickle", "unwrap_from_pickle")),
+    ),
+    row("pool.controller", "non-blocking reads", Signature(IO, "sock_recv", ("socket", "flags"))),
+    row("pool.outbox pool.controller", "writes", Signature(IO, "sock_send", ("socket", "obj"))),
+    row(
+        "pool.controller pool.outbox",
+        "what is read from a tokenized request",
+        Fields(
+            IO,
+            "TokenizedGenerateReqInput",
+            (
+                "input_ids",
+                "sampling_params",
+                "bootstrap_host",
+                "bootstrap_room",
+                "routed_dp_rank",
+                "disagg_prefill_dp_rank",
+                "return_logprob",
+                "logprob_start_len",
+                "top_logprobs_num",
+                "token_ids_logprob",
+            ),
+        ),
+    ),
+    row(
+        "pool.intake",
+        "what a request may ask for that a pool cannot give",
+        Fields(
+            IO,
+            "TokenizedGenerateReqInput",
+            (
+                "return_sampling_mask",
+                "session_params",
+                "input_embeds",
+                "positional_embed_overrides",
+                "mm_inputs",
+                "lora_id",
+                "multi_item_delimiter_indices",
+                "token_indices_to_pool",
+                "return_routed_experts",
+                "routed_experts_start_len",
+                "require_reasoning",
+            ),
+        ),
+    ),
+    row(
+        "pool.intake",
+        "the same of its sampling parameters",
+        Attributes(
+            "sglang.srt.sampling.sampling_params",
+            "SamplingParams",
+            (
+                "beam_width",
+                "json_schema",
+                "regex",
+                "ebnf",
+                "ebnf_full_assistant",
+                "structural_tag",
+            ),
+        ),
+    ),
+    row(
+        "pool.intake",
+        "a session is continued by its id",
+        Fields(IO, "SessionParams", ("id",)),
+    ),
+    row(
+        "pool.controller",
+        "a batch is taken apart by iteration",
+        Order(IO, "BatchTokenizedGenerateReqInput.__iter__", ("iter(self.batch)",)),
+    ),
+    row(
+        "pool.controller pool.admission",
+        "a request's own plan, and how many samples it wants",
+        Attributes("sglang.srt.sampling.sampling_params", "SamplingParams", ("custom_params", "n")),
+    ),
+    row(
+        "pool.controller pool.outbox engine.scheduler",
+        "aborts name requests by the beginning of their id, or all",
+        Fields(IO, "AbortReq", ("abort_all", "finished_reason", "abort_message")),
+    ),
+    row(
+        "pool.controller",
+        "the tokenizer answers its client with the reason that we give",
+        Order(
+            TOKENIZER,
+            "TokenizerManager._handle_abort_req",
+            (
+                "state = self.rid_to_state.get(recv_obj.rid)",
+                "finish_reason = recv_obj.finished_reason",
+            ),
+        ),
+    ),
+    row(
+        "pool.controller",
+        "a second answer to the same request is ignored",
+        Order(TOKENIZER, "TokenizerManager._handle_abort_req", ("if state is None:",)),
+    ),
+    row(
+        "pool.controller",
+        "the address at which the tokenizer listens",
+        Fields("sglang.srt.server_args", "PortArgs", ("tokenizer_ipc_name", "nccl_port")),
+    ),
+    row(
+        "pool.controller",
+        "SGLang's own probes are told by their id",
+        Signature("sglang.srt.managers.utils", "is_health_check_generate_req", ("recv_req",)),
+    ),
+    row(
+        "pool.controller",
+        "requests without a decode server",
+        Value(UTILS, "FAKE_BOOTSTRAP_HOST", "'2.2.2.2'"),
+    ),
+    row(
+        "pool.controller pool.startup pool.contact transfer.manager",
+        "addresses and sockets",
+        Names(
+            NETWORK,
+            (
+                "NetworkAddress",
+                "get_local_ip_auto",
+                "get_zmq_socket",
+                "get_zmq_socket_on_host",
+                "is_port_available",
+            ),
+        ),
+    ),
+    row(
+        "pool.contact transfer.manager pool.startup",
+        "address forms",
+        Attributes(NETWORK, "NetworkAddress", ("to_tcp", "to_url", "is_ipv6")),
+    ),
+    row(
+        "pool.contact",
+        "a port of the system's choice",
+        Signature(NETWORK, "get_zmq_socket_on_host", ("context", "socket_type"), ("host",)),
+    ),
+)

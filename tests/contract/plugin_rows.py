@@ -1,0 +1,106 @@
+"""What the plugin relies on: flags, hooks, and the options that it refuses."""
+
+from __future__ import annotations
+
+from tests.contract.needs import Calls, Fields, Names, Options, Order, Signature
+from tests.contract.row import row
+
+REGISTRY = "sglang.srt.plugins.hook_registry"
+UTILS = "sglang.srt.disaggregation.utils"
+
+ROWS = (
+    row(
+        "plugin",
+        "plugins are loaded before the command line is read",
+        Order("sglang.launch_server", "", ("load_plugins()", "prepare_server_args(")),
+    ),
+    row(
+        "plugin",
+        "our options join the parser",
+        Signature("sglang.srt.server_args", "ServerArgs.add_cli_args", ("parser",), exact=True),
+    ),
+    row(
+        "plugin",
+        "our options are read from the namespace, which stock copies its own fields from",
+        Signature("sglang.srt.server_args", "ServerArgs.from_cli_args", ("args",), exact=True),
+    ),
+    row(
+        "plugin hooks platforms.hooks",
+        "how hooks are handed over",
+        Signature(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type"), ("source",)),
+    ),
+    row(
+        "plugin hooks platforms.hooks",
+        "kinds of hooks",
+        Fields(REGISTRY, "HookType", ("BEFORE", "AFTER", "AROUND", "REPLACE")),
+    ),
+    row(
+        "platforms.hooks",
+        "which hooks are in place",
+        Fields(REGISTRY, "HookRegistry", ("_patched",)),
+    ),
+    row(
+        "platforms.hooks pool.process",
+        "loading plugins again is harmless, and shows whether it was done",
+        Order("sglang.srt.plugins", "load_plugins", ("if _plugins_loaded:", "apply_hooks()")),
+    ),
+    row(
+        "hooks",
+        "errors of plugins are swallowed, so hooks verify themselves",
+        Order("sglang.srt.plugins", "load_plugins", ("except Exception:",)),
+    ),
+    row(
+        "routes",
+        "the HTTP application is a module attribute",
+        Names("sglang.srt.entrypoints.http_server", ("app",)),
+    ),
+    row("plugin hooks", "the release", Names("sglang", ("__version__",))),
+    row(
+        "checks plugin",
+        "options that are refused or set by `--cdsp`",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            (
+                "disaggregation_mode",
+                "disaggregation_transfer_backend",
+                "dp_size",
+                "speculative_algorithm",
+                "pp_size",
+                "enable_dp_attention",
+                "attn_cp_size",
+                "dcp_size",
+                "enable_lora",
+                "lora_paths",
+                "enable_multimodal",
+                "enable_hierarchical_cache",
+                "enable_pd_role_switch",
+                "tokenizer_worker_num",
+                "nnodes",
+                "enable_mixed_chunk",
+                "enable_return_hidden_states",
+                "return_hidden_states_mode",
+                "enable_return_routed_experts",
+                "enable_return_indexer_topk",
+                "disable_radix_cache",
+                "disable_overlap_schedule",
+            ),
+        ),
+    ),
+    row(
+        "pool.startup",
+        "the bootstrap server's address",
+        Names("sglang.srt.runtime_context", ("get_disagg", "get_serving", "get_parallel")),
+    ),
+    row(
+        "hooks transfer.manager",
+        "which class moves KV is asked here, with these two values",
+        Signature(UTILS, "get_kv_class", ("transfer_backend", "class_type"), exact=True),
+    ),
+    row(
+        "hooks",
+        "the prefill side asks through its own import",
+        Calls("sglang.srt.disaggregation.prefill", "PrefillBootstrapQueue", "get_kv_class"),
+    ),
+    row("hooks", "transfer engines", Fields(UTILS, "TransferBackend", ("NIXL", "MOONCAKE"))),
+    row("hooks", "the manager's kind", Fields(UTILS, "KVClassType", ("MANAGER",))),
+)
