@@ -8,13 +8,13 @@
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from sglang_cdsp.demo.commands import as_prefill, decode_command, router_command, server_command
 from sglang_cdsp.demo.processes import (
     Command,
     ServerGroup,
@@ -23,7 +23,6 @@ from sglang_cdsp.demo.processes import (
     wait_until_healthy,
 )
 
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 600.0
 _MOST_PORTS = 16
 """Ports that a plan, or one side of it, may need; drawn together so that none comes twice."""
@@ -100,12 +99,12 @@ def disaggregated(
     """
     ports = iter(free_ports(_MOST_PORTS))
     bootstrap_port = next(ports)
-    both = _prefill_flags(bootstrap_port, (*flags, *prefill_flags))
-    prefill, prefill_url = _server("prefill", checkpoint, ports, both, prefill_cpus)
-    decode, decode_url = _decode(checkpoint, ports, (*flags, *decode_flags), decode_cpus)
+    both = as_prefill(bootstrap_port, (*flags, *prefill_flags))
+    prefill, prefill_url = server_command("prefill", checkpoint, ports, both, prefill_cpus)
+    decode, decode_url = decode_command(checkpoint, ports, (*flags, *decode_flags), decode_cpus)
     behind = ((prefill_url, bootstrap_port),)
     port = router_port or next(ports)
-    router, url = _router("router", port, behind, decode_url, ("--mini-lb",))
+    router, url = router_command("router", port, behind, decode_url, ("--mini-lb",))
     return Plan(
         (prefill, decode, router),
         url,
@@ -132,23 +131,23 @@ def side_by_side(
         The plan; ``urls`` has each side's router by the side's name, and "decode".
     """
     ports = iter(free_ports(_MOST_PORTS * len(sides)))
-    decode, decode_url = _decode(checkpoint, ports, decode_flags)
+    decode, decode_url = decode_command(checkpoint, ports, decode_flags)
     commands, urls = [decode], {"decode": decode_url}
     for side in sides:
         behind = []
         for number, (flags, cores) in enumerate(zip(side.prefill, side.cores, strict=True)):
             bootstrap_port = next(ports)
-            command, url = _server(
+            command, url = server_command(
                 f"{side.name}-{number}",
                 checkpoint,
                 ports,
-                _prefill_flags(bootstrap_port, flags),
+                as_prefill(bootstrap_port, flags),
                 environment={"SGLANG_CPU_OMP_THREADS_BIND": cores},
             )
             commands.append(command)
             behind.append((url, bootstrap_port))
         flags = (*router_flags, "--prometheus-port", str(next(ports)))
-        router, url = _router(f"{side.name}-router", next(ports), behind, decode_url, flags)
+        router, url = router_command(f"{side.name}-router", next(ports), behind, decode_url, flags)
         commands.append(router)
         urls[side.name] = url
     return Plan(tuple(commands), urls[sides[0].name], urls)
@@ -158,7 +157,7 @@ def single(
     checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
 ) -> Plan:
     """Plan one stock server that prefills and decodes."""
-    command, url = _server("single", checkpoint, iter(free_ports(_MOST_PORTS)), flags, cpus)
+    command, url = server_command("single", checkpoint, iter(free_ports(_MOST_PORTS)), flags, cpus)
     return Plan((command,), url, {"single": url})
 
 
@@ -171,8 +170,8 @@ def prefill_only(
     server; SGLang warms prefill servers up that way.
     """
     ports = iter(free_ports(_MOST_PORTS))
-    both = _prefill_flags(next(ports), flags)
-    command, url = _server("prefill", checkpoint, ports, both, cpus)
+    both = as_prefill(next(ports), flags)
+    command, url = server_command("prefill", checkpoint, ports, both, cpus)
     return Plan((command,), url, {"prefill": url})
 
 
@@ -246,64 +245,6 @@ class _ProgressReport:
 def _stage(server: ServerProcess) -> str:
     text = server.log.read_text(encoding="utf-8", errors="replace")
     return next((stage for marker, stage in _STAGES if marker in text), "importing")
-
-
-def _prefill_flags(bootstrap_port: int, flags: Sequence[str]) -> tuple[str, ...]:
-    mode = ("--disaggregation-mode", "prefill")
-    return (*mode, "--disaggregation-bootstrap-port", str(bootstrap_port), *flags)
-
-
-def _decode(
-    checkpoint: Path, ports: Iterator[int], flags: Sequence[str], cpus: Sequence[int] | None = None
-) -> tuple[Command, str]:
-    return _server("decode", checkpoint, ports, ("--disaggregation-mode", "decode", *flags), cpus)
-
-
-def _router(
-    name: str,
-    port: int,
-    prefill: Sequence[tuple[str, int]],
-    decode_url: str,
-    flags: Sequence[str],
-) -> tuple[Command, str]:
-    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL."""
-    url = f"http://{HOST}:{port}"
-    behind = [part for address in prefill for part in ("--prefill", address[0], str(address[1]))]
-    arguments = (
-        *(sys.executable, "-m", "sglang_router.launch_router"),
-        *("--pd-disaggregation", *flags, "--host", HOST, "--port", str(port)),
-        *(*behind, "--decode", decode_url),
-    )
-    return Command(name, arguments, f"{url}/health"), url
-
-
-def _server(
-    name: str,
-    checkpoint: Path,
-    ports: Iterator[int],
-    flags: Sequence[str],
-    cpus: Sequence[int] | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> tuple[Command, str]:
-    """A server on the next of ``ports``, and its URL."""
-    port = next(ports)
-    url = f"http://{HOST}:{port}"
-    model = str(checkpoint.resolve())
-    if "--dp-size" not in flags:
-        # SGLang would pick an ephemeral port long before it listens there.
-        flags = ("--nccl-port", str(next(ports)), *flags)
-    arguments = (
-        *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
-        *("--host", HOST, "--port", str(port), *flags),
-    )
-    command = Command(
-        name,
-        arguments,
-        f"{url}/health",
-        cpus=tuple(cpus) if cpus is not None else None,
-        environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
-    )
-    return command, url
 
 
 @contextlib.contextmanager
