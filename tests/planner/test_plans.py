@@ -108,6 +108,17 @@ def test_every_chunk_fits_the_memory_of_its_group(policy: str, case: Case) -> No
 
 @quick
 @given(cases())
+def test_loongserve_plans_what_it_explains(case: Case) -> None:
+    policy = make_policy("loongserve", case.options)
+    explained, _ = policy.explain(case.prompt, case.pool)
+    plan = policy.plan(case.prompt, case.pool)
+    assert (plan is None) == (explained is None)
+    if plan is not None and explained is not None:
+        assert plan.chunks == explained.chunks
+
+
+@quick
+@given(cases())
 def test_chunked_plans_are_never_slower_than_what_they_start_from(case: Case) -> None:
     ours, paper, single = (planned(case, policy) for policy in OURS)
     assert (ours is None) == (paper is None) == (single is None)

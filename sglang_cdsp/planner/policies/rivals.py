@@ -10,7 +10,7 @@ from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
-from sglang_cdsp.planner.types import PoolView
+from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
 IDLE_S = 1e-9
 """An instance with less remaining work than this counts as idle."""
@@ -83,12 +83,31 @@ class LoongServe(FirstComePolicy):
 
     name = "loongserve"
 
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
+        # Under load most calls are for nothing; they need not put the problem together.
+        return super().plan(prompt, pool) if min(pool.queue_s) <= IDLE_S else None
+
     def search(self, problem: Problem, report: Report | None) -> Searched:
         idle = tuple(q <= IDLE_S for q in problem.queue_s)
         if not all(idle[i] for i in problem.history_group):
             return None, None
-        groups = [problem.extend((), s, problem.tokens, inside=idle) for s in problem.sizes]
-        return _fastest(problem, [g for g in groups if g is not None], report), None
+        most = sum(idle)
+        times = [
+            (row.predict(problem.history_tokens, problem.tokens), size)
+            for size, row in zip(problem.sizes, problem.rows, strict=True)
+            if size <= most
+        ]
+        if not report:
+            times.sort()  # no group ends sooner than its size takes, so the rest may be skipped
+        found: list[Candidate] = []
+        for least_s, size in times:
+            if found and not report and least_s > found[0].ttft_s:
+                break
+            group = problem.extend((), size, problem.tokens, inside=idle)
+            candidate = _fastest(problem, [group], report) if group else None
+            if candidate:
+                found.append(candidate)
+        return min(found, key=lambda c: (c.ttft_s, len(c.group)), default=None), None
 
 
 def _fastest(
