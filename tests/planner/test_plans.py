@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sglang_cdsp.parallel.layout import Span, rebalance, split_chunk
 from sglang_cdsp.planner import Plan, PoolView, PromptView, make_policy
 from sglang_cdsp.planner.paper import plan_paper
+from sglang_cdsp.planner.policies.rivals import IDLE_S
 from tests.planner.pools import MODEL, Case, cases, quick
 
 OURS = ("cdsp", "cdsp-paper", "single-chunk")
@@ -108,13 +109,20 @@ def test_every_chunk_fits_the_memory_of_its_group(policy: str, case: Case) -> No
 
 @quick
 @given(cases())
-def test_loongserve_plans_what_it_explains(case: Case) -> None:
-    policy = make_policy("loongserve", case.options)
-    explained, _ = policy.explain(case.prompt, case.pool)
-    plan = policy.plan(case.prompt, case.pool)
-    assert (plan is None) == (explained is None)
-    if plan is not None and explained is not None:
-        assert plan.chunks == explained.chunks
+def test_loongserve_takes_the_quickest_group_of_idle_instances(case: Case) -> None:
+    problem = case.problem
+    idle = [q <= IDLE_S for q in problem.queue_s]
+    at_home = all(idle[i] for i in problem.history_group)
+    groups = [problem.extend((), s, problem.tokens, inside=idle) for s in problem.sizes if at_home]
+    ends = [
+        problem.finish((), 0.0, group).ttft_s
+        for group in groups
+        if group and problem.fits(((problem.tokens, group),))
+    ]
+    plan = planned(case, "loongserve")
+    explained, _ = make_policy("loongserve", case.options).explain(case.prompt, case.pool)
+    assert (plan.ttft_s if plan else None) == min(ends, default=None)
+    assert (plan and plan.chunks) == (explained and explained.chunks)
 
 
 @quick
