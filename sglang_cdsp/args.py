@@ -40,6 +40,7 @@ class CdspArgs:
         plan_log: file that receives one JSON line per ended request; None means no log.
         allow_request_plans: accept ``sampling_params.custom_params.cdsp_plan``.
         any_sglang_version: serve on an SGLang release that was not tested.
+        decode_max_total_tokens: KV tokens that a decode server holds; None to hear it from decode.
         improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
         console: where the controller answers the HTTP process; chosen at start.
         console_key: what the HTTP process proves itself with; chosen at start.
@@ -54,6 +55,7 @@ class CdspArgs:
     plan_log: str | None = None
     allow_request_plans: bool = False
     any_sglang_version: bool = False
+    decode_max_total_tokens: int | None = None
     improvement_rates: str | None = None
     console: str = ""
     console_key: str = ""
@@ -142,6 +144,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "sampling_params.custom_params.cdsp_plan = [[tokens, [instance, ...]], ...].",
     )
     group.add_argument(
+        "--cdsp-decode-max-total-tokens",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="KV tokens that a decode server holds, if larger prompts are to be refused before it "
+        "has made contact, or with Mooncake, which does not tell (default: what decode says).",
+    )
+    group.add_argument(
         "--cdsp-any-sglang-version",
         action="store_true",
         help=f"Serve on an untested SGLang release (tested: {', '.join(TESTED_SGLANG_VERSIONS)}).",
@@ -191,6 +201,8 @@ def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
         raise CdspConfigError(f"--cdsp-min-chunk {args.min_chunk} must be at least 1 token")
     if args.instances_per_node is not None and args.instances_per_node < 1:
         raise CdspConfigError("--cdsp-instances-per-node must be at least 1")
+    if args.decode_max_total_tokens is not None and args.decode_max_total_tokens < 1:
+        raise CdspConfigError("--cdsp-decode-max-total-tokens must be at least 1")
     if args.improvement_rates is not None and not Path(args.improvement_rates).is_file():
         raise CdspConfigError(f"--cdsp-improvement-rates {args.improvement_rates}: no such file")
     if args.latency_model is not None and not Path(args.latency_model).is_file():

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import PoolView, PromptView
+from sglang_cdsp.pool.decode_servers import DecodeServers
 from sglang_cdsp.pool.entry import Entry
 from sglang_cdsp.pool.forced import ForcedPlan, ForcedPlanError, fits, parse_plan
 
@@ -26,6 +27,7 @@ class Admission:
         page_size: int,
         max_input_tokens: int,
         allow_request_plans: bool,
+        decode: DecodeServers,
         unsupported: Callable[[Any], str] = lambda request: "",
     ) -> None:
         """Remember the limits.
@@ -33,6 +35,7 @@ class Admission:
         Args:
             view: gives the pool as it is.
             max_input_tokens: the pool's prompt limit.
+            decode: knows decode's.
             unsupported: says why a request cannot be served here, "" if it can.
         """
         self._policy = policy
@@ -40,6 +43,7 @@ class Admission:
         self._page = page_size
         self._limit = max_input_tokens
         self._allow_plans = allow_request_plans
+        self._decode = decode
         self._unsupported = unsupported
 
     def check(self, entry: Entry, raw_plan: Any) -> ForcedPlan | None:
@@ -57,6 +61,7 @@ class Admission:
                 f"the prompt has {entry.tokens} tokens, this pool takes at most {self._limit}; "
                 "shorten it, or serve with a larger --context-length or --max-total-tokens"
             )
+        self.check_decode(entry)
         samples = getattr(entry.request.sampling_params, "n", 1)
         if samples > 1:
             raise RefusedError(
@@ -80,6 +85,15 @@ class Admission:
                 f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
             )
         return plan
+
+    def check_decode(self, entry: Entry) -> None:
+        """Check a prompt's length again when a decode server has made contact.
+
+        Raises:
+            RefusedError: none of them takes it.
+        """
+        if entry.room is not None and (reason := self._decode.refusal(entry.tokens)):
+            raise RefusedError(reason)
 
     def recheck(self, entry: Entry) -> None:
         """Check a prompt that the policy is to plan, again after the SP sizes changed.

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import requests
 import zmq
 from sglang.srt.disaggregation.base import KVPoll
 from sglang.srt.utils.network import NetworkAddress, get_zmq_socket_on_host
+from zmq.utils.monitor import recv_monitor_message
 
+from sglang_cdsp.pool.decode_servers import DecodeRank
 from sglang_cdsp.pool.dialects import Dialect, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.rooms import RoomMessage
 
@@ -40,6 +43,7 @@ class DecodeContact:
             self._ports.append(port)
             self.sockets.append(socket)
         self._outgoing: dict[tuple[str, int], zmq.Socket[bytes]] = {}
+        self._monitors: dict[tuple[str, int], zmq.Socket[bytes]] = {}
 
     def receive(self, tp_rank: int) -> PeerMessage | RoomPages | RoomAbort | None:
         """Read one waiting message of a rank's socket; None for foreign or malformed ones."""
@@ -49,6 +53,17 @@ class DecodeContact:
         except (IndexError, ValueError, UnicodeDecodeError):
             logger.warning("dropping a malformed message of %d frames from decode", len(frames))
             return None
+
+    def watch(self, rank: DecodeRank) -> None:
+        """Keep an eye on a decode rank from now on, see ``changes``."""
+        self._socket(rank.host, rank.port)
+
+    def changes(self) -> Iterator[tuple[str, int, bool]]:
+        """Decode ranks (host, port) that can be reached (True) or no longer (False) since."""
+        for (host, port), monitor in self._monitors.items():
+            while monitor.poll(0):
+                event = recv_monitor_message(monitor)["event"]
+                yield host, port, event == zmq.EVENT_CONNECTED
 
     def register(self, url: str, row: dict[str, Any]) -> None:
         """Register every rank at SGLang's bootstrap server, in the background.
@@ -63,10 +78,13 @@ class DecodeContact:
         ]
         threading.Thread(target=_register, args=(url, rows), daemon=True).start()
 
-    def fail_room(self, room: int, message: RoomMessage, reason: str) -> None:
-        """Tell decode that a room failed; it answers its client with ``reason``."""
-        parts = self._dialect.status(room, KVPoll.Failed, message.tp_rank, reason)
-        self._send(message.host, message.port, parts)
+    def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
+        """Tell a decode rank that a room failed; it answers its client with ``reason``.
+
+        One that does not have the room takes no notice.
+        """
+        parts = self._dialect.status(room, KVPoll.Failed, rank.tp_rank, reason)
+        self._send(rank.host, rank.port, parts)
 
     def finish_room(self, room: int, message: RoomMessage) -> None:
         """Tell decode that all KV and the metadata are there, if it waits for that word."""
@@ -78,7 +96,7 @@ class DecodeContact:
         """Tell decode that nobody writes to an aborted room's pages any more."""
         self._send(host, port, [b"ABORT_ACK", str(room).encode(), str(tp_rank).encode()])
 
-    def _send(self, host: str, port: int, parts: list[bytes]) -> None:
+    def _socket(self, host: str, port: int) -> zmq.Socket[bytes]:
         socket = self._outgoing.get((host, port))
         if socket is None:
             address = NetworkAddress(host, port)
@@ -86,10 +104,15 @@ class DecodeContact:
             socket.setsockopt(zmq.LINGER, 0)
             if address.is_ipv6:
                 socket.setsockopt(zmq.IPV6, 1)
+            events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
+            self._monitors[(host, port)] = socket.get_monitor_socket(events)
             socket.connect(address.to_tcp())
             self._outgoing[(host, port)] = socket
+        return socket
+
+    def _send(self, host: str, port: int, parts: list[bytes]) -> None:
         try:
-            socket.send_multipart(parts, zmq.NOBLOCK)
+            self._socket(host, port).send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             # Decode's own time-outs cover a decode server that is gone.
             logger.warning("cannot reach decode at %s:%d: %s", host, port, error)

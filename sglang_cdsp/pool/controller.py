@@ -43,6 +43,7 @@ from sglang_cdsp.pool.admission import Admission
 from sglang_cdsp.pool.calibration import calibrate
 from sglang_cdsp.pool.console import Console
 from sglang_cdsp.pool.contact import DecodeContact
+from sglang_cdsp.pool.decode_servers import DecodeServers
 from sglang_cdsp.pool.dialects import DIALECTS, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.forced import PARAMETER
@@ -108,6 +109,12 @@ class PoolController(DataParallelController):
         self._log = PlanLog(args.plan_log)
         self._rooms = Rooms(self._tp_size)
         hello = self._meet()
+        self._decode = DecodeServers(
+            page_size=hello.page_size,
+            reserved_tokens=int(get_disagg().num_reserved_decode_tokens),
+            timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
+            stated_tokens=args.decode_max_total_tokens,
+        )
         self.max_req_input_len = hello.max_input_tokens
         self._start_planning(hello)
         self._contact.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
@@ -161,6 +168,7 @@ class PoolController(DataParallelController):
         outbox = PoolOutbox(
             workers=self.workers,
             contact=self._contact,
+            decode=self._decode,
             rooms=self._rooms,
             answer=self._answer,
             ended=self._log.write,
@@ -176,11 +184,12 @@ class PoolController(DataParallelController):
                 page_size=hello.page_size,
                 max_input_tokens=hello.max_input_tokens,
                 allow_request_plans=self._cdsp.allow_request_plans,
+                decode=self._decode,
                 unsupported=partial(unsupported, vocab_size=hello.vocab_size),
             ),
             tp_size=self._tp_size,
             clock=time.monotonic,
-            bootstrap_timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
+            decode=self._decode,
         )
 
     def _status(self) -> dict[str, Any]:
@@ -188,6 +197,10 @@ class PoolController(DataParallelController):
         now_s = time.monotonic()
         return {
             **self._planning.snapshot(now_s),
+            "decode": {
+                "ranks": len(self._decode.ranks),
+                "longest_prompt": self._decode.longest_prompt,
+            },
             "pool": seats_snapshot(self._seats, now_s),
             "requests": len(self._lifecycle.entries),
         }
@@ -332,10 +345,16 @@ class PoolController(DataParallelController):
                 if isinstance(message, PeerMessage):
                     order = messages.PeerOrder(tp_rank=rank, frames=message.frames)
                     self.send_control_message(order)
+                    self._contact.watch(message.rank)
+                    self._decode.register(message.rank)
+                    self._lifecycle.decode_known()
                 elif isinstance(message, RoomPages):
                     self._lifecycle.pages_named(message.room, message.message)
                 elif isinstance(message, RoomAbort):
                     self._on_room_abort(message)
+
+        for host, port, alive in self._contact.changes():
+            self._decode.connected(host, port, alive=alive)
 
     def _on_room_abort(self, abort: RoomAbort) -> None:
         target = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sglang.srt.disaggregation.base import KVPoll
 from sglang.srt.disaggregation.nixl.conn import GUARD
 
+from sglang_cdsp.pool.decode_servers import DecodeRank
 from sglang_cdsp.pool.rooms import RoomMessage
 
 # After the guard, if there is one; the same for all engines.
@@ -18,10 +19,10 @@ ROOM, HOST, PORT, AGENT = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class PeerMessage:
-    """A decode agent registered with prefill rank ``tp_rank``."""
+    """A decode agent registered with a prefill rank (``frames`` say so)."""
 
-    tp_rank: int
     agent: str
+    rank: DecodeRank
     frames: list[bytes]
 
 
@@ -51,6 +52,7 @@ class Dialect:
     Attributes:
         guard: first frame of registrations and pages, None for no such frame.
         required: where (after the guard) pages say how many agents a room has.
+        pages: where registrations say how many pages decode's KV buffers have, None for nowhere.
         status_tag: first frame of a room's status, None for no such frame.
         awaits_success: decode counts no arrivals, it waits for the status of each prefill rank.
         ignored: first frames of further messages, which the pool has no use for.
@@ -58,6 +60,7 @@ class Dialect:
 
     guard: bytes | None
     required: int
+    pages: int | None
     status_tag: bytes | None
     awaits_success: bool
     ignored: frozenset[bytes] = frozenset()
@@ -83,7 +86,8 @@ class Dialect:
             fields = frames[1:]
         agent = fields[AGENT].decode()
         if fields[ROOM] == b"None":
-            return PeerMessage(tp_rank, agent, frames)
+            host, port = fields[HOST].decode(), int(fields[PORT])
+            return PeerMessage(agent, DecodeRank(tp_rank, host, port, self._pages(fields)), frames)
         message = RoomMessage(
             tp_rank=tp_rank,
             agent=agent,
@@ -94,6 +98,12 @@ class Dialect:
         )
         return RoomPages(int(fields[ROOM]), message)
 
+    def _pages(self, fields: list[bytes]) -> int | None:
+        """Pages of decode's KV buffers; 0 and nothing at all both mean that it does not say."""
+        if self.pages is None or len(fields) <= self.pages or not fields[self.pages]:
+            return None
+        return int(fields[self.pages]) or None
+
     def status(self, room: int, status: KVPoll, tp_rank: int, reason: str = "") -> list[bytes]:
         """A room's end at one prefill rank; decode answers its client with a failure's reason."""
         parts = [str(value).encode() for value in (room, int(status), tp_rank)]
@@ -103,10 +113,13 @@ class Dialect:
 
 
 DIALECTS = {
-    "nixl": Dialect(guard=GUARD, required=6, status_tag=b"KV_STATUS", awaits_success=False),
+    "nixl": Dialect(
+        guard=GUARD, required=6, pages=16, status_tag=b"KV_STATUS", awaits_success=False
+    ),
     "mooncake": Dialect(
         guard=None,
         required=7,
+        pages=None,
         status_tag=None,
         awaits_success=True,
         ignored=frozenset({b"WATERMARK", b"STAGING_RSP"}),

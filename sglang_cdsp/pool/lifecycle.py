@@ -14,6 +14,7 @@ from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.pool.admission import Admission, RefusedError
+from sglang_cdsp.pool.decode_servers import DecodeServers
 from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
 from sglang_cdsp.pool.forced import ForcedPlanError
 from sglang_cdsp.pool.messages import LogprobPart
@@ -38,9 +39,9 @@ class Lifecycle:
         admission: Admission,
         tp_size: int,
         clock: Callable[[], float],
-        bootstrap_timeout_s: float,
+        decode: DecodeServers,
     ) -> None:
-        """``clock`` gives the time; decode has ``bootstrap_timeout_s`` to name its pages."""
+        """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
         self._admission = admission
         self._clock = clock
         self._seats = seats
@@ -49,7 +50,7 @@ class Lifecycle:
         self._waiting = Waiting(planning, seats, clock)
         self._rooms = RoomKeeper(rooms, outbox, clock)
         self._out = outbox
-        self._bootstrap_timeout_s = bootstrap_timeout_s
+        self._decode = decode
         self._tp_size = tp_size
         self._entries: dict[str, Entry] = {}
         self._by_seq: dict[int, Entry] = {}
@@ -101,6 +102,15 @@ class Lifecycle:
         elif entry.phase is Phase.ARRIVED and self._rooms.known(entry):
             self._enqueue(entry)
 
+    def decode_known(self) -> None:
+        """A decode server made contact: refuse the prompts that none of them takes."""
+        for entry in self.entries:
+            if entry.phase is Phase.ARRIVED:
+                try:
+                    self._admission.check_decode(entry)
+                except RefusedError as error:
+                    self._fail_unbound(entry, HTTPStatus.BAD_REQUEST, str(error))
+
     def _refuse(self, entry: Entry, reason: str) -> None:
         entry.error = reason
         entry.phase = Phase.ENDED
@@ -123,7 +133,7 @@ class Lifecycle:
 
     def plan(self) -> None:
         """Bind whatever starts now."""
-        self._rooms.fail_shared()
+        self._rooms.tell()
         self._end_overdue()
         for entry, plan in self._waiting.starts():
             self._bind(entry, plan)
@@ -349,11 +359,8 @@ class Lifecycle:
 
     def _end_overdue(self) -> None:
         """Fail the requests that decode has not asked for in time."""
-        for entry in self._rooms.without_pages(self._bootstrap_timeout_s):
-            reason = (
-                f"no decode server named pages for bootstrap room {entry.room} in "
-                f"{self._bootstrap_timeout_s:g} s; send the request to a decode server too"
-            )
+        for entry in self._rooms.without_pages(self._decode.patience_s):
+            reason = self._decode.overdue(entry.room, entry.tokens)
             self._fail_unbound(entry, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
 
     def _fail_unbound(self, entry: Entry, status: HTTPStatus, reason: str) -> None:

@@ -17,6 +17,7 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
 
 from sglang_cdsp.pool.contact import DecodeContact
+from sglang_cdsp.pool.decode_servers import DecodeServers
 from sglang_cdsp.pool.entry import AbortTarget, Entry
 from sglang_cdsp.pool.messages import (
     CancelOrder,
@@ -44,6 +45,7 @@ class PoolOutbox:
         *,
         workers: Sequence[zmq.Socket[bytes] | None],
         contact: DecodeContact,
+        decode: DecodeServers,
         rooms: Rooms,
         answer: Callable[[Entry, HTTPStatus, str], None],
         ended: Callable[[Entry], None],
@@ -51,6 +53,7 @@ class PoolOutbox:
         """``workers`` are the schedulers' sockets by instance."""
         self._workers = workers
         self._contact = contact
+        self._decode = decode
         self._rooms = rooms
         self.answer = answer
         self.ended = ended
@@ -109,6 +112,11 @@ class PoolOutbox:
         """Tell every decode rank of a room that it failed."""
         for message in self._rooms.messages(room):
             self._contact.fail_room(room, message, reason)
+
+    def announce_failure(self, room: int, reason: str) -> None:
+        """Tell every decode rank that a room failed; who does not have it takes no notice."""
+        for rank in self._decode.ranks:
+            self._contact.fail_room(room, rank, reason)
 
     def finish_room(self, room: int) -> None:
         """Tell every decode rank of a room that its KV has arrived, if it waits to hear that."""

@@ -40,6 +40,9 @@ class Outbox(Protocol):
     def fail_room(self, room: int, reason: str) -> None:
         """Tell decode that a room failed."""
 
+    def announce_failure(self, room: int, reason: str) -> None:
+        """Tell every decode server that a room failed whose pages none has named."""
+
     def finish_room(self, room: int) -> None:
         """Tell decode that a room's KV has arrived, if its transfer engine waits to hear that."""
 

@@ -12,6 +12,9 @@ from sglang_cdsp.pool.rooms import RoomMessage, Rooms
 # How long after decode's last word about a room of two requests it is failed: decode keeps its
 # state by room, so both of its requests should be there to hear it.
 SHARED_ROOM_PAUSE_S = 1.0
+# When, after a room failed whose pages decode has not named, all decode servers hear of it. A
+# decode server names no pages while its KV cache is full: its client should not wait for that.
+ANNOUNCED_AFTER_S = (1.0, 2.0, 3.5)
 # How long after the last word about it a shared room stays out of use.
 SHARED_FOR_S = 30.0
 
@@ -35,6 +38,7 @@ class RoomKeeper:
         self._users: dict[int, Entry] = {}
         self._shared: dict[int, _Shared] = {}
         self._told: dict[int, float] = {}  # failed rooms, and until when that is remembered
+        self._untold: dict[int, list[float]] = {}  # failed without pages: when decode is told
         self._acks: list[tuple[float, int, AbortTarget]] = []  # due later, see ``given_up``
 
     def user(self, room: int | None) -> Entry | None:
@@ -61,6 +65,7 @@ class RoomKeeper:
         self._rooms.prune(set(self._users))
         self._rooms.readmit(room)
         self._told.pop(room, None)
+        self._untold.pop(room, None)
         self._users[room] = entry
         return ""
 
@@ -71,6 +76,8 @@ class RoomKeeper:
             self._rooms.reject(room, reason)
             if self._rooms.complete(room):
                 self._fail(room, reason)
+            else:
+                self._announce_later(room)
 
     def named(self, room: int, message: RoomMessage) -> bool:
         """Decode named pages; False if it did so before for another request of its own."""
@@ -90,6 +97,7 @@ class RoomKeeper:
         Decode forgets all about a room once its abort is acknowledged, and no word about the room
         reaches its other requests any more. Where it may have such, they hear of their end first.
         """
+        self._untold.pop(room, None)
         if self._heard(room):
             self._rooms.give_up(room)
         if target is not None and (room in self._shared or room in self._told):
@@ -133,6 +141,8 @@ class RoomKeeper:
                 self._share(room)
             else:
                 self._tell(room, entry.error)
+            if not self.known(entry) and not entry.abort_targets:
+                self._announce_later(room)
         else:
             self._out.finish_room(room)
 
@@ -154,6 +164,22 @@ class RoomKeeper:
         if self._rooms.messages(room):
             self._told[room] = self._clock() + SHARED_FOR_S
 
+    def _announce_later(self, room: int) -> None:
+        now_s = self._clock()
+        self._untold[room] = [now_s + pause_s for pause_s in ANNOUNCED_AFTER_S]
+
+    def _announce(self, now_s: float) -> None:
+        """Tell all decode servers of the failed rooms whose pages nobody has named."""
+        for room, due in list(self._untold.items()):
+            reason = self._rooms.rejection(room)
+            if reason is None or room in self._told or not self._heard(room):
+                due.clear()
+            elif due[0] <= now_s:
+                due.pop(0)
+                self._out.announce_failure(room, reason)
+            if not due:
+                del self._untold[room]
+
     # -- rooms that two requests use ------------------------------------------------------
 
     def _share(self, room: int) -> str:
@@ -163,8 +189,8 @@ class RoomKeeper:
         self._shared[room] = _Shared(due_s, now_s + SHARED_FOR_S)
         return shared_room(room)
 
-    def fail_shared(self) -> None:
-        """Tell decode of the shared rooms whose moment has come."""
+    def tell(self) -> None:
+        """Tell decode whatever it is time to tell: failures of shared rooms and of others."""
         now_s = self._clock()
         for room, shared in list(self._shared.items()):
             if room in self._users:
@@ -177,6 +203,7 @@ class RoomKeeper:
                 self._rooms.forget(room)
             elif shared.due_s is None and shared.until_s <= now_s:
                 del self._shared[room]
+        self._announce(now_s)
         self._acknowledge(lambda due_s, room: due_s <= now_s and self._heard(room))
         for room in [room for room, until_s in self._told.items() if until_s <= now_s]:
             del self._told[room]

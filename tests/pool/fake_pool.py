@@ -15,6 +15,7 @@ from sglang_cdsp.engine.layout import plan_layout
 from sglang_cdsp.planner.latency import builtin_model
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.pool.admission import Admission
+from sglang_cdsp.pool.decode_servers import DecodeServers
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.lifecycle import Lifecycle
 from sglang_cdsp.pool.messages import LogprobPart
@@ -26,7 +27,9 @@ from tests.pool.fake_tasks import Client, FakeTask, FakeTurn, Move
 
 Chunks = list[tuple[int, list[int]]]
 # Longer than any test lets decode wait, but for those about waiting.
-BOOTSTRAP_TIMEOUT_S = 1e5
+TIMEOUT_S = 1e5
+# What decode keeps free for a request's output.
+RESERVED = 64
 Reports = deque[Callable[[], None]]
 
 
@@ -42,6 +45,7 @@ class FakePool:
         entered: members that are or were inside a chunk, by ``(seq, chunk)``.
         safe: ``(room, rank)`` whose pages decode may have given to others.
         told_failed: rooms of which decode heard that they failed.
+        announced: how often all decode servers heard that a room failed.
         told_finished: how often decode heard that a room's KV has arrived.
         acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
     """
@@ -55,6 +59,7 @@ class FakePool:
         capacity: int = 4096,
         policy: str = "single-chunk",
         min_chunk: int = 16,
+        decode_tokens: int | None = 1_000_000,
     ) -> None:
         self.tp_size = tp_size
         self.page_size = page_size
@@ -66,6 +71,7 @@ class FakePool:
         self.entered: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.safe: set[tuple[int, int]] = set()
         self.told_failed: set[int] = set()
+        self.announced: Counter[int] = Counter()
         self.told_finished: Counter[int] = Counter()
         self.acks: Counter[tuple[int, int]] = Counter()
         self.ends: list[Entry] = []
@@ -84,6 +90,7 @@ class FakePool:
         args = CdspArgs(policy=policy, min_chunk=min_chunk)
         self.planning = planning = make_planning(args, builtin_model(), sizes, page_size)
         self.policy = planning.policy
+        self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
         self.lifecycle = Lifecycle(
             seats=self.seats,
             planning=planning,
@@ -95,10 +102,11 @@ class FakePool:
                 page_size=page_size,
                 max_input_tokens=size * self.capacity,
                 allow_request_plans=True,
+                decode=self.decode_servers,
             ),
             tp_size=tp_size,
             clock=lambda: self.now_s,
-            bootstrap_timeout_s=BOOTSTRAP_TIMEOUT_S,
+            decode=self.decode_servers,
         )
 
     # -- the world around the pool --------------------------------------------------------
@@ -313,6 +321,12 @@ class FakePool:
         for message in self.rooms.messages(room):
             self.told_failed.add(room)
             self.safe.add((room, message.tp_rank))
+
+    def announce_failure(self, room: int, reason: str) -> None:
+        """All decode servers hear that a room failed."""
+        assert reason
+        assert not self.rooms.complete(room), "who has the room is known"
+        self.announced[room] += 1
 
     def finish_room(self, room: int) -> None:
         """Decode hears that a room's KV has arrived, and uses it."""

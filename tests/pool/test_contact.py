@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sglang.srt.disaggregation.nixl import conn as nixl
 from sglang.srt.disaggregation.nixl.conn import GUARD
 
 from sglang_cdsp.pool.contact import DecodeContact
+from sglang_cdsp.pool.decode_servers import DecodeRank
 from sglang_cdsp.pool.dialects import DIALECTS, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.rooms import RoomMessage
 
@@ -22,9 +24,13 @@ PAGES = {
     "nixl": [GUARD, b"77", *WHERE, INDICES, b"12", b"2", b"", b"64", b"0"],
     "mooncake": [b"77", *WHERE, INDICES, b"12", b"", b"2", b"64", b""],
 }
+# Up to the number of pages, which is the last of the fields that NIXL's must have.
 REGISTRATION = {
-    "nixl": [GUARD, b"None", *WHERE, b"metadata", b"pointers"],
-    "mooncake": [b"None", *WHERE, b"pointers", b"pointers"],
+    "nixl": [
+        *(GUARD, b"None", *WHERE, b"metadata", b"8 bytes.", b"8 bytes.", b"", b"0", b"1", b"0"),
+        *(b"64", b"", b"", b"", b"", b"129"),
+    ],
+    "mooncake": [b"None", *WHERE, b"8 bytes.", b"8 bytes.", b"", b"0", b"1", b"64"],
 }
 both = pytest.mark.parametrize("engine", ["nixl", "mooncake"])
 
@@ -32,7 +38,17 @@ both = pytest.mark.parametrize("engine", ["nixl", "mooncake"])
 @both
 def test_a_registration(engine: str) -> None:
     frames = REGISTRATION[engine]
-    assert DIALECTS[engine].parse(1, frames) == PeerMessage(1, "agent-3", frames)
+    rank = DecodeRank(1, "10.0.0.9", 5001, 129 if engine == "nixl" else None)
+    assert DIALECTS[engine].parse(1, frames) == PeerMessage("agent-3", rank, frames)
+    if engine == "nixl":
+        assert nixl.KVArgsRegisterInfo.from_zmq(frames[1:]).dst_num_slots == 129
+
+
+@pytest.mark.parametrize("pages", [[], [b""], [b"0"]])
+def test_a_registration_that_does_not_say_how_much_decode_holds(pages: list[bytes]) -> None:
+    said = DIALECTS["nixl"].parse(0, [*REGISTRATION["nixl"][:-1], *pages])
+    assert isinstance(said, PeerMessage)
+    assert said.rank.pages is None
 
 
 @both
@@ -173,3 +189,43 @@ def test_a_decode_server_that_is_gone_does_not_stop_the_pool() -> None:
     contact = DecodeContact(1, "127.0.0.1", DIALECTS["nixl"])
     for room in range(2000):
         contact.ack_abort(room, 0, "127.0.0.1", 1)
+
+
+class Listener:
+    """A decode rank's socket, open while in a ``with`` block."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._port = port
+
+    def __enter__(self) -> zmq.Socket[bytes]:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+        self._socket.bind(f"tcp://127.0.0.1:{self._port}")
+        return self._socket
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close(linger=0)
+
+
+def next_change(contact: DecodeContact) -> tuple[str, int, bool]:
+    """What the contact notices within 10 s."""
+    for _ in range(1000):
+        for change in contact.changes():
+            return change
+        time.sleep(0.01)
+    raise AssertionError("no change")
+
+
+def test_a_watched_decode_rank_goes_and_comes_back() -> None:
+    contact = DecodeContact(1, "127.0.0.1", DIALECTS["nixl"])
+    with Listener() as listener:
+        port = int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        rank = DecodeRank(0, "127.0.0.1", port, 9)
+        contact.watch(rank)
+        contact.watch(rank)
+        assert next_change(contact) == ("127.0.0.1", port, True)
+    assert next_change(contact) == ("127.0.0.1", port, False)
+    with Listener(port) as listener:
+        assert next_change(contact) == ("127.0.0.1", port, True)
+        contact.fail_room(7, rank, "no")
+        assert listener.poll(5000)
+        assert list(contact.changes()) == []

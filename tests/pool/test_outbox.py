@@ -17,6 +17,7 @@ from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.pool.decode_servers import DecodeRank, DecodeServers
 from sglang_cdsp.pool.entry import AbortTarget, Entry
 from sglang_cdsp.pool.messages import (
     CancelOrder,
@@ -56,8 +57,8 @@ class FakeContact:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def fail_room(self, room: int, message: RoomMessage, reason: str) -> None:
-        self.told.append(("failed", room, message.tp_rank, reason))
+    def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
+        self.told.append(("failed", room, rank.tp_rank, rank.port, reason))
 
     def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
         self.told.append(("safe", room, tp_rank, host, port))
@@ -71,9 +72,11 @@ class Wire:
         self.workers = [FakeSocket() for _ in range(3)]
         self.contact = FakeContact()
         self.rooms = Rooms(1)
+        self.decode = DecodeServers(page_size=1, reserved_tokens=8, timeout_s=9.0)
         self.outbox = PoolOutbox(
             workers=self.workers,  # type: ignore[arg-type]
             contact=self.contact,  # type: ignore[arg-type]
+            decode=self.decode,
             rooms=self.rooms,
             answer=lambda entry, status, message: None,
             ended=lambda entry: None,
@@ -190,10 +193,18 @@ def test_every_decode_rank_hears_of_a_failed_room(wire: Wire) -> None:
     wire.outbox.fail_room(ROOM, "no")
     wire.outbox.ack_abort(ROOM, AbortTarget(1, "host", 9))
     assert wire.contact.told == [
-        ("failed", ROOM, 0, "no"),
-        ("failed", ROOM, 1, "no"),
+        ("failed", ROOM, 0, 1, "no"),
+        ("failed", ROOM, 1, 1, "no"),
         ("safe", ROOM, 1, "host", 9),
     ]
+
+
+def test_every_decode_server_hears_of_a_failed_room_that_none_has_named(wire: Wire) -> None:
+    for rank, port in ((0, 11), (1, 12), (0, 13)):
+        wire.decode.register(DecodeRank(rank, "h", port, None))
+    wire.decode.connected("h", 12, alive=False)
+    wire.outbox.announce_failure(ROOM, "no")
+    assert wire.contact.told == [("failed", ROOM, 0, 11, "no"), ("failed", ROOM, 0, 13, "no")]
 
 
 @pytest.mark.parametrize(
