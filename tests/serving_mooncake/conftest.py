@@ -16,6 +16,7 @@ from tests.serving.client import Client
 
 POOL_SIZE = 3
 INSTANCE_TOKENS = 8192
+DECODE_TOKENS = 8000
 FAULTY_LENGTH = 777
 # TCP, and instance 1 fails in chunk 1 of prompts of one length.
 ENVIRONMENT = {"MOONCAKE_PROTOCOL": "tcp", faults.ENV_VAR: f"1:1:{FAULTY_LENGTH}"}
@@ -45,7 +46,9 @@ def servers(
         prefill_flags=(
             *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
             *("--max-total-tokens", str(INSTANCE_TOKENS)),
+            *("--cdsp-decode-max-total-tokens", str(DECODE_TOKENS)),
         ),
+        decode_flags=("--max-total-tokens", str(DECODE_TOKENS)),
         flags=("--disaggregation-transfer-backend", "mooncake"),
     )
     commands = tuple(

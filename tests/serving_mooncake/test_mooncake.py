@@ -12,7 +12,7 @@ import requests
 
 from tests.serving.client import Client, Plan, difference, text_tokens
 from tests.serving.plans import draw_case
-from tests.serving_mooncake.conftest import FAULTY_LENGTH, INSTANCE_TOKENS, POOL_SIZE
+from tests.serving_mooncake.conftest import DECODE_TOKENS, FAULTY_LENGTH, INSTANCE_TOKENS, POOL_SIZE
 
 TOLERANCE = 1e-3
 FREE = [INSTANCE_TOKENS] * POOL_SIZE
@@ -92,3 +92,15 @@ def test_a_reason_reaches_the_routers_client(
     prompt = text_tokens(checkpoint, length + 1, 2)
     plan = [(length, [0]), (1, [0, 1])]
     difference(client.stock(prompt), client.pool(prompt, plan), TOLERANCE)
+
+
+def test_a_prompt_that_decode_cannot_hold(client: Client, checkpoint: Path) -> None:
+    """Decode's registration does not tell its size, so the prefill server's flag does."""
+    longest = DECODE_TOKENS - 512  # less SGLang's default of --num-reserved-decode-tokens
+    tokens = text_tokens(checkpoint, longest + 1, 2)
+    start_s = time.monotonic()
+    response = client.generate(client.servers.url, tokens)
+    assert time.monotonic() - start_s < 5.0
+    assert response.status_code >= 400
+    assert f"decode takes at most {longest}" in response.text
+    difference(client.stock(tokens[1:]), client.pool(tokens[1:]), TOLERANCE)

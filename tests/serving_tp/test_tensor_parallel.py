@@ -1,37 +1,16 @@
-"""Two instances of two ranks each, and a decode server of two ranks."""
+"""Instances of two ranks each give stock's answers, and their ranks stay in step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
-from sglang_cdsp.demo.stack import disaggregated, running
-from sglang_cdsp.engine.faults import ENV_VAR
 from tests.serving.client import Client, difference, text_tokens
 from tests.serving.plans import draw_case
+from tests.serving_tp.conftest import FAULTY_LENGTH
 
 TOLERANCE = 1e-3
 LENGTHS = (1, 3, 129, 509, 2039)
-FAULTY_LENGTH = 777
-
-
-@pytest.fixture(scope="module")
-def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    plan = disaggregated(
-        checkpoint,
-        prefill_flags=(
-            *("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans"),
-            *("--cdsp-policy", "loongserve"),
-        ),
-        flags=("--tp-size", "2"),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENV_VAR, f"1:1:{FAULTY_LENGTH}")
-        with running(plan, tmp_path_factory.mktemp("logs")) as stack:
-            yield Client(stack)
 
 
 def test_forced_plans_equal_the_stock_path(client: Client, checkpoint: Path) -> None:
