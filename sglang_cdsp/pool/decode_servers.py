@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 # What SGLang's own prompt limit leaves of the KV cache (``TpModelWorker.get_worker_info``).
 INPUT_MARGIN = 7
-# How long a request waits while no decode server has ever made contact. Decode registers as soon
-# as it accepts its first request, so silence means that it has not got, or has refused it.
+# How long a prompt waits while no decode server has ever made contact. Decode registers as soon as
+# it accepts its first request, so silence means that it has not got, or has refused it.
 FIRST_CONTACT_S = 4.0
+# Every decode server holds a prompt of so many tokens: it waits as long as stock's would.
+SURELY_HELD_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,17 @@ class DecodeServers:
             "--mem-fraction-static, or both servers with fewer --num-reserved-decode-tokens"
         )
 
-    @property
-    def patience_s(self) -> float:
-        """How long a request waits for decode to name its pages."""
-        if self._ranks or self.stated_tokens is not None:
+    def patience_s(self, tokens: int) -> float:
+        """How long a prompt of ``tokens`` waits for decode to name its pages."""
+        if self._ranks or self.stated_tokens is not None or tokens <= SURELY_HELD_TOKENS:
             return self.timeout_s
         return min(self.timeout_s, FIRST_CONTACT_S)
 
     def overdue(self, room: int | None, tokens: int) -> str:
-        """What a request is told that waited longer than that."""
-        silence = f"no decode server named pages for bootstrap room {room} in {self.patience_s:g} s"
-        if self._ranks or self.stated_tokens is not None:
+        """What a prompt of ``tokens`` is told that waited longer than that."""
+        patience_s = self.patience_s(tokens)
+        silence = f"no decode server named pages for bootstrap room {room} in {patience_s:g} s"
+        if patience_s == self.timeout_s:
             return f"{silence}; send the request to a decode server too"
         return (
             f"{silence}, and none has ever made contact: none is running or got the request, or "

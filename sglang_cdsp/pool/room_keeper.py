@@ -119,11 +119,11 @@ class RoomKeeper:
         shared = self._shared.get(room)
         return shared is None or shared.due_s is None
 
-    def without_pages(self, limit_s: float) -> list[Entry]:
-        """Requests that have waited longer than ``limit_s`` for decode to name their pages."""
-        before = self._clock() - limit_s
+    def without_pages(self, patience_s: Callable[[int], float]) -> list[Entry]:
+        """Requests that decode has not named pages for in the time that such a prompt has."""
+        now_s = self._clock()
         waiting = (e for e in self._users.values() if e.phase is Phase.ARRIVED)
-        return [entry for entry in waiting if entry.arrival_s < before]
+        return [entry for entry in waiting if now_s - entry.arrival_s > patience_s(entry.tokens)]
 
     # -- ends -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 from sglang_cdsp.pool.decode_servers import (
     FIRST_CONTACT_S,
     INPUT_MARGIN,
+    SURELY_HELD_TOKENS,
     DecodeRank,
     DecodeServers,
 )
@@ -73,13 +74,14 @@ def test_stocks_own_margin_is_kept_where_nothing_is_reserved(servers: DecodeServ
 
 
 def test_patience_until_the_first_contact_is_short(servers: DecodeServers) -> None:
-    assert servers.patience_s == FIRST_CONTACT_S
-    told = servers.overdue(7, 1000)
-    for part in ("room 7", "1100", "--cdsp-decode-max-total-tokens"):
+    assert servers.patience_s(SURELY_HELD_TOKENS) == 300.0
+    assert servers.patience_s(SURELY_HELD_TOKENS + 1) == FIRST_CONTACT_S
+    told = servers.overdue(7, 2000)
+    for part in ("room 7", "2100", "--cdsp-decode-max-total-tokens"):
         assert part in told
     stated = replace(servers, stated_tokens=4096)
     servers.register(SILENT)
     servers.connected("c", 1, alive=False)
     for known in (servers, stated):
-        assert known.patience_s == 300.0
-        assert "send the request to a decode server too" in known.overdue(7, 1000)
+        assert known.patience_s(2000) == 300.0
+        assert "send the request to a decode server too" in known.overdue(7, 2000)

@@ -239,12 +239,14 @@ def test_the_first_contact_decides_on_those_who_wait_for_it() -> None:
     assert phase_is(fits, Phase.ARRIVED), "decode has its usual time to name pages"
 
 
-def test_without_any_contact_nobody_waits_long() -> None:
+def test_without_any_contact_no_long_prompt_waits_long() -> None:
     pool = FakePool(size=4, policy="threshold:1000", decode_tokens=None)
-    entry = pool.submit(100, room=ROOM)
+    entry, short = pool.submit(2000, room=ROOM), pool.submit(100, room=ROOM + 1)
     wait(pool, 0.9 * FIRST_CONTACT_S)
     assert phase_is(entry, Phase.ARRIVED)
     wait(pool, 0.2 * FIRST_CONTACT_S)
+    assert phase_is(short, Phase.ARRIVED), "every decode server holds such a prompt"
+    pool.lifecycle.abort(short, "enough")
     assert "none has ever made contact" in entry.error
     assert pool.answers[entry.request] == ["controller"]
     assert empty(pool)

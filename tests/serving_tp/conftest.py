@@ -15,6 +15,7 @@ from sglang_cdsp.engine.faults import ENV_VAR
 from tests.serving.client import Client
 
 FAULTY_LENGTH = 777
+INSTANCE_TOKENS = 8192
 DECODE_TOKENS = 4096
 
 
@@ -25,7 +26,7 @@ def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         checkpoint,
         prefill_flags=(
             *("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans"),
-            *("--cdsp-policy", "loongserve"),
+            *("--cdsp-policy", "loongserve", "--max-total-tokens", str(INSTANCE_TOKENS)),
         ),
         decode_flags=("--max-total-tokens", str(DECODE_TOKENS)),
         flags=("--tp-size", "2"),
