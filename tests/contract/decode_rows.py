@@ -85,22 +85,6 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
-        "decode registers in these frames",
-        Sends(
-            NIXL,
-            "NixlKVReceiver._register_kv_args",
-            (
-                "GUARD",
-                "'None'.encode('ascii')",
-                "self.kv_mgr.local_ip.encode('ascii')",
-                "str(self.kv_mgr.rank_port).encode('ascii')",
-                "self.kv_mgr.agent.name.encode('ascii')",
-                "self.kv_mgr.agent.get_agent_metadata()",
-            ),
-        ),
-    ),
-    row(
         "pool.contact",
         "decode gives a room up in these frames",
         Sends(

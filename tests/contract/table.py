@@ -6,6 +6,7 @@ from itertools import groupby
 
 from tests.contract import (
     controller_rows,
+    decode_limit_rows,
     decode_rows,
     forward_rows,
     message_rows,
@@ -24,7 +25,10 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
         "The pool controller, its messages and the plugin",
         (*controller_rows.ROWS, *message_rows.ROWS, *plugin_rows.ROWS),
     ),
-    ("KV transfer and the face towards decode", (*transfer_rows.ROWS, *decode_rows.ROWS)),
+    (
+        "KV transfer and the face towards decode",
+        (*transfer_rows.ROWS, *decode_rows.ROWS, *decode_limit_rows.ROWS),
+    ),
     ("KV transfer over Mooncake", mooncake_rows.ROWS),
     ("A shard's forward and its attention", forward_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),
