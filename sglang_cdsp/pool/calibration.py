@@ -8,12 +8,17 @@ to plan with; ``python -m sglang_cdsp profile`` measures properly.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+
+import zmq
 
 from sglang_cdsp.planner.fit import Sample, fit_coefficients
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.types import Plan, PlannedChunk
-from sglang_cdsp.pool.entry import Entry
+from sglang_cdsp.pool.entry import Entry, Phase
+from sglang_cdsp.pool.inbox import read_reports
+from sglang_cdsp.pool.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +26,8 @@ FIRST_LENGTH = 64
 LAST_LENGTH = 16384
 LONG_ENOUGH_S = 0.25
 MIN_LENGTHS = 4
+POLL_MS = 100
+PROBE_TIMEOUT_S = 300.0
 
 
 def probe_plan(length: int, size: int) -> Plan:
@@ -36,6 +43,26 @@ def probe_lengths(longest: int, page_size: int) -> Iterator[int]:
     while 2 * length <= longest and length <= LAST_LENGTH:
         yield length
         length *= 2
+
+
+def probe_runner(pool: Lifecycle, reports: zmq.Socket[bytes]) -> Callable[[Plan], Entry]:
+    """What runs one probe on the pool to its end.
+
+    It raises ``RuntimeError`` when that takes longer than ``PROBE_TIMEOUT_S``.
+    """
+
+    def run(plan: Plan) -> Entry:
+        entry = Entry("cdsp-probe", None, plan.tokens, time.monotonic())
+        pool.probe(entry, plan)
+        deadline = time.monotonic() + PROBE_TIMEOUT_S
+        while entry.phase is not Phase.ENDED:
+            if time.monotonic() > deadline:
+                raise RuntimeError("measuring the pool takes too long; give --cdsp-latency-model")
+            if reports.poll(POLL_MS):
+                read_reports(reports, pool)
+        return entry
+
+    return run
 
 
 def samples_of(entry: Entry) -> list[Sample]:

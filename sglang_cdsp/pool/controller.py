@@ -37,16 +37,16 @@ from torch._C._distributed_c10d import TCPStore
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
-from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.pool import messages
 from sglang_cdsp.pool.admission import Admission
-from sglang_cdsp.pool.calibration import calibrate
+from sglang_cdsp.pool.calibration import calibrate, probe_runner
 from sglang_cdsp.pool.console import Console
 from sglang_cdsp.pool.contact import DecodeContact
 from sglang_cdsp.pool.decode_servers import DecodeServers
 from sglang_cdsp.pool.dialects import DIALECTS, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.pool.entry import AbortTarget, Entry, Phase
 from sglang_cdsp.pool.forced import PARAMETER
+from sglang_cdsp.pool.inbox import read_reports
 from sglang_cdsp.pool.intake import grammar_order, unsupported
 from sglang_cdsp.pool.lifecycle import Lifecycle
 from sglang_cdsp.pool.outbox import PoolOutbox
@@ -67,7 +67,6 @@ from sglang_cdsp.pool.startup import (
 logger = logging.getLogger(__name__)
 
 POLL_MS = 100
-PROBE_TIMEOUT_S = 300.0
 
 
 class PoolController(DataParallelController):
@@ -208,7 +207,7 @@ class PoolController(DataParallelController):
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
         self._planning.regulator.update(body)
-        self._lifecycle.recheck()
+        self._lifecycle.entrance.sizes_changed()
         self._tell_status()
 
     def _tell_status(self) -> None:
@@ -220,34 +219,16 @@ class PoolController(DataParallelController):
         """Run probes on the pool before anybody is served."""
         logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), hello.page_size)
-        self._lifecycle = self._make_lifecycle(stand_in, hello)
-        longest = min(hello.max_input_tokens, min(self._seats.capacity) - RESERVE_TOKENS)
         model = calibrate(
             sizes,
-            longest,
+            min(hello.max_input_tokens, min(self._seats.capacity) - RESERVE_TOKENS),
             hello.page_size,
-            self._run_probe,
+            probe_runner(self._make_lifecycle(stand_in, hello), self._reports),
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
         )
         logger.info("measured latency model: %s", json.dumps(model.to_json()["sp"]))
         return model
-
-    def _run_probe(self, plan: Plan) -> Entry:
-        """Run one measurement to its end.
-
-        Raises:
-            RuntimeError: it did not end in time.
-        """
-        entry = Entry("cdsp-probe", None, plan.tokens, time.monotonic())
-        self._lifecycle.probe(entry, plan)
-        deadline = time.monotonic() + PROBE_TIMEOUT_S
-        while entry.phase is not Phase.ENDED:
-            if time.monotonic() > deadline:
-                raise RuntimeError("measuring the pool takes too long; give --cdsp-latency-model")
-            if self._reports.poll(POLL_MS):
-                self._read_reports()
-        return entry
 
     def _give_up(self, reason: str) -> None:
         logger.error("sglang-cdsp: %s", reason)
@@ -287,7 +268,7 @@ class PoolController(DataParallelController):
             room=None if fake else request.bootstrap_room,
         )
         custom = request.sampling_params.custom_params or {}
-        self._lifecycle.submit(entry, custom.get(PARAMETER))
+        self._lifecycle.entrance.submit(entry, custom.get(PARAMETER))
         order = grammar_order(request)
         if order is not None and entry.phase is not Phase.ENDED:
             # Equal grammars to the same instance: its backend has compiled them already.
@@ -318,7 +299,7 @@ class PoolController(DataParallelController):
             self._poller.poll(POLL_MS)
             self._read_decode()
             self._read_requests()
-            self._read_reports()
+            read_reports(self._reports, self._lifecycle)
             self._lifecycle.plan()
             self._console.serve()
 
@@ -347,9 +328,9 @@ class PoolController(DataParallelController):
                     self.send_control_message(order)
                     self._contact.watch(message.rank)
                     self._decode.register(message.rank)
-                    self._lifecycle.decode_known()
+                    self._lifecycle.entrance.decode_known()
                 elif isinstance(message, RoomPages):
-                    self._lifecycle.pages_named(message.room, message.message)
+                    self._lifecycle.entrance.pages_named(message.room, message.message)
                 elif isinstance(message, RoomAbort):
                     self._on_room_abort(message)
 
@@ -361,39 +342,3 @@ class PoolController(DataParallelController):
         if abort.host is not None and abort.port is not None:
             target = AbortTarget(abort.tp_rank, abort.host, abort.port)
         self._lifecycle.abort_room(abort.room, target, abort.frames)
-
-    def _read_reports(self) -> None:
-        pool = self._lifecycle
-        while self._reports.poll(0):
-            report = messages.decode_report(self._reports.recv())
-            match report:
-                case messages.Ready():
-                    pool.ready(report.seq, report.chunk, report.instance)
-                case messages.ChunkDone():
-                    pool.chunk_done(
-                        report.seq, report.chunk, report.instance, report.start_s, report.at_s
-                    )
-                case messages.FirstToken():
-                    pool.first_token(report.seq, report.at_s)
-                case messages.PromptLogprobs():
-                    pool.logprobs(report.part)
-                case messages.Drained():
-                    pool.drained(report.seq, report.instance, report.tp_rank, report.error)
-                case messages.Failed():
-                    pool.failed(
-                        report.seq,
-                        report.instance,
-                        report.error,
-                        bad_request=report.bad_request,
-                        links_broken=report.links_broken,
-                    )
-                case messages.WriteLost():
-                    pool.write_lost(report.seq, report.error)
-                case messages.Released():
-                    pool.released(report.seq, report.instance)
-                case messages.TurnEnded():
-                    pool.turn_ended(report.seq, report.start_s, report.end_s, report.error)
-                case messages.GrammarRefused():
-                    pool.refuse(report.rid, report.error)
-                case _:
-                    logger.warning("unexpected report %r", report)

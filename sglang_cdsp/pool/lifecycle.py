@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 
-from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.pool.admission import Admission, RefusedError
+from sglang_cdsp.pool.admission import Admission
+from sglang_cdsp.pool.books import Books
 from sglang_cdsp.pool.decode_servers import DecodeServers
+from sglang_cdsp.pool.entrance import BEFORE_A_PLAN, Entrance
 from sglang_cdsp.pool.entry import AbortTarget, ChunkTimes, Entry, Phase
-from sglang_cdsp.pool.forced import ForcedPlanError
 from sglang_cdsp.pool.messages import LogprobPart
 from sglang_cdsp.pool.outbox_protocol import Outbox
 from sglang_cdsp.pool.planning import Planning
-from sglang_cdsp.pool.room_keeper import RoomKeeper, shared_room
-from sglang_cdsp.pool.rooms import RoomMessage, Rooms
+from sglang_cdsp.pool.room_keeper import RoomKeeper
+from sglang_cdsp.pool.rooms import Rooms
 from sglang_cdsp.pool.seats import Seats
 from sglang_cdsp.pool.waiting import Waiting
 
 
 class Lifecycle:
-    """All requests of the pool; see the module's text. Times are monotonic seconds."""
+    """All requests of the pool; see the module's text. Times are monotonic seconds.
+
+    Attributes:
+        entrance: what happens to requests before they have a plan.
+    """
 
     def __init__(
         self,
@@ -42,18 +45,24 @@ class Lifecycle:
         decode: DecodeServers,
     ) -> None:
         """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
-        self._admission = admission
         self._clock = clock
         self._seats = seats
         self._planning = planning
-        self._policy = planning.policy
-        self._waiting = Waiting(planning, seats, clock)
-        self._rooms = RoomKeeper(rooms, outbox, clock)
+        self._rooms = keeper = RoomKeeper(rooms, outbox, clock)
         self._out = outbox
-        self._decode = decode
         self._tp_size = tp_size
-        self._entries: dict[str, Entry] = {}
-        self._by_seq: dict[int, Entry] = {}
+        self._books = Books(
+            seats=seats, policy=planning.policy, rooms=keeper, outbox=outbox, clock=clock
+        )
+        self.entrance = Entrance(
+            books=self._books,
+            admission=admission,
+            rooms=keeper,
+            waiting=Waiting(planning, seats, clock),
+            outbox=outbox,
+            decode=decode,
+            abort=self.abort,
+        )
         self._next_seq = 0
         self._epoch = 0
         self._links_broken = False
@@ -61,81 +70,20 @@ class Lifecycle:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """Requests that are not over."""
-        return tuple(self._entries.values())
+        return tuple(self._books.by_rid.values())
 
-    # -- intake ---------------------------------------------------------------------------
-
-    def submit(self, entry: Entry, raw_plan: Any) -> None:
-        """A request arrived. It is answered at once if it can never run."""
-        if not _may_reuse(self._entries.get(entry.rid)):
-            self._refuse(entry, f"request id {entry.rid} is in use; send another rid")
-            return
-        try:
-            entry.forced = self._admission.check(entry, raw_plan)
-        except (RefusedError, ForcedPlanError, PlannerError) as error:
-            self._refuse(entry, str(error))
-            return
-        twin = self._rooms.user(entry.room)
-        reason = self._rooms.claim(entry)
-        if twin is not None:
-            self.abort(twin, reason)
-        if reason:
-            self._refuse(entry, reason)
-            return
-        self._entries[entry.rid] = entry
-        if self._rooms.known(entry):
-            self._enqueue(entry)
+    # -- planning -------------------------------------------------------------------------
 
     def probe(self, entry: Entry, plan: Plan) -> None:
         """Run a measurement of the controller's own."""
-        self._entries[entry.rid] = entry
+        self._books.by_rid[entry.rid] = entry
         self._bind(entry, plan)
-
-    def pages_named(self, room: int, message: RoomMessage) -> None:
-        """Decode named destination pages of a room."""
-        first = self._rooms.named(room, message)
-        entry = self._rooms.user(room)
-        if entry is None:
-            return
-        if not first:
-            self.abort(entry, shared_room(room))
-        elif entry.phase is Phase.ARRIVED and self._rooms.known(entry):
-            self._enqueue(entry)
-
-    def decode_known(self) -> None:
-        """A decode server made contact: refuse the prompts that none of them takes."""
-        for entry in self.entries:
-            if entry.phase is Phase.ARRIVED:
-                try:
-                    self._admission.check_decode(entry)
-                except RefusedError as error:
-                    self._fail_unbound(entry, HTTPStatus.BAD_REQUEST, str(error))
-
-    def _refuse(self, entry: Entry, reason: str) -> None:
-        entry.error = reason
-        entry.phase = Phase.ENDED
-        entry.answered = True
-        self._out.answer(entry, HTTPStatus.BAD_REQUEST, reason)
-        self._rooms.turn_away(entry, reason)
-        self._out.ended(entry)
-
-    def refuse(self, rid: str, reason: str) -> None:
-        """A waiting request turned out to be at fault; one with a plan is its home's to refuse."""
-        entry = self._entries.get(rid)
-        if entry is not None and entry.phase in (Phase.ARRIVED, Phase.WAITING):
-            self._fail_unbound(entry, HTTPStatus.BAD_REQUEST, reason)
-
-    def _enqueue(self, entry: Entry) -> None:
-        entry.phase = Phase.WAITING
-        self._waiting.add(entry)
-
-    # -- planning -------------------------------------------------------------------------
 
     def plan(self) -> None:
         """Bind whatever starts now."""
         self._rooms.tell()
-        self._end_overdue()
-        for entry, plan in self._waiting.starts():
+        self.entrance.end_overdue()
+        for entry, plan in self.entrance.starts():
             self._bind(entry, plan)
 
     def _bind(self, entry: Entry, plan: Plan) -> None:
@@ -145,7 +93,7 @@ class Lifecycle:
         entry.times = [ChunkTimes() for _ in chunks]
         entry.seq, self._next_seq = self._next_seq, self._next_seq + 1
         entry.phase = Phase.BOUND
-        self._by_seq[entry.seq] = entry
+        self._books.by_seq[entry.seq] = entry
         self._seats.bind(entry.seq, plan, now_s, kv_demand(chunks, self._seats.page_size))
         self._out.bind(entry)
 
@@ -153,14 +101,14 @@ class Lifecycle:
 
     def ready(self, seq: int, chunk: int, instance: int) -> None:
         """An instance can start a chunk."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is not None and entry.phase is Phase.BOUND:
             entry.ready.setdefault(chunk, set()).add(instance)
             self._advance(entry)
 
     def chunk_done(self, seq: int, chunk: int, instance: int, start_s: float, end_s: float) -> None:
         """An instance ran its shard."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is None or entry.plan is None:
             return
         times = entry.times[chunk]
@@ -223,7 +171,7 @@ class Lifecycle:
 
     def first_token(self, seq: int, at_s: float) -> None:
         """The first token was sampled."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is not None:
             entry.first_token_s = at_s
             if entry.one_instance:
@@ -232,7 +180,7 @@ class Lifecycle:
 
     def logprobs(self, part: LogprobPart) -> None:
         """A member computed prompt log-probabilities; home collects them."""
-        entry = self._by_seq.get(part.seq)
+        entry = self._books.by_seq.get(part.seq)
         if entry is not None:
             self._out.logprobs(entry, part)
 
@@ -247,7 +195,7 @@ class Lifecycle:
     ) -> None:
         """The task cannot go on at an instance."""
         self._links_broken = self._links_broken or links_broken
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is None:
             return
         entry.error = entry.error or error
@@ -260,24 +208,24 @@ class Lifecycle:
 
     def write_lost(self, seq: int, error: str) -> None:
         """A KV write to decode failed: the task is dropped at its next boundary."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is not None:
             entry.error = entry.error or error
             self._advance(entry)
 
     def _relink_if_quiet(self) -> None:
         """Make new links between two chunks; orders behind this one use them."""
-        if not self._links_broken or any(e.running for e in self._by_seq.values()):
+        if not self._links_broken or any(e.running for e in self._books.by_seq.values()):
             return
         self._links_broken = False
         self._epoch += 1
         self._out.relink(self._epoch)
-        for entry in tuple(self._by_seq.values()):
+        for entry in tuple(self._books.by_seq.values()):
             self._advance(entry)
 
     def drained(self, seq: int, instance: int, tp_rank: int, error: str) -> None:
         """A rank writes nothing more to decode for the task."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is None or entry.plan is None:
             return
         entry.error = entry.error or error
@@ -291,16 +239,16 @@ class Lifecycle:
 
     def released(self, seq: int, instance: int) -> None:
         """An instance freed the task's slots."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is None or entry.plan is None:
             return
         entry.released.add(instance)
         if entry.released >= set(entry.plan.instances):
-            self._end(entry)
+            self._books.end(entry)
 
     def turn_ended(self, seq: int, start_s: float | None, end_s: float | None, error: str) -> None:
         """A one-instance request left its instance, which has answered its client."""
-        entry = self._by_seq.get(seq)
+        entry = self._books.by_seq.get(seq)
         if entry is None:
             return
         entry.times[0].start_s, entry.times[0].end_s = start_s, end_s
@@ -308,7 +256,7 @@ class Lifecycle:
         entry.answered = True
         if entry.error:
             self._rooms.settle(entry)
-        self._end(entry)
+        self._books.end(entry)
 
     # -- ends -----------------------------------------------------------------------------
 
@@ -321,8 +269,8 @@ class Lifecycle:
         if not entry.answered:
             entry.answered = True
             self._out.answer(entry, HTTPStatus.SERVICE_UNAVAILABLE, reason)
-        if entry.phase in (Phase.ARRIVED, Phase.WAITING):
-            self._leave_queue(entry)
+        if entry.phase in BEFORE_A_PLAN:
+            self.entrance.leave(entry)
         elif entry.one_instance:
             self._out.cancel_turn(entry)
         elif entry.phase is Phase.BOUND and not entry.running:
@@ -345,49 +293,6 @@ class Lifecycle:
         """Requests that SGLang's abort names: ids that begin with ``rid``, or all."""
         return tuple(
             e
-            for e in self._entries.values()
+            for e in self._books.by_rid.values()
             if not e.probe and (everything or e.rid.startswith(rid))
         )
-
-    def recheck(self) -> None:
-        """Refuse the waiting prompts that no longer fit even an empty pool (sizes changed)."""
-        for entry in self._waiting.to_plan():
-            try:
-                self._admission.recheck(entry)
-            except PlannerError as error:
-                self._fail_unbound(entry, HTTPStatus.BAD_REQUEST, str(error))
-
-    def _end_overdue(self) -> None:
-        """Fail the requests that decode has not asked for in time."""
-        for entry in self._rooms.without_pages(self._decode.patience_s):
-            reason = self._decode.overdue(entry.room, entry.tokens)
-            self._fail_unbound(entry, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
-
-    def _fail_unbound(self, entry: Entry, status: HTTPStatus, reason: str) -> None:
-        entry.error = reason
-        entry.answered = True
-        self._out.answer(entry, status, reason)
-        self._leave_queue(entry)
-
-    def _leave_queue(self, entry: Entry) -> None:
-        self._waiting.leave(entry)
-        self._rooms.settle(entry)
-        self._end(entry)
-
-    def _end(self, entry: Entry) -> None:
-        entry.phase = Phase.ENDED
-        if self._entries.get(entry.rid) is entry:
-            # Else a new request has the id, and the policy would take this end for its.
-            del self._entries[entry.rid]
-            self._policy.finish(entry.rid, self._clock())
-        self._by_seq.pop(entry.seq, None)
-        self._rooms.leave(entry)
-        self._seats.release(entry.seq)
-        self._out.ended(entry)
-
-
-def _may_reuse(entry: Entry | None) -> bool:
-    """Whether a request id is free: a client may use it again once it has its answer."""
-    if entry is None or entry.phase in (Phase.DRAINING, Phase.RELEASING):
-        return True
-    return entry.one_instance and entry.first_token_s is not None

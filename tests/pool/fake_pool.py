@@ -127,7 +127,7 @@ class FakePool:
     ) -> Entry:
         """A client's request reaches the pool."""
         entry = self.entry(tokens, rid=rid, room=room)
-        self.lifecycle.submit(entry, plan)
+        self.lifecycle.entrance.submit(entry, plan)
         return entry
 
     def decode_sends(self, room: int, rank: int) -> None:
@@ -136,7 +136,7 @@ class FakePool:
         self._decode_uses += 1
         frames = [b"pages", b"%d" % self._decode_uses]
         message = RoomMessage(rank, f"agent{rank}", 1, "decode", 7000 + rank, frames)
-        self.lifecycle.pages_named(room, message)
+        self.lifecycle.entrance.pages_named(room, message)
 
     def decode_aborts(self, room: int, rank: int) -> None:
         """A decode rank gives a room up and waits for the acknowledgement."""

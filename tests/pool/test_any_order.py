@@ -65,7 +65,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Client and router post to both servers; decode may be first, second, or late."""
         self.entries.append(entry)
         if pages == "no decode":
-            self.pool.lifecycle.submit(entry, plan)
+            self.pool.lifecycle.entrance.submit(entry, plan)
             return
         entry.room = room = 100 + len(self.rooms)
         self.rooms[room] = DecodeSide()
@@ -74,7 +74,7 @@ class AnyOrder(RuleBasedStateMachine):
         if pages == "prefill is late":
             self.on_the_way.append((entry, plan))
             return
-        self.pool.lifecycle.submit(entry, plan)
+        self.pool.lifecycle.entrance.submit(entry, plan)
         if pages == "after":
             self._send_pages(room, range(self.pool.tp_size))
 
@@ -105,7 +105,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def reach_the_pool(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.on_the_way) - 1))
-        self.pool.lifecycle.submit(*self.on_the_way.pop(index))
+        self.pool.lifecycle.entrance.submit(*self.on_the_way.pop(index))
 
     @precondition(lambda self: self.entries)
     @rule(data=st.data(), tokens=st.integers(1, 300))
@@ -200,7 +200,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         pool = self.pool
         for late in self.on_the_way:
-            pool.lifecycle.submit(*late)
+            pool.lifecycle.entrance.submit(*late)
         pool.settle()
         # Decode gives up what it still waits for; then nothing may be left anywhere.
         assert all(entry.phase is Phase.ARRIVED for entry in pool.lifecycle.entries)

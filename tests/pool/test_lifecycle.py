@@ -112,7 +112,7 @@ def test_what_can_never_run_is_answered_at_once(
 
 def test_several_samples_are_refused(pool: FakePool) -> None:
     entry = Entry("r", Client(1, Sampling(n=2)), 100, 0.0)
-    pool.lifecycle.submit(entry, None)
+    pool.lifecycle.entrance.submit(entry, None)
     assert "n=1" in entry.error
 
 
@@ -146,7 +146,7 @@ def test_waiting_prompts_that_no_size_holds_any_more_are_refused() -> None:
     pool.lifecycle.plan()
     assert pool.policy.waiting() == (wide.rid, narrow.rid)
     pool.planning.regulator.update({"sp_size_candidates": [1]})
-    pool.lifecycle.recheck()
+    pool.lifecycle.entrance.sizes_changed()
     assert "the largest group holds" in wide.error
     pool.settle()
     assert (wide.outcome, narrow.outcome, keeps.outcome) == ("failed", "finished", "finished")

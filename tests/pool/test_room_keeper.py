@@ -112,7 +112,9 @@ def test_decode_hears_of_a_shared_room_once_both_of_its_requests_are_there(pool:
 
 def test_samples_of_a_refused_prompt_hear_of_it_together(pool: FakePool) -> None:
     """SGLang fails a prompt's own request, gives its room up, and sends its samples there."""
-    pool.lifecycle.submit(Entry("n", Client(9, Sampling(n=2)), 100, pool.now_s, room=ROOM), None)
+    pool.lifecycle.entrance.submit(
+        Entry("n", Client(9, Sampling(n=2)), 100, pool.now_s, room=ROOM), None
+    )
     pool.decode_sends(ROOM, 0)
     assert pool.told_failed == {ROOM}
     pool.told_failed.clear()
@@ -164,7 +166,7 @@ def contacted() -> FakePool:
 def make_contact(pool: FakePool, tokens: int) -> None:
     """A decode server registers."""
     pool.decode_servers.register(DecodeRank(0, "decode", 7000, tokens + 1))
-    pool.lifecycle.decode_known()
+    pool.lifecycle.entrance.decode_known()
 
 
 def wait(pool: FakePool, seconds: float) -> None:
