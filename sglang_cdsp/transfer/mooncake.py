@@ -15,19 +15,26 @@ import numpy.typing as npt
 from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
 
 from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
+from sglang_cdsp.transfer.mooncake_engine import PatientEngine
 
 logger = logging.getLogger(__name__)
 
-# Over TCP two writes of one process at the same time have stalled until Mooncake's own time-out.
-WRITERS = 1
+WRITERS = 2
 
 
 class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
     """``MooncakeKVManager`` for a pool member."""
 
+    engine: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._writers = ThreadPoolExecutor(WRITERS, "cdsp-kv-write")
+
+    def init_engine(self) -> None:
+        """Stock's engine; its senders of one-instance requests wait with patience too."""
+        super().init_engine()
+        self.engine = PatientEngine(self.engine)
 
     def _post_pages(
         self,

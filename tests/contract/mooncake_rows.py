@@ -92,12 +92,33 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.mooncake",
-        "a write blocks and returns 0 when it has arrived",
+        "transfer.mooncake_engine",
+        "what is done in another way: a write that returns 0 when it has arrived",
+        Signature(
+            ENGINE,
+            "MooncakeTransferEngine.batch_transfer_sync",
+            ("session_id", "buffers", "peer_buffer_addresses", "lengths"),
+        ),
+    ),
+    row(
+        "transfer.mooncake_engine",
+        "the native engine is behind the wrapper",
         Calls(
             ENGINE,
             "MooncakeTransferEngine.batch_transfer_sync",
             "self.engine.batch_transfer_sync_write",
+        ),
+    ),
+    row(
+        "transfer.mooncake_engine",
+        "all writes of pages and metadata go this way",
+        Calls(MOONCAKE, f"{MANAGER}._transfer_data", "self.engine.batch_transfer_sync"),
+    ),
+    row(
+        "transfer.mooncake",
+        "where a manager gets its engine",
+        Order(
+            MOONCAKE, f"{MANAGER}.init_engine", ("self.engine = get_mooncake_transfer_engine()",)
         ),
     ),
     row(

@@ -16,6 +16,7 @@ from sglang.srt.disaggregation.mooncake import conn
 
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
 from sglang_cdsp.transfer.mooncake import MooncakePoolManager
+from sglang_cdsp.transfer.mooncake_engine import DONE, FAILED, PatientEngine
 
 ROOM = 7
 SESSION = "10.0.0.9:1234"
@@ -24,27 +25,30 @@ DECODE_KV, DECODE_AUX = 50_000, 90_000
 
 
 class FakeEngine:
-    """The wrapper of the native engine; ``blocked`` holds transfers back."""
+    """Mooncake's engine: blocks end well unless ``failing``, once they are ``free`` to."""
 
     def __init__(self) -> None:
         self.written: list[tuple[str, int, int, int]] = []
-        self.code = 0
+        self.failing = False
         self.free = threading.Event()
         self.free.set()
 
-    def batch_transfer_sync(
-        self, session: str, sources: list[int], places: list[int], lengths: list[int]
-    ) -> int:
-        self.free.wait(10)
-        self.written += [(session, *part) for part in zip(sources, places, lengths, strict=True)]
-        return self.code
+    def transfer_submit_write(self, session: str, source: int, place: int, length: int) -> int:
+        self.written.append((session, source, place, length))
+        return len(self.written)
+
+    def transfer_check_status(self, batch: int) -> int:
+        if not self.free.is_set():
+            return 0
+        return FAILED if self.failing else DONE
 
 
 class FakePoolManager(MooncakePoolManager):
     """``MooncakePoolManager`` without sockets, over the fake engine."""
 
     def __init__(self) -> None:
-        self.engine = FakeEngine()
+        self.native = FakeEngine()
+        self.engine = PatientEngine(SimpleNamespace(engine=self.native))
         self.transfer_infos: dict[int, dict[str, Any]] = {}
         self.decode_kv_args_table: dict[str, Any] = {}
         self.req_to_decode_prefix_len: dict[int, int | None] = {}
@@ -117,7 +121,7 @@ def settle(manager: FakePoolManager, shard: ShardWrite) -> None:
 
 def test_pages_go_to_their_places(manager: FakePoolManager) -> None:
     settle(manager, write(manager, [5, 6, 9], [2, 3, 0]))
-    assert manager.engine.written == [
+    assert manager.native.written == [
         (SESSION, source + 5 * ITEM, decode + 20 * ITEM, 2 * ITEM)
         if block == 0
         else (SESSION, source + 9 * ITEM, decode + 10 * ITEM, ITEM)
@@ -130,31 +134,31 @@ def test_pages_go_to_their_places(manager: FakePoolManager) -> None:
 def test_the_last_write_carries_the_metadata(manager: FakePoolManager, source: list[int]) -> None:
     settle(manager, write(manager, source, [0] * len(source), last=True))
     aux = (SESSION, AUX + 3 * AUX_ITEM, DECODE_AUX + 4 * AUX_ITEM, AUX_ITEM)
-    assert aux in manager.engine.written
-    assert len(manager.engine.written) == 1 + 2 * len(source)
+    assert aux in manager.native.written
+    assert len(manager.native.written) == 1 + 2 * len(source)
 
 
 def test_a_write_is_settled_when_all_its_parts_are(manager: FakePoolManager) -> None:
-    manager.engine.free.clear()
+    manager.native.free.clear()
     shard = write(manager, [5], [3], last=True)
     assert not manager.settled(shard)
-    manager.engine.free.set()
+    manager.native.free.set()
     settle(manager, shard)
-    assert len(manager.engine.written) == 3
+    assert len(manager.native.written) == 3
     assert manager.settled(shard), "asking again is harmless"
 
 
 def test_a_failure_is_told_and_its_session_is_dead(manager: FakePoolManager) -> None:
-    manager.engine.code = -1
+    manager.native.failing = True
     shard = write(manager, [5], [3])
     with pytest.raises(TransferFailed, match=f"room {ROOM}"):
         settle(manager, shard)
     assert manager.failed_sessions == {SESSION}
-    manager.engine.code = 0
-    manager.engine.written.clear()
+    manager.native.failing = False
+    manager.native.written.clear()
     with pytest.raises(TransferFailed, match=f"room {ROOM}"):
         settle(manager, write(manager, [5], [3], last=True))
-    assert manager.engine.written == [], "nothing is sent to a dead session"
+    assert manager.native.written == [], "nothing is sent to a dead session"
 
 
 def test_dummies_get_nothing(manager: FakePoolManager) -> None:
