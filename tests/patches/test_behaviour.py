@@ -117,3 +117,62 @@ def test_0007_one_sender_is_as_before(answers: Answers) -> None:
 
 def test_0007_refuses_scattered_pages_where_they_cannot_work(answers: Answers) -> None:
     assert "need consecutive pages" in answers["patched"]["holders"]["refused"]
+
+
+def test_0008_refuses_what_would_be_stuck(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["admission"], answers["patched"]["admission"]
+    cases = {**wheel["forms"], "cached prefix": wheel["cached prefix"]}
+    for name, before in cases.items():
+        after = {**patched["forms"], "cached prefix": patched["cached prefix"]}[name]
+        # Not one prompt less is admitted, none is stuck any more.
+        assert after == {
+            "admitted": before["admitted"],
+            "refused": [before["stuck"][0], before["refused"][1]],
+        }, name
+    assert patched["nothing reserved"] == wheel["nothing reserved"]
+    assert set(wheel["nothing reserved"]) == {"admitted", "refused"}
+
+
+def test_0008_limits(answers: Answers) -> None:
+    """256 tokens of KV in pages of 8, 60 reserved; HiSparse has twice as many."""
+    longest = {
+        "tokens": 196,
+        "pages": 196,
+        "radix tokens": 196,
+        "radix pages": 192,  # admission with the radix cache counts whole pages
+        "hisparse": 452,
+        "sliding window": 196,
+        "lent": 196,
+    }
+    found = answers["patched"]["admission"]
+    assert {name: form["admitted"][1] for name, form in found["forms"].items()} == longest
+    assert found["cached prefix"]["admitted"] == [1, 192]
+    for text in ("197 input tokens", "60 reserved", "decode has 256", "--max-total-tokens"):
+        assert text in found["message"]
+    assert "--num-reserved-decode-tokens" in found["message"]
+
+
+def test_0008_the_queue_goes_on(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["admission"], answers["patched"]["admission"]
+    assert (wheel["behind"], patched["behind"]) == (False, True)
+    # What was admitted once and has grown over the limit is not refused.
+    assert patched["grown"] == wheel["grown"]
+    assert patched["grown"] == {"is_retracted": "waits", "is_rebootstrap": "waits"}
+
+
+def test_0009_prefill_hears_of_refusals(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["refusals"], answers["patched"]["refusals"]
+    assert list(patched) == list(wheel) == ["nixl", "mooncake", "mori"]
+    told = ("too long", "rejected", "too long, early")
+    untold = (
+        "aborted, early",
+        "long ago",
+        "retracted",
+        "bootstraps again",
+        "room in use",
+        "fake",
+    )
+    for backend, found in patched.items():
+        waits = {**dict.fromkeys((*told, *untold), "waits"), "kept": 0}
+        assert wheel[backend] == waits
+        assert found == {**waits, **dict.fromkeys(told, "failed")}

@@ -11,8 +11,18 @@ import sys
 import traceback
 from pathlib import Path
 
+ROOT = Path(__file__).parents[3]
 # The last one loads plugins, whose hooks would change what the others look at.
-PROBES = ("dp_rank", "memory_kind", "sample_rooms", "idle", "holders", "controller")
+PROBES = (
+    "dp_rank",
+    "memory_kind",
+    "sample_rooms",
+    "idle",
+    "holders",
+    "admission",
+    "refusals",
+    "controller",
+)
 
 
 def main(out: Path, name: str) -> None:
@@ -26,6 +36,7 @@ def main(out: Path, name: str) -> None:
     patched = "site-packages" not in str(Path(sglang.__file__))
     if patched != (name == "patched"):
         raise SystemExit(f"{name} was to be looked at, but sglang is {sglang.__file__}")
+    sys.path.append(str(ROOT))  # probes share parts by their full names
     found: dict[str, object] = {}
     for probe in PROBES:
         try:

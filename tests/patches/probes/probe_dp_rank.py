@@ -1,19 +1,17 @@
 """Under which rank a prefill sender runs and registers, against a real bootstrap server."""
 
 import contextlib
-import socket
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import requests
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common import conn
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-HOST = "127.0.0.1"
+from tests.patches.probes.peers import HOST, bootstrap_server, kv_args, parallel, surroundings
+
 ROOMS = range(4)
 
 
@@ -73,70 +71,24 @@ def _status(manager: Manager, address: str, room: int) -> str:
 def _managers(
     ranks: list[tuple[int, int]], dp_attention: bool, balance: str
 ) -> Iterator[tuple[list[Manager], str]]:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    server = conn.CommonKVBootstrapServer(HOST, port)
-    _wait_for(server, port)
-    serving = SimpleNamespace(host=HOST, port=1)
-    disagg = SimpleNamespace(disaggregation_bootstrap_port=port)
     now: dict[str, Any] = {}
-    with mock.patch.multiple(
-        conn,
-        get_serving=lambda: serving,
-        get_disagg=lambda: disagg,
-        get_parallel=lambda: now["parallel"],
-        get_local_ip_auto=lambda: HOST,
-    ):
+    with bootstrap_server() as port, surroundings(port, lambda: now["parallel"]):
         managers = []
         for attn_rank, system_rank in ranks:
             now["parallel"] = _parallel(attn_rank, len(ranks), dp_attention, balance)
-            managers.append(Manager(_kv_args(system_rank), DisaggregationMode.PREFILL, None))
+            managers.append(Manager(kv_args(system_rank), DisaggregationMode.PREFILL, None))
         try:
             yield managers, f"{HOST}:{port}"
         finally:
-            server.close()
             for manager in managers:
                 manager.server_socket.close(linger=0)
 
 
 def _parallel(attn_rank: int, size: int, dp_attention: bool, balance: str) -> SimpleNamespace:
-    return SimpleNamespace(
-        dist_init_addr=None,
-        nnodes=1,
-        attn_tp_size=1,
-        attn_tp_rank=0,
-        attn_cp_size=1,
-        attn_cp_rank=0,
-        attn_dcp_size=1,
-        attn_dcp_rank=0,
+    return parallel(
         attn_dp_size=size if dp_attention else 1,
         attn_dp_rank=attn_rank,
         enable_dp_attention=dp_attention,
-        enable_dsa_cache_layer_split=False,
         dp_size=size,
-        pp_size=1,
-        pp_group=None,
         load_balance_method=balance,
     )
-
-
-def _kv_args(system_rank: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        system_dp_rank=system_rank,
-        pp_rank=0,
-        page_size=1,
-        kv_cache_dtype_str="float32",
-        kv_item_lens=[16],
-        state_item_lens=[],
-        mla_compression_ratios=None,
-    )
-
-
-def _wait_for(server: Any, port: int) -> None:
-    for _ in range(1000):
-        with contextlib.suppress(requests.ConnectionError):
-            requests.get(f"http://{HOST}:{port}/health", timeout=5)
-            return
-        time.sleep(0.01)
-    raise RuntimeError("the bootstrap server does not answer")

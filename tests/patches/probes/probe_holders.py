@@ -1,8 +1,6 @@
 """Two prefill ranks that hold one request's KV send it to decode: real NIXL, host memory."""
 
 import inspect
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +9,13 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 from sglang.srt.disaggregation.base.conn import KVPoll
-from sglang.srt.disaggregation.common import conn as common
 from sglang.srt.disaggregation.nixl import conn
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-HOST = "127.0.0.1"
+from tests.patches.probes.peers import HOST, PATIENCE_S, await_true, parallel, surroundings
+
 BUFFERS, PAGES, PAGE_BYTES = 4, 16, 64
 CLOSES = "closes_room" in inspect.signature(conn.NixlKVManager.add_transfer_request).parameters
-PATIENCE_S = 30.0
 
 
 class Manager(conn.NixlKVManager):
@@ -38,17 +35,10 @@ class Side:
 
 def run() -> dict[str, Any]:
     """Answers by way of sending."""
-    parallel = _parallel()
     device = SimpleNamespace(device="cpu")
     with (
-        mock.patch.multiple(
-            common,
-            get_parallel=lambda: parallel,
-            get_serving=lambda: SimpleNamespace(host=HOST, port=1),
-            get_disagg=lambda: SimpleNamespace(disaggregation_bootstrap_port=1),
-            get_local_ip_auto=lambda: HOST,
-        ),
-        mock.patch.multiple(conn, get_parallel=lambda: parallel, get_device=lambda: device),
+        surroundings(1, parallel),
+        mock.patch.multiple(conn, get_parallel=parallel, get_device=lambda: device),
     ):
         home, holder = (_side(DisaggregationMode.PREFILL, seed) for seed in (1, 2))
         decode = _side(DisaggregationMode.DECODE, 0)
@@ -81,8 +71,8 @@ def _two_holders(home: Side, holder: Side, decode: Side) -> dict[str, Any]:
             aux_index=0 if last else None,
             **({"closes_room": closes} if CLOSES else {}),
         )
-    arrived = _await(lambda: _done(decode, room))
-    ended = _await(
+    arrived = await_true(lambda: _done(decode, room))
+    ended = await_true(
         lambda: all(_status(side, room) == KVPoll.Success for side in (home, holder)),
         PATIENCE_S if CLOSES else 1.0,
     )
@@ -94,7 +84,7 @@ def _two_holders(home: Side, holder: Side, decode: Side) -> dict[str, Any]:
         "decode counts it as done": arrived,
         "bytes are right": right and np.array_equal(decode.aux, home.aux),
         "both see success": ended,
-        "both drop the room": ended and _await(lambda: _dropped(room, home, holder)),
+        "both drop the room": ended and await_true(lambda: _dropped(room, home, holder)),
     }
 
 
@@ -105,12 +95,12 @@ def _one_sender(home: Side, decode: Side) -> dict[str, Any]:
     source = np.array([10, 11, 12, 13], np.int32)
     home.manager.add_transfer_request(room, source[:2], slice(0, 2), False, 0)
     home.manager.add_transfer_request(room, source[2:], slice(2, 4), True, 1, aux_index=0)
-    arrived = _await(lambda: _done(decode, room))
+    arrived = await_true(lambda: _done(decode, room))
     return {
         "decode counts it as done": arrived,
         "bytes are right": np.array_equal(decode.kv[:, pages], home.kv[:, source]),
-        "sees success": _await(lambda: _status(home, room) == KVPoll.Success),
-        "drops the room": _await(lambda: _dropped(room, home)),
+        "sees success": await_true(lambda: _status(home, room) == KVPoll.Success),
+        "drops the room": await_true(lambda: _dropped(room, home)),
     }
 
 
@@ -124,7 +114,7 @@ def _refused(home: Side, decode: Side) -> str:
     home.manager.add_transfer_request(
         room, np.array([1, 2], np.int32), np.array([1, 0]), True, 0, aux_index=0
     )
-    _await(lambda: decode.manager.request_status[room] == KVPoll.Failed)
+    await_true(lambda: decode.manager.request_status[room] == KVPoll.Failed)
     return decode.manager.failure_records.get(room, "")
 
 
@@ -157,15 +147,6 @@ def _dropped(room: int, *sides: Side) -> bool:
 def _done(decode: Side, room: int) -> bool:
     decode.manager.update_transfer_status()
     return decode.manager.transfer_statuses[room].is_done()
-
-
-def _await(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> bool:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 def _side(mode: DisaggregationMode, seed: int) -> Side:
@@ -216,26 +197,4 @@ def _registration(decode: Side) -> Any:
         decode_tp_rank=0,
         dst_kv_item_len=PAGE_BYTES,
         dst_kv_item_lens=args.kv_item_lens,
-    )
-
-
-def _parallel() -> SimpleNamespace:
-    return SimpleNamespace(
-        dist_init_addr=None,
-        nnodes=1,
-        tp_size=1,
-        attn_tp_size=1,
-        attn_tp_rank=0,
-        attn_cp_size=1,
-        attn_cp_rank=0,
-        attn_dcp_size=1,
-        attn_dcp_rank=0,
-        attn_dp_size=1,
-        attn_dp_rank=0,
-        enable_dp_attention=False,
-        enable_dsa_cache_layer_split=False,
-        dp_size=1,
-        pp_size=1,
-        pp_group=None,
-        load_balance_method="follow_bootstrap_room",
     )
