@@ -1,6 +1,7 @@
 """A storm of mixed requests, some of them given up at random moments; nothing may be left behind.
 
     python bench/storm.py [--requests 300] [--abort 0.3] [--seed 1] [--at-once 8]
+                           [--backend nixl]
 
 Planned and forced plans, streaming or not, batches, requests that must be refused; clients that
 abort and clients that disconnect. Every request must end in stock's answer or in a clear error,
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
@@ -295,13 +297,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--abort", type=float, default=0.3, help="share that is given up")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--backend", choices=["nixl", "mooncake"], default="nixl")
     options = parser.parse_args(arguments)
+    # Mooncake's own default wants RDMA devices.
+    os.environ.setdefault("MOONCAKE_PROTOCOL", "tcp")
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "checkpoint"
         write_checkpoint(checkpoint)
         flags = ("--cdsp", "--dp-size", str(POOL), "--cdsp-allow-request-plans")
         context = ("--context-length", str(CONTEXT_LENGTH))
-        pool = disaggregated(checkpoint, prefill_flags=flags, flags=context)
+        both = (*context, "--disaggregation-transfer-backend", options.backend)
+        pool = disaggregated(checkpoint, prefill_flags=flags, flags=both)
         servers = together(pool, single(checkpoint, flags=context))
         with running(servers, Path(scratch) / "logs") as stack:
             wrong = storm(

@@ -37,7 +37,7 @@ class RoomKeeper:
         self._clock = clock
         self._users: dict[int, Entry] = {}
         self._shared: dict[int, _Shared] = {}
-        self._told: dict[int, float] = {}  # failed rooms, and until when that is remembered
+        self._told: dict[int, float] = {}  # failed rooms, and when decode heard of it
         self._untold: dict[int, list[float]] = {}  # failed without pages: when decode is told
         self._acks: list[tuple[float, int, AbortTarget]] = []  # due later, see ``given_up``
 
@@ -119,6 +119,15 @@ class RoomKeeper:
         shared = self._shared.get(room)
         return shared is None or shared.due_s is None
 
+    def _taken_in(self, room: int, now_s: float) -> bool:
+        """Whether all of decode's requests in a room should have ended by what it heard.
+
+        An acknowledgement that overtakes that word makes stock decode forget the room's state and
+        then ask for it, which ends the server.
+        """
+        told_s = self._told.get(room)
+        return self._heard(room) and (told_s is None or told_s + SHARED_ROOM_PAUSE_S <= now_s)
+
     def without_pages(self, patience_s: Callable[[int], float]) -> list[Entry]:
         """Requests that decode has not named pages for in the time that such a prompt has."""
         now_s = self._clock()
@@ -162,7 +171,7 @@ class RoomKeeper:
     def _tell(self, room: int, reason: str) -> None:
         self._out.fail_room(room, reason)
         if self._rooms.messages(room):
-            self._told[room] = self._clock() + SHARED_FOR_S
+            self._told[room] = self._clock()
 
     def _announce_later(self, room: int) -> None:
         now_s = self._clock()
@@ -204,8 +213,8 @@ class RoomKeeper:
             elif shared.due_s is None and shared.until_s <= now_s:
                 del self._shared[room]
         self._announce(now_s)
-        self._acknowledge(lambda due_s, room: due_s <= now_s and self._heard(room))
-        for room in [room for room, until_s in self._told.items() if until_s <= now_s]:
+        self._acknowledge(lambda due_s, room: due_s <= now_s and self._taken_in(room, now_s))
+        for room in [r for r, told_s in self._told.items() if told_s + SHARED_FOR_S <= now_s]:
             del self._told[room]
 
 

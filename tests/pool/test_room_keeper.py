@@ -123,6 +123,30 @@ def test_samples_of_a_refused_prompt_hear_of_it_together(pool: FakePool) -> None
     told_a_pause_after_the_last_pages(pool)
 
 
+def test_an_abort_is_acknowledged_some_time_after_the_word_that_ends_others(pool: FakePool) -> None:
+    """Both at once, and decode forgets the room before its samples have looked at it."""
+    samples = Entry("n", Client(9, Sampling(n=2)), 100, pool.now_s, room=ROOM)
+    pool.lifecycle.entrance.submit(samples, None)
+    pool.decode_sends(ROOM, 0)
+    pool.decode_aborts(ROOM, 0)
+    # A busy decode server: its samples name their pages when the acknowledgement is almost due.
+    pool.now_s += 1.9 * SHARED_ROOM_PAUSE_S
+    pool.told_failed.clear()
+    pool.decode_sends(ROOM, 0)
+    pool.decode_sends(ROOM, 0)
+    told_s = None
+    for _ in range(100):
+        pool.lifecycle.plan()
+        if pool.told_failed and told_s is None:
+            told_s = pool.now_s
+        if pool.acks:
+            break
+        pool.now_s += 0.1 * SHARED_ROOM_PAUSE_S
+    assert told_s is not None
+    assert pool.now_s - told_s >= 0.9 * SHARED_ROOM_PAUSE_S
+    assert pool.acks == {(ROOM, 0): 1}
+
+
 def test_a_request_that_decode_never_asks_for_ends(pool: FakePool) -> None:
     waits = pool.submit(100, room=ROOM)
     other = with_pages(pool, TWO_CHUNKS, room=ROOM + 1)
