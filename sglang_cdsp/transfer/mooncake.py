@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
+from sglang.srt.environ import envs
 
 from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
 from sglang_cdsp.transfer.mooncake_engine import PatientEngine
@@ -20,6 +22,8 @@ from sglang_cdsp.transfer.mooncake_engine import PatientEngine
 logger = logging.getLogger(__name__)
 
 WRITERS = 2
+# How often decode servers to which a write has failed are tried again.
+PROBE_INTERVAL_S = 5.0
 
 
 class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
@@ -28,7 +32,16 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
     engine: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        # Else one write that failed costs this instance the decode server for good.
+        defaults = (
+            (envs.SGLANG_ENABLE_FAILED_SESSION_PROBE, True),
+            (envs.SGLANG_FAILED_SESSION_PROBE_INTERVAL_S, PROBE_INTERVAL_S),
+        )
+        with ExitStack() as stack:
+            for variable, value in defaults:
+                if not variable.is_set():
+                    stack.enter_context(variable.override(value))
+            super().__init__(*args, **kwargs)
         self._writers = ThreadPoolExecutor(WRITERS, "cdsp-kv-write")
 
     def init_engine(self) -> None:
@@ -91,7 +104,7 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
         self._confirm(info, self.send_aux(info, aux_index, peer.dst_aux_ptrs))
 
     def _check_session(self, session: str) -> None:
-        """Stock's rule: a session that failed is dead until it registers again."""
+        """Stock's rule: a session that failed is dead until it registers or answers a probe."""
         with self.session_lock:
             if session in self.failed_sessions:
                 raise TransferFailed(f"decode's Mooncake session {session} is not alive")

@@ -18,8 +18,14 @@ POOL_SIZE = 3
 INSTANCE_TOKENS = 8192
 DECODE_TOKENS = 8000
 FAULTY_LENGTH = 777
-# TCP, and instance 1 fails in chunk 1 of prompts of one length.
-ENVIRONMENT = {"MOONCAKE_PROTOCOL": "tcp", faults.ENV_VAR: f"1:1:{FAULTY_LENGTH}"}
+PATIENCE_S = 8
+# TCP, which gives a transfer up that makes no progress for so long (Mooncake's default is 30 s);
+# and instance 1 fails in chunk 1 of prompts of one length.
+ENVIRONMENT = {
+    "MOONCAKE_PROTOCOL": "tcp",
+    "MC_TCP_PROGRESS_TIMEOUT_SEC": str(PATIENCE_S),
+    faults.ENV_VAR: f"1:1:{FAULTY_LENGTH}",
+}
 
 
 @pytest.fixture(scope="session")

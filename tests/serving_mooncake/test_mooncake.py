@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from tests.serving.client import Client, Plan, difference, text_tokens
 from tests.serving.plans import draw_case
-from tests.serving_mooncake.conftest import DECODE_TOKENS, FAULTY_LENGTH, INSTANCE_TOKENS, POOL_SIZE
+from tests.serving_mooncake.conftest import (
+    DECODE_TOKENS,
+    FAULTY_LENGTH,
+    INSTANCE_TOKENS,
+    PATIENCE_S,
+    POOL_SIZE,
+)
 
 TOLERANCE = 1e-3
 FREE = [INSTANCE_TOKENS] * POOL_SIZE
@@ -104,3 +111,42 @@ def test_a_prompt_that_decode_cannot_hold(client: Client, checkpoint: Path) -> N
     assert response.status_code >= 400
     assert f"decode takes at most {longest}" in response.text
     difference(client.stock(tokens[1:]), client.pool(tokens[1:]), TOLERANCE)
+
+
+def promised_tokens(client: Client) -> int:
+    """KV slots of requests that have a plan: decode has named their pages."""
+    url = f"{client.servers.urls['prefill']}/cdsp/status"
+    pool = requests.get(url, timeout=10).json()["pool"]
+    return sum(pool["capacity_tokens"]) - sum(pool["free_tokens"])
+
+
+def test_a_decode_server_that_froze_is_used_again(client: Client, checkpoint: Path) -> None:
+    """A failed write costs its request; stock SGLang would never write to that server again."""
+    tokens = text_tokens(checkpoint, 6000, 5)
+    plan = {"custom_params": {"cdsp_plan": [(2000, [0]), (2000, [0, 1]), (2000, [0, 1, 2])]}}
+    server = psutil.Process(client.servers.servers["decode"].pid)
+    frozen = [server, *server.children(recursive=True)]
+    with ThreadPoolExecutor(1) as threads:
+        job = threads.submit(client.generate, client.servers.url, tokens, sampling_params=plan)
+        deadline_s = time.monotonic() + 30
+        while not promised_tokens(client):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        for process in frozen:
+            process.suspend()
+        try:
+            time.sleep(PATIENCE_S + 4)
+        finally:
+            for process in frozen:
+                process.resume()
+        assert job.result(timeout=60).status_code >= 400
+    prompt = text_tokens(checkpoint, 300, 5)
+    wide: Plan = [(100, [0]), (200, [0, 1, 2])]
+    sampling = {"custom_params": {"cdsp_plan": wide}}
+    for _ in range(30):
+        response = client.generate(client.servers.url, prompt, sampling_params=sampling)
+        if response.status_code == 200:
+            break
+        assert "failed" in response.text
+        time.sleep(1)
+    difference(client.stock(prompt), client.pool(prompt, wide), TOLERANCE)
