@@ -30,6 +30,7 @@ from torch._C._distributed_c10d import (
 from sglang_cdsp.parallel.errors import LinkError
 
 _CONNECT_TIMEOUT = timedelta(seconds=300)
+CONNECT_TRIES = 3
 # torch has no "never"; ten years in milliseconds still fits every integer on the way to gloo.
 _NO_TIMEOUT = timedelta(days=3650)
 
@@ -171,7 +172,7 @@ class Mesh:
         keys = PrefixStore(name, store)
         try:
             if backend == "gloo":
-                return cls(_gloo_group(keys, rank, size, bind_host, timeout))
+                return cls(_gloo_links(keys, rank, size, bind_host, timeout))
             device = device or torch.device("cuda", torch.cuda.current_device())
             return cls(_nccl_group(keys, rank, size, device), device)
         except RuntimeError as error:
@@ -247,6 +248,32 @@ class Mesh:
         if not tensor.is_contiguous():
             raise LinkError("only contiguous tensors travel: call .contiguous() first")
         return tensor.numel() > 0
+
+
+def _gloo_links(
+    store: Store, rank: int, size: int, bind_host: str | None, timeout: timedelta
+) -> ProcessGroup:
+    """Connect all ranks, once more if one of them could not.
+
+    Gloo's handshake fails now and then ("connection closed by peer") although everybody is there.
+    The ranks tell each other through the store how it went, so that all of them try again.
+    """
+    for attempt in range(CONNECT_TRIES):
+        keys = PrefixStore(f"try{attempt}", store)
+        group, failure = None, ""
+        try:
+            group = _gloo_group(keys, rank, size, bind_host, timeout)
+        except RuntimeError as error:
+            failure = str(error)
+        keys.set(f"end{rank}", failure)
+        names = [f"end{other}" for other in range(size)]
+        keys.wait(names, timeout)
+        ends = [keys.get(key).decode() for key in names]
+        if group is not None and not any(ends):
+            return group
+        if group is not None:
+            group.shutdown()
+    raise RuntimeError(f"{CONNECT_TRIES} tries failed, the last: {next(filter(None, ends))}")
 
 
 def _gloo_group(
