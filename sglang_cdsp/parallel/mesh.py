@@ -253,7 +253,7 @@ class Mesh:
 def _gloo_links(
     store: Store, rank: int, size: int, bind_host: str | None, timeout: timedelta
 ) -> ProcessGroup:
-    """Connect all ranks, once more if one of them could not.
+    """Connect all ranks; all of them again, a few times, if one could not.
 
     Gloo's handshake fails now and then ("connection closed by peer") although everybody is there.
     The ranks tell each other through the store how it went, so that all of them try again.

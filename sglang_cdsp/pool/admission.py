@@ -87,7 +87,7 @@ class Admission:
         return plan
 
     def check_decode(self, entry: Entry) -> None:
-        """Check a prompt's length again when a decode server has made contact.
+        """Check a prompt's length against decode's; to be done again when decode makes contact.
 
         Raises:
             RefusedError: none of them takes it.
