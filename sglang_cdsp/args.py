@@ -42,8 +42,8 @@ class CdspArgs:
         any_sglang_version: serve on an SGLang release that was not tested.
         decode_max_total_tokens: KV tokens that a decode server holds; None to hear it from decode.
         improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
-        console: where the controller answers the HTTP process; chosen at start.
-        console_key: what the HTTP process proves itself with; chosen at start.
+        admin: where the controller answers the HTTP process; chosen at start.
+        admin_key: what the HTTP process proves itself with; chosen at start.
     """
 
     policy: str = "cdsp-late"
@@ -57,8 +57,8 @@ class CdspArgs:
     any_sglang_version: bool = False
     decode_max_total_tokens: int | None = None
     improvement_rates: str | None = None
-    console: str = ""
-    console_key: str = ""
+    admin: str = ""
+    admin_key: str = ""
 
     def to_json(self) -> str:
         """Serialise for the environment of child processes."""
@@ -182,7 +182,7 @@ def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
         CdspConfigError: for a value that no server could use, or for ``--cdsp-*`` options
             without ``--cdsp``.
     """
-    names = [field.name for field in fields(CdspArgs) if not field.name.startswith("console")]
+    names = [field.name for field in fields(CdspArgs) if not field.name.startswith("admin")]
     values = {name: getattr(namespace, f"cdsp_{name}", None) for name in names}
     values["sp_sizes"] = parse_sp_sizes(values["sp_sizes"] or "")
     default = CdspArgs()
@@ -224,11 +224,11 @@ def activate(args: CdspArgs) -> None:
     os.environ[ENV_VAR] = args.to_json()
 
 
-def with_console(args: CdspArgs) -> CdspArgs:
-    """``args`` with an address of its own for the controller's console, and a key to it.
+def with_admin(args: CdspArgs) -> CdspArgs:
+    """``args`` with an address of its own for the controller's admin socket, and a key to it.
 
     An abstract socket name: no port to collide with, no file to leave behind. Every user of the
     machine can see and reach it, so the controller answers only who knows the key.
     """
     name = f"ipc://@sglang-cdsp-{uuid.uuid4().hex}"
-    return replace(args, console=name, console_key=secrets.token_hex(16))
+    return replace(args, admin=name, admin_key=secrets.token_hex(16))

@@ -102,7 +102,7 @@ def _kv_class_live() -> bool:
 def _apply_controller() -> None:
     import sglang.srt.entrypoints.engine as engine
 
-    from sglang_cdsp.pool.process import run_pool_controller_process
+    from sglang_cdsp.controller.process import run_pool_controller_process
 
     # A plain assignment: a HookRegistry wrapper keeps the stock function's name, and the spawned
     # process would unpickle the stock function by that name.
@@ -111,7 +111,7 @@ def _apply_controller() -> None:
 
 def _controller_live() -> bool:
     found = resolve(CONTROLLER)
-    return bool(found.__module__ == "sglang_cdsp.pool.process")
+    return bool(found.__module__ == "sglang_cdsp.controller.process")
 
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"

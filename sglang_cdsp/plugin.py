@@ -18,7 +18,7 @@ from sglang_cdsp.args import (
     active_args,
     add_cli_args,
     from_namespace,
-    with_console,
+    with_admin,
 )
 from sglang_cdsp.checks import check_server_args, check_version, forced_settings
 
@@ -56,9 +56,9 @@ def _around_from_cli_args(original: Any, cls: Any, namespace: argparse.Namespace
         check_server_args(cdsp, server_args)
     except CdspConfigError as error:
         raise SystemExit(f"sglang-cdsp: {error}") from error
-    cdsp = with_console(cdsp)
+    cdsp = with_admin(cdsp)
     activate(cdsp)
-    routes.install(cdsp.console, cdsp.console_key)
+    routes.install(cdsp.admin, cdsp.admin_key)
     hooks.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     return server_args

@@ -15,12 +15,12 @@ import zmq.asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from sglang_cdsp.pool.console import ConsoleReply, ConsoleRequest
+from sglang_cdsp.protocol.admin import AdminReply, AdminRequest
 
 ANSWER_WITHIN_MS = 5000
 
 
-async def ask(endpoint: str, request: ConsoleRequest) -> ConsoleReply:
+async def ask(endpoint: str, request: AdminRequest) -> AdminReply:
     """Ask the pool controller.
 
     Raises:
@@ -33,14 +33,14 @@ async def ask(endpoint: str, request: ConsoleRequest) -> ConsoleReply:
         await socket.send(msgspec.msgpack.encode(request))
         if not await socket.poll(ANSWER_WITHIN_MS):
             raise TimeoutError("the pool controller does not answer; see the server's log")
-        return msgspec.msgpack.decode(await socket.recv(), type=ConsoleReply)
+        return msgspec.msgpack.decode(await socket.recv(), type=AdminReply)
 
 
 def make_router(endpoint: str, key: str) -> APIRouter:
     """Routes that talk to the controller at ``endpoint``, which wants ``key``."""
     router = APIRouter(prefix="/cdsp")
 
-    async def answer(request: ConsoleRequest) -> JSONResponse:
+    async def answer(request: AdminRequest) -> JSONResponse:
         try:
             reply = await ask(endpoint, request)
         except TimeoutError as error:
@@ -50,7 +50,7 @@ def make_router(endpoint: str, key: str) -> APIRouter:
     @router.get("/status")
     async def status() -> JSONResponse:
         """The pool, queue times, policy, latency model, improvement rate and its table."""
-        return await answer(ConsoleRequest(key))
+        return await answer(AdminRequest(key))
 
     @router.post("/update")
     async def update(request: Request) -> JSONResponse:
@@ -59,7 +59,7 @@ def make_router(endpoint: str, key: str) -> APIRouter:
             body: Any = await request.json()
         except ValueError as error:
             return _error(400, f"the body is not JSON: {error}")
-        return await answer(ConsoleRequest(key, {} if body is None else body))
+        return await answer(AdminRequest(key, {} if body is None else body))
 
     return router
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.demo.checkpoint import write_checkpoint
+from sglang_cdsp.testing.checkpoint import write_checkpoint
 
 
 @pytest.fixture(scope="session")

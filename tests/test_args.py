@@ -18,7 +18,7 @@ from sglang_cdsp.args import (
     add_cli_args,
     from_namespace,
     parse_sp_sizes,
-    with_console,
+    with_admin,
 )
 from sglang_cdsp.planner import POLICY_NAMES
 
@@ -81,12 +81,12 @@ def test_every_option_is_read(tmp_path: Path) -> None:
 
 
 def test_every_option_has_a_flag_and_a_line_of_help() -> None:
-    """``console`` is not the user's: the launching process chooses it."""
+    """``admin`` is not the user's: the launching process chooses it."""
     text = parser().format_help()
     assert "CDSP:" in text
     for field in fields(CdspArgs):
         flag = "--cdsp-" + field.name.replace("_", "-")
-        assert (flag in text) is not field.name.startswith("console"), flag
+        assert (flag in text) is not field.name.startswith("admin"), flag
     for action in parser()._actions:
         assert action.help, action.option_strings
     assert all(version in text for version in TESTED_SGLANG_VERSIONS)
@@ -165,10 +165,10 @@ def test_options_of_another_version_are_an_error() -> None:
         CdspArgs.from_json('{"speed": 11}')
 
 
-def test_each_server_has_a_console_of_its_own() -> None:
+def test_each_server_has_a_admin_of_its_own() -> None:
     args = CdspArgs(policy="loongserve")
-    first, second = with_console(args), with_console(args)
-    assert replace(first, console="", console_key="") == args
-    assert first.console != second.console
-    assert first.console_key != second.console_key
-    assert {first.console[:7], second.console[:7]} == {"ipc://@"}, "leaves no file behind"
+    first, second = with_admin(args), with_admin(args)
+    assert replace(first, admin="", admin_key="") == args
+    assert first.admin != second.admin
+    assert first.admin_key != second.admin_key
+    assert {first.admin[:7], second.admin[:7]} == {"ipc://@"}, "leaves no file behind"

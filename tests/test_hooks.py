@@ -139,7 +139,7 @@ def test_the_controller_target_is_ours_in_the_spawned_process_too(
     """A spawned process looks its target up by name: it must not find the stock function."""
     for look in looks.values():
         assert look["launcher_after"] is None
-        assert look["target_in_child"] == "sglang_cdsp.pool.process"
+        assert look["target_in_child"] == "sglang_cdsp.controller.process"
 
 
 # -- the table ------------------------------------------------------------------------------
@@ -172,9 +172,9 @@ def test_nothing_swallows_a_missing_hook() -> None:
 
 
 def test_every_target_exists_and_has_a_reason() -> None:
-    for entry in (*hooks.SCHEDULER_HOOKS, *hooks.LAUNCHER_HOOKS):
-        assert callable(resolve(entry.target))
-        assert entry.why
+    for request in (*hooks.SCHEDULER_HOOKS, *hooks.LAUNCHER_HOOKS):
+        assert callable(resolve(request.target))
+        assert request.why
 
 
 def test_paths_that_lead_nowhere() -> None:
@@ -228,7 +228,7 @@ def test_with_the_flag_the_pool_is_prepared_and_verified(launched: list[str]) ->
     args = active_args()
     assert args is not None
     assert args.min_chunk == 64
-    assert args.console.startswith("ipc://")
+    assert args.admin.startswith("ipc://")
     assert launched == ["routes", "apply", "verify"]
 
 

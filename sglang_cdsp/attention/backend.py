@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-    from sglang_cdsp.engine.rebalancer import Rebalancer
+    from sglang_cdsp.parallel.rebalancer import Rebalancer
 
 
 class UnsupportedLayer(NotImplementedError):

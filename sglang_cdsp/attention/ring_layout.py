@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sglang_cdsp.parallel.errors import LayoutError
-from sglang_cdsp.parallel.layout import Span, joined, tokens_of
+from sglang_cdsp.parallel.spans import Span, joined, tokens_of
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ import requests
 from tqdm import tqdm
 
 from sglang_cdsp.cli.parser import integers
-from sglang_cdsp.demo.processes import ServerFailedError
-from sglang_cdsp.demo.stack import prefill_only, running
 from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, Sample, fit_model
 from sglang_cdsp.planner.latency import builtin_model
+from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.testing.stack import prefill_only, running
 
 # SGLang's own stand-in for a decode server: the first token is sampled, no KV is sent.
 NO_DECODE = "2.2.2.2"

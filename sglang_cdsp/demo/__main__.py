@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-from sglang_cdsp.demo.checkpoint import write_checkpoint
 from sglang_cdsp.demo.client import (
     Answer,
     chunks_at_once,
@@ -13,9 +12,10 @@ from sglang_cdsp.demo.client import (
     read_plan_log,
     send_burst,
 )
-from sglang_cdsp.demo.processes import ServerFailedError
-from sglang_cdsp.demo.prompts import cut_prompts
-from sglang_cdsp.demo.stack import Plan, RunningStack, disaggregated, running
+from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.testing.prompts import cut_prompts
+from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
 
 BURST = (8000, 150, 6500, 400, 7200, 100, 1000, 2500, 250, 5000, 700, 3600)
 """Prompt lengths in tokens, sent at once: long ones and short ones mixed."""
@@ -75,7 +75,7 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) -> Plan:
+def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) -> Deployment:
     """Plan the servers that ``options`` ask for."""
     pool = (
         *("--cdsp", "--dp-size", str(options.dp_size)),

@@ -1,4 +1,4 @@
-"""An instance's queue of tasks and turns: they start in the pool's order.
+"""An instance's queue of tasks and stock requests: they start in the pool's order.
 
 The controller decides go or drop for every chunk once all members are ready, so every member
 acts alike at the same chunk boundary. All ranks of an instance receive the same orders in the
@@ -16,12 +16,12 @@ import torch
 
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.grammars import GrammarChecks
-from sglang_cdsp.engine.holdings import Holdings
-from sglang_cdsp.engine.layout import plan_layout
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.tasks import ChunkTask, Turn
-from sglang_cdsp.engine.turns import Turns
-from sglang_cdsp.pool.messages import (
+from sglang_cdsp.engine.slot_table import SlotTable
+from sglang_cdsp.engine.stock_requests import StockTracker
+from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
+from sglang_cdsp.parallel.chunk_layout import plan_layout
+from sglang_cdsp.protocol.messages import (
     CancelOrder,
     GoOrder,
     GrammarOrder,
@@ -31,8 +31,8 @@ from sglang_cdsp.pool.messages import (
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
-    TurnEnded,
-    TurnOrder,
+    StockEnded,
+    StockOrder,
 )
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class ChunkEngine:
         self._admit = admit
         self._me = reporter.instance
         self._page = int(scheduler.token_to_kv_pool_allocator.page_size)
-        self._queue: deque[ChunkTask | Turn] = deque()
+        self._queue: deque[ChunkTask | StockRequest] = deque()
         self._tasks: dict[int, ChunkTask] = {}
-        self._turns = Turns(scheduler, reporter, abort)
+        self._stock = StockTracker(scheduler, reporter, abort)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
 
     # -- orders ---------------------------------------------------------------------------
@@ -103,23 +103,23 @@ class ChunkEngine:
             probe=order.probe,
             layouts=layouts,
             tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
-            holdings=Holdings(self._scheduler.token_to_kv_pool_allocator, self._page),
+            slot_table=SlotTable(self._scheduler.token_to_kv_pool_allocator, self._page),
             next_chunk=next(c.index for c in layouts if self._me in c.group),
-            wish=order.logprobs,
+            spec=order.logprobs,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
 
-    def on_turn(self, order: TurnOrder) -> None:
+    def on_stock(self, order: StockOrder) -> None:
         """A one-instance request joins the queue; the request itself follows."""
-        self._queue.append(Turn(order.seq, order.rid or ""))
+        self._queue.append(StockRequest(order.seq, order.rid or ""))
 
     def on_cancel(self, order: CancelOrder) -> None:
         """Abort a one-instance request, whether SGLang has it already or not."""
-        for entry in [e for e in self._queue if isinstance(e, Turn) and e.seq == order.seq]:
+        for entry in [e for e in self._queue if isinstance(e, StockRequest) and e.seq == order.seq]:
             self._forget(entry)
             return
-        self._turns.cancel(order.seq)
+        self._stock.cancel(order.seq)
 
     def on_logprobs(self, order: LogprobOrder) -> None:
         """Another member's prompt log-probabilities arrive at home."""
@@ -160,20 +160,26 @@ class ChunkEngine:
     def holds_back(self, request: Any) -> bool:
         """Keep a request whose turn has not come; False for a request that is not ours."""
         for entry in self._queue:
-            if isinstance(entry, Turn) and entry.rid == request.rid and entry.request is None:
+            if (
+                isinstance(entry, StockRequest)
+                and entry.rid == request.rid
+                and entry.request is None
+            ):
                 entry.request = request
                 return True
         return False
 
-    def abort_turns(self, rid: str, *, everything: bool) -> None:
+    def abort_stock(self, rid: str, *, everything: bool) -> None:
         """Forget one-instance requests that SGLang has not been given yet."""
-        for entry in [e for e in self._queue if isinstance(e, Turn)]:
+        for entry in [e for e in self._queue if isinstance(e, StockRequest)]:
             if everything or entry.rid.startswith(rid):
                 self._forget(entry)
 
-    def _forget(self, turn: Turn) -> None:
-        self._queue.remove(turn)
-        self._reporter.lead(TurnEnded, seq=turn.seq, start_s=None, end_s=None, error="aborted")
+    def _forget(self, stock: StockRequest) -> None:
+        self._queue.remove(stock)
+        self._reporter.send_from_leader(
+            StockEnded, seq=stock.seq, start_s=None, end_s=None, error="aborted"
+        )
 
     def adopt(self, req: Req) -> bool:
         """Take SGLang's request object at home; False for a request of the stock path."""
@@ -187,7 +193,7 @@ class ChunkEngine:
                 req.sampling_params.max_new_tokens = 1
                 task.req = req
                 return True
-        self._turns.adopt(req)
+        self._stock.adopt(req)
         return False
 
     def intake_over(self, rid: str) -> None:
@@ -198,27 +204,27 @@ class ChunkEngine:
         """
         for task in self._tasks.values():
             at_home = task.rid == rid and task.home == self._me and not task.over
-            if at_home and task.req is None and not self._turns.awaits_grammar(rid):
+            if at_home and task.req is None and not self._stock.awaits_grammar(rid):
                 self._work.fail(task, "SGLang refused the request", bad_request=True)
 
     def stamp_start(self, reqs: list[Req]) -> None:
         """A stock batch starts."""
-        self._turns.stamp_start(reqs)
+        self._stock.stamp_start(reqs)
 
     def stamp_end(self, reqs: list[Req]) -> None:
         """A stock batch's results are in."""
-        self._turns.stamp_end(reqs)
+        self._stock.stamp_end(reqs)
 
     @property
     def idle(self) -> bool:
         """Whether the engine holds nothing: no slots, no queue, no write in flight."""
-        return not self._queue and not self._tasks and not self._turns
+        return not self._queue and not self._tasks and not self._stock
 
     def step(self) -> None:
         """One turn of the scheduler's loop: poll writes, advance the queue."""
         for task in list(self._tasks.values()):
             self._work.poll(task)
-        self._turns.poll()
+        self._stock.poll()
         self._grammars.poll()
         while self._queue:
             head = self._queue[0]
@@ -226,11 +232,11 @@ class ChunkEngine:
                 if head.over:
                     self._queue.popleft()
                     continue
-                if not self._turns.prefilling():
+                if not self._stock.prefilling():
                     self._work.announce(head)
                 return
             if head.request is None:
                 return
             self._queue.popleft()
-            self._turns.begin(head)
+            self._stock.begin(head)
             self._admit(head.request)

@@ -10,10 +10,10 @@ from sglang_cdsp.engine import prompt_logprobs, sampling
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.engine.stock_requests import take_compiling
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.engine.turns import take_compiling
 from sglang_cdsp.engine.writes import poll_writes, start_write
-from sglang_cdsp.pool.messages import (
+from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
     Failed,
@@ -74,13 +74,13 @@ class ChunkWork:
                 self.fail(task, str(error))
                 return
         task.announced = True
-        self._reporter.lead(Ready, seq=task.seq, chunk=chunk)
+        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk)
 
     def _prepare(self, task: ChunkTask, chunk: int) -> None:
         """Allocate the slots of a chunk before anybody depends on them."""
         layout = task.layouts[chunk]
         incoming = [move.span for move in layout.moves if move.dst == self._me]
-        task.holdings.take([*incoming, *layout.shard(self._me)])
+        task.slot_table.take([*incoming, *layout.shard(self._me)])
         task.prepared = chunk
 
     def run(self, task: ChunkTask, chunk: int) -> None:
@@ -109,13 +109,13 @@ class ChunkWork:
             task.req.time_stats.set_forward_entry_time()
         part = self._runner.run(task, chunk, failure)
         if final and task.req is not None:
-            self._reporter.lead(FirstToken, seq=task.seq)
+            self._reporter.send_from_leader(FirstToken, seq=task.seq)
         if task.room is not None:
             start_write(self._manager, self._scheduler, task, chunk, self._me)
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._me]
         if leaving:
             poll_writes(self._manager, task, up_to=chunk, wait=True)
-            task.holdings.drop(leaving)
+            task.slot_table.drop(leaving)
         return part
 
     def _chunk_done(
@@ -124,11 +124,11 @@ class ChunkWork:
         if part is not None and task.home == self._me:
             task.logprobs.append(part)
         elif part is not None:
-            self._reporter.lead(PromptLogprobs, part=part)
+            self._reporter.send_from_leader(PromptLogprobs, part=part)
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
-        self._reporter.lead(ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
+        self._reporter.send_from_leader(ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
 
     def _chunk_failed(self, task: ChunkTask, chunk: int, error: str) -> None:
         task.error = error
@@ -152,11 +152,11 @@ class ChunkWork:
     def fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         """The task cannot go on here; every rank of the instance finds out alike."""
         task.error = error
-        self._reporter.lead(Failed, seq=task.seq, error=error, bad_request=bad_request)
+        self._reporter.send_from_leader(Failed, seq=task.seq, error=error, bad_request=bad_request)
 
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
-        task.holdings.clear()
+        task.slot_table.clear()
         if task.req is None and task.home == self._me and not task.probe:
             task.req = take_compiling(self._scheduler, task.rid)
         if task.req is not None:
@@ -165,11 +165,11 @@ class ChunkWork:
         if task.room is not None:
             self._manager.forget_room(task.room)
         free = self._scheduler.token_to_kv_pool_allocator.available_size()
-        self._reporter.lead(Released, seq=task.seq, free_tokens=int(free))
+        self._reporter.send_from_leader(Released, seq=task.seq, free_tokens=int(free))
 
     def _collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""
-        if task.wish is None:
+        if task.spec is None:
             return ""
         assert task.req is not None
         try:

@@ -8,11 +8,11 @@ from typing import Any
 from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.pool.messages import GrammarOrder, GrammarRefused
+from sglang_cdsp.protocol.messages import GrammarOrder, GrammarRefused
 
 
 class GrammarChecks:
-    """Tells the controller which grammars cannot be compiled; see ``pool.intake``.
+    """Tells the controller which grammars cannot be compiled; see ``controller.request_checks``.
 
     Only the rank that speaks for its instance compiles. The result is not put into SGLang's cache:
     ranks whose caches differ would admit the request in different rounds of their loops.
@@ -54,4 +54,4 @@ class GrammarChecks:
 
     def _refuse(self, order: GrammarOrder, reason: str) -> None:
         error = f"Failed to compile {order.kind} grammar: {reason}"
-        self._reporter.lead(GrammarRefused, rid=order.rid or "", error=error)
+        self._reporter.send_from_leader(GrammarRefused, rid=order.rid or "", error=error)

@@ -13,48 +13,48 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_cdsp.pool.messages import LogprobPart, LogprobWish
+from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-def wished_rows(positions: torch.Tensor, wish: LogprobWish | None) -> int:
+def spec_rows(positions: torch.Tensor, spec: LogprobSpec | None) -> int:
     """How many of a shard's rows (its last ones) the wish covers; positions ascend."""
-    if wish is None:
+    if spec is None:
         return 0
-    return int((positions >= wish.start).sum())
+    return int((positions >= spec.start).sum())
 
 
-def apply_wish(
-    forward: ForwardBatch, tokens: torch.Tensor, positions: torch.Tensor, wish: LogprobWish
+def apply_spec(
+    forward: ForwardBatch, tokens: torch.Tensor, positions: torch.Tensor, spec: LogprobSpec
 ) -> None:
-    """Make SGLang's logits processor compute the wished rows of a shard.
+    """Make SGLang's logits processor compute the rows of a shard that are asked for.
 
     Args:
         forward: the shard's batch, changed in place.
         tokens: the whole prompt, int64 ``[L]``.
-        positions: prompt positions of the shard's rows, int64 ``[T]``, at least one wished.
-        wish: what the request asked for.
+        positions: prompt positions of the shard's rows, int64 ``[T]``, at least one asked for.
+        spec: what the request asked for.
     """
-    rows = wished_rows(positions, wish)
+    rows = spec_rows(positions, spec)
     following = (positions[-rows:] + 1).clamp(max=tokens.numel() - 1)
     targets = tokens[following]
     if int(positions[-1]) == tokens.numel() - 1:
         targets[-1] = 0  # nothing follows the prompt's last token; SGLang pads so too
     forward.return_logprob = True
-    forward.top_logprobs_nums = [wish.top]
-    forward.token_ids_logprobs = [wish.token_ids]
+    forward.top_logprobs_nums = [spec.top]
+    forward.token_ids_logprobs = [spec.token_ids]
     forward.extend_logprob_start_lens_cpu = [positions.numel() - rows]
     forward.extend_input_logprob_token_ids_gpu = targets.to(forward.input_ids.device)
 
 
 def collect(
-    scheduler: Any, logits: Any, positions: torch.Tensor, wish: LogprobWish, *, seq: int
+    scheduler: Any, logits: Any, positions: torch.Tensor, spec: LogprobSpec, *, seq: int
 ) -> LogprobPart:
-    """Read the wished rows out of a forward's logits output."""
-    rows = positions[-wished_rows(positions, wish) :].tolist()
+    """Read the rows that are asked for out of a forward's logits output."""
+    rows = positions[-spec_rows(positions, spec) :].tolist()
     if isinstance(logits.input_token_logprobs, torch.Tensor):  # sampling moved them already
         scheduler.batch_result_processor.move_logprobs_to_cpu(
             batch=SimpleNamespace(return_logprob=True), logits_output=logits
@@ -63,10 +63,10 @@ def collect(
         seq=seq,
         positions=rows,
         values=list(logits.input_token_logprobs),
-        top_values=_rows(logits.input_top_logprobs_val, wish.top > 0),
-        top_ids=_rows(logits.input_top_logprobs_idx, wish.top > 0),
-        chosen_values=_rows(logits.input_token_ids_logprobs_val, wish.token_ids is not None),
-        chosen_ids=_rows(logits.input_token_ids_logprobs_idx, wish.token_ids is not None),
+        top_values=_rows(logits.input_top_logprobs_val, spec.top > 0),
+        top_ids=_rows(logits.input_top_logprobs_idx, spec.top > 0),
+        chosen_values=_rows(logits.input_token_ids_logprobs_val, spec.token_ids is not None),
+        chosen_ids=_rows(logits.input_token_ids_logprobs_idx, spec.token_ids is not None),
     )
 
 

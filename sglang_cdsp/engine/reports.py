@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from sglang_cdsp.pool.messages import Report, encode_report
+from sglang_cdsp.protocol.messages import Report, encode_report
 
 
 class Reporter:
@@ -34,7 +34,7 @@ class Reporter:
         report = kind(instance=self.instance, tp_rank=self.tp_rank, **fields)
         self._socket.send(encode_report(report))
 
-    def lead(self, kind: type[Report], **fields: Any) -> None:
+    def send_from_leader(self, kind: type[Report], **fields: Any) -> None:
         """Report once per instance: only the leading rank speaks."""
         if self.leads:
             self.send(kind, **fields)

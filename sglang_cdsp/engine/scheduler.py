@@ -25,7 +25,8 @@ from sglang_cdsp.engine.model_check import check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.parallel.mesh import Mesh
-from sglang_cdsp.pool.messages import (
+from sglang_cdsp.protocol.addresses import pool_addresses
+from sglang_cdsp.protocol.messages import (
     CancelOrder,
     GoOrder,
     GrammarOrder,
@@ -37,10 +38,9 @@ from sglang_cdsp.pool.messages import (
     ReleaseOrder,
     RoomOrder,
     StatusOrder,
-    TurnOrder,
+    StockOrder,
     register_orders,
 )
-from sglang_cdsp.pool.settings import pool_addresses
 from sglang_cdsp.transfer.manager import PoolKVManager
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class PoolScheduler(Scheduler):
                 (RoomOrder, lambda order: self._engine.on_room(order)),
                 (PlanOrder, lambda order: self._engine.on_plan(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
-                (TurnOrder, lambda order: self._engine.on_turn(order)),
+                (StockOrder, lambda order: self._engine.on_stock(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (MeshOrder, lambda order: self._engine.on_mesh(order)),
@@ -149,7 +149,7 @@ class PoolScheduler(Scheduler):
 
     def abort_request(self, recv_req: AbortReq) -> None:
         """Stock's abort, and requests that stock has not been given yet."""
-        self._engine.abort_turns(recv_req.rid or "", everything=recv_req.abort_all)
+        self._engine.abort_stock(recv_req.rid or "", everything=recv_req.abort_all)
         super().abort_request(recv_req)
 
     def _admit_now(self, recv_req: TokenizedGenerateReqInput) -> None:

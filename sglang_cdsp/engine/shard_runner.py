@@ -14,15 +14,15 @@ from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
-from sglang_cdsp.engine.holdings import Holdings
-from sglang_cdsp.engine.layout import ChunkLayout
-from sglang_cdsp.engine.prompt_logprobs import apply_wish, collect, wished_rows
-from sglang_cdsp.engine.rebalancer import Rebalancer
+from sglang_cdsp.engine.prompt_logprobs import apply_spec, collect, spec_rows
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
+from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.parallel.layout import Span, tokens_of
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.mesh import Mesh
-from sglang_cdsp.pool.messages import LogprobPart
+from sglang_cdsp.parallel.rebalancer import Rebalancer
+from sglang_cdsp.parallel.spans import Span, tokens_of
+from sglang_cdsp.protocol.messages import LogprobPart
 
 
 class ChunkFailedError(RuntimeError):
@@ -91,11 +91,11 @@ class ShardRunner:
             batch = sampling_batch(self._scheduler, task.req)
         spans = layout.shard(self._me)
         rows = positions_of(spans)
-        shard = ShardInput(task.tokens[rows], rows, task.holdings.slots(spans))
+        shard = ShardInput(task.tokens[rows], rows, task.slot_table.slots(spans))
         forward = build_forward_batch(shard.padded(), self._runner.device, batch)
-        wished = task.wish if wished_rows(rows, task.wish) else None
-        if wished is not None:
-            apply_wish(forward, task.tokens, rows, wished)
+        spec = task.spec if spec_rows(rows, task.spec) else None
+        if spec is not None:
+            apply_spec(forward, task.tokens, rows, spec)
         # Partners may wait for this instance inside the chunk: a closed link tells them.
         warn = self.close_links if len(layout.group) > 1 else lambda: None
         lockstep = LockstepAttention(self._attention(task, chunk, shard.slots), warn, failure)
@@ -105,31 +105,31 @@ class ShardRunner:
             raise ChunkFailedError(error)
         if batch is not None:
             sample_first_token(self._scheduler, batch, forward, logits)
-        if wished is None:
+        if spec is None:
             return None
-        return collect(self._scheduler, logits, rows, wished, seq=task.seq)
+        return collect(self._scheduler, logits, rows, spec, seq=task.seq)
 
     def _attention(self, task: ChunkTask, chunk: int, own: torch.Tensor) -> ShardAttention:
-        layout, holdings = task.layouts[chunk], task.holdings
-        seat = layout.group.index(self._me)
+        layout, slot_table = task.layouts[chunk], task.slot_table
+        member = layout.group.index(self._me)
         attention = ShardAttention(
             inner=self._runner.attn_backend,
             layout=RingLayout(
                 group=layout.group,
-                me=seat,
+                me=member,
                 history_tokens=tuple(tokens_of(held) for held in layout.history),
                 pieces=layout.spans,
             ),
             mesh=self._mesh if len(layout.group) > 1 else None,
             own_slots=own,
-            history_slots=holdings.slots(layout.history[seat]),
-            rebalancer=self._rebalancer(layout, holdings),
+            history_slots=slot_table.slots(layout.history[member]),
+            rebalancer=self._rebalancer(layout, slot_table),
         )
         if self._fault is not None and self._fault.hits(self._me, task, chunk):
             return FailingAttention(attention)
         return attention
 
-    def _rebalancer(self, layout: ChunkLayout, holdings: Holdings) -> Rebalancer | None:
+    def _rebalancer(self, layout: ChunkLayout, slot_table: SlotTable) -> Rebalancer | None:
         mine = [move for move in layout.moves if self._me in (move.src, move.dst)]
         if not mine:
             return None
@@ -138,7 +138,7 @@ class ShardRunner:
             layers=self._layers,
             moves=layout.moves,
             me=self._me,
-            slots_of=lambda span: holdings.slots([span]),
+            slots_of=lambda span: slot_table.slots([span]),
             mesh=self._mesh,
         )
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_cdsp.engine.holdings import Holdings
-from sglang_cdsp.engine.layout import ChunkLayout
-from sglang_cdsp.pool.messages import LogprobPart, LogprobWish
+from sglang_cdsp.engine.slot_table import SlotTable
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Turn:
+class StockRequest:
     """A one-instance request: it waits for its place in the stock queue, then stock has it.
 
     Attributes:
@@ -43,7 +43,7 @@ class ChunkTask:
         seq, rid, room, probe: as in ``PlanOrder``.
         layouts: the whole plan, resolved.
         tokens: the prompt, int64 ``[L]``.
-        holdings: KV slots held here.
+        slot_table: KV slots held here.
         next_chunk: the next chunk that this instance takes part in.
         prepared: the chunk whose slots are allocated, None before.
         announced: whether ``Ready`` was reported for ``next_chunk``.
@@ -53,7 +53,7 @@ class ChunkTask:
         drained: ``Drained`` was reported.
         error: why the task cannot go on here, "" while it can; alike on all ranks.
         lost: what became of a KV write of this rank that failed, "" while all go well.
-        wish: prompt log-probabilities to compute, None for none.
+        spec: prompt log-probabilities to compute, None for none.
         logprobs: at home, the parts that all members computed.
     """
 
@@ -63,7 +63,7 @@ class ChunkTask:
     probe: bool
     layouts: tuple[ChunkLayout, ...]
     tokens: torch.Tensor
-    holdings: Holdings
+    slot_table: SlotTable
     next_chunk: int
     prepared: int | None = None
     announced: bool = False
@@ -73,7 +73,7 @@ class ChunkTask:
     drained: bool = False
     error: str = ""
     lost: str = ""
-    wish: LogprobWish | None = None
+    spec: LogprobSpec | None = None
     logprobs: list[LogprobPart] = field(default_factory=list)
 
     @property

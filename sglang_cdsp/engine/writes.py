@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sglang_cdsp.engine.layout import Send, number_sends
 from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.parallel.chunk_layout import Send, number_sends
 
 if TYPE_CHECKING:
     from sglang_cdsp.transfer.manager import PoolKVManager
@@ -50,7 +50,7 @@ def _pages_and_places(
     pages: list[np.ndarray] = []
     places: list[np.ndarray] = []
     for span in send.spans:
-        pages.append(task.holdings.pages(span).cpu().numpy())
+        pages.append(task.slot_table.pages(span).cpu().numpy())
         places.append(np.arange(span.start - prefix, span.stop - prefix, page_size) // page_size)
     if not pages:
         return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)

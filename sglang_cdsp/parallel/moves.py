@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from sglang_cdsp.parallel.errors import LayoutError
-from sglang_cdsp.parallel.layout import Move, Span
 from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+from sglang_cdsp.parallel.spans import Move, Span
 
 MOVE_TAG = 2
 

@@ -20,7 +20,7 @@ from sglang_cdsp.planner.search import SATURATED_RATE, SMALLEST_RATE, price
 from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
 
 try:
-    from sglang_cdsp.planner import kernel
+    from sglang_cdsp.planner import compiled
 except RuntimeError as error:  # numba finds no folder to cache in
     raise PlannerError(
         f"the planner cannot be compiled: {error}; set NUMBA_CACHE_DIR to a writable folder"
@@ -84,7 +84,7 @@ class FastPlanner:
         total = prompt.tokens + prompt.history_tokens
         free, roomy = self._free(pool, total + (2 * n + 2) * page)
         history = prompt.history_instances
-        ttft, single, numbers, times = kernel.solve(
+        ttft, single, numbers, times = compiled.solve(
             self._mode,
             queue,
             free,
@@ -138,7 +138,7 @@ def warm_up(model: LatencyModel) -> None:
     """Makes the kernel ready to run: compiles it the first time, loads it after that."""
     _discard_stale_code()
     size = model.sp_sizes[0]
-    FastPlanner(kernel.CDSP, model, "warm-up").plan(
+    FastPlanner(compiled.CDSP, model, "warm-up").plan(
         PromptView("warm-up", 1), PoolView((0.0,) * size, None, size), (size,), Settings(1, 1, 0, 0)
     )
 
@@ -148,8 +148,8 @@ def _discard_stale_code() -> None:
 
     numba itself only looks at the file of `solve`, not at those of the functions inside it.
     """
-    sources = Path(kernel.__file__).parent.glob("*.py")
+    sources = Path(compiled.__file__).parent.glob("*.py")
     newest = max(source.stat().st_mtime for source in sources)
-    for index in Path(kernel.solve.stats.cache_path).glob("solve.solve-*.nbi"):
+    for index in Path(compiled.solve.stats.cache_path).glob("solve.solve-*.nbi"):
         if index.stat().st_mtime < newest:
             index.unlink(missing_ok=True)

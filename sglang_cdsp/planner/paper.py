@@ -1,6 +1,6 @@
 """Algorithms 1, 2 and 3 of Tetris in plain Python: the form that explains and that tests trust.
 
-`kernel.py` is the same search compiled; the two agree to the bit (tests/planner/test_kernel.py).
+`compiled/` is the same search compiled; the two agree to the bit (tests/planner/test_kernel.py).
 
 Decisions where the paper is silent or contradicts itself (see docs/planner.md):
 

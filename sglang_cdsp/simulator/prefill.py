@@ -1,7 +1,7 @@
 """The prefill pool: what each instance does, and how the planner sees it.
 
-The pool is shown to the policy as the server shows it (pool/seats.py): an instance's queue time
-reaches to the latest expected end of the plans bound to it, and moves when chunks end early or
+The pool is shown to the policy as the server shows it (controller/ledger.py): an instance's queue
+time reaches to the latest expected end of the plans bound to it, and moves when chunks end early or
 late; its free slots are those promised to nobody. Every instance runs its tasks in the order in
 which they were bound, and a chunk starts when all its members have come to it. A prompt on one
 instance runs alone, where a server's stock SGLang may batch several short ones.

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from sglang_cdsp.planner.forced import ForcedPlan, fits, timed_plan
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
-from sglang_cdsp.pool.forced import ForcedPlan, fits, timed_plan
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SimulationError
 from sglang_cdsp.simulator.setup import Setup

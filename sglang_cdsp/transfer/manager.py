@@ -92,7 +92,7 @@ class PoolKVManager(CommonKVManager):
             room: bootstrap room.
             src_pages: page numbers in this instance's pool, ``[pages]`` int32.
             dst_index: for each page its index in decode's page list, ``[pages]``.
-            send_id: number of this transfer, see ``engine.layout.number_sends``.
+            send_id: number of this transfer, see ``parallel.chunk_layout.number_sends``.
             last: home's final transfer: it also carries the metadata buffer ``aux_index``.
 
         Raises:

@@ -1,7 +1,7 @@
 """Holders over Mooncake: their writes carry no notes, so decode waits for one word at the end.
 
 The pool controller says it once all holders have reported that their writes are confirmed
-(``PoolOutbox.finish_room``). SGLang's calls into Mooncake block, hence the threads.
+(``Dispatcher.finish_room``). SGLang's calls into Mooncake block, hence the threads.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
-from sglang_cdsp.parallel.layout import Rebalance, Span, rebalance, split_chunk
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.parallel.moves import start_moves
+from sglang_cdsp.parallel.spans import Rebalance, Span, rebalance, split_chunk
 from tests.parallel.ring_cases import in_threads, rows_of, thread_meshes
 
 RANKS, LAYERS = 5, 2

@@ -11,11 +11,11 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from bench.ab import STOCK, arguments_of, plain, sides
-from bench.ab_client import only
-from bench.ab_report import Run, Slo, report
-from bench.mix import LONG, SHORT, is_long, lengths
-from sglang_cdsp.demo.processes import ServerProcess
+from bench.servers.ab import STOCK, arguments_of, plain, sides
+from bench.servers.ab_client import only
+from bench.servers.ab_report import Run, Slo, report
+from bench.servers.mix import LONG, SHORT, is_long, lengths
+from sglang_cdsp.testing.processes import ServerProcess
 
 SLO = Slo(short=1.0, long=4.0, tpot=0.1)
 

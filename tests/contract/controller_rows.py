@@ -13,7 +13,7 @@ STATS = "sglang.srt.observability.req_time_stats"
 ROWS = (
     # -- the controller process -----------------------------------------------------------------
     row(
-        "pool.controller pool.process",
+        "controller.controller controller.process",
         "built by position in the controller process",
         Signature(
             CONTROLLER,
@@ -23,7 +23,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.process platforms.controller",
+        "controller.process platforms.controller",
         "called by us with its own parameters",
         Signature(
             CONTROLLER,
@@ -33,7 +33,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.process",
+        "controller.process",
         "looks its class up in its module, tells its limits, then serves",
         Order(
             CONTROLLER,
@@ -46,7 +46,7 @@ ROWS = (
         ),
     ),
     row(
-        "hooks pool.process platforms.controller",
+        "hooks controller.process platforms.controller",
         "the launching process names the target by this global and passes these arguments",
         Order(
             ENGINE,
@@ -66,13 +66,13 @@ ROWS = (
         Names(ENGINE, ("run_data_parallel_controller_process",)),
     ),
     row(
-        "pool.process platforms.controller",
+        "controller.process platforms.controller",
         "the default target of scheduler processes, for callers that give none",
         Names(CONTROLLER, ("run_scheduler_process", "DataParallelController")),
     ),
     # -- the controller class -------------------------------------------------------------------
     row(
-        "pool.controller pool.outbox",
+        "controller.controller controller.dispatcher",
         "sockets, processes and parts that the pool controller uses",
         Attributes(
             CONTROLLER,
@@ -93,7 +93,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "schedulers are up, and the dispatcher is made, when the constructor returns",
         Order(
             CONTROLLER,
@@ -102,17 +102,17 @@ ROWS = (
         ),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "overridden: handlers of requests and aborts",
         Signature(CONTROLLER, f"{CLASS}.init_dispatcher", (), exact=True),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "the dispatcher's table, changed in place",
         Order("sglang.utils", "TypeBasedDispatcher.__init__", ("self._mapping",)),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "overridden: the rendezvous port of an instance is set before its launch",
         Signature(
             CONTROLLER,
@@ -122,7 +122,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "that port is what an instance's ranks meet at",
         Order(
             CONTROLLER,
@@ -134,27 +134,27 @@ ROWS = (
         ),
     ),
     row(
-        "pool.controller platforms.hooks",
+        "controller.controller platforms.hooks",
         "overridden, and hooked on machines without an accelerator",
         Signature(CONTROLLER, f"{CLASS}.event_loop", (), exact=True),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "stock's way for warm-up and health checks",
         Signature(CONTROLLER, f"{CLASS}.round_robin_scheduler", ("req",)),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "stock's way for requests that name their instance",
         Signature(CONTROLLER, f"{CLASS}.dispatching_with_trace", ("req",)),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "orders to every instance",
         Signature(CONTROLLER, f"{CLASS}.send_control_message", ("obj",)),
     ),
     row(
-        "pool.outbox",
+        "controller.dispatcher",
         "time stamps on a request, as stock's dispatch leaves them",
         Order(
             CONTROLLER,
@@ -167,7 +167,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.outbox",
+        "controller.dispatcher",
         "the stamp itself",
         Attributes(STATS, "DPControllerReqTimeStats", ("set_dp_dispatch_time",)),
     ),

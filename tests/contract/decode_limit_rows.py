@@ -11,7 +11,7 @@ QUEUE = "DecodePreallocQueue"
 
 ROWS = (
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "decode registers in these frames, the 18th is its number of pages",
         Sends(
             NIXL,
@@ -39,7 +39,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.decode_servers",
+        "controller.decode.servers",
         "pages of the whole buffer, the padding page included; 0 where there is none",
         Order(
             NIXL,
@@ -48,7 +48,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.decode_servers",
+        "controller.decode.servers",
         "decode takes a prompt in once its cache has room for it and the reserve",
         Order(
             DECODE,
@@ -57,7 +57,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.decode_servers",
+        "controller.decode.servers",
         "one that does not fit holds up everybody behind it",
         Order(
             DECODE,
@@ -70,7 +70,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.decode_servers",
+        "controller.decode.servers",
         "SGLang's own prompt limit: seven tokens less than the KV cache holds",
         Order(
             "sglang.srt.managers.tp_worker",
@@ -79,7 +79,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.decode_servers",
+        "controller.decode.servers",
         "a prompt of that limit is refused, and decode makes no contact for it",
         Order(
             "sglang.srt.managers.utils",
@@ -88,7 +88,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.room_keeper",
+        "controller.decode.room_manager",
         "decode looks for failures of the rooms that it has named no pages for",
         Order(
             DECODE,
@@ -97,7 +97,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "the reserve that both servers should have",
         Fields(
             "sglang.srt.arg_groups.fields.disagg",

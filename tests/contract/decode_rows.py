@@ -12,7 +12,7 @@ MANAGER = "NixlKVManager"
 
 ROWS = (
     row(
-        "transfer.nixl engine.layout",
+        "transfer.nixl parallel.chunk_layout",
         "decode counts numbers as a set, and the one marked last says how many",
         Order(
             NIXL,
@@ -25,7 +25,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.nixl engine.layout",
+        "transfer.nixl parallel.chunk_layout",
         "with metadata alone the number is how many came before",
         Order(
             NIXL,
@@ -64,7 +64,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects transfer.nixl",
+        "controller.decode.wire transfer.nixl",
         "decode names its pages in these frames",
         Sends(
             NIXL,
@@ -85,7 +85,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact",
+        "controller.decode.endpoint",
         "decode gives a room up in these frames",
         Sends(
             COMMON,
@@ -99,22 +99,22 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "the first frame of registrations and pages",
         Value(NIXL, "GUARD", "'NixlMsgGuard'.encode('ascii')"),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "the first frame of a room's status, and that its reason may follow",
         Value(NIXL, f"{MANAGER}.kv_status_msg_tag", "b'KV_STATUS'"),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "the reason that decode gives its client",
         Value(NIXL, f"{MANAGER}.kv_status_msg_carries_reason", "True"),
     ),
     row(
-        "pool.contact",
+        "controller.decode.endpoint",
         "a room's status: room, status, rank, reason",
         Order(
             COMMON,
@@ -130,7 +130,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.lifecycle pool.rooms",
+        "controller.lifecycle controller.decode.rooms",
         "decode drops a status of a room that it does not know (yet)",
         Order(
             COMMON,
@@ -139,7 +139,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "decode's listener takes acknowledgements of aborts by room and rank",
         Order(
             NIXL,
@@ -152,7 +152,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.lifecycle",
+        "controller.lifecycle",
         "decode keeps an aborted room's pages until every rank has acknowledged",
         Order(
             COMMON,
@@ -161,7 +161,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.lifecycle",
+        "controller.lifecycle",
         "a one-instance request's own sender acknowledges once its writes are over",
         Order(
             NIXL,
@@ -175,12 +175,12 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact",
+        "controller.decode.endpoint",
         "states of a transfer",
         Fields(BASE, "KVPoll", ("Failed", "WaitingForInput", "Success")),
     ),
     row(
-        "pool.startup pool.contact",
+        "controller.startup controller.decode.endpoint",
         "what a prefill rank registers",
         Keys(
             COMMON,
@@ -206,7 +206,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.startup pool.contact",
+        "controller.startup controller.decode.endpoint",
         "the pool registers as one replica, so decode asks for nobody's rank",
         Order(
             COMMON,
@@ -219,7 +219,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.startup",
+        "controller.startup",
         "where ranks register",
         Order(
             COMMON,

@@ -141,7 +141,7 @@ ROWS = (
         Fields(RADIX, "AttentionType", ("DECODER",)),
     ),
     row(
-        "attention.backend engine.rebalancer",
+        "attention.backend parallel.rebalancer",
         "one layer's keys and values by slot",
         Attributes(POOL, "MHATokenToKVPool", ("get_key_buffer", "get_value_buffer")),
     ),
@@ -154,22 +154,22 @@ ROWS = (
     ),
     row("attention.backend", "where KV goes", Names(POOL, ("KVWriteLoc",))),
     row(
-        "engine.holdings",
+        "engine.slot_table",
         "slots of whole pages, None when too few are free",
         Signature(f"{ALLOCATOR}.paged", "PagedTokenToKVPoolAllocator.alloc", ("need_size",)),
     ),
     row(
-        "engine.holdings",
+        "engine.slot_table",
         "slots, None when too few are free",
         Signature(f"{ALLOCATOR}.token", "TokenToKVPoolAllocator.alloc", ("need_size",)),
     ),
     row(
-        "engine.holdings",
+        "engine.slot_table",
         "slots go back",
         Signature(f"{ALLOCATOR}.paged", "PagedTokenToKVPoolAllocator.free", ("free_index",)),
     ),
     row(
-        "engine.holdings engine.chunk_engine engine.scheduler",
+        "engine.slot_table engine.chunk_engine engine.scheduler",
         "what is read of an allocator",
         Attributes(
             f"{ALLOCATOR}.base",

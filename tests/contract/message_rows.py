@@ -12,7 +12,7 @@ UTILS = "sglang.srt.disaggregation.utils"
 
 ROWS = (
     row(
-        "pool.messages",
+        "protocol.messages",
         "adds our orders to what SGLang's sockets decode",
         Order(
             IO,
@@ -21,20 +21,32 @@ ROWS = (
         ),
     ),
     row(
-        "pool.messages",
+        "protocol.messages",
         "orders are tagged msgspec structs with a request id",
         Base(IO, "BaseReq", "msgspec.Struct"),
     ),
-    row("pool.messages pool.outbox", "the id of a request", Fields(IO, "BaseReq", ("rid",))),
     row(
-        "pool.controller pool.outbox",
+        "protocol.messages controller.dispatcher",
+        "the id of a request",
+        Fields(IO, "BaseReq", ("rid",)),
+    ),
+    row(
+        "controller.controller controller.dispatcher",
         "reading and writing SGLang's sockets",
         Names(IO, ("sock_send", "sock_recv", "wrap_as_pickle", "unwrap_from_pickle")),
     ),
-    row("pool.controller", "non-blocking reads", Signature(IO, "sock_recv", ("socket", "flags"))),
-    row("pool.outbox pool.controller", "writes", Signature(IO, "sock_send", ("socket", "obj"))),
     row(
-        "pool.controller pool.outbox",
+        "controller.controller",
+        "non-blocking reads",
+        Signature(IO, "sock_recv", ("socket", "flags")),
+    ),
+    row(
+        "controller.dispatcher controller.controller",
+        "writes",
+        Signature(IO, "sock_send", ("socket", "obj")),
+    ),
+    row(
+        "controller.controller controller.dispatcher",
         "what is read from a tokenized request",
         Fields(
             IO,
@@ -54,7 +66,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.intake",
+        "controller.request_checks",
         "what a request may ask for that a pool cannot give",
         Fields(
             IO,
@@ -75,7 +87,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.intake",
+        "controller.request_checks",
         "the same of its sampling parameters",
         Attributes(
             "sglang.srt.sampling.sampling_params",
@@ -91,27 +103,27 @@ ROWS = (
         ),
     ),
     row(
-        "pool.intake",
+        "controller.request_checks",
         "a session is continued by its id",
         Fields(IO, "SessionParams", ("id",)),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "a batch is taken apart by iteration",
         Order(IO, "BatchTokenizedGenerateReqInput.__iter__", ("iter(self.batch)",)),
     ),
     row(
-        "pool.controller pool.admission",
+        "controller.controller controller.admission",
         "a request's own plan, and how many samples it wants",
         Attributes("sglang.srt.sampling.sampling_params", "SamplingParams", ("custom_params", "n")),
     ),
     row(
-        "pool.controller pool.outbox engine.scheduler",
+        "controller.controller controller.dispatcher engine.scheduler",
         "aborts name requests by the beginning of their id, or all",
         Fields(IO, "AbortReq", ("abort_all", "finished_reason", "abort_message")),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "the tokenizer answers its client with the reason that we give",
         Order(
             TOKENIZER,
@@ -123,27 +135,27 @@ ROWS = (
         ),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "a second answer to the same request is ignored",
         Order(TOKENIZER, "TokenizerManager._handle_abort_req", ("if state is None:",)),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "the address at which the tokenizer listens",
         Fields("sglang.srt.server_args", "PortArgs", ("tokenizer_ipc_name", "nccl_port")),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "SGLang's own probes are told by their id",
         Signature("sglang.srt.managers.utils", "is_health_check_generate_req", ("recv_req",)),
     ),
     row(
-        "pool.controller",
+        "controller.controller",
         "requests without a decode server",
         Value(UTILS, "FAKE_BOOTSTRAP_HOST", "'2.2.2.2'"),
     ),
     row(
-        "pool.controller pool.startup pool.contact transfer.manager",
+        "controller.controller controller.startup controller.decode.endpoint transfer.manager",
         "addresses and sockets",
         Names(
             NETWORK,
@@ -157,12 +169,12 @@ ROWS = (
         ),
     ),
     row(
-        "pool.contact transfer.manager pool.startup",
+        "controller.decode.endpoint transfer.manager controller.startup",
         "address forms",
         Attributes(NETWORK, "NetworkAddress", ("to_tcp", "to_url", "is_ipv6")),
     ),
     row(
-        "pool.contact",
+        "controller.decode.endpoint",
         "a port of the system's choice",
         Signature(NETWORK, "get_zmq_socket_on_host", ("context", "socket_type"), ("host",)),
     ),

@@ -204,7 +204,7 @@ ROWS = (
     ),
     # -- decode: stock, and what it makes of it -------------------------------------------------
     row(
-        "pool.dialects transfer.mooncake",
+        "controller.decode.wire transfer.mooncake",
         "decode names its pages in these frames",
         Sends(
             MOONCAKE,
@@ -223,7 +223,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "decode registers in these frames",
         Sends(
             MOONCAKE,
@@ -237,12 +237,12 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "no first frame before a room's status",
         Value(COMMON, "CommonKVManager.kv_status_msg_tag", "None"),
     ),
     row(
-        "pool.dialects pool.lifecycle",
+        "controller.decode.wire controller.lifecycle",
         "decode waits for as many ranks' words as it expects",
         Order(
             COMMON,
@@ -255,7 +255,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "a prefill rank's number is its tensor-parallel rank",
         Order(
             COMMON,
@@ -264,7 +264,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.dialects",
+        "controller.decode.wire",
         "decode's listener takes acknowledgements of aborts, and statuses",
         Order(
             MOONCAKE,
@@ -277,7 +277,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.lifecycle",
+        "controller.lifecycle",
         "a one-instance request's own sender acknowledges once its writes are over",
         Order(
             MOONCAKE,

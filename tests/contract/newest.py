@@ -14,11 +14,16 @@ COMMON = "sglang.srt.disaggregation.common.conn"
 
 NO_NOTES = (
     "NIXL writes carry no notification; home tells decode by a status message once every holder's "
-    "writes are over (`transfer.nixl`; `awaits_success` in `pool.dialects`)"
+    "writes are over (`transfer.nixl`; `awaits_success` in `controller.decode.wire`)"
 )
-BASE = "messages to decode are built in the common base: `pool.dialects` must parse those frames"
-GENERATION = "an abort has a generation, which its acknowledgement must carry (`pool.contact`)"
-PRELAUNCHED = "`pool.process` must take this argument and pass it on"
+BASE = (
+    "messages to decode are built in the common base: `controller.decode.wire` must parse those "
+    "frames"
+)
+GENERATION = (
+    "an abort has a generation, which its acknowledgement must carry (`controller.decode.endpoint`)"
+)
+PRELAUNCHED = "`controller.process` must take this argument and pass it on"
 NOTHING = "nothing: "
 
 

@@ -40,7 +40,7 @@ ROWS = (
         Fields(REGISTRY, "HookRegistry", ("_patched",)),
     ),
     row(
-        "platforms.hooks pool.process",
+        "platforms.hooks controller.process",
         "loading plugins again is harmless, and shows whether it was done",
         Order("sglang.srt.plugins", "load_plugins", ("if _plugins_loaded:", "apply_hooks()")),
     ),
@@ -87,7 +87,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.startup",
+        "controller.startup",
         "the bootstrap server's address",
         Names("sglang.srt.runtime_context", ("get_disagg", "get_serving", "get_parallel")),
     ),

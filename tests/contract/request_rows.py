@@ -14,7 +14,7 @@ STATS = "sglang.srt.observability.req_time_stats"
 ROWS = (
     # -- grammars ------------------------------------------------------------------------------
     row(
-        "engine.grammars pool.intake",
+        "engine.grammars controller.request_checks",
         "the key of a grammar, by which a request's own is compiled later",
         Order(
             "sglang.srt.constrained.grammar_manager",
@@ -54,13 +54,13 @@ ROWS = (
         ),
     ),
     row(
-        "engine.turns",
+        "engine.stock_requests",
         "requests whose grammar is being compiled wait here",
         Attributes("sglang.srt.constrained.grammar_manager", "GrammarManager", ("grammar_queue",)),
     ),
     # -- requests ------------------------------------------------------------------------------
     row(
-        "engine.chunk_engine engine.turns engine.writes engine.sampling engine.tasks",
+        "engine.chunk_engine engine.stock_requests engine.writes engine.sampling engine.tasks",
         "what is read from or set on SGLang's request",
         Attributes(
             BATCH,

@@ -61,12 +61,12 @@ ROWS = (
         ),
     ),
     row(
-        "engine.scheduler engine.turns",
+        "engine.scheduler engine.stock_requests",
         "overridden: start of a stock batch; the batch comes first and has `reqs`",
         Signature(SCHEDULER, "Scheduler.run_batch", ("batch",)),
     ),
     row(
-        "engine.scheduler engine.turns",
+        "engine.scheduler engine.stock_requests",
         "overridden: first tokens of a stock batch",
         Signature(SCHEDULER, "Scheduler.process_batch_result", ("batch", "result"), exact=True),
     ),
@@ -92,7 +92,7 @@ ROWS = (
         Calls(PREFILL, LOOP, "self.get_next_disagg_prefill_batch_to_run", in_loop=True),
     ),
     row(
-        "engine.scheduler engine.turns",
+        "engine.scheduler engine.stock_requests",
         "messages come before, batches after the engine's turn",
         Order(
             PREFILL,
@@ -142,7 +142,7 @@ ROWS = (
     ),
     # -- what the engine takes from the scheduler ----------------------------------------------
     row(
-        "engine.turns engine.chunk_engine engine.scheduler engine.sampling",
+        "engine.stock_requests engine.chunk_engine engine.scheduler engine.sampling",
         "queues, allocators and parts that the engine uses",
         Attributes(
             SCHEDULER,
@@ -181,7 +181,7 @@ ROWS = (
         Signature(SCHEDULER, "Scheduler.retire_unadmitted_request", ("req",)),
     ),
     row(
-        "engine.scheduler engine.turns engine.chunk_engine",
+        "engine.scheduler engine.stock_requests engine.chunk_engine",
         "the KV manager, stock's queue, and home's metadata buffer",
         Attributes(PREFILL, PREFILL_QUEUE, ("kv_manager", "queue", "ensure_metadata_buffer")),
     ),
@@ -215,12 +215,12 @@ ROWS = (
         Signature(UTILS, "prepare_abort", ("req", "error_message"), ("status_code",)),
     ),
     row(
-        "engine.turns",
+        "engine.stock_requests",
         "whether a request ended badly",
         Signature(UTILS, "is_aborted", ("req",)),
     ),
     row(
-        "engine.turns engine.chunk_engine",
+        "engine.stock_requests engine.chunk_engine",
         "why it ended badly",
         Attributes(BATCH, "FINISH_ABORT", ("message",)),
     ),

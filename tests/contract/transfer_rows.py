@@ -118,7 +118,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.nixl pool.dialects",
+        "transfer.nixl controller.decode.wire",
         "registrations and pages are told apart by the room",
         Order(
             NIXL,
@@ -176,7 +176,7 @@ ROWS = (
         ),
     ),
     row(
-        "pool.outbox",
+        "controller.dispatcher",
         "naming a prefill rank keeps the sender from announcing its own",
         Order(
             "sglang.srt.disaggregation.prefill",
@@ -185,7 +185,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.chunk_engine pool.lifecycle",
+        "engine.chunk_engine controller.lifecycle",
         "a room that decode gave up stays failed for a sender made later",
         Order(
             COMMON,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from sglang_cdsp.engine.holdings import Holdings
-from sglang_cdsp.engine.layout import ChunkLayout
-from sglang_cdsp.parallel.layout import Span
+from sglang_cdsp.engine.slot_table import SlotTable
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.spans import Span
 
 
 class StrictAllocator:
@@ -58,7 +58,7 @@ class PlanRun:
         self.page_size = page_size
         members = layouts[-1].group
         self.allocators = {me: StrictAllocator(pages, page_size) for me in members}
-        self.holdings = {me: Holdings(self.allocators[me], page_size) for me in members}
+        self.slot_table = {me: SlotTable(self.allocators[me], page_size) for me in members}
         self.memory: dict[int, dict[int, int]] = {me: {} for me in members}
 
     def run(self, chunk: int) -> None:
@@ -66,7 +66,7 @@ class PlanRun:
         layout = self.layouts[chunk]
         for me in layout.group:
             incoming = [move.span for move in layout.moves if move.dst == me]
-            self.holdings[me].take([*incoming, *layout.shard(me)])
+            self.slot_table[me].take([*incoming, *layout.shard(me)])
         for move in layout.moves:
             kept = self.stored(move.src, [move.span])
             self._store(move.dst, move.span, kept)
@@ -74,13 +74,13 @@ class PlanRun:
             for span in layout.shard(me):
                 self._store(me, span, list(range(span.start, span.stop)))
         for me in layout.group:
-            self.holdings[me].drop(move.span for move in layout.moves if move.src == me)
+            self.slot_table[me].drop(move.span for move in layout.moves if move.src == me)
 
     def stored(self, me: int, spans: Sequence[Span]) -> list[int]:
         """Prompt positions found in the slots of ``spans``."""
-        slots = self.holdings[me].slots(list(spans)).tolist()
+        slots = self.slot_table[me].slots(list(spans)).tolist()
         return [self.memory[me][slot] for slot in slots]
 
     def _store(self, me: int, span: Span, positions: list[int]) -> None:
-        slots = self.holdings[me].slots([span]).tolist()
+        slots = self.slot_table[me].slots([span]).tolist()
         self.memory[me].update(zip(slots, positions, strict=True))

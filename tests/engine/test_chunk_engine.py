@@ -14,7 +14,7 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.pool.messages import (
+from sglang_cdsp.protocol.messages import (
     CancelOrder,
     Drained,
     Failed,
@@ -23,8 +23,8 @@ from sglang_cdsp.pool.messages import (
     Ready,
     ReleaseOrder,
     Report,
-    TurnEnded,
-    TurnOrder,
+    StockEnded,
+    StockOrder,
     WriteLost,
 )
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
@@ -85,7 +85,7 @@ class Rank:
     def send(self, kind: type[Report], **fields: Any) -> None:
         self.said.append((kind, fields))
 
-    def lead(self, kind: type[Report], **fields: Any) -> None:
+    def send_from_leader(self, kind: type[Report], **fields: Any) -> None:
         if self.leads:
             self.send(kind, **fields)
 
@@ -120,7 +120,7 @@ class Rank:
 
     def run(self, task: ChunkTask, chunk: int, failure: str) -> None:
         assert not failure
-        task.holdings.slots(task.layouts[chunk].shard(self.instance))
+        task.slot_table.slots(task.layouts[chunk].shard(self.instance))
         if chunk in self.breaks:
             raise RuntimeError("the model broke")
 
@@ -265,9 +265,9 @@ def test_a_task_dropped_while_its_grammar_compiles_is_answered_and_gone() -> Non
 
 def test_turns_and_tasks_start_in_the_pools_order() -> None:
     rank = Rank()
-    rank.engine.on_turn(TurnOrder(rid="a", seq=0))
+    rank.engine.on_stock(StockOrder(rid="a", seq=0))
     rank.plan([(64, [0])], rid="b", seq=1)
-    rank.engine.on_turn(TurnOrder(rid="c", seq=2))
+    rank.engine.on_stock(StockOrder(rid="c", seq=2))
     rank.request("b")
     for rid in ("a", "c"):
         assert rank.engine.holds_back(SimpleNamespace(rid=rid))
@@ -293,7 +293,7 @@ def test_a_turn_that_is_held_back_is_cancelled_alone() -> None:
     rank = Rank()
     rank.plan()
     for seq, rid in ((1, "r1"), (2, "r10")):
-        rank.engine.on_turn(TurnOrder(rid=rid, seq=seq))
+        rank.engine.on_stock(StockOrder(rid=rid, seq=seq))
     rank.engine.on_cancel(CancelOrder(seq=1))
-    assert [fields["seq"] for kind, fields in rank.said if kind is TurnEnded] == [1]
+    assert [fields["seq"] for kind, fields in rank.said if kind is StockEnded] == [1]
     assert rank.engine.holds_back(SimpleNamespace(rid="r10"))

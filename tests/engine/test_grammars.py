@@ -10,8 +10,8 @@ import pytest
 from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject, InvalidGrammarObject
 
 from sglang_cdsp.engine.grammars import GrammarChecks
-from sglang_cdsp.pool.messages import GrammarOrder, GrammarRefused
-from tests.engine.test_turns import FakeReporter
+from sglang_cdsp.protocol.messages import GrammarOrder, GrammarRefused
+from tests.engine.test_stock_requests import FakeReporter
 
 ORDER = GrammarOrder(rid="r", kind="regex", text="(a")
 

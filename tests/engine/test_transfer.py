@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.engine.layout import number_sends, plan_layout
+from sglang_cdsp.parallel.chunk_layout import number_sends, plan_layout
 from sglang_cdsp.transfer.manager import PoolKVManager, ShardWrite, TransferFailed
 from tests.engine.fake_transfer import ROOM, FakePoolManager, StockDecode
 from tests.engine.plans import plans

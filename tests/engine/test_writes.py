@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.engine.layout import ChunkLayout, plan_layout
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.engine.writes import poll_writes, start_write
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout, plan_layout
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
 from tests.engine.fake_kv import PlanRun
 from tests.engine.fake_transfer import ROOM, FakePoolManager
@@ -43,7 +43,7 @@ def task_of(run: PlanRun, layouts: tuple[ChunkLayout, ...], me: int, home: FakeH
         probe=False,
         layouts=layouts,
         tokens=torch.zeros(length, dtype=torch.int64),
-        holdings=run.holdings[me],
+        slot_table=run.slot_table[me],
         next_chunk=0,
     )
     if me == task.home:

@@ -15,8 +15,8 @@ from torch._C._distributed_c10d import HashStore
 
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout
-from sglang_cdsp.parallel.layout import Span, split_chunk
 from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.spans import Span, split_chunk
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.errors import LayoutError
-from sglang_cdsp.parallel.layout import Span, rebalance, split_chunk
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.parallel.moves import start_moves
+from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
 from tests.parallel.ring_cases import in_threads, rows_of, thread_meshes
 
 RANKS = 5

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.errors import LayoutError
-from sglang_cdsp.parallel.layout import Rebalance, Span, joined, rebalance, split_chunk, tokens_of
+from sglang_cdsp.parallel.spans import Rebalance, Span, joined, rebalance, split_chunk, tokens_of
 
 Held = dict[int, tuple[Span, ...]]
 

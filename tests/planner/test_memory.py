@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_cdsp.parallel.layout import Span, rebalance, split_chunk
+from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
 from sglang_cdsp.planner.memory import (
     held_after,
     history_share,

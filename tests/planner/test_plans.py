@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sglang_cdsp.parallel.layout import Span, rebalance, split_chunk
+from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
 from sglang_cdsp.planner import Plan, PoolView, PromptView, make_policy
 from sglang_cdsp.planner.paper import plan_paper
 from sglang_cdsp.planner.policies.rivals import IDLE_S

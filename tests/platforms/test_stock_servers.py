@@ -12,8 +12,8 @@ import sglang  # noqa: F401 - must come before transformers, see platforms/schem
 import torch
 from transformers import LlamaForCausalLM
 
-from sglang_cdsp.demo.prompts import cut_prompts
-from sglang_cdsp.demo.stack import RunningStack, disaggregated, running
+from sglang_cdsp.testing.prompts import cut_prompts
+from sglang_cdsp.testing.stack import RunningStack, disaggregated, running
 
 OUTPUT_TOKENS = 12
 

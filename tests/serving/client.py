@@ -12,8 +12,8 @@ from typing import Any
 import requests
 from tokenizers import Tokenizer
 
-from sglang_cdsp.demo.stack import RunningStack
-from sglang_cdsp.demo.text import manual_text
+from sglang_cdsp.testing.stack import RunningStack
+from sglang_cdsp.testing.text import manual_text
 
 TOP = 5
 FAKE_HOST = "2.2.2.2"

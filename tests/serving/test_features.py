@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
 
-from sglang_cdsp.demo.tokenizer import EOS_ID
+from sglang_cdsp.testing.tokenizer import EOS_ID
 from tests.serving.client import Client, text_tokens
 from tests.serving.ways import WAYS, generate, same, sampling
 

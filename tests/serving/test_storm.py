@@ -1,8 +1,8 @@
-"""A short storm on the session's servers; ``bench/storm.py`` runs long ones."""
+"""A short storm on the session's servers; ``bench/servers/storm.py`` runs long ones."""
 
 from __future__ import annotations
 
-from bench.storm import storm
+from bench.servers.storm import storm
 from tests.serving.client import Client
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_cdsp.demo.stack import RunningStack, prefill_only, running
 from sglang_cdsp.engine.faults import ENV_VAR
+from sglang_cdsp.testing.stack import RunningStack, prefill_only, running
 from tests.serving.client import Client, text_tokens
 
 FAULTY_LENGTH = 777

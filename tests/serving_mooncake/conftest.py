@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.demo.stack import RunningStack, disaggregated, running, single, together
 from sglang_cdsp.engine import faults
+from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.client import Client
 
 POOL_SIZE = 3

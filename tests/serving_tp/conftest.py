@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from sglang_cdsp.demo.stack import RunningStack, disaggregated, running
 from sglang_cdsp.engine.faults import ENV_VAR
+from sglang_cdsp.testing.stack import RunningStack, disaggregated, running
 from tests.serving.client import Client
 
 FAULTY_LENGTH = 777

@@ -1,4 +1,4 @@
-"""The policy sees the simulated pool as it would see a server's: pool/seats.py is the reference."""
+"""The policy sees the simulated pool as a server's: controller/ledger.py is the reference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.planner import Plan, PoolView, kv_demand
 from sglang_cdsp.planner.policies.chunkwise import CdspPaper
-from sglang_cdsp.pool.seats import RESERVE_TOKENS, Seats
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.setup import Setup
@@ -33,9 +33,9 @@ class Seen:
 
 @dataclass
 class Mirror:
-    """A server's seats, told of what the simulator's records say happened."""
+    """A server's ledger, told of what the simulator's records say happened."""
 
-    seats: Seats
+    ledger: InstanceLedger
     records: dict[str, Record]
     ends: list[tuple[float, int, str, int]] = field(default_factory=list)
     seqs: dict[str, int] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Mirror:
     def bind(self, now: float, rid: str, plan: Plan) -> None:
         seq = self.seqs[rid] = len(self.seqs)
         demand = kv_demand([(c.tokens, c.instances) for c in plan.chunks], PAGE)
-        self.seats.bind(seq, plan, now, demand)
+        self.ledger.bind(seq, plan, now, demand)
         record = self.records[rid]
         for number, chunk in enumerate(record.chunks):
             self.ends.append((chunk.end_s, 0, rid, number))
@@ -56,11 +56,11 @@ class Mirror:
             at, kind, rid, number = self.ends.pop(0)
             seq = self.seqs[rid]
             if kind:
-                self.seats.release(seq)
+                self.ledger.release(seq)
                 continue
-            self.seats.ended(seq, number, at)
+            self.ledger.ended(seq, number, at)
             if number + 1 == len(self.records[rid].chunks):
-                self.seats.computed(seq)
+                self.ledger.computed(seq)
 
 
 class Watched(CdspPaper):
@@ -96,10 +96,10 @@ def test_same_queue_times_and_free_slots(
     work = [Request(f"r{n}", at, tokens, 2) for n, (at, tokens) in enumerate(rows)]
     records = {r.request.rid: r for r in simulate(setup, work, policy=policy).records}
     capacity = (slots + RESERVE_TOKENS,) * setup.instances
-    mirror = Mirror(Seats(capacity, PAGE, setup.instances_per_node), records)
+    mirror = Mirror(InstanceLedger(capacity, PAGE, setup.instances_per_node), records)
     for seen in policy.seen:
         mirror.advance(seen.now_s)
-        view = mirror.seats.view(seen.now_s)
+        view = mirror.ledger.view(seen.now_s)
         assert seen.pool.queue_s == pytest.approx(view.queue_s, abs=1e-6)
         assert seen.pool.free_tokens == view.free_tokens
         assert seen.pool.capacity_tokens == view.capacity_tokens

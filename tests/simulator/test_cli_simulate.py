@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sglang_cdsp.__main__ import main
+from sglang_cdsp.controller.planning import read_rates
 from sglang_cdsp.planner.regulator import Regulation, Regulator
-from sglang_cdsp.pool.planning import read_rates
 
 FEW = ("--requests", "60", "--rate", "2")
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from sglang_cdsp.planner.compiled import CDSP, PAPER, SINGLE
 from sglang_cdsp.planner.fast import FastPlanner, Settings, warm_up
-from sglang_cdsp.planner.kernel import CDSP, PAPER, SINGLE
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions

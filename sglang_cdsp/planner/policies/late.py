@@ -32,7 +32,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
 
-from sglang_cdsp.planner.kernel import CDSP
+from sglang_cdsp.planner.compiled import CDSP
 from sglang_cdsp.planner.paper import Report, ignore
 from sglang_cdsp.planner.policies.chunkwise import Chunkwise
 from sglang_cdsp.planner.policies.first_come import after_plan, empty_pool

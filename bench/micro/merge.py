@@ -1,0 +1,163 @@
+"""How fast the Triton merge of attention states is, beside plain torch and FlashInfer.
+
+Run on a CUDA machine: ``python -m bench.micro.merge [--output results.json]``. For each shape it
+prints the median time of the Triton kernel, the share of the GPU's measured copy bandwidth that it
+reaches, and the time of each rival as a multiple of it (above 1: Triton is faster). Results are
+checked against the reference before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang_cdsp.kernels.merge import merge_into, merge_states
+from sglang_cdsp.kernels.merge_reference import merge_into_reference, merge_states_reference
+
+REPEATS = 50
+WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``states`` attention states of ``tokens`` tokens, ``heads`` heads of ``dim``."""
+
+    states: int
+    tokens: int
+    heads: int
+    dim: int
+
+
+SHAPES = (
+    Shape(2, 512, 32, 128),
+    Shape(2, 4096, 32, 128),
+    Shape(2, 32768, 32, 128),
+    Shape(4, 4096, 32, 128),
+    Shape(8, 4096, 32, 128),
+    Shape(4, 4096, 64, 128),
+    Shape(4, 4096, 32, 64),
+    Shape(4, 4096, 32, 80),
+)
+
+
+def milliseconds(work: Callable[[], Any]) -> float:
+    """Return the median time of ``work`` on the current CUDA stream."""
+    for _ in range(WARM_UP):
+        work()
+    times = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """Return bytes a millisecond, read plus written, of a large device copy."""
+    source = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
+
+
+def flashinfer_merge(
+    outs: torch.Tensor, lses: torch.Tensor
+) -> Callable[[], tuple[torch.Tensor, torch.Tensor]] | None:
+    """Return FlashInfer's merge of the same states (base 2 there), if it is installed."""
+    if importlib.util.find_spec("flashinfer") is None:
+        return None
+    flashinfer = importlib.import_module("flashinfer")
+    base_2 = lses / math.log(2.0)
+    if outs.shape[0] == 2:
+        pair = (outs[0], base_2[0].contiguous(), outs[1], base_2[1].contiguous())
+        return lambda: flashinfer.merge_state(*pair)
+    values, logs = outs.transpose(0, 1).contiguous(), base_2.transpose(0, 1).contiguous()
+    return lambda: flashinfer.merge_states(values, logs)
+
+
+def measure(shape: Shape, dtype: torch.dtype, bandwidth: float) -> dict[str, Any]:
+    """Check and time all merges of one shape."""
+    draw = torch.Generator(device="cuda").manual_seed(0)
+    size = (shape.states, shape.tokens, shape.heads)
+    outs = torch.randn(*size, shape.dim, generator=draw, device="cuda").to(dtype)
+    lses = torch.randn(size, generator=draw, device="cuda") * 5
+    expected, _ = merge_states_reference(outs, lses)
+    torch.testing.assert_close(merge_states(outs, lses)[0], expected, atol=2e-2, rtol=2e-2)
+
+    ours = milliseconds(lambda: merge_states(outs, lses))
+    # Every state read once, one written; a log-sum-exp is 4 bytes.
+    row = shape.dim * outs.element_size() + 4
+    moved = (shape.states + 1) * shape.tokens * shape.heads * row
+    result: dict[str, Any] = {
+        **asdict(shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "triton_ms": ours,
+        "of_copy_bandwidth": moved / ours / bandwidth,
+        "torch_ratio": milliseconds(lambda: merge_states_reference(outs, lses)) / ours,
+    }
+    rival = flashinfer_merge(outs, lses)
+    if rival is not None:
+        torch.testing.assert_close(rival()[0], expected, atol=2e-2, rtol=2e-2)
+        result["flashinfer_ratio"] = milliseconds(rival) / ours
+    if shape.states == 2:
+        running = outs[0].float(), lses[0].clone()
+        into = milliseconds(lambda: merge_into(*running, outs[1], lses[1]))
+        plain = milliseconds(lambda: merge_into_reference(*running, outs[1], lses[1]))
+        result |= {"into_ms": into, "into_torch_ratio": plain / into}
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Return the device and the versions that matter."""
+    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for package in ("triton", "flashinfer-python", "sglang"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def main() -> int:
+    """Print a table; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--output", type=Path, help="write the results as JSON here")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(
+            "bench/micro/merge.py needs a CUDA device and a CUDA build of torch; there is none "
+            "here, and times of interpreted kernels would mean nothing.",
+            file=sys.stderr,
+        )
+        return 2
+    about = versions()
+    print("  ".join(f"{name} {version}" for name, version in about.items()))
+    bandwidth = copy_bandwidth()
+    results = [measure(shape, getattr(torch, options.dtype), bandwidth) for shape in SHAPES]
+    columns = list(results[0])  # the first shape has two states, so it has every column
+    print("  ".join(f"{name:>{max(8, len(name))}}" for name in columns))
+    for result in results:
+        cells = (result.get(name, "-") for name in columns)
+        texts = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        print("  ".join(f"{t:>{max(8, len(n))}}" for t, n in zip(texts, columns, strict=True)))
+    if options.output:
+        options.output.write_text(json.dumps({"versions": about, "results": results}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

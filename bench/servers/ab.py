@@ -1,0 +1,229 @@
+"""A/B on real servers: SGLang as it is, and this package's policies, on the same two cores.
+
+Stock SGLang runs as two prefill servers, one core each, behind SGLang's router (`--dp-size 2` does
+not disaggregate in the pinned release). Every policy runs as one prefill server with two
+instances, one core each, behind a router of its own. All share checkpoint and decode server, and
+SGLang's own benchmark drives them through the router with many short prompts and some long ones.
+All servers stay up; only the one that is measured runs, the others' processes are stopped.
+
+    python -m bench.servers.ab --latency-model FILE [--policies cdsp-paper,fixed-sp:2,...]
+        [--rates 1,2,3] [--seconds 20] [--repeats 3] [--out FILE.jsonl]
+
+About 4 GB for decode and stock, and 3.5 GB a policy; about a minute of start-up a policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from bench.servers.ab_client import BENCHMARK, Clients, only
+from bench.servers.ab_report import Slo, report
+from bench.servers.mix import lengths
+from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.processes import Command
+from sglang_cdsp.testing.prompts import cut_prompts
+from sglang_cdsp.testing.stack import RunningStack, Side, running, side_by_side
+
+STOCK = "stock"
+CORES = ("0", "1")
+WARM_UP_SEED = 1000
+ROUTER_READY_S = 90.0
+# Health checks would find the stopped servers ill.
+ROUTER = ["--policy", "power_of_two", "--disable-health-check", "--log-level", "warn"]
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+def sides(policies: Sequence[str], pool_flags: Sequence[str], plan_logs: Path) -> list[Side]:
+    """Stock and each policy; nobody keeps a prefix cache, because the pool has none."""
+    common = ("--disable-radix-cache", "--max-total-tokens", "40000")
+    found = [Side(STOCK, (common,) * len(CORES), CORES)]
+    for policy in policies:
+        flags = (
+            *(*common, "--cdsp", "--dp-size", str(len(CORES)), "--cdsp-policy", policy),
+            *("--cdsp-plan-log", str(plan_logs / f"{policy}.jsonl")),
+            *pool_flags,
+        )
+        found.append(Side(policy, (flags,), ("|".join(CORES),)))
+    return found
+
+
+def write_dataset(checkpoint: Path, path: Path, seed: int, count: int) -> None:
+    """Prompts of the mix as the benchmark's `custom` dataset."""
+    prompts = cut_prompts(checkpoint, lengths(seed, count))
+    rows = [{"conversations": [{"content": text}, {"content": "-"}]} for text in prompts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def arguments_of(
+    url: str, checkpoint: Path, dataset: Path, count: int, rate: float, seed: int, output: int
+) -> list[str]:
+    """The benchmark's arguments, but for where it writes."""
+    return [
+        *("--backend", "sglang", "--base-url", url),
+        *("--model", str(checkpoint), "--tokenizer", str(checkpoint)),
+        *("--dataset-name", "custom", "--dataset-path", str(dataset)),
+        *("--sharegpt-output-len", str(output), "--num-prompts", str(count)),
+        *("--request-rate", f"{rate:g}", "--seed", str(seed), "--warmup-requests", "1"),
+        *("--ready-check-timeout-sec", "0", "--disable-tqdm"),
+    ]
+
+
+class Comparison:
+    """Runs sides in turn on one stack and keeps what came of it."""
+
+    def __init__(
+        self, stack: RunningStack, checkpoint: Path, scratch: Path, options: argparse.Namespace
+    ) -> None:
+        self._stack, self._checkpoint = stack, checkpoint
+        self._scratch, self._options = scratch, options
+        self._clients = Clients(scratch / "benchmark.log")
+
+    def run(self, side: Side, rate: float, count: int, seed: int) -> dict[str, Any]:
+        """One run of one side; the line that is kept of it."""
+        dataset = self._scratch / f"mix-{seed}-{count}.jsonl"
+        if not dataset.exists():
+            write_dataset(self._checkpoint, dataset, seed, count)
+        url = self._stack.urls[side.name]
+        arguments = arguments_of(
+            url, self._checkpoint, dataset, count, rate, seed, self._options.output_tokens
+        )
+        servers = self._stack.servers
+        prefill = [servers[f"{side.name}-{number}"] for number in range(len(side.prefill))]
+        decode, router = servers["decode"], servers[f"{side.name}-router"]
+        roles = {
+            "prefill": [pid for server in prefill for pid in server.members()],
+            "decode": decode.members(),
+            "router": router.members(),
+        }
+        with only([*prefill, decode, router], servers.values()):
+            measured = self._clients.run(arguments, self._scratch / "details.jsonl", roles)
+        details = measured.details
+        gaps = [statistics.fmean(itls) if itls else 0.0 for itls in details["itls"]]
+        return {
+            "side": side.name,
+            "rate": rate,
+            "command": f"python -m {BENCHMARK} {plain(shlex.join(arguments), self._scratch)}",
+            "duration_s": details["duration"],
+            "wall_s": measured.wall_s,
+            "cpu_s": {**measured.cpu_s, "cores": os.cpu_count() or 1},
+            "tokens": details["input_lens"],
+            "ttft_s": [round(ttft, 4) for ttft in details["ttfts"]],
+            "tpot_s": [round(gap, 4) for gap in gaps],
+            "errors": details["errors"],
+        }
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """All runs: in every round each rate, at each rate each side, in an order that turns."""
+    checkpoint = write_checkpoint(scratch / "checkpoint")
+    pool_flags = options.pool_flags
+    if options.latency_model:
+        model = shutil.copyfile(options.latency_model, scratch / "latency-model.json")
+        pool_flags = ["--cdsp-latency-model", str(model), *pool_flags]
+    chosen = sides(options.policies, pool_flags, scratch)
+    decode = ("--max-total-tokens", "80000")
+    plan = side_by_side(checkpoint, chosen, decode_flags=decode, router_flags=options.router)
+    servers = {c.name: plain(described(c), scratch) for c in plan.commands}
+    lines: list[dict[str, Any]] = [{"servers": servers}]
+    with running(plan, options.log_directory or scratch / "logs", progress=say) as stack:
+        for side in chosen:
+            await_answer(stack.urls[side.name])
+        comparison = Comparison(stack, checkpoint, scratch, options)
+        for side in chosen:  # first use of buffers and links
+            comparison.run(side, float("inf"), 10, WARM_UP_SEED)
+        runs = len(chosen) * len(options.rates) * options.repeats
+        say(f"warm; {runs} runs of {options.seconds:g} s and more")
+        for repeat in range(options.repeats):
+            for turn, rate in enumerate(options.rates):
+                first = (repeat + turn) % len(chosen)
+                for side in [*chosen[first:], *chosen[:first]]:
+                    count = max(5, round(rate * options.seconds))
+                    line = comparison.run(side, rate, count, repeat)
+                    lines.append({**line, "repeat": repeat})
+                    ttft = statistics.fmean(line["ttft_s"])
+                    say(f"repeat {repeat}, {rate:g}/s, {side.name}: mean TTFT {ttft:.2f} s")
+                    if options.out:
+                        options.out.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return lines
+
+
+def await_answer(url: str) -> None:
+    """Wait until a router answers a request: it asks its servers what they are before it serves.
+
+    Raises:
+        RuntimeError: it did not in a minute or so.
+    """
+    body: dict[str, Any] = {"text": "a", "sampling_params": {"max_new_tokens": 2, "temperature": 0}}
+    deadline = time.monotonic() + ROUTER_READY_S
+    while (status := requests.post(f"{url}/generate", json=body, timeout=60).status_code) != 200:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the router at {url} still answers {status}; see its log")
+        time.sleep(1.0)
+
+
+def described(command: Command) -> str:
+    """A server's command as one would type it."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    return " ".join([*variables, shlex.join(command.arguments)])
+
+
+def plain(line: str, scratch: Path) -> str:
+    """A command that does not name this machine's folders."""
+    return line.replace(str(scratch), "DIR").replace(sys.executable, "python")
+
+
+def say(text: str) -> None:
+    """A progress line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def floats(text: str) -> list[float]:
+    """``1,2.5``."""
+    return [float(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Measure and print the tables; or print them again from a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--policies", type=lambda text: text.split(","), default=["cdsp-paper", "cdsp"])
+    add("--latency-model", type=Path, help="of `profile`; else each pool measures itself")
+    add("--rates", type=floats, default=[1.0, 2.0, 3.0], help="requests/s")
+    add("--seconds", type=float, default=20.0, help="of arrivals in each run")
+    add("--repeats", type=int, default=3)
+    add("--output-tokens", type=int, default=8)
+    add("--router", type=shlex.split, default=ROUTER, help="router flags")
+    add("--pool-flags", type=shlex.split, default=[], help="for every server with --cdsp")
+    add("--slo", type=floats, default=[1.0, 4.0, 0.1], help="TTFT short, TTFT long, TPOT: seconds")
+    add("--out", type=Path, help="every run with its command, JSON lines")
+    add("--read", type=Path, help="only print the tables of such a file")
+    add("--log-directory", type=Path, help="keep the servers' logs there")
+    options = parser.parse_args()
+    if options.read:
+        lines = [json.loads(line) for line in options.read.read_text().splitlines()]
+    else:
+        if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
+            say(
+                "this kernel shares cores out by session, and a pool is one where stock's two "
+                f"servers are two; better: echo 0 > {AUTOGROUP} while this runs"
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            lines = measure(options, Path(scratch))
+    print(report([line for line in lines if "side" in line], Slo(*options.slo)))
+
+
+if __name__ == "__main__":
+    main()

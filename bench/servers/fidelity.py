@@ -1,0 +1,94 @@
+"""How far the simulator is from the real pool: records a run, then replays it.
+
+The prefill server runs alone, with SGLang's own stand-in for decode, two instances on one core
+each. A seeded Poisson mix arrives; `python -m sglang_cdsp replay` compares.
+
+    python -m bench.servers.fidelity --latency-model FILE [--rate 2] [--requests 150]
+        [--policy NAME] [--plan-log FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from bench.servers.mix import lengths, poisson
+from sglang_cdsp.__main__ import main as sglang_cdsp
+from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.stack import prefill_only, running
+
+NO_DECODE = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
+
+
+def send(url: str, rid: str, tokens: int, seed: int) -> None:
+    """One prompt to its first token."""
+    body: dict[str, Any] = {
+        "rid": rid,
+        "input_ids": [(seed * 7919 + i * 104729) % 4000 + 5 for i in range(tokens)],
+        "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+        **NO_DECODE,
+    }
+    requests.post(f"{url}/generate", json=body, timeout=600).raise_for_status()
+
+
+def drive(url: str, prompts: Sequence[int], arrivals_s: Sequence[float]) -> None:
+    """Sends every prompt at its time and waits for all answers."""
+    start = time.monotonic()
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        sent = []
+        for index, (tokens, at_s) in enumerate(zip(prompts, arrivals_s, strict=True)):
+            time.sleep(max(0.0, start + at_s - time.monotonic()))
+            sent.append(threads.submit(send, url, f"request-{index}", tokens, index))
+        for answer in tqdm(sent, desc="answered", file=sys.stderr):
+            answer.result()
+
+
+def main() -> int:
+    """Record and replay; returns replay's exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latency-model", type=Path, required=True, help="of `profile`")
+    parser.add_argument("--policy", default="cdsp-paper")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests/s")
+    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plan-log", type=Path, help="keep the recorded run there")
+    parser.add_argument("--out", type=Path, help="each request's TTFTs, JSON lines")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = write_checkpoint(Path(scratch) / "checkpoint")
+        plan_log = (options.plan_log or Path(scratch) / "plans.jsonl").resolve()
+        plan_log.unlink(missing_ok=True)
+        flags = (
+            *("--cdsp", "--dp-size", "2", "--cdsp-policy", options.policy),
+            *("--cdsp-latency-model", str(options.latency_model.resolve())),
+            *("--cdsp-plan-log", str(plan_log)),
+        )
+        with running(
+            prefill_only(checkpoint, flags=flags), Path(scratch) / "logs", progress=print
+        ) as stack:
+            for tokens in (200, 8000, 8000):  # first use of buffers and links
+                send(stack.url, f"warm-up-{tokens}", tokens, tokens)
+            time.sleep(1.0)
+            warm_up = plan_log.read_text().count("\n")
+            arrivals = list(islice(poisson(options.seed, options.rate), options.requests))
+            drive(stack.url, lengths(options.seed, options.requests), arrivals)
+            time.sleep(1.0)  # a line is written once all slots are free
+        lines = plan_log.read_text().splitlines(keepends=True)
+        plan_log.write_text("".join(lines[warm_up:]))
+        out = ("--out", str(options.out)) if options.out else ()
+        model = ("--latency-model", str(options.latency_model))
+        return sglang_cdsp(["replay", str(plan_log), *model, *out])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""A storm of mixed requests, some of them given up at random moments; nothing may be left behind.
+
+    python -m bench.servers.storm [--requests 300] [--abort 0.3] [--seed 1] [--at-once 8]
+                           [--backend nixl]
+
+Planned and forced plans, streaming or not, batches, requests that must be refused; clients that
+abort and clients that disconnect. Every request must end in stock's answer or in a clear error,
+within ten seconds of its cause; afterwards every KV slot is free, on prefill and on decode, and a
+new request gets stock's answer. Exit status 1 if anything is wrong, with the seed to repeat it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
+
+POOL = 4
+LENGTHS = (1, 2, 17, 130, 400, 900, 2000, 4096, 8000)
+WEIGHTS = (4, 4, 8, 10, 8, 6, 4, 2, 1)
+BATCH_LENGTHS = LENGTHS[:6]
+END_WITHIN_S = 10.0
+CONTEXT_LENGTH = 40_960
+BAD_SHARE, BATCH_SHARE, STREAM_SHARE, DISCONNECT_SHARE = 0.08, 0.15, 0.4, 0.5
+
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request of the storm.
+
+    Attributes:
+        prompts: token ids, several for a batch.
+        plans: the plan that each prompt demands, None to leave it to the policy.
+        bad: what makes the request one to refuse, as fields and sampling parameters; {} if nothing.
+        leave_s: when its client gives up, None for never.
+        disconnect: whether it then closes the connection instead of aborting.
+    """
+
+    rid: str
+    prompts: tuple[Prompt, ...]
+    plans: tuple[Any, ...] = (None,)
+    stream: bool = False
+    bad: dict[str, Any] = field(default_factory=dict)
+    leave_s: float | None = None
+    disconnect: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Whether the request must be answered."""
+        return not self.bad and self.leave_s is None
+
+
+@dataclass(frozen=True)
+class End:
+    """How a request ended.
+
+    Attributes:
+        how: "answered", "refused", "left" or "error".
+        tokens: of each prompt, if answered.
+        seconds: from the cause of an end without an answer; 0 for other ends.
+        words: of an error.
+    """
+
+    how: str
+    tokens: tuple[Prompt, ...] = ()
+    seconds: float = 0.0
+    words: str = ""
+
+
+def draw(rng: random.Random, index: int, abort_share: float) -> Job:
+    """Draw one request."""
+    batch = rng.random() < BATCH_SHARE
+    lengths = rng.choices(BATCH_LENGTHS, k=rng.randint(2, 3)) if batch else []
+    prompts = tuple(draw_prompt(rng, n) for n in lengths or rng.choices(LENGTHS, WEIGHTS))
+    plans = tuple(draw_plan(rng, len(prompt)) for prompt in prompts)
+    bad: dict[str, Any] = {}
+    if rng.random() < BAD_SHARE and not batch:
+        bad = rng.choice(bad_ones(prompts[0]))
+    leave_s = rng.random() ** 2 * 4 if rng.random() < abort_share else None
+    stream = rng.random() < STREAM_SHARE
+    disconnect = stream and leave_s is not None and rng.random() < DISCONNECT_SHARE
+    # SGLang aborts every id that begins with the one named: none may begin with another.
+    return Job(f"storm-{index:06d}", prompts, plans, stream, bad, leave_s, disconnect)
+
+
+def draw_prompt(rng: random.Random, length: int) -> Prompt:
+    """One of three prompts of a length."""
+    seed = rng.randrange(3)
+    return tuple((seed * 7919 + i * 104729) % 4000 + 5 for i in range(length))
+
+
+def draw_plan(rng: random.Random, length: int) -> Any:
+    """A plan of two chunks on groups that grow, or None for the policy's."""
+    if rng.random() < 0.5 or length < 2:
+        return None
+    order = rng.sample(range(POOL), POOL)
+    first, last = sorted((rng.randint(1, POOL), rng.randint(1, POOL)))
+    cut = rng.randint(1, length - 1)
+    return [(cut, order[:first]), (length - cut, order[:last])]
+
+
+def bad_ones(prompt: Prompt) -> list[dict[str, Any]]:
+    """Ways to make a request that must be refused."""
+    length = len(prompt)
+    plans = [[(length + 1, [0])], [(length, [POOL])], "all of it"]
+    return [
+        *({"sampling_params": {"custom_params": {"cdsp_plan": plan}}} for plan in plans),
+        {"sampling_params": {"n": 2}},
+        {"sampling_params": {"regex": "([a"}},
+        {"input_ids": [*prompt[:-1], 10**7]},
+        {"input_ids": [5] * (CONTEXT_LENGTH + 10)},
+        {"session_params": {"id": "none"}},
+    ]
+
+
+def body_of(job: Job) -> dict[str, Any]:
+    """The request as it goes over the wire."""
+    base = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
+    params = [
+        {**base, **({"custom_params": {"cdsp_plan": plan}} if plan is not None else {})}
+        for plan in job.plans
+    ]
+    one = len(job.prompts) == 1
+    bad = dict(job.bad)
+    extra = bad.pop("sampling_params", {})
+    return {
+        "rid": job.rid,
+        "input_ids": list(job.prompts[0]) if one else [list(prompt) for prompt in job.prompts],
+        "sampling_params": {**params[0], **extra} if one else params,
+        "stream": job.stream,
+        **bad,
+    }
+
+
+def ask(stack: RunningStack, job: Job, url: str | None = None) -> End:
+    """Send a request, through the router unless ``url`` is given, and wait for its end."""
+    caused_s = [time.monotonic()]
+    timer = None
+    if job.leave_s is not None and not job.disconnect:
+        timer = threading.Timer(job.leave_s, abort, (stack, job.rid, caused_s))
+        timer.start()
+    try:
+        if job.disconnect:
+            return leave(stack, job)
+        response = requests.post(f"{url or stack.url}/generate", json=body_of(job), timeout=120)
+        end = read(response, job)
+    except requests.RequestException as error:
+        end = End("error", words=repr(error))
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if end.how == "answered":
+        return end
+    how = "refused" if job.bad else "left" if job.leave_s is not None else "error"
+    return End(how, seconds=time.monotonic() - caused_s[0], words=end.words)
+
+
+def read(response: requests.Response, job: Job) -> End:
+    """Read a whole answer."""
+    if response.status_code != 200:
+        return End("error", words=response.text)
+    if job.stream:
+        events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+        answers = {answer.get("index", 0): answer for answer in map(json.loads, events)}
+    else:
+        whole = response.json()
+        answers = dict(enumerate(whole if isinstance(whole, list) else [whole]))
+    found = []
+    for index in range(len(job.prompts)):
+        answer = answers.get(index, {})
+        reason = (answer.get("meta_info") or {}).get("finish_reason") or {}
+        if reason.get("type") != "length":
+            return End("error", words=json.dumps(answer)[:300])
+        found.append(tuple(answer["output_ids"]))
+    return End("answered", tuple(found))
+
+
+def leave(stack: RunningStack, job: Job) -> End:
+    """Read events until it is time to leave, then close the connection."""
+    assert job.leave_s is not None
+    until_s = time.monotonic() + job.leave_s
+    patience = (30.0, max(job.leave_s, 0.01))
+    try:
+        with requests.post(
+            f"{stack.url}/generate", json=body_of(job), stream=True, timeout=patience
+        ) as response:
+            for _ in response.iter_lines():
+                if time.monotonic() > until_s:
+                    break
+    except requests.RequestException:
+        pass  # nothing came for so long: that is when this client leaves
+    return End("left")
+
+
+def abort(stack: RunningStack, rid: str, caused_s: list[float]) -> None:
+    """``/abort_request`` on the prefill and on the decode server; notes when."""
+    for name in ("prefill", "decode"):
+        requests.post(f"{stack.urls[name]}/abort_request", json={"rid": rid}, timeout=30)
+    caused_s[0] = time.monotonic()
+
+
+def slots(stack: RunningStack) -> list[int]:
+    """Free KV slots of every instance, and the negated number of used ones on decode."""
+    info = requests.get(f"{stack.urls['prefill']}/server_info", timeout=30).json()
+    loads = requests.get(f"{stack.urls['decode']}/v1/loads", timeout=30).json()["loads"]
+    free = [int(state["cdsp"]["free_tokens"]) for state in info["internal_states"]]
+    return [*free, -sum(int(load["num_used_tokens"]) for load in loads)]
+
+
+def storm(
+    stack: RunningStack, *, count: int, abort_share: float, seed: int, at_once: int
+) -> list[str]:
+    """Run the storm on servers with a stock one ("single") beside them.
+
+    Args:
+        stack: pool, decode, router and "single".
+        count: requests.
+        abort_share: share of requests that are given up.
+        seed: draws everything but the order of events.
+        at_once: requests in flight.
+
+    Returns:
+        What was wrong, [] if nothing.
+    """
+    print(f"storm: seed {seed}", flush=True)
+    rng = random.Random(seed)
+    jobs = [draw(rng, i, abort_share) for i in range(count)]
+    at_start = slots(stack)
+    prompts = dict.fromkeys(prompt for job in jobs for prompt in job.prompts)
+    reference = {prompt: alone(stack, prompt, stack.urls["single"]) for prompt in prompts}
+    with ThreadPoolExecutor(at_once) as threads:
+        ends = list(
+            tqdm(threads.map(lambda job: ask(stack, job), jobs), total=count, file=sys.stderr)
+        )
+    wrong = [
+        text for job, end in zip(jobs, ends, strict=True) if (text := fault(job, end, reference))
+    ]
+    deadline = time.monotonic() + END_WITHIN_S
+    while (left := slots(stack)) != at_start and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if left != at_start:
+        wrong.append(f"free slots {left}, at start {at_start}")
+    for prompt in list(prompts)[:3]:
+        if alone(stack, prompt, stack.url) != reference[prompt]:
+            wrong.append("a new request after the storm is wrong")
+    counts = Counter(end.how for end in ends)
+    slowest = max((end.seconds for end in ends), default=0.0)
+    print(f"{count} requests: {json.dumps(counts)}; slowest end without an answer {slowest:.1f} s")
+    return wrong
+
+
+def alone(stack: RunningStack, prompt: Prompt, url: str) -> Prompt:
+    """The answer to one prompt that nobody gives up."""
+    end = ask(stack, Job(f"alone-{random.getrandbits(64):x}", (prompt,)), url)
+    if end.how != "answered":
+        raise RuntimeError(f"{len(prompt)} tokens alone at {url}: {end.words}")
+    return end.tokens[0]
+
+
+def fault(job: Job, end: End, reference: dict[Prompt, Prompt]) -> str:
+    """What is wrong with an end, "" if nothing."""
+    right = tuple(reference[prompt] for prompt in job.prompts)
+    if end.how == "answered" and job.bad:
+        return f"{job.rid}: served, though it asks for {str(job.bad)[:80]}"
+    if end.how == "answered" and end.tokens != right:
+        return f"{job.rid}: {end.tokens} for {right}"
+    if end.how == "error":
+        return f"{job.rid}: failed though nobody gave it up: {end.words[:300]}"
+    if end.how != "answered" and end.seconds > END_WITHIN_S:
+        return f"{job.rid}: {end.how} only {end.seconds:.1f} s after its cause"
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Start the servers, run the storm, report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--abort", type=float, default=0.3, help="share that is given up")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--backend", choices=["nixl", "mooncake"], default="nixl")
+    options = parser.parse_args(arguments)
+    # Mooncake's own default wants RDMA devices.
+    os.environ.setdefault("MOONCAKE_PROTOCOL", "tcp")
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "checkpoint"
+        write_checkpoint(checkpoint)
+        flags = ("--cdsp", "--dp-size", str(POOL), "--cdsp-allow-request-plans")
+        context = ("--context-length", str(CONTEXT_LENGTH))
+        both = (*context, "--disaggregation-transfer-backend", options.backend)
+        pool = disaggregated(checkpoint, prefill_flags=flags, flags=both)
+        servers = together(pool, single(checkpoint, flags=context))
+        with running(servers, Path(scratch) / "logs") as stack:
+            wrong = storm(
+                stack,
+                count=options.requests,
+                abort_share=options.abort,
+                seed=options.seed,
+                at_once=options.at_once,
+            )
+    for line in wrong:
+        print(line)
+    print("all right" if not wrong else f"{len(wrong)} wrong; repeat with --seed {options.seed}")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

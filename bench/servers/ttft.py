@@ -1,0 +1,96 @@
+"""TTFT of one long prompt on the prefill server alone: 1 instance, 2 instances, stock SGLang.
+
+Each instance has one core. Both sides run in the same process on the same machine, one server
+after the other, and every figure is a median.
+
+    python -m bench.servers.ttft [--tokens 8000] [--repeats 5] [--out bench/results/ttft.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.stack import prefill_only, running
+
+NO_DECODE = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
+Plan = list[tuple[int, list[int]]]
+
+
+def ttft(url: str, tokens: int, seed: int, plan: Plan | None) -> float:
+    """Seconds from sending a prompt to its first token's answer."""
+    sampling: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0}
+    if plan is not None:
+        sampling["custom_params"] = {"cdsp_plan": plan}
+    ids = [(seed * 7919 + i * 104729) % 4000 + 5 for i in range(tokens)]
+    body: dict[str, Any] = {"input_ids": ids, "sampling_params": sampling, **NO_DECODE}
+    start = time.perf_counter()
+    response = requests.post(f"{url}/generate", json=body, timeout=600)
+    response.raise_for_status()
+    return time.perf_counter() - start
+
+
+def series(url: str, tokens: int, plans: Sequence[Plan | None], repeats: int) -> list[list[float]]:
+    """Interleaved repeats of every plan, after one warm-up each."""
+    found: list[list[float]] = [[] for _ in plans]
+    for repeat in range(repeats + 1):
+        for times, plan in zip(found, plans, strict=True):
+            seconds = ttft(url, tokens, repeat, plan)
+            if repeat:
+                times.append(seconds)
+    return found
+
+
+def main() -> None:
+    """Run both servers and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    tokens = options.tokens
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "checkpoint"
+        write_checkpoint(checkpoint)
+        pool = prefill_only(
+            checkpoint, flags=("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
+        )
+        with running(pool, Path(scratch) / "pool") as stack:
+            plans: list[Plan | None] = [[(tokens, [0])], [(tokens, [0, 1])]]
+            plans.append([(tokens // 2, [0]), (tokens - tokens // 2, [0, 1])])
+            one, two, grown = series(stack.url, tokens, plans, options.repeats)
+        # One forward for the prompt, as in the pool: without a decode server stock does not get
+        # past the first chunk of a prompt that is longer than its chunk size.
+        one_chunk = ("--chunked-prefill-size", str(2 * tokens))
+        plan = prefill_only(checkpoint, flags=one_chunk, cpus=(0,))
+        with running(plan, Path(scratch) / "stock") as stack:
+            (stock,) = series(stack.url, tokens, [None], options.repeats)
+    base = statistics.median(stock)
+    rows = {
+        "stock SGLang, one core": stock,
+        "--cdsp, 1 instance": one,
+        "--cdsp, 2 instances": two,
+        "--cdsp, half on 1, half on 2": grown,
+    }
+    print(f"TTFT of {tokens} tokens, median of {options.repeats}, {platform.processor() or 'CPU'}")
+    for name, times in rows.items():
+        median = statistics.median(times)
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        print(f"  {name:30s} {median:6.2f} s  ({spread})  {median / base:5.2f} x stock")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"tokens": tokens, "seconds": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Which requests a pool can run at all; the others are refused on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.forced import ForcedPlan, ForcedPlanError, fits, parse_plan
+from sglang_cdsp.planner.policies import Policy
+from sglang_cdsp.planner.types import PoolView, PromptView
+
+
+class RefusedError(ValueError):
+    """A request that this pool cannot run; names the limit and the remedy."""
+
+
+class Admission:
+    """Checks requests against the pool's limits, its policy and the server's options."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        view: Callable[[], PoolView],
+        page_size: int,
+        max_input_tokens: int,
+        allow_request_plans: bool,
+        decode: DecodeServers,
+        unsupported: Callable[[Any], str] = lambda request: "",
+    ) -> None:
+        """Remember the limits.
+
+        Args:
+            view: gives the pool as it is.
+            max_input_tokens: the pool's prompt limit.
+            decode: knows decode's.
+            unsupported: says why a request cannot be served here, "" if it can.
+        """
+        self._policy = policy
+        self._view = view
+        self._page = page_size
+        self._limit = max_input_tokens
+        self._allow_plans = allow_request_plans
+        self._decode = decode
+        self._unsupported = unsupported
+
+    def check(self, request: PoolRequest, raw_plan: Any) -> ForcedPlan | None:
+        """Returns the plan that the request demands, None if the policy is to plan it.
+
+        Raises:
+            RefusedError, ForcedPlanError, PlannerError: it cannot be run here.
+        """
+        if reason := self._unsupported(request.tokenized):
+            raise RefusedError(reason)
+        if request.tokens < 1:
+            raise RefusedError("the prompt is empty; send at least one token")
+        if request.tokens > self._limit:
+            raise RefusedError(
+                f"the prompt has {request.tokens} tokens, this pool takes at most {self._limit}; "
+                "shorten it, or serve with a larger --context-length or --max-total-tokens"
+            )
+        self.check_decode(request)
+        samples = getattr(request.tokenized.sampling_params, "n", 1)
+        if samples > 1:
+            raise RefusedError(
+                f"n={samples}: disaggregated serving has one bootstrap room per prompt, so it "
+                "generates one sample; send the prompt that many times with n=1"
+            )
+        view = self._view()
+        if raw_plan is None:
+            self.recheck(request)
+            return None
+        if not self._allow_plans:
+            raise RefusedError(
+                "cdsp_plan given, but this server does not take plans from requests; start it "
+                "with --cdsp-allow-request-plans or leave the plan out"
+            )
+        plan = parse_plan(raw_plan, request.tokens, view.size, self._page)
+        assert view.capacity_tokens is not None
+        if not fits(plan, view.capacity_tokens, self._page):
+            raise ForcedPlanError(
+                "cdsp_plan needs more KV slots than its instances have "
+                f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
+            )
+        return plan
+
+    def check_decode(self, request: PoolRequest) -> None:
+        """Check a prompt's length against decode's; to be done again when decode makes contact.
+
+        Raises:
+            RefusedError: none of them takes it.
+        """
+        if request.room is not None and (reason := self._decode.refusal(request.tokens)):
+            raise RefusedError(reason)
+
+    def recheck(self, request: PoolRequest) -> None:
+        """Check a prompt that the policy is to plan, again after the SP sizes changed.
+
+        Raises:
+            PlannerError: it would not fit even an empty pool.
+        """
+        self._policy.check(PromptView(request.rid, request.tokens), self._view())

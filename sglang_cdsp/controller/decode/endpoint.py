@@ -1,0 +1,135 @@
+"""The pool's face towards decode: the mailbox of every room.
+
+A stock decode server sees one prefill replica whose ranks live in the controller process, so it
+needs to know nothing of the pool, and no instance is special. (The alternative, a mailbox on the
+instance that stock's rule names, costs a hop and needs stock's per-replica registration, which
+does not work for plain data parallelism in SGLang 0.5.21.)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import zmq
+from sglang.srt.disaggregation.base import KVPoll
+from sglang.srt.utils.network import NetworkAddress, get_zmq_socket_on_host
+from zmq.utils.monitor import recv_monitor_message
+
+from sglang_cdsp.controller.decode.rooms import RoomMessage
+from sglang_cdsp.controller.decode.servers import DecodeRank
+from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, WireFormat
+
+logger = logging.getLogger(__name__)
+
+REGISTER_TRIES, REGISTER_PAUSE_S = 120, 0.5
+
+
+class DecodeEndpoint:
+    """Sockets towards decode servers, one per prefill rank."""
+
+    def __init__(self, tp_size: int, host: str, wire_format: WireFormat) -> None:
+        """Bind the sockets on ``host``; ``wire_format`` is that of the transfer engine in use."""
+        self._wire_format = wire_format
+        self._context = zmq.Context()
+        self._host = host
+        self._ports: list[int] = []
+        self.sockets: list[zmq.Socket[bytes]] = []
+        for _ in range(tp_size):
+            port, socket = get_zmq_socket_on_host(self._context, zmq.PULL, host=host)
+            self._ports.append(port)
+            self.sockets.append(socket)
+        self._outgoing: dict[tuple[str, int], zmq.Socket[bytes]] = {}
+        self._monitors: dict[tuple[str, int], zmq.Socket[bytes]] = {}
+
+    def receive(self, tp_rank: int) -> PeerMessage | RoomPages | RoomAbort | None:
+        """Read one waiting message of a rank's socket; None for foreign or malformed ones."""
+        frames = self.sockets[tp_rank].recv_multipart(zmq.NOBLOCK)
+        try:
+            return self._wire_format.parse(tp_rank, frames)
+        except (IndexError, ValueError, UnicodeDecodeError):
+            logger.warning("dropping a malformed message of %d frames from decode", len(frames))
+            return None
+
+    def watch(self, rank: DecodeRank) -> None:
+        """Keep an eye on a decode rank from now on, see ``changes``."""
+        self._socket(rank.host, rank.port)
+
+    def changes(self) -> Iterator[tuple[str, int, bool]]:
+        """Decode ranks (host, port) that can be reached (True) or no longer (False) since."""
+        for (host, port), monitor in self._monitors.items():
+            while monitor.poll(0):
+                event = recv_monitor_message(monitor)["event"]
+                yield host, port, event == zmq.EVENT_CONNECTED
+
+    def register(self, url: str, row: dict[str, Any]) -> None:
+        """Register every rank at SGLang's bootstrap server, in the background.
+
+        Args:
+            url: the server's ``/route``.
+            row: fields that all ranks share, see ``CommonKVManager.register_to_bootstrap``.
+        """
+        rows = [
+            {**row, "attn_tp_rank": rank, "rank_ip": self._host, "rank_port": port}
+            for rank, port in enumerate(self._ports)
+        ]
+        threading.Thread(target=_register, args=(url, rows), daemon=True).start()
+
+    def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
+        """Tell a decode rank that a room failed; it answers its client with ``reason``.
+
+        One that does not have the room takes no notice.
+        """
+        parts = self._wire_format.status(room, KVPoll.Failed, rank.tp_rank, reason)
+        self._send(rank.host, rank.port, parts)
+
+    def finish_room(self, room: int, message: RoomMessage) -> None:
+        """Tell decode that all KV and the metadata are there, if it waits for that word."""
+        if self._wire_format.awaits_success:
+            parts = self._wire_format.status(room, KVPoll.Success, message.tp_rank)
+            self._send(message.host, message.port, parts)
+
+    def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
+        """Tell decode that nobody writes to an aborted room's pages any more."""
+        self._send(host, port, [b"ABORT_ACK", str(room).encode(), str(tp_rank).encode()])
+
+    def _socket(self, host: str, port: int) -> zmq.Socket[bytes]:
+        socket = self._outgoing.get((host, port))
+        if socket is None:
+            address = NetworkAddress(host, port)
+            socket = self._context.socket(zmq.PUSH)
+            socket.setsockopt(zmq.LINGER, 0)
+            if address.is_ipv6:
+                socket.setsockopt(zmq.IPV6, 1)
+            events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
+            self._monitors[(host, port)] = socket.get_monitor_socket(events)
+            socket.connect(address.to_tcp())
+            self._outgoing[(host, port)] = socket
+        return socket
+
+    def _send(self, host: str, port: int, parts: list[bytes]) -> None:
+        try:
+            self._socket(host, port).send_multipart(parts, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # Decode's own time-outs cover a decode server that is gone.
+            logger.warning("cannot reach decode at %s:%d: %s", host, port, error)
+
+
+def _register(url: str, rows: list[dict[str, Any]]) -> None:
+    """Keep trying: the bootstrap server lives in the launching process and may come up later."""
+    pause = threading.Event()
+    for row in rows:
+        for _ in range(REGISTER_TRIES):
+            try:
+                if requests.put(url, json=row, timeout=5).status_code == 200:
+                    break
+            except requests.RequestException:
+                pass
+            pause.wait(REGISTER_PAUSE_S)
+        else:
+            logger.error("cannot register the pool at %s: decode servers will not find it", url)
+            return
+    logger.info("pool registered for decode at %s (%d ranks)", url, len(rows))

@@ -1,0 +1,170 @@
+"""What the life cycle decides, put on the wire."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import zmq
+from sglang.srt.managers.io_struct import (
+    TokenizedGenerateReqInput,
+    sock_send,
+    unwrap_from_pickle,
+    wrap_as_pickle,
+)
+from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
+
+from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
+from sglang_cdsp.controller.decode.rooms import Rooms
+from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.protocol.messages import (
+    CancelOrder,
+    GoOrder,
+    LogprobOrder,
+    LogprobPart,
+    LogprobSpec,
+    MeshOrder,
+    PlanOrder,
+    ReleaseOrder,
+    RoomOrder,
+    StockOrder,
+)
+
+# Probes run on any token: id 1 exists in every vocabulary.
+PROBE_TOKEN = 1
+
+
+class Dispatcher:
+    """Sends orders over SGLang's scheduler sockets; implements ``lifecycle.Effects``."""
+
+    def __init__(
+        self,
+        *,
+        workers: Sequence[zmq.Socket[bytes] | None],
+        contact: DecodeEndpoint,
+        decode: DecodeServers,
+        rooms: Rooms,
+        answer: Callable[[PoolRequest, HTTPStatus, str], None],
+        ended: Callable[[PoolRequest], None],
+    ) -> None:
+        """``workers`` are the schedulers' sockets by instance."""
+        self._workers = workers
+        self._contact = contact
+        self._decode = decode
+        self._rooms = rooms
+        self.answer = answer
+        self.ended = ended
+
+    def _send(self, instances: Iterable[int], order: Any) -> None:
+        for instance in instances:
+            worker = self._workers[instance]
+            assert worker is not None
+            sock_send(worker, order)
+
+    def bind(self, request: PoolRequest) -> None:
+        """Send a bound request's pages, plan and, to its home, the request itself."""
+        assert request.plan is not None
+        members = request.plan.instances
+        if request.room is not None:
+            for message in self._rooms.messages(request.room):
+                order = RoomOrder(tp_rank=message.tp_rank, frames=message.frames)
+                self._send(members, order)
+        if request.one_instance:
+            self._send(members, StockOrder(rid=request.rid, seq=request.seq))
+        else:
+            self._send(members, _plan_order(request))
+        if not request.probe:
+            self._send([request.plan.home], _stamped(request.tokenized))
+
+    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
+        """Start the next chunk, or drop the task."""
+        self._send(instances, GoOrder(seq=request.seq, chunk=request.next_chunk, go=go))
+
+    def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
+        """Pass prompt log-probabilities on to home."""
+        assert request.plan is not None
+        self._send([request.plan.home], LogprobOrder(part=part))
+
+    def relink(self, epoch: int) -> None:
+        """Order every instance to make new links."""
+        self._send(range(len(self._workers)), MeshOrder(epoch=epoch))
+
+    def release(self, request: PoolRequest) -> None:
+        """Free the slots; home answers its client unless that was done."""
+        assert request.plan is not None
+        order = ReleaseOrder(seq=request.seq, error=request.error, silent=request.answered)
+        self._send(request.plan.instances, order)
+
+    def cancel_stock(self, request: PoolRequest) -> None:
+        """Abort a one-instance request where it is."""
+        assert request.plan is not None
+        self._send(request.plan.instances, CancelOrder(seq=request.seq))
+
+    def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
+        """Pass decode's abort to the instance whose stock sender will acknowledge it."""
+        assert request.plan is not None
+        self._send(request.plan.instances, RoomOrder(tp_rank=tp_rank, frames=frames))
+
+    def fail_room(self, room: int, reason: str) -> None:
+        """Tell every decode rank of a room that it failed."""
+        for message in self._rooms.messages(room):
+            self._contact.fail_room(room, message, reason)
+
+    def announce_failure(self, room: int, reason: str) -> None:
+        """Tell every decode rank that a room failed; who does not have it takes no notice."""
+        for rank in self._decode.ranks:
+            self._contact.fail_room(room, rank, reason)
+
+    def finish_room(self, room: int) -> None:
+        """Tell every decode rank of a room that its KV has arrived, if it waits to hear that."""
+        for message in self._rooms.messages(room):
+            self._contact.finish_room(room, message)
+
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
+        """Tell decode that a room's pages are safe."""
+        self._contact.ack_abort(room, target.tp_rank, target.host, target.port)
+
+
+def _plan_order(request: PoolRequest) -> PlanOrder:
+    assert request.plan is not None
+    tokens = array(
+        "q", [PROBE_TOKEN] * request.tokens if request.probe else request.tokenized.input_ids
+    )
+    return PlanOrder(
+        rid=request.rid,
+        seq=request.seq,
+        tokens=tokens.tobytes(),
+        chunks=[(chunk.tokens, list(chunk.instances)) for chunk in request.plan.chunks],
+        room=request.room,
+        probe=request.probe,
+        logprobs=None if request.probe else logprob_spec(request.tokenized),
+    )
+
+
+def logprob_spec(request: TokenizedGenerateReqInput) -> LogprobSpec | None:
+    """The prompt log-probabilities that a request asks for, by SGLang's rules."""
+    if not request.return_logprob or request.logprob_start_len < 0:
+        return None
+    if request.logprob_start_len >= len(request.input_ids or ()):
+        return None
+    return LogprobSpec(
+        start=request.logprob_start_len,
+        top=request.top_logprobs_num or 0,
+        token_ids=request.token_ids_logprob,
+    )
+
+
+def _stamped(request: TokenizedGenerateReqInput) -> TokenizedGenerateReqInput:
+    """The request with the controller's time stamps, as SGLang's controller leaves it.
+
+    Decode finds its prefill rank through the pool's contact, so the sender must not announce a
+    rank of its own: naming one tells it so.
+    """
+    stats = DPControllerReqTimeStats.new_from_obj(unwrap_from_pickle(request.time_stats))
+    stats.set_dp_dispatch_time()
+    request.time_stats = wrap_as_pickle(stats)
+    request.disagg_prefill_dp_rank = 0
+    return request

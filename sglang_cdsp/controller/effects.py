@@ -1,0 +1,53 @@
+"""What the life cycle makes happen elsewhere, as an interface: the server's and the tests'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Protocol
+
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.protocol.messages import LogprobPart
+
+
+class Effects(Protocol):
+    """Everything that the life cycle makes happen elsewhere."""
+
+    def bind(self, request: PoolRequest) -> None:
+        """Send a bound request's orders to its instances."""
+
+    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
+        """Order a chunk to start, or the task to be dropped."""
+
+    def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
+        """Pass prompt log-probabilities on to home."""
+
+    def relink(self, epoch: int) -> None:
+        """Order every instance to make new links."""
+
+    def release(self, request: PoolRequest) -> None:
+        """Order slots to be freed and the client to be answered at home."""
+
+    def cancel_stock(self, request: PoolRequest) -> None:
+        """Abort a one-instance request at its instance."""
+
+    def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
+        """Answer a client whose request will not run."""
+
+    def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
+        """Pass decode's abort on to a one-instance request's instance."""
+
+    def fail_room(self, room: int, reason: str) -> None:
+        """Tell decode that a room failed."""
+
+    def announce_failure(self, room: int, reason: str) -> None:
+        """Tell every decode server that a room failed whose pages none has named."""
+
+    def finish_room(self, room: int) -> None:
+        """Tell decode that a room's KV has arrived, if its transfer engine waits to hear that."""
+
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
+        """Tell decode that a room's pages are safe."""
+
+    def ended(self, request: PoolRequest) -> None:
+        """A request is over (log, measurements)."""

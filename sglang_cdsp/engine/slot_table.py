@@ -1,0 +1,101 @@
+"""KV slots of one request on one instance, by prompt position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from sglang_cdsp.parallel.spans import Span
+
+
+class OutOfSlots(RuntimeError):
+    """The instance has fewer free KV slots than the plan reserved."""
+
+
+class SlotTable:
+    """Which slots hold which prompt positions; spans start on page borders."""
+
+    def __init__(self, allocator: Any, page_size: int) -> None:
+        """``allocator`` is SGLang's token-to-KV-slot allocator of this instance."""
+        self._allocator = allocator
+        self._page = page_size
+        self._slots: dict[Span, torch.Tensor] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Slots held, whole pages counted."""
+        return sum(int(slots.numel()) for slots in self._slots.values())
+
+    def take(self, spans: Iterable[Span]) -> None:
+        """Allocate slots for spans that are not held yet.
+
+        Raises:
+            OutOfSlots: when the pool is short; spans taken before stay held.
+        """
+        for span in spans:
+            need = self._padded(span)
+            slots = self._allocator.alloc(need) if need else None
+            if need and slots is None:
+                raise OutOfSlots(
+                    f"{need} KV slots needed, {self._allocator.available_size()} free on this "
+                    "instance; send a shorter prompt or raise --max-total-tokens"
+                )
+            if slots is not None:
+                self._slots[span] = slots.to(torch.int64)
+
+    def slots(self, spans: Sequence[Span]) -> torch.Tensor:
+        """Slots of the positions in ``spans``, in their order, int64 ``[tokens]``.
+
+        Raises:
+            KeyError: for positions that are not held.
+        """
+        parts = [part for span in spans for _, part in self._parts(span)]
+        if parts:
+            return torch.cat(parts)
+        return torch.empty(0, dtype=torch.int64, device=self._allocator.device)
+
+    def pages(self, span: Span) -> torch.Tensor:
+        """Page numbers of a span, int64 ``[pages]``."""
+        parts = [part[:: self._page] // self._page for _, part in self._parts(span)]
+        return torch.cat(parts)
+
+    def drop(self, spans: Iterable[Span]) -> None:
+        """Free the slots of ``spans``, which may be parts of taken spans."""
+        for span in list(spans):
+            for outer, _ in list(self._parts(span)):
+                self._cut(outer, span)
+
+    def clear(self) -> None:
+        """Free everything."""
+        for slots in self._slots.values():
+            self._allocator.free(slots)
+        self._slots.clear()
+
+    def _padded(self, span: Span) -> int:
+        return -(-span.tokens // self._page) * self._page
+
+    def _parts(self, span: Span) -> Iterator[tuple[Span, torch.Tensor]]:
+        """Held spans that cover ``span``, ascending, each with the slots of the covered part."""
+        at = span.start
+        for outer in sorted(self._slots, key=lambda held: held.start):
+            if outer.start <= at < outer.stop and at < span.stop:
+                stop = min(outer.stop, span.stop)
+                yield outer, self._slots[outer][at - outer.start : stop - outer.start]
+                at = stop
+        if at < span.stop:
+            raise KeyError(f"positions {at}..{span.stop} are not held on this instance")
+
+    def _cut(self, outer: Span, span: Span) -> None:
+        """Free the common part of a held span and ``span``; keep the rest."""
+        slots = self._slots.pop(outer)
+        begin = max(span.start, outer.start) - outer.start
+        stop = min(span.stop, outer.stop)
+        # The last span of a prompt may end inside a page: its padding goes with it.
+        end = int(slots.numel()) if stop == outer.stop else stop - outer.start
+        self._allocator.free(slots[begin:end])
+        if begin:
+            self._slots[Span(outer.start, outer.start + begin)] = slots[:begin]
+        if stop < outer.stop:
+            self._slots[Span(stop, outer.stop)] = slots[end:]

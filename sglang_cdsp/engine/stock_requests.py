@@ -1,0 +1,148 @@
+"""One-instance requests while SGLang's own scheduler has them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.disaggregation.utils import is_aborted
+
+from sglang_cdsp.engine.reports import Reporter
+from sglang_cdsp.engine.tasks import StockRequest
+from sglang_cdsp.protocol.messages import FirstToken, StockEnded
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+class StockTracker:
+    """Requests handed to the stock queues, followed until they have left them all."""
+
+    def __init__(self, scheduler: Any, reporter: Reporter, abort: Callable[[str], None]) -> None:
+        """Follow requests of ``scheduler`` and report their ends through ``reporter``.
+
+        ``abort`` is SGLang's own: it ends every request whose id begins with the given text.
+        """
+        self._scheduler = scheduler
+        self._reporter = reporter
+        self._abort = abort
+        self._active: list[StockRequest] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._active)
+
+    def begin(self, stock: StockRequest) -> None:
+        """Start to follow a request; call it right before the request is handed over."""
+        self._active.append(stock)
+
+    def adopt(self, req: Req) -> None:
+        """Remember SGLang's object of a followed request.
+
+        Objects, not ids, are followed: a client may use an id again as soon as it has its answer.
+        """
+        for stock in self._active:
+            if stock.rid == req.rid and stock.req is None:
+                stock.req = req
+                return
+
+    def cancel(self, seq: int) -> None:
+        """Abort one followed request.
+
+        SGLang aborts by the beginning of an id, which would take "r10" along with "r1": for the
+        moment of the call the request has a name that no other begins with.
+        """
+        for stock in self._active:
+            req = stock.req or _compiling(self._scheduler, stock.rid)
+            if stock.seq == seq and req is not None:
+                req.rid = f"cdsp-cancelled-{seq}-{uuid.uuid4().hex}"
+                try:
+                    self._abort(req.rid)
+                finally:
+                    req.rid = stock.rid
+
+    def prefilling(self) -> bool:
+        """Whether any followed request has yet to get its first token."""
+        return any(stock.end_s is None for stock in self._active)
+
+    def stamp_start(self, reqs: list[Req]) -> None:
+        """Note the start of the first batch of each followed request."""
+        now = time.monotonic()
+        for stock in self._of(reqs):
+            stock.start_s = now if stock.start_s is None else stock.start_s
+
+    def stamp_end(self, reqs: list[Req]) -> None:
+        """Note the first token of each followed request."""
+        now = time.monotonic()
+        for stock in self._of(reqs):
+            if stock.end_s is None and stock.req is not None and len(stock.req.output_ids):
+                stock.end_s = now
+                self._reporter.send_from_leader(FirstToken, seq=stock.seq, at_s=now)
+
+    def poll(self) -> None:
+        """Report the requests that have left SGLang's queues."""
+        if not self._active:
+            return
+        live = self._live()
+        still: list[StockRequest] = []
+        for stock in self._active:
+            if stock.req in live or (stock.req is None and self.awaits_grammar(stock.rid)):
+                still.append(stock)
+                continue
+            failed = stock.req is None or is_aborted(stock.req) or stock.end_s is None
+            self._reporter.send_from_leader(
+                StockEnded,
+                seq=stock.seq,
+                start_s=stock.start_s,
+                end_s=stock.end_s,
+                error=_reason(stock.req) if failed else "",
+            )
+        self._active = still
+
+    def _of(self, reqs: list[Req]) -> list[StockRequest]:
+        return [stock for stock in self._active if any(stock.req is req for req in reqs)]
+
+    def awaits_grammar(self, rid: str) -> bool:
+        """Whether SGLang compiles the grammar of a request before it queues it."""
+        return _compiling(self._scheduler, rid) is not None
+
+    def _live(self) -> set[Req]:
+        scheduler = self._scheduler
+        reqs = [
+            *scheduler.waiting_queue,
+            *scheduler.grammar_manager.grammar_queue,
+            *scheduler.disagg_prefill_bootstrap_queue.queue,
+            *scheduler.disagg_prefill_inflight_queue,
+            *scheduler.running_batch.reqs,
+        ]
+        if scheduler.last_batch is not None:
+            reqs += scheduler.last_batch.reqs
+        if scheduler.chunked_req is not None:
+            reqs.append(scheduler.chunked_req)
+        return set(reqs)
+
+
+def _compiling(scheduler: Any, rid: str) -> Req | None:
+    """The request with that id that waits for its grammar, if there is one."""
+    queue: list[Req] = scheduler.grammar_manager.grammar_queue
+    return next((req for req in queue if req.rid == rid), None)
+
+
+def take_compiling(scheduler: Any, rid: str) -> Req | None:
+    """Take a request away from SGLang while its grammar compiles; None if it does not."""
+    req = _compiling(scheduler, rid)
+    if req is not None:
+        scheduler.grammar_manager.grammar_queue.remove(req)
+        if isinstance(req.grammar, Future):
+            req.grammar.cancel()
+        req.grammar = None
+    return req
+
+
+def _reason(req: Req | None) -> str:
+    if req is None:
+        return "rejected on arrival at its instance"
+    finish = req.finished_reason or req.to_finish
+    return str(getattr(finish, "message", None) or "aborted")

@@ -1,0 +1,66 @@
+"""The controller's end of ``/cdsp/status`` and ``/cdsp/update``.
+
+The HTTP process asks over one request/reply socket; the controller answers between two turns of
+its loop, so a reader always sees a consistent state.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+
+class AdminRequest(msgspec.Struct, frozen=True):
+    """``update`` None asks for the status; else it is the body of an update."""
+
+    key: str
+    update: Any = None
+
+
+class AdminReply(msgspec.Struct, frozen=True):
+    """``error`` "" for success; ``body`` is JSON-ready."""
+
+    body: Any
+    error: str = ""
+
+
+class AdminServer:
+    """Answers the HTTP process."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        key: str,
+        *,
+        status: Callable[[], dict[str, Any]],
+        update: Callable[[Any], None],
+    ) -> None:
+        """Bind ``endpoint`` for those who know ``key``.
+
+        ``update`` raises ``ValueError`` for a body that is refused.
+        """
+        self.socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(endpoint)
+        self._key = key
+        self._status = status
+        self._update = update
+
+    def serve(self) -> None:
+        """Answer what waits; never blocks."""
+        while self.socket.poll(0):
+            try:
+                request = msgspec.msgpack.decode(self.socket.recv(), type=AdminRequest)
+                if not hmac.compare_digest(request.key.encode(), self._key.encode()):
+                    raise ValueError("this is not the server's own HTTP process")
+                if request.update is not None:
+                    self._update(request.update)
+                reply = AdminReply(self._status())
+            except (ValueError, msgspec.MsgspecError) as error:
+                reply = AdminReply(None, str(error))
+            self.socket.send(msgspec.msgpack.encode(reply))

@@ -1,0 +1,281 @@
+"""What the pool controller and the schedulers say to each other.
+
+Orders travel on SGLang's own scheduler sockets, in order, and reach every tensor-parallel rank
+of an instance through SGLang's broadcast: all ranks see the same orders in the same loop
+iteration. Their format is SGLang's (``SGLANG_USE_PICKLE_IPC``). Reports travel back over one PULL
+socket of the controller's, as msgpack.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
+
+
+class LogprobPart(msgspec.Struct, frozen=True):
+    """Prompt log-probabilities of some rows of task ``seq``; lists are empty where not asked for.
+
+    Attributes:
+        positions: prompt positions of the rows, ascending.
+        values: per row, the log-probability of the prompt's next token.
+        top_values, top_ids: per row, the best tokens.
+        chosen_values, chosen_ids: per row, the tokens that the request named.
+    """
+
+    seq: int
+    positions: list[int]
+    values: list[float]
+    top_values: list[list[float]]
+    top_ids: list[list[int]]
+    chosen_values: list[list[float]]
+    chosen_ids: list[list[int]]
+
+
+class PeerOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """A decode agent's registration, as it came from decode's rank ``tp_rank``."""
+
+    tp_rank: int
+    frames: list[bytes]
+
+
+class RoomOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Destination pages of one request (or its abort) from decode's rank ``tp_rank``."""
+
+    tp_rank: int
+    frames: list[bytes]
+
+
+class LogprobSpec(msgspec.Struct, frozen=True):
+    """Prompt log-probabilities that a request asks for.
+
+    Attributes:
+        start: first prompt position whose row is computed.
+        top: how many of the best tokens per row, 0 for none.
+        token_ids: tokens whose values are wanted per row, None for none.
+    """
+
+    start: int
+    top: int
+    token_ids: list[int] | None
+
+
+class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """A request's plan, sent to every instance of its last group.
+
+    Attributes:
+        seq: position in the pool's one global order of tasks.
+        tokens: the prompt's token ids, as int64 bytes.
+        chunks: ``(tokens, instances)`` per chunk.
+        room: bootstrap room, None when no decode server takes the KV (probe, fake host).
+        probe: a measurement of the controller's own: nothing is sampled, nobody is answered.
+        logprobs: prompt log-probabilities to compute on the shards, None for none.
+    """
+
+    seq: int
+    tokens: bytes
+    chunks: list[tuple[int, list[int]]]
+    room: int | None = None
+    probe: bool = False
+    logprobs: LogprobSpec | None = None
+
+
+class LogprobOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Prompt log-probabilities that another member computed, for home."""
+
+    part: LogprobPart
+
+
+class StockOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """A one-instance request that enters the stock waiting queue when its turn comes."""
+
+    seq: int
+
+
+class CancelOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Abort the one-instance request with this ``seq``, and no other."""
+
+    seq: int
+
+
+class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Start chunk ``chunk`` of task ``seq``, or drop the task at this boundary."""
+
+    seq: int
+    chunk: int
+    go: bool
+
+
+class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """All writes of task ``seq`` have drained everywhere: free its slots, answer at home.
+
+    ``error`` is the text of a failure, "" for a success; ``silent`` when the client was
+    already answered (an abort).
+    """
+
+    seq: int
+    error: str = ""
+    silent: bool = False
+
+
+class MeshOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Every rank drops its links to other instances and makes those of ``epoch``."""
+
+    epoch: int
+
+
+class GrammarOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Compile the grammar of a request that waits for decode, and say if that cannot be done.
+
+    ``kind`` and ``text`` are the key of SGLang's grammar backends.
+    """
+
+    kind: str
+    text: str
+    reasoning: bool = False
+
+
+class StatusOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """What the controller wants shown in ``/server_info``, as JSON."""
+
+    status: str
+
+
+ORDER_TYPES: tuple[type[BaseReq], ...] = (
+    PeerOrder,
+    RoomOrder,
+    PlanOrder,
+    LogprobOrder,
+    StockOrder,
+    CancelOrder,
+    GoOrder,
+    ReleaseOrder,
+    MeshOrder,
+    GrammarOrder,
+    StatusOrder,
+)
+
+
+def register_orders() -> None:
+    """Teach this process's SGLang message decoder the order types; safe to call twice."""
+    hook_custom_types(*ORDER_TYPES)
+
+
+class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Base of all reports: which rank of which instance speaks, and when (monotonic seconds)."""
+
+    instance: int
+    tp_rank: int
+    at_s: float
+
+
+class Hello(Report, frozen=True, kw_only=True):
+    """A rank is up. Sizes are in tokens."""
+
+    kv_capacity: int
+    page_size: int
+    max_input_tokens: int
+    vocab_size: int
+    kv_cache_dtype: str
+
+
+class Ready(Report, frozen=True, kw_only=True):
+    """The instance can start chunk ``chunk`` of ``seq`` at once."""
+
+    seq: int
+    chunk: int
+
+
+class ChunkDone(Report, frozen=True, kw_only=True):
+    """The instance ran its shard of a chunk; ``start_s`` and ``at_s`` bound its own work."""
+
+    seq: int
+    chunk: int
+    start_s: float
+
+
+class FirstToken(Report, frozen=True, kw_only=True):
+    """Home sampled the first token."""
+
+    seq: int
+
+
+class PromptLogprobs(Report, frozen=True, kw_only=True):
+    """Prompt log-probabilities of this instance's shard, on their way to home."""
+
+    part: LogprobPart
+
+
+class Drained(Report, frozen=True, kw_only=True):
+    """This rank writes nothing more to decode for ``seq``; ``error`` is "" when all went well."""
+
+    seq: int
+    error: str = ""
+
+
+class Failed(Report, frozen=True, kw_only=True):
+    """The task cannot go on at this instance: it is to be dropped at the next boundary.
+
+    ``bad_request`` says that the request itself is at fault and that the instance has
+    answered its client already; ``links_broken`` that the instance closed its links so that no
+    partner waits for it.
+    """
+
+    seq: int
+    error: str
+    bad_request: bool = False
+    links_broken: bool = False
+
+
+class WriteLost(Report, frozen=True, kw_only=True):
+    """A KV write of this rank failed: the task's result is of no use."""
+
+    seq: int
+    error: str
+
+
+class Released(Report, frozen=True, kw_only=True):
+    """The instance freed the task's slots."""
+
+    seq: int
+    free_tokens: int
+
+
+class StockEnded(Report, frozen=True, kw_only=True):
+    """A one-instance request left the instance; times are None if it never ran."""
+
+    seq: int
+    start_s: float | None
+    end_s: float | None
+    error: str
+
+
+class GrammarRefused(Report, frozen=True, kw_only=True):
+    """The grammar of request ``rid`` cannot be compiled."""
+
+    rid: str
+    error: str
+
+
+AnyReport = (
+    Hello
+    | Ready
+    | ChunkDone
+    | FirstToken
+    | PromptLogprobs
+    | Drained
+    | Failed
+    | WriteLost
+    | Released
+    | StockEnded
+    | GrammarRefused
+)
+
+
+def encode_report(report: Report) -> bytes:
+    """Serialise a report."""
+    return msgspec.msgpack.encode(report)
+
+
+def decode_report(data: bytes) -> AnyReport:
+    """Inverse of :func:`encode_report`; raises ``msgspec.DecodeError`` on foreign bytes."""
+    return msgspec.msgpack.decode(data, type=AnyReport)

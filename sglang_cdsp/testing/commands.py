@@ -1,0 +1,70 @@
+"""The command lines of SGLang's servers and of its router."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sglang_cdsp.testing.processes import Command
+
+HOST = "127.0.0.1"
+
+
+def server_command(
+    name: str,
+    checkpoint: Path,
+    ports: Iterator[int],
+    flags: Sequence[str],
+    cpus: Sequence[int] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Command, str]:
+    """A server on the next of ``ports``, and its URL."""
+    port = next(ports)
+    url = f"http://{HOST}:{port}"
+    model = str(checkpoint.resolve())
+    if "--dp-size" not in flags:
+        # SGLang would pick an ephemeral port long before it listens there.
+        flags = ("--nccl-port", str(next(ports)), *flags)
+    arguments = (
+        *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
+        *("--host", HOST, "--port", str(port), *flags),
+    )
+    command = Command(
+        name,
+        arguments,
+        f"{url}/health",
+        cpus=tuple(cpus) if cpus is not None else None,
+        environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
+    )
+    return command, url
+
+
+def as_prefill(bootstrap_port: int, flags: Sequence[str]) -> tuple[str, ...]:
+    """The flags of a prefill server that decode finds at ``bootstrap_port``."""
+    mode = ("--disaggregation-mode", "prefill")
+    return (*mode, "--disaggregation-bootstrap-port", str(bootstrap_port), *flags)
+
+
+def decode_command(
+    checkpoint: Path, ports: Iterator[int], flags: Sequence[str], cpus: Sequence[int] | None = None
+) -> tuple[Command, str]:
+    """The decode server "decode", and its URL."""
+    mode = ("--disaggregation-mode", "decode")
+    return server_command("decode", checkpoint, ports, (*mode, *flags), cpus)
+
+
+def router_command(
+    name: str,
+    port: int,
+    prefill: Sequence[tuple[str, int]],
+    decode_url: str,
+    flags: Sequence[str],
+) -> tuple[Command, str]:
+    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL."""
+    url = f"http://{HOST}:{port}"
+    behind = [part for address in prefill for part in ("--prefill", address[0], str(address[1]))]
+    arguments = (
+        *(sys.executable, "-m", "sglang_router.launch_router"),
+        *("--pd-disaggregation", *flags, "--host", HOST, "--port", str(port)),
+        *(*behind, "--decode", decode_url),
+    )
+    return Command(name, arguments, f"{url}/health"), url

@@ -1,0 +1,219 @@
+"""Server processes that never outlive the program that started them."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from sglang_cdsp.testing import reaper
+
+TERMINATE_GRACE_S = 10.0
+"""How long a server may take to end after SIGTERM before its whole session is killed."""
+
+ORPHAN_GRACE_S = 1.0
+"""How long a server's children may outlive it: they end with it, or not at all by themselves."""
+
+_PORTS = range(20_000, 32_000)  # below the range that the kernel gives to outgoing connections
+_LOG_TAIL_LINES = 40
+
+
+class ServerFailedError(RuntimeError):
+    """A server ended or did not become healthy; the message ends with its last log lines."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run as one server."""
+
+    name: str
+    arguments: tuple[str, ...]
+    health_url: str
+    cpus: tuple[int, ...] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class ServerProcess:
+    """One running server in a session of its own, its output in a file."""
+
+    def __init__(self, command: Command, log: Path):
+        """Start ``command``; its working directory is that of ``log``."""
+        self.command = command
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                command.arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                env={**os.environ, **command.environment},
+                start_new_session=True,
+            )
+        if command.cpus is not None:
+            os.sched_setaffinity(self._popen.pid, command.cpus)
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of the session that all its children are in."""
+        return self._popen.pid
+
+    def members(self) -> list[int]:
+        """Return the ids of this server's living processes, orphans of a dead parent included."""
+        self._popen.poll()
+        return reaper.session_members({self.pid})
+
+    def running(self) -> bool:
+        """Say whether the server's first process is alive."""
+        return self._popen.poll() is None
+
+    def check_alive(self) -> None:
+        """Raise ``ServerFailedError`` if the server's first process has ended."""
+        if not self.running():
+            raise ServerFailedError(
+                f"{self.command.name} ended with status {self._popen.returncode}; "
+                f"see {self.log}\n{self.log_tail()}"
+            )
+
+    def healthy(self) -> bool:
+        """Say whether the health URL answers 200.
+
+        Raises:
+            ServerFailedError: the process has ended.
+        """
+        self.check_alive()
+        try:
+            with urllib.request.urlopen(self.command.health_url, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def log_tail(self) -> str:
+        """Return the last lines of the log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+class ServerGroup:
+    """Servers that end with the ``with`` block, and also when this program is killed in it."""
+
+    def __init__(self) -> None:
+        self.servers: list[ServerProcess] = []
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-S", "-E", reaper.__file__],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "ServerGroup":
+        return self
+
+    def start(self, command: Command, log: Path) -> ServerProcess:
+        """Start one more server; see ``ServerProcess``."""
+        server = ServerProcess(command, log)
+        self.servers.append(server)
+        self._tell_reaper(str(server.pid))
+        return server
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End every process: SIGTERM to each server, SIGKILL to what is left.
+
+        Returns when none is alive. SIGINT and SIGTERM to this program meanwhile are held back, so
+        that a second Ctrl-C cannot leave half of it undone.
+        """
+        held = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        try:
+            self._end_servers()
+            self._tell_reaper(reaper.RELEASE)
+            self._reaper.wait()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _end_servers(self) -> None:
+        for server in self.servers:
+            if server.running():
+                os.kill(server.pid, signal.SIGTERM)
+        _wait_while(lambda: any(server.running() for server in self.servers), TERMINATE_GRACE_S)
+        _wait_while(lambda: any(server.members() for server in self.servers), ORPHAN_GRACE_S)
+        reaper.kill_sessions({server.pid for server in self.servers})
+        for server in self.servers:
+            server.members()  # reaps the first process
+
+    def _tell_reaper(self, line: str) -> None:
+        assert self._reaper.stdin is not None
+        self._reaper.stdin.write(f"{line}\n")
+        self._reaper.stdin.flush()
+
+
+def wait_until_healthy(
+    servers: Sequence[ServerProcess],
+    timeout_s: float,
+    progress: Callable[[Mapping[str, bool], float], None],
+) -> None:
+    """Wait until every server answers its health URL.
+
+    Args:
+        servers: to wait for, all at once.
+        timeout_s: seconds for all together.
+        progress: called about once a second with each server's name and whether it is ready, and
+            the seconds since the start.
+
+    Raises:
+        ServerFailedError: one ended, or not all were ready in time.
+    """
+    start = time.monotonic()
+    ready = {server.command.name: False for server in servers}
+    while True:
+        for server in servers:
+            if not ready[server.command.name]:
+                ready[server.command.name] = server.healthy()
+        elapsed = time.monotonic() - start
+        progress(dict(ready), elapsed)
+        if all(ready.values()):
+            return
+        if elapsed > timeout_s:
+            late = [server for server in servers if not ready[server.command.name]]
+            tails = "\n".join(f"--- {server.log}\n{server.log_tail()}" for server in late)
+            names = ", ".join(server.command.name for server in late)
+            raise ServerFailedError(
+                f"{names} not ready after {timeout_s:.0f} s; give more time or look into the "
+                f"logs\n{tails}"
+            )
+        time.sleep(1.0)
+
+
+def _wait_while(condition: Callable[[], bool], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and condition():
+        time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ``count`` different TCP ports that nobody on this machine listens on."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with socket.socket() as probe:
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found

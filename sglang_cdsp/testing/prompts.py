@@ -1,0 +1,28 @@
+"""Prompts of given lengths, cut from real text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from sglang_cdsp.testing.text import manual_text
+
+_STRIDE = 977  # tokens between the starts of two prompts, so that none begins like another
+
+
+def cut_prompts(checkpoint: Path, lengths: Sequence[int]) -> list[str]:
+    """Return one text a length, each of about that many tokens of the checkpoint's tokenizer.
+
+    Args:
+        checkpoint: directory with ``tokenizer.json``.
+        lengths: tokens, BOS included; cutting may move a text's length by a token or two.
+    """
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    text = tokenizer.encode(manual_text(), add_special_tokens=False)
+    offsets = text.offsets
+    prompts = []
+    for index, length in enumerate(lengths):
+        first = (index * _STRIDE) % (len(offsets) - length)
+        start, end = offsets[first][0], offsets[first + length - 2][1]
+        prompts.append(manual_text()[start:end])
+    return prompts

@@ -1,0 +1,264 @@
+"""Starts real servers for a demonstration, a test or a benchmark, and ends them for sure.
+
+::
+
+    with running(disaggregated(checkpoint), Path("build/logs")) as stack:
+        requests.post(f"{stack.url}/generate", json=...)
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from sglang_cdsp.testing.commands import as_prefill, decode_command, router_command, server_command
+from sglang_cdsp.testing.processes import (
+    Command,
+    ServerGroup,
+    ServerProcess,
+    free_ports,
+    wait_until_healthy,
+)
+
+START_TIMEOUT_S = 600.0
+_MOST_PORTS = 16
+"""Ports that a plan, or one side of it, may need; drawn together so that none comes twice."""
+
+_STAGES = (
+    ("fired up and ready", "ready"),
+    ("KV Cache is allocated", "warming up"),
+    ("Load weight begin", "loading weights"),
+    ("server_args=", "starting its processes"),
+)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Servers to start together, and the URL that clients talk to."""
+
+    commands: tuple[Command, ...]
+    url: str
+    urls: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """Healthy servers.
+
+    Attributes:
+        url: where clients send requests: the router, or the only server.
+        urls: URL of each server by name ("prefill", "decode", "router", "single").
+        servers: the processes by name.
+        start_s: seconds from the first process to the last healthy answer.
+    """
+
+    url: str
+    urls: Mapping[str, str]
+    servers: Mapping[str, ServerProcess]
+    start_s: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to prefill, to be compared with others before the same decode server.
+
+    Attributes:
+        name: of the side; its servers are named after it.
+        prefill: flags of each of its prefill servers; a router spreads requests over them.
+        cores: for each server, the cores of its ranks as in ``SGLANG_CPU_OMP_THREADS_BIND``.
+    """
+
+    name: str
+    prefill: tuple[tuple[str, ...], ...]
+    cores: tuple[str, ...]
+
+
+def disaggregated(
+    checkpoint: Path,
+    *,
+    prefill_flags: Sequence[str] = (),
+    decode_flags: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    prefill_cpus: Sequence[int] | None = None,
+    decode_cpus: Sequence[int] | None = None,
+    router_port: int | None = None,
+) -> Deployment:
+    """Plan a prefill server, a decode server and SGLang's router in front of them.
+
+    Args:
+        checkpoint: model directory.
+        prefill_flags: for the prefill server, for example ``("--cdsp", "--dp-size", "4")``.
+        decode_flags: for the decode server.
+        flags: for both.
+        prefill_cpus: cores that the prefill server may use, all if not given.
+        decode_cpus: the same for the decode server.
+        router_port: where the router listens; a free port if not given.
+    """
+    ports = iter(free_ports(_MOST_PORTS))
+    bootstrap_port = next(ports)
+    both = as_prefill(bootstrap_port, (*flags, *prefill_flags))
+    prefill, prefill_url = server_command("prefill", checkpoint, ports, both, prefill_cpus)
+    decode, decode_url = decode_command(checkpoint, ports, (*flags, *decode_flags), decode_cpus)
+    behind = ((prefill_url, bootstrap_port),)
+    port = router_port or next(ports)
+    router, url = router_command("router", port, behind, decode_url, ("--mini-lb",))
+    return Deployment(
+        (prefill, decode, router),
+        url,
+        {"prefill": prefill_url, "decode": decode_url, "router": url},
+    )
+
+
+def side_by_side(
+    checkpoint: Path,
+    sides: Sequence[Side],
+    *,
+    decode_flags: Sequence[str] = (),
+    router_flags: Sequence[str] = ("--mini-lb",),
+) -> Deployment:
+    """Plan one decode server and, for each side, its prefill servers behind a router of their own.
+
+    Args:
+        checkpoint: model directory.
+        sides: with different names.
+        decode_flags: for the decode server.
+        router_flags: for every router.
+
+    Returns:
+        The plan; ``urls`` has each side's router by the side's name, and "decode".
+    """
+    ports = iter(free_ports(_MOST_PORTS * len(sides)))
+    decode, decode_url = decode_command(checkpoint, ports, decode_flags)
+    commands, urls = [decode], {"decode": decode_url}
+    for side in sides:
+        behind = []
+        for number, (flags, cores) in enumerate(zip(side.prefill, side.cores, strict=True)):
+            bootstrap_port = next(ports)
+            command, url = server_command(
+                f"{side.name}-{number}",
+                checkpoint,
+                ports,
+                as_prefill(bootstrap_port, flags),
+                environment={"SGLANG_CPU_OMP_THREADS_BIND": cores},
+            )
+            commands.append(command)
+            behind.append((url, bootstrap_port))
+        flags = (*router_flags, "--prometheus-port", str(next(ports)))
+        router, url = router_command(f"{side.name}-router", next(ports), behind, decode_url, flags)
+        commands.append(router)
+        urls[side.name] = url
+    return Deployment(tuple(commands), urls[sides[0].name], urls)
+
+
+def single(
+    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+) -> Deployment:
+    """Plan one stock server that prefills and decodes."""
+    command, url = server_command("single", checkpoint, iter(free_ports(_MOST_PORTS)), flags, cpus)
+    return Deployment((command,), url, {"single": url})
+
+
+def prefill_only(
+    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+) -> Deployment:
+    """Plan a prefill server alone.
+
+    A request with ``bootstrap_host`` 2.2.2.2 is answered with its first token without any decode
+    server; SGLang warms prefill servers up that way.
+    """
+    ports = iter(free_ports(_MOST_PORTS))
+    both = as_prefill(next(ports), flags)
+    command, url = server_command("prefill", checkpoint, ports, both, cpus)
+    return Deployment((command,), url, {"prefill": url})
+
+
+def together(*plans: Deployment) -> Deployment:
+    """Plan the servers of several plans, whose names must differ, as one; the first one's URL."""
+    commands = tuple(command for plan in plans for command in plan.commands)
+    urls = {name: url for plan in plans for name, url in plan.urls.items()}
+    if len({command.name for command in commands}) < len(commands):
+        raise ValueError("two of the servers have the same name; run such plans one by one")
+    return Deployment(commands, plans[0].url, urls)
+
+
+@contextlib.contextmanager
+def running(
+    plan: Deployment,
+    log_directory: Path,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> Iterator[RunningStack]:
+    """Start the servers of ``plan`` at once, yield when all are healthy, and end them.
+
+    They are ended whatever leaves the block: its end, an exception, Ctrl-C, SIGTERM; and also when
+    this program is killed in it.
+
+    Args:
+        plan: from ``disaggregated``, ``single`` or ``prefill_only``.
+        log_directory: gets one ``NAME.log`` a server.
+        progress: receives a line whenever a server's state changes and every ten seconds.
+        timeout_s: seconds until all must be healthy.
+
+    Raises:
+        ServerFailedError: a server ended or was not ready in time.
+    """
+    logs = log_directory.resolve()
+    with _sigterm_as_exit(), ServerGroup() as group:
+        by_name = {
+            command.name: group.start(command, logs / f"{command.name}.log")
+            for command in plan.commands
+        }
+        report = _ProgressReport(group.servers, progress)
+        try:
+            wait_until_healthy(group.servers, timeout_s, report)
+            yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
+        finally:
+            progress("ending the servers")
+
+
+class _ProgressReport:
+    """Turns health answers and log markers into a line when something changed."""
+
+    def __init__(self, servers: Sequence[ServerProcess], say: Callable[[str], None]):
+        self._servers = servers
+        self._say = say
+        self._last = ""
+        self._last_s = 0.0
+        self.elapsed_s = 0.0
+
+    def __call__(self, ready: Mapping[str, bool], elapsed_s: float) -> None:
+        self.elapsed_s = elapsed_s
+        states = [
+            f"{server.command.name} {'ready' if ready[server.command.name] else _stage(server)}"
+            for server in self._servers
+        ]
+        line = ", ".join(states)
+        if line != self._last or elapsed_s - self._last_s >= 10:
+            self._say(f"[{elapsed_s:3.0f} s] {line}")
+            self._last, self._last_s = line, elapsed_s
+
+
+def _stage(server: ServerProcess) -> str:
+    text = server.log.read_text(encoding="utf-8", errors="replace")
+    return next((stage for marker, stage in _STAGES if marker in text), "importing")
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack like Ctrl-C does, so that ``finally`` blocks run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,292 @@
+"""An instance without a process: it obeys its orders, one at a time, at any speed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sglang_cdsp.parallel.chunk_layout import padded_tokens
+from tests.controller.fake_tasks import FakeStockRequest, FakeTask, Move
+
+if TYPE_CHECKING:
+    from tests.controller.fake_pool import FakePool
+
+
+class FakeInstance:
+    """See the module's text; it speaks to the controller through its ranks' channels."""
+
+    def __init__(self, me: int, pool: FakePool) -> None:
+        self.me = me
+        self.pool = pool
+        self._inbox: deque[tuple[Callable[[], None], Callable[[], None] | None]] = deque()
+        self.queue: list[FakeTask | FakeStockRequest] = []
+        self.tasks: dict[int, FakeTask] = {}
+        self.stock_requests: dict[int, FakeStockRequest] = {}
+        self.inside: FakeTask | None = None
+        self.epoch = 0
+        self.linked = True
+        self.meets: int | None = None  # the epoch whose links it waits for
+        self.used = 0
+        self.last_seq = -1
+
+    # -- what may happen next -------------------------------------------------------------
+
+    def moves(self) -> Iterator[Move]:
+        """Everything that this instance could do now."""
+        if self.inside is not None:
+            yield from self._inside_moves(self.inside)
+            return
+        if self.meets is not None:
+            if self.pool.all_meet(self.meets):
+                yield Move(f"{self.me} has new links", self._relinked)
+            return
+        if self._inbox:
+            obey, refuse = self._inbox[0]
+            yield Move(f"{self.me} takes an order", partial(self._take_order, obey))
+            if refuse is not None:
+                name = f"{self.me} refuses a request"
+                yield Move(name, partial(self._take_order, refuse), fault=True)
+        for task in list(self.tasks.values()):
+            yield from self._write_moves(task)
+        for stock in list(self.stock_requests.values()):
+            yield from self._turn_moves(stock)
+        if self.queue:
+            yield from self._head_moves(self.queue[0])
+
+    def _inside_moves(self, task: FakeTask) -> Iterator[Move]:
+        chunk = task.next_chunk
+        group = task.layouts[chunk].group
+        whole = len(group) == 1 or self.pool.linked(group)
+        if self.pool.entered[(task.seq, chunk)] >= set(group):
+            # Who has all it needs ends well even when a partner's links break afterwards.
+            end = partial(self._end, task)
+            yield Move(f"{self.me} ends chunk {chunk} of {task.seq}", end, fault=not whole)
+        fail = partial(self._end, task, fails=True)
+        yield Move(f"{self.me} fails in chunk {chunk} of {task.seq}", fail, fault=whole)
+
+    def _write_moves(self, task: FakeTask) -> Iterator[Move]:
+        for rank in range(self.pool.tp_size):
+            if task.writes[rank]:
+                name = f"write of {task.seq} at {self.me}.{rank}"
+                yield Move(f"{name} lands", partial(self._landed, task, rank))
+                yield Move(f"{name} fails", partial(self._landed, task, rank, "lost"), fault=True)
+            elif task.over and rank not in task.drained:
+                name = f"{self.me}.{rank} has drained {task.seq}"
+                yield Move(name, partial(self._drained, task, rank))
+
+    def _turn_moves(self, stock: FakeStockRequest) -> Iterator[Move]:
+        if not stock.sampled:
+            yield Move(f"turn {stock.seq} samples", partial(self._sample, stock))
+        if stock.sampled or stock.unwanted:
+            yield Move(f"turn {stock.seq} ends", partial(self._leave, stock, stock.unwanted))
+        yield Move(f"turn {stock.seq} fails", partial(self._leave, stock, "broke"), fault=True)
+
+    def _head_moves(self, head: FakeTask | FakeStockRequest) -> Iterator[Move]:
+        if isinstance(head, FakeStockRequest):
+            yield Move(f"turn {head.seq} begins", partial(self._begin, head))
+        elif head.over:
+            yield Move(f"{self.me} leaves {head.seq} behind", lambda: self._pop(head))
+        elif not (head.announced or head.error) and self._may_announce(head):
+            chunk = head.next_chunk
+            name = f"{self.me} is ready for chunk {chunk} of {head.seq}"
+            yield Move(name, partial(self._announce, head))
+            if head.prepared != chunk:
+                short = partial(self._fail, head, "out of slots")
+                yield Move(f"{self.me} cannot prepare {head.seq}", short, fault=True)
+
+    def _may_announce(self, task: FakeTask) -> bool:
+        prefilling = any(not stock.sampled for stock in self.stock_requests.values())
+        at_home = task.home == self.me and task.client is not None
+        return not prefilling and (task.has_request or not at_home)
+
+    # -- orders ---------------------------------------------------------------------------
+
+    def order(self, obey: Callable[[], None], refuse: Callable[[], None] | None = None) -> None:
+        """An order is under way; ``refuse`` is what a request's own fault leads to."""
+        self._inbox.append((obey, refuse))
+
+    def _take_order(self, order: Callable[[], None]) -> None:
+        self._inbox.popleft()
+        order()
+
+    def on_plan(self, task: FakeTask) -> None:
+        """A plan joins the queue."""
+        self._in_order(task.seq)
+        self.tasks[task.seq] = task
+        self.queue.append(task)
+
+    def on_stock(self, stock: FakeStockRequest) -> None:
+        """A one-instance request joins the queue."""
+        self._in_order(stock.seq)
+        self.queue.append(stock)
+
+    def _in_order(self, seq: int) -> None:
+        assert seq > self.last_seq, "orders to one instance come in the pool's order"
+        self.last_seq = seq
+
+    def on_request(self, seq: int) -> None:
+        """Home gets the request itself."""
+        self.tasks[seq].has_request = True
+
+    def refuse_request(self, seq: int) -> None:
+        """Home gets the request and SGLang's own checks refuse it."""
+        task = self.tasks[seq]
+        task.has_request = True
+        assert task.client is not None
+        self.pool.answered(task.client, "home refused")
+        self._fail(task, "bad request", bad_request=True)
+
+    def on_go(self, seq: int, chunk: int, go: bool) -> None:
+        """Enter a chunk, or drop the task."""
+        task = self.tasks[seq]
+        if task.over:
+            return
+        if not go:
+            task.over = True
+            return
+        assert task.announced, "a member is sent into a chunk that it did not say it is ready for"
+        assert task.next_chunk == chunk
+        assert task.prepared == chunk
+        self.pool.entered[(seq, chunk)].add(self.me)
+        self.inside = task
+
+    def on_mesh(self, epoch: int) -> None:
+        """Make new links; nothing else happens here until every instance does."""
+        assert epoch > self.epoch
+        self.linked = False
+        self.meets = epoch
+
+    def _relinked(self) -> None:
+        assert self.meets is not None
+        self.epoch, self.linked, self.meets = self.meets, True, None
+
+    def on_release(self, seq: int, error: str, silent: bool) -> None:
+        """Free the slots and answer the client at home."""
+        task = self.tasks.pop(seq)
+        assert task.over
+        assert not any(task.writes.values()), "slots are freed while a write reads them"
+        self._pop(task)
+        self.used -= task.held
+        if task.has_request and not silent and task.client is not None:
+            self.pool.answered(task.client, "home failed" if error else "home finished")
+        self._lead(self.pool.lifecycle.released, seq, self.me)
+
+    def on_cancel(self, seq: int) -> None:
+        """Abort one request, whether it was held back or not."""
+        if seq in self.stock_requests:
+            self.stock_requests[seq].unwanted = self.stock_requests[seq].unwanted or "aborted"
+        for request in list(self.queue):
+            if isinstance(request, FakeStockRequest) and request.seq == seq:
+                self._pop(request)
+                self._lead(self.pool.lifecycle.stock_ended, request.seq, None, None, "aborted")
+
+    def on_room_abort(self, room: int, rank: int) -> None:
+        """Stock's sender marks the room failed and acknowledges once its writes are over."""
+        held_back = [request for request in self.queue if isinstance(request, FakeStockRequest)]
+        for stock in (*self.stock_requests.values(), *held_back):
+            if stock.room == room:
+                stock.unwanted = "decode is gone"
+                stock.decode_gone = True
+                if stock.begun:
+                    stock.acks_owed.append(rank)
+                    return
+        self.pool.decode_told_safe(room, rank)
+
+    # -- progress -------------------------------------------------------------------------
+
+    def _pop(self, request: FakeTask | FakeStockRequest) -> None:
+        if request in self.queue:
+            self.queue.remove(request)
+
+    def _take(self, tokens: int) -> None:
+        self.used += tokens
+        assert self.used <= self.pool.capacity, "the pool promised more slots than there are"
+
+    def _announce(self, task: FakeTask) -> None:
+        chunk = task.next_chunk
+        if task.prepared != chunk:
+            layout = task.layouts[chunk]
+            incoming = [move.span for move in layout.moves if move.dst == self.me]
+            need = padded_tokens([*incoming, *layout.shard(self.me)], self.pool.page_size)
+            self._take(need)
+            task.held += need
+            task.prepared = chunk
+        task.announced = True
+        self._lead(self.pool.heard_ready, task.seq, chunk, self.me)
+
+    def _end(self, task: FakeTask, *, fails: bool = False) -> None:
+        """The chunk is over here."""
+        self.inside = None
+        chunk, layout = task.next_chunk, task.layouts[task.next_chunk]
+        if fails:
+            task.error = f"chunk {chunk} broke"
+            shared = len(layout.group) > 1
+            self.linked = self.linked and not shared
+            report = partial(self.pool.lifecycle.failed, links_broken=shared)
+            for rank in range(self.pool.tp_size):
+                self._say(rank, partial(report, task.seq, self.me, task.error))
+            return
+        if task.final and task.home == self.me and task.client is not None:
+            self._lead(self.pool.lifecycle.first_token, task.seq, self.pool.now_s)
+        if task.room is not None:
+            for rank in range(self.pool.tp_size):
+                self.pool.decode_written(task.room, rank)
+                task.writes[rank] += 1
+        leaving = [move.span for move in layout.moves if move.src == self.me]
+        if leaving:
+            freed = padded_tokens(leaving, self.pool.page_size)
+            task.held -= freed
+            self.used -= freed
+        task.announced = False
+        task.over = task.final
+        task.next_chunk += 1
+        now_s = self.pool.now_s
+        self._lead(self.pool.lifecycle.chunk_done, task.seq, chunk, self.me, now_s - 1.0, now_s)
+
+    def _fail(self, task: FakeTask, error: str, *, bad_request: bool = False) -> None:
+        task.error = error
+        report = partial(self.pool.lifecycle.failed, bad_request=bad_request)
+        self._lead(report, task.seq, self.me, error)
+
+    def _landed(self, task: FakeTask, rank: int, error: str = "") -> None:
+        task.writes[rank] -= 1
+        if error:
+            task.lost[rank] = error
+            self._say(rank, partial(self.pool.lifecycle.write_lost, task.seq, error))
+
+    def _drained(self, task: FakeTask, rank: int) -> None:
+        task.drained.add(rank)
+        error = task.error or task.lost.get(rank, "")
+        self._say(rank, partial(self.pool.lifecycle.drained, task.seq, self.me, rank, error))
+
+    def _begin(self, stock: FakeStockRequest) -> None:
+        self._pop(stock)
+        self.stock_requests[stock.seq] = stock
+        stock.begun = True
+        page = self.pool.page_size
+        self._take(-(-stock.tokens // page) * page)
+
+    def _sample(self, stock: FakeStockRequest) -> None:
+        stock.sampled = True
+        self._lead(self.pool.lifecycle.first_token, stock.seq, self.pool.now_s)
+        if stock.room is not None and not stock.decode_gone:
+            for rank in range(self.pool.tp_size):
+                self.pool.decode_written(stock.room, rank)
+
+    def _leave(self, stock: FakeStockRequest, error: str) -> None:
+        del self.stock_requests[stock.seq]
+        page = self.pool.page_size
+        self.used -= -(-stock.tokens // page) * page
+        for rank in stock.acks_owed:
+            assert stock.room is not None
+            self.pool.decode_told_safe(stock.room, rank)
+        self.pool.answered(stock.client, "turn failed" if error else "turn finished")
+        self._lead(self.pool.lifecycle.stock_ended, stock.seq, None, None, error)
+
+    def _lead(self, report: Callable[..., None], *values: object) -> None:
+        self._say(0, partial(report, *values))
+
+    def _say(self, rank: int, report: Callable[[], None]) -> None:
+        self.pool.channels[(self.me, rank)].append(report)

@@ -1,0 +1,350 @@
+"""A whole pool without processes: a real life cycle, fake instances, and a decode side.
+
+It is the life cycle's ``Effects`` and checks every order against what must always hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from http import HTTPStatus
+
+from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.controller.admission import Admission
+from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
+from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
+from sglang_cdsp.controller.lifecycle import Lifecycle
+from sglang_cdsp.controller.planning import make_planning
+from sglang_cdsp.controller.request import AbortTarget, Phase, PoolRequest
+from sglang_cdsp.parallel.chunk_layout import plan_layout
+from sglang_cdsp.planner.latency import builtin_model
+from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.protocol.messages import LogprobPart
+from tests.controller.fake_instance import FakeInstance
+from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
+
+Chunks = list[tuple[int, list[int]]]
+# Longer than any test lets decode wait, but for those about waiting.
+TIMEOUT_S = 1e5
+# What decode keeps free for a request's output.
+RESERVED = 64
+Reports = deque[Callable[[], None]]
+
+
+def _hear(reports: Reports) -> None:
+    reports.popleft()()
+
+
+class FakePool:
+    """See the module's text.
+
+    Attributes:
+        answers: who answered each client, in order.
+        entered: members that are or were inside a chunk, by ``(seq, chunk)``.
+        safe: ``(room, rank)`` whose pages decode may have given to others.
+        told_failed: rooms of which decode heard that they failed.
+        announced: how often all decode servers heard that a room failed.
+        told_finished: how often decode heard that a room's KV has arrived.
+        acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 4,
+        tp_size: int = 1,
+        page_size: int = 1,
+        capacity: int = 4096,
+        policy: str = "single-chunk",
+        min_chunk: int = 16,
+        decode_tokens: int | None = 1_000_000,
+    ) -> None:
+        self.tp_size = tp_size
+        self.page_size = page_size
+        self.capacity = capacity // page_size * page_size
+        self.now_s = 1000.0
+        self.instances = [FakeInstance(i, self) for i in range(size)]
+        self.channels: defaultdict[tuple[int, int], Reports] = defaultdict(deque)
+        self.answers: defaultdict[Client, list[str]] = defaultdict(list)
+        self.entered: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self.safe: set[tuple[int, int]] = set()
+        self.told_failed: set[int] = set()
+        self.announced: Counter[int] = Counter()
+        self.told_finished: Counter[int] = Counter()
+        self.acks: Counter[tuple[int, int]] = Counter()
+        self.ends: list[PoolRequest] = []
+        self.epochs: list[int] = []
+        self.logprob_parts: list[LogprobPart] = []
+        self._promised: dict[int, dict[int, int]] = {}
+        self._heard: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self._chunks_started: Counter[int] = Counter()
+        self._dropped: set[int] = set()
+        self._last_seq = -1
+        self._clients = 0
+        self._decode_uses = 0
+        self.rooms = Rooms(tp_size)
+        self.ledger = InstanceLedger((self.capacity + RESERVE_TOKENS,) * size, page_size, size)
+        sizes = tuple(s for s in (1, 2, 4) if s <= size)
+        args = CdspArgs(policy=policy, min_chunk=min_chunk)
+        self.planning = planning = make_planning(args, builtin_model(), sizes, page_size)
+        self.policy = planning.policy
+        self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
+        self.lifecycle = Lifecycle(
+            ledger=self.ledger,
+            planning=planning,
+            rooms=self.rooms,
+            effects=self,
+            admission=Admission(
+                policy=self.policy,
+                view=lambda: self.ledger.view(self.now_s),
+                page_size=page_size,
+                max_input_tokens=size * self.capacity,
+                allow_request_plans=True,
+                decode=self.decode_servers,
+            ),
+            tp_size=tp_size,
+            clock=lambda: self.now_s,
+            decode=self.decode_servers,
+        )
+
+    # -- the world around the pool --------------------------------------------------------
+
+    def request(
+        self, tokens: int, *, rid: str | None = None, room: int | None = None
+    ) -> PoolRequest:
+        """A client's request; ``request`` is the client."""
+        self._clients += 1
+        name = rid or f"r{self._clients}"
+        return PoolRequest(name, Client(self._clients), tokens, self.now_s, room=room)
+
+    def submit(
+        self,
+        tokens: int,
+        *,
+        rid: str | None = None,
+        room: int | None = None,
+        plan: Chunks | None = None,
+    ) -> PoolRequest:
+        """A client's request reaches the pool."""
+        request = self.request(tokens, rid=rid, room=room)
+        self.lifecycle.arrivals.submit(request, plan)
+        return request
+
+    def decode_sends(self, room: int, rank: int) -> None:
+        """A decode rank names its pages."""
+        self.safe.discard((room, rank))
+        self._decode_uses += 1
+        frames = [b"pages", b"%d" % self._decode_uses]
+        message = RoomMessage(rank, f"agent{rank}", 1, "decode", 7000 + rank, frames)
+        self.lifecycle.arrivals.pages_named(room, message)
+
+    def decode_aborts(self, room: int, rank: int) -> None:
+        """A decode rank gives a room up and waits for the acknowledgement."""
+        target = AbortTarget(rank, "decode", 7000 + rank)
+        self.lifecycle.abort_room(room, target, [b"ABORT", str(room).encode()])
+
+    def moves(self) -> list[Move]:
+        """Everything that could happen next inside the pool."""
+        found = [
+            Move(f"the controller hears {me}.{rank}", partial(_hear, reports))
+            for (me, rank), reports in self.channels.items()
+            if reports
+        ]
+        for instance in self.instances:
+            found += instance.moves()
+        return found
+
+    def settle(self) -> None:
+        """Let everything happen, without further faults, until nothing moves for a while."""
+        quiet = 0
+        for _ in range(100_000):
+            self.lifecycle.plan()
+            self.now_s += 1.0
+            healthy = [move for move in self.moves() if not move.fault]
+            quiet = 0 if healthy else quiet + 1
+            if quiet > 3:
+                return
+            for move in healthy[:1]:
+                move.do()
+        raise AssertionError("the pool does not come to rest")
+
+    def happen(self, name: str) -> None:
+        """Let one thing happen by (the beginning of) its name, however unlikely."""
+        (move,) = [move for move in self.moves() if move.name.startswith(name)]
+        move.do()
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Let things happen without faults until ``reached``."""
+        for _ in range(10_000):
+            if reached():
+                return
+            self.lifecycle.plan()
+            next(move for move in self.moves() if not move.fault).do()
+        raise AssertionError("not reached")
+
+    # -- what instances and the life cycle tell -------------------------------------------
+
+    def heard_ready(self, seq: int, chunk: int, instance: int) -> None:
+        """A ``Ready`` reaches the controller."""
+        self._heard[(seq, chunk)].add(instance)
+        self.lifecycle.ready(seq, chunk, instance)
+
+    def all_meet(self, epoch: int) -> bool:
+        """Whether all instances are making, or have made, the links of ``epoch``."""
+        return all(max(i.epoch, i.meets or 0) >= epoch for i in self.instances)
+
+    def linked(self, group: Iterable[int]) -> bool:
+        """Whether the members can reach each other."""
+        members = [self.instances[i] for i in group]
+        return all(m.linked for m in members) and len({m.epoch for m in members}) == 1
+
+    def answered(self, client: Client, who: str) -> None:
+        """Somebody answers a client."""
+        self.answers[client].append(who)
+
+    def decode_written(self, room: int, rank: int) -> None:
+        """A write to a decode rank's pages starts."""
+        assert (room, rank) not in self.safe, "decode's pages are written to after the answer"
+
+    def decode_told_safe(self, room: int, rank: int) -> None:
+        """A decode rank hears that its pages are its own again."""
+        self.acks[(room, rank)] += 1
+        self.safe.add((room, rank))
+
+    def _no_write_left(self, room: int) -> bool:
+        """Nobody holds a task of the room that could still write."""
+        tasks = [t for i in self.instances for t in i.tasks.values() if t.room == room]
+        return all(len(task.drained) == self.tp_size for task in tasks)
+
+    # -- Effects ---------------------------------------------------------------------------
+
+    def bind(self, request: PoolRequest) -> None:
+        """Orders to the instances of a plan."""
+        plan = request.plan
+        assert plan is not None
+        assert request.seq > self._last_seq, "sequence numbers strictly increase"
+        self._last_seq = request.seq
+        chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
+        assert sum(tokens for tokens, _ in chunks) == request.tokens
+        self._promised[request.seq] = kv_demand(chunks, self.page_size)
+        totals: Counter[int] = Counter()
+        for promise in self._promised.values():
+            totals.update(promise)
+        assert all(total <= self.capacity for total in totals.values()), "more promised than there"
+        for me in plan.instances:
+            instance = self.instances[me]
+            if request.one_instance:
+                stock = FakeStockRequest(
+                    request.seq, request.rid, request.tokenized, request.room, request.tokens
+                )
+                instance.order(partial(instance.on_stock, stock))
+                continue
+            layouts = plan_layout(chunks, self.page_size)
+            first = next(layout.index for layout in layouts if me in layout.group)
+            task = FakeTask(request.seq, request.tokenized, request.room, layouts, first)
+            instance.order(partial(instance.on_plan, task))
+            if me == plan.home and not request.probe:
+                refuse = partial(instance.refuse_request, request.seq)
+                instance.order(partial(instance.on_request, request.seq), refuse)
+
+    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
+        """One decision for all members of a chunk."""
+        plan, chunk, seq = request.plan, request.next_chunk, request.seq
+        assert plan is not None
+        members = tuple(instances)
+        assert seq not in self._dropped, "nothing is decided about a task that was dropped"
+        if go:
+            assert members == plan.chunks[chunk].instances, "all members of the chunk are told"
+            assert self._heard[(seq, chunk)] >= set(members), "all members are ready"
+            assert chunk == self._chunks_started[seq], "chunks start in order, once"
+            self._chunks_started[seq] += 1
+        else:
+            assert members == plan.instances, "all instances of the plan are told"
+            assert not self._still_inside(request), "a task is dropped inside a chunk"
+            self._dropped.add(seq)
+        for me in members:
+            self.instances[me].order(partial(self.instances[me].on_go, seq, chunk, go))
+
+    def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
+        """Home gets another member's prompt log-probabilities."""
+        assert part.seq == request.seq
+        self.logprob_parts.append(part)
+
+    def relink(self, epoch: int) -> None:
+        """New links everywhere."""
+        self.epochs.append(epoch)
+        assert self.epochs == list(range(1, epoch + 1))
+        for instance in self.instances:
+            instance.order(partial(instance.on_mesh, epoch))
+
+    def _still_inside(self, request: PoolRequest) -> list[int]:
+        """Members that have reported neither the end of the running chunk nor a failure."""
+        assert request.plan is not None
+        running = self._chunks_started[request.seq] - 1
+        group = request.plan.chunks[running].instances if running >= 0 else ()
+        tasks = {me: self.instances[me].tasks[request.seq] for me in group}
+        return [me for me, task in tasks.items() if task.next_chunk == running and not task.error]
+
+    def release(self, request: PoolRequest) -> None:
+        """Free the slots everywhere."""
+        assert request.plan is not None
+        seq, error, silent = request.seq, request.error, request.answered
+        for me in request.plan.instances:
+            at = self.instances[me]
+            at.order(partial(at.on_release, seq, error, silent))
+
+    def cancel_stock(self, request: PoolRequest) -> None:
+        """Abort a one-instance request where it is."""
+        assert request.one_instance
+        assert request.plan is not None
+        (me,) = request.plan.instances
+        self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
+
+    def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
+        """The controller answers a client."""
+        assert message
+        assert status >= HTTPStatus.BAD_REQUEST
+        assert "controller" not in self.answers[request.tokenized]
+        self.answered(request.tokenized, "controller")
+
+    def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
+        """Decode's abort goes to a one-instance request's instance."""
+        assert request.one_instance
+        assert request.plan is not None
+        assert request.room is not None
+        (me,) = request.plan.instances
+        at = self.instances[me]
+        at.order(partial(at.on_room_abort, request.room, tp_rank))
+
+    def fail_room(self, room: int, reason: str) -> None:
+        """Decode hears that a room failed, and frees its pages."""
+        assert reason
+        assert self._no_write_left(room), "decode frees pages that are still written to"
+        for message in self.rooms.messages(room):
+            self.told_failed.add(room)
+            self.safe.add((room, message.tp_rank))
+
+    def announce_failure(self, room: int, reason: str) -> None:
+        """All decode servers hear that a room failed."""
+        assert reason
+        assert not self.rooms.complete(room), "who has the room is known"
+        self.announced[room] += 1
+
+    def finish_room(self, room: int) -> None:
+        """Decode hears that a room's KV has arrived, and uses it."""
+        assert self._no_write_left(room), "decode uses KV that is still being written"
+        self.told_finished[room] += 1
+
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
+        """Decode hears that an aborted room's pages are safe."""
+        assert self._no_write_left(room), "an abort is acknowledged while writes may be in flight"
+        self.decode_told_safe(room, target.tp_rank)
+
+    def ended(self, request: PoolRequest) -> None:
+        """A request is over."""
+        assert request.phase is Phase.ENDED
+        assert all(request is not other for other in self.ends), "a request ends once"
+        self._promised.pop(request.seq, None)
+        self.ends.append(request)

@@ -1,0 +1,77 @@
+"""What the fake instances keep: clients, tasks and stock requests, and what may happen next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What admission reads of a request's sampling parameters."""
+
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client, in the place of its request."""
+
+    number: int
+    sampling_params: Sampling = Sampling()
+
+
+@dataclass(frozen=True)
+class Move:
+    """Something that may happen next; ``fault`` for what goes wrong only now and then."""
+
+    name: str
+    do: Callable[[], None]
+    fault: bool = False
+
+
+@dataclass(eq=False)
+class FakeTask:
+    """A plan on one instance, as ``engine.tasks.ChunkTask`` keeps it."""
+
+    seq: int
+    client: Client | None
+    room: int | None
+    layouts: tuple[ChunkLayout, ...]
+    next_chunk: int
+    has_request: bool = False
+    prepared: int | None = None
+    announced: bool = False
+    over: bool = False
+    error: str = ""  # alike on all ranks
+    lost: dict[int, str] = field(default_factory=dict)  # by rank
+    held: int = 0
+    writes: Counter[int] = field(default_factory=Counter)
+    drained: set[int] = field(default_factory=set)
+
+    @property
+    def home(self) -> int:
+        return self.layouts[0].group[0]
+
+    @property
+    def final(self) -> bool:
+        return self.next_chunk == len(self.layouts) - 1
+
+
+@dataclass(eq=False)
+class FakeStockRequest:
+    """A request on the stock path."""
+
+    seq: int
+    rid: str
+    client: Client
+    room: int | None
+    tokens: int
+    begun: bool = False
+    sampled: bool = False
+    unwanted: str = ""
+    decode_gone: bool = False
+    acks_owed: list[int] = field(default_factory=list)

@@ -1,0 +1,234 @@
+"""What the life cycle decides, as it reaches schedulers and decode."""
+
+from __future__ import annotations
+
+import pickle
+from array import array
+from typing import Any
+
+import pytest
+from sglang.srt.managers import io_struct
+from sglang.srt.managers.io_struct import (
+    TokenizedGenerateReqInput,
+    msgpack_decode,
+    wrap_as_pickle,
+)
+from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
+from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
+from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.protocol.messages import (
+    CancelOrder,
+    GoOrder,
+    LogprobOrder,
+    LogprobPart,
+    LogprobSpec,
+    MeshOrder,
+    PlanOrder,
+    ReleaseOrder,
+    RoomOrder,
+    StockOrder,
+    register_orders,
+)
+
+ROOM = 7
+
+
+class FakeSocket:
+    """Keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, data: bytes, flags: int = 0) -> None:
+        self.sent.append(msgpack_decode(data))
+
+    def send_pyobj(self, thing: Any, flags: int = 0, protocol: int = -1) -> None:
+        self.sent.append(pickle.loads(pickle.dumps(thing, protocol)))
+
+
+class FakeContact:
+    """Keeps what decode was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
+        self.told.append(("failed", room, rank.tp_rank, rank.port, reason))
+
+    def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
+        self.told.append(("safe", room, tp_rank, host, port))
+
+
+class Wire:
+    """A pool of three instances behind fake sockets."""
+
+    def __init__(self) -> None:
+        register_orders()
+        self.workers = [FakeSocket() for _ in range(3)]
+        self.contact = FakeContact()
+        self.rooms = Rooms(1)
+        self.decode = DecodeServers(page_size=1, reserved_tokens=8, timeout_s=9.0)
+        self.effects = Dispatcher(
+            workers=self.workers,  # type: ignore[arg-type]
+            contact=self.contact,  # type: ignore[arg-type]
+            decode=self.decode,
+            rooms=self.rooms,
+            answer=lambda request, status, message: None,
+            ended=lambda request: None,
+        )
+
+    def sent(self, instance: int) -> list[Any]:
+        return self.workers[instance].sent
+
+
+@pytest.fixture(params=["pickle", "msgpack"])
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """SGLang has two formats for its sockets on one machine."""
+    monkeypatch.setattr(io_struct, "_USE_PICKLE_IPC", request.param == "pickle")
+    return Wire()
+
+
+def request(tokens: int = 4, **more: Any) -> TokenizedGenerateReqInput:
+    fields = {
+        "rid": "r",
+        "input_text": None,
+        "input_ids": array("q", range(10, 10 + tokens)),
+        "input_embeds": None,
+        "mm_inputs": None,
+        "token_type_ids": None,
+        "sampling_params": SamplingParams(),
+        "return_logprob": False,
+        "logprob_start_len": -1,
+        "top_logprobs_num": 0,
+        "token_ids_logprob": None,
+        "stream": False,
+        "time_stats": wrap_as_pickle(APIServerReqTimeStats()),
+    }
+    return TokenizedGenerateReqInput(**{**fields, **more})
+
+
+def bound(
+    *chunks: tuple[int, tuple[int, ...]], asked: Any = None, probe: bool = False
+) -> PoolRequest:
+    planned = tuple(PlannedChunk(tokens, group, 0.0, 1.0) for tokens, group in chunks)
+    tokens = sum(tokens for tokens, _ in chunks)
+    made = PoolRequest("r", None if probe else asked or request(tokens), tokens, 0.0)
+    made.seq, made.plan = 5, Plan(planned, 1.0, "test")
+    return made
+
+
+def test_a_plan_goes_to_its_last_group_and_the_request_to_its_home(wire: Wire) -> None:
+    request = bound((3, (1,)), (1, (1, 2)))
+    request.room = ROOM
+    wire.rooms.add(ROOM, RoomMessage(0, "a", 1, "h", 1, [b"pages"]))
+    wire.effects.bind(request)
+    pages, plan, asked = wire.sent(1)
+    assert pages == RoomOrder(tp_rank=0, frames=[b"pages"])
+    assert isinstance(plan, PlanOrder)
+    assert (plan.rid, plan.seq, plan.room, plan.probe) == ("r", 5, ROOM, False)
+    assert array("q", plan.tokens).tolist() == [10, 11, 12, 13]
+    assert [tuple(chunk) for chunk in plan.chunks] == [(3, [1]), (1, [1, 2])]
+    assert isinstance(asked, TokenizedGenerateReqInput)
+    assert asked.disagg_prefill_dp_rank == 0, "the sender must not announce a rank of its own"
+    assert wire.sent(2) == [pages, plan]
+    assert wire.sent(0) == []
+
+
+def test_a_one_instance_plan_is_a_turn(wire: Wire) -> None:
+    request = bound((4, (2,)))
+    request.room = 7
+    wire.effects.bind(request)
+    stock, asked = wire.sent(2)
+    assert stock == StockOrder(rid="r", seq=5)
+    assert asked.rid == "r"
+    assert wire.sent(0) == wire.sent(1) == []
+
+
+def test_a_probe_has_tokens_but_no_request(wire: Wire) -> None:
+    wire.effects.bind(bound((4, (0,)), probe=True))
+    (plan,) = wire.sent(0)
+    assert (plan.probe, plan.room, len(plan.tokens)) == (True, None, 32)
+
+
+def test_go_drop_release_and_links(wire: Wire) -> None:
+    request = bound((3, (1,)), (1, (1, 2)))
+    request.next_chunk = 1
+    wire.effects.go(request, (1, 2), go=True)
+    wire.effects.go(request, (1, 2), go=False)
+    request.error, request.answered = "no", True
+    wire.effects.release(request)
+    orders = [
+        GoOrder(seq=5, chunk=1, go=True),
+        GoOrder(seq=5, chunk=1, go=False),
+        ReleaseOrder(seq=5, error="no", silent=True),
+    ]
+    assert wire.sent(1) == wire.sent(2) == orders
+    wire.effects.relink(3)
+    assert wire.sent(0) == [MeshOrder(epoch=3)]
+    assert wire.sent(1)[-1] == wire.sent(2)[-1] == MeshOrder(epoch=3)
+
+
+def test_aborts_of_a_turn(wire: Wire) -> None:
+    request = bound((4, (2,)))
+    wire.effects.cancel_stock(request)
+    wire.effects.forward_abort(request, 1, [b"ABORT", b"7"])
+    cancel, abort = wire.sent(2)
+    assert cancel == CancelOrder(seq=request.seq)
+    assert abort == RoomOrder(tp_rank=1, frames=[b"ABORT", b"7"])
+
+
+def test_prompt_logprobs_go_home(wire: Wire) -> None:
+    part = LogprobPart(5, [1], [-0.5], [], [], [], [])
+    wire.effects.logprobs(bound((3, (1,)), (1, (1, 2))), part)
+    assert wire.sent(1) == [LogprobOrder(part=part)]
+    assert wire.sent(2) == []
+
+
+def test_every_decode_rank_hears_of_a_failed_room(wire: Wire) -> None:
+    for rank in (0, 1):
+        wire.rooms.add(ROOM, RoomMessage(rank, "a", 1, "h", 1, []))
+    wire.effects.fail_room(ROOM, "no")
+    wire.effects.ack_abort(ROOM, AbortTarget(1, "host", 9))
+    assert wire.contact.told == [
+        ("failed", ROOM, 0, 1, "no"),
+        ("failed", ROOM, 1, 1, "no"),
+        ("safe", ROOM, 1, "host", 9),
+    ]
+
+
+def test_every_decode_server_hears_of_a_failed_room_that_none_has_named(wire: Wire) -> None:
+    for rank, port in ((0, 11), (1, 12), (0, 13)):
+        wire.decode.register(DecodeRank(rank, "h", port, None))
+    wire.decode.connected("h", 12, alive=False)
+    wire.effects.announce_failure(ROOM, "no")
+    assert wire.contact.told == [("failed", ROOM, 0, 11, "no"), ("failed", ROOM, 0, 13, "no")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "spec"),
+    [
+        ({}, None),
+        ({"return_logprob": True}, None),
+        ({"return_logprob": True, "logprob_start_len": 4}, None),
+        ({"return_logprob": False, "logprob_start_len": 0}, None),
+        ({"return_logprob": True, "logprob_start_len": 0}, LogprobSpec(0, 0, None)),
+        (
+            {
+                "return_logprob": True,
+                "logprob_start_len": 3,
+                "top_logprobs_num": 2,
+                "token_ids_logprob": [8],
+            },
+            LogprobSpec(3, 2, [8]),
+        ),
+    ],
+)
+def test_which_prompt_logprobs_a_request_asks_for(
+    asked: dict[str, Any], spec: LogprobSpec | None
+) -> None:
+    assert logprob_spec(request(4, **asked)) == spec

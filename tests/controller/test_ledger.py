@@ -1,0 +1,101 @@
+"""Queue times and promised slots, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
+from sglang_cdsp.controller.planning import ledger_snapshot
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+
+
+def plan(*ends: tuple[tuple[int, ...], float]) -> Plan:
+    chunks = tuple(PlannedChunk(10, group, 0.0, end_s) for group, end_s in ends)
+    return Plan(chunks, ends[-1][1], "test")
+
+
+@pytest.fixture
+def ledger() -> InstanceLedger:
+    return InstanceLedger((1000 + RESERVE_TOKENS, 500 + RESERVE_TOKENS, 10), 16, 2)
+
+
+def test_an_empty_pool(ledger: InstanceLedger) -> None:
+    """Whole pages only, the reserve kept back; an instance below the reserve has nothing."""
+    view = ledger.view(5.0)
+    assert view.queue_s == (0.0, 0.0, 0.0)
+    assert view.free_tokens == view.capacity_tokens == (992, 496, 0)
+    assert view.instances_per_node == 2
+
+
+def test_a_plan_keeps_its_whole_last_group_busy_until_its_end(ledger: InstanceLedger) -> None:
+    ledger.bind(0, plan(((0,), 1.0), ((0, 1), 3.0)), 100.0, {0: 160, 1: 32})
+    assert ledger.view(100.5).queue_s == (2.5, 2.5, 0.0)
+    assert ledger.free_tokens() == (832, 464, 0)
+    assert ledger.view(104.0).queue_s == (0.0, 0.0, 0.0), "overdue work counts as none left"
+
+
+def test_the_longest_of_several_plans_counts_and_slots_add_up(ledger: InstanceLedger) -> None:
+    ledger.bind(0, plan(((0,), 1.0)), 100.0, {0: 160})
+    ledger.bind(1, plan(((0,), 4.0)), 100.0, {0: 320})
+    assert ledger.view(100.0).queue_s[0] == 4.0
+    assert ledger.free_tokens()[0] == 992 - 480
+
+
+def test_slots_outlive_the_work_and_are_released_once(ledger: InstanceLedger) -> None:
+    ledger.bind(0, plan(((0, 1), 2.0)), 0.0, {0: 160, 1: 160})
+    ledger.computed(0)
+    assert ledger.view(0.0).queue_s == (0.0, 0.0, 0.0)
+    assert ledger.free_tokens() == (832, 336, 0)
+    ledger.release(0)
+    ledger.release(0)
+    assert ledger.free_tokens() == (992, 496, 0)
+
+
+def test_a_delay_moves_the_plan_and_what_shares_an_instance_behind_it() -> None:
+    ledger = InstanceLedger((1000,) * 4, 1, 4)
+    ledger.bind(0, plan(((0,), 9.0)), 0.0, {})
+    ledger.bind(1, plan(((0, 1), 2.0)), 0.0, {})
+    ledger.bind(2, plan(((1, 2), 3.0)), 0.0, {})
+    ledger.bind(3, plan(((3,), 5.0)), 0.0, {})
+    ledger.ended(1, 0, 2.5)
+    assert ledger.view(0.0).queue_s == (9.0, 3.5, 3.5, 5.0), "0 came before 1, 3 shares nothing"
+    ledger.ended(1, 0, 1.5)
+    assert ledger.view(0.0).queue_s == (9.0, 2.5, 2.5, 5.0)
+
+
+def test_a_delay_counts_once_for_those_behind() -> None:
+    """Four tasks of a second each in a line; only the first takes two."""
+    ledger = InstanceLedger((1000,), 1, 1)
+    for seq in range(4):
+        ledger.bind(seq, plan(((0,), seq + 1.0)), 0.0, {})
+    for seq in range(4):
+        ledger.ended(seq, 0, seq + 2.0)
+        ledger.computed(seq)
+        assert ledger.view(seq + 2.0).queue_s == (3.0 - seq,)
+
+
+def test_a_plans_later_chunks_end_as_late_as_its_first() -> None:
+    ledger = InstanceLedger((1000,) * 2, 1, 2)
+    ledger.bind(0, plan(((0,), 1.0), ((0, 1), 3.0)), 10.0, {})
+    ledger.ended(0, 0, 11.5)
+    assert ledger.view(11.5).queue_s == (2.0, 2.0)
+    ledger.ended(0, 1, 13.5)
+    assert ledger.view(13.5).queue_s == (0.0, 0.0), "the second was exactly as long as planned"
+
+
+def test_unknown_plans_change_nothing(ledger: InstanceLedger) -> None:
+    before = ledger.view(0.0)
+    ledger.ended(9, 0, 1.0)
+    ledger.computed(9)
+    ledger.release(9)
+    assert ledger.view(0.0) == before
+
+
+def test_what_status_pages_show(ledger: InstanceLedger) -> None:
+    ledger.bind(0, plan(((1,), 2.0)), 10.0, {1: 16})
+    assert ledger_snapshot(ledger, 11.0) == {
+        "instances": 3,
+        "queue_s": [0.0, 1.0, 0.0],
+        "free_tokens": [992, 480, 0],
+        "capacity_tokens": [992, 496, 0],
+    }

@@ -1,0 +1,298 @@
+"""A request's way through the pool, case by case; every order is checked by the fakes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from sglang_cdsp.controller.request import Phase, PoolRequest
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.protocol.messages import LogprobPart
+from tests.controller.cases import ROOM, TWO_CHUNKS, empty, phase_is, with_pages
+from tests.controller.fake_pool import Chunks, FakePool
+from tests.controller.fake_tasks import Client, Sampling
+
+# -- how it ends well -----------------------------------------------------------------------
+
+
+def test_a_forced_plan_runs_its_chunks_and_frees_everything(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    assert (request.phase, request.policy) == (Phase.BOUND, "request")
+    pool.settle()
+    assert (request.phase, request.outcome) == (Phase.ENDED, "finished")
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert pool.entered == {(0, 0): {0}, (0, 1): {0, 1}}
+    assert request.first_token_s is not None
+    assert all(times.end_s is not None for times in request.times)
+    assert empty(pool)
+
+
+def test_a_short_prompt_takes_its_instances_stock_path(pool: FakePool) -> None:
+    request = pool.submit(10, room=ROOM)
+    pool.decode_sends(ROOM, 0)
+    pool.lifecycle.plan()
+    assert request.one_instance
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["turn finished"]
+    assert pool.entered == {}
+    assert empty(pool)
+
+
+def test_a_request_waits_for_decodes_pages(pool: FakePool) -> None:
+    request = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.settle()
+    assert phase_is(request, Phase.ARRIVED)
+    pool.decode_sends(ROOM, 0)
+    assert phase_is(request, Phase.WAITING)
+    pool.settle()
+    assert request.outcome == "finished"
+
+
+def test_pages_of_every_rank_are_needed() -> None:
+    pool = FakePool(tp_size=2)
+    request = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.decode_sends(ROOM, 1)
+    assert phase_is(request, Phase.ARRIVED)
+    pool.decode_sends(ROOM, 0)
+    assert phase_is(request, Phase.WAITING)
+
+
+def test_a_probe_runs_unanswered(pool: FakePool) -> None:
+    chunk = PlannedChunk(32, (0, 1), 0.0, 0.0)
+    probe = PoolRequest("probe", None, 64, pool.now_s)
+    pool.lifecycle.probe(probe, Plan((chunk, chunk), 0.0, "probe"))
+    pool.settle()
+    assert probe.phase is Phase.ENDED
+    assert not probe.error
+    assert [times.start_s is not None for times in probe.times] == [True, True]
+    assert pool.answers == {}
+    assert empty(pool)
+
+
+def test_a_forced_plan_waits_until_its_slots_are_free() -> None:
+    pool = FakePool(size=2, capacity=128)
+    first = pool.submit(100, plan=[(100, [0])])
+    second = pool.submit(128, plan=[(32, [0]), (96, [0, 1])])
+    pool.lifecycle.plan()
+    assert (first.phase, second.phase) == (Phase.BOUND, Phase.WAITING)
+    pool.settle()
+    assert (first.outcome, second.outcome) == ("finished", "finished")
+
+
+def test_prompt_logprobs_go_to_their_request(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    part = LogprobPart(request.seq, [1], [-0.5], [], [], [], [])
+    pool.lifecycle.logprobs(part)
+    pool.lifecycle.logprobs(LogprobPart(99, [1], [-0.5], [], [], [], []))
+    assert pool.logprob_parts == [part]
+
+
+# -- refusals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "plan", "remedy"),
+    [
+        (0, None, "send at least one token"),
+        (5 * 4096, None, "shorten it"),
+        (100, [(60, [0]), (30, [0])], "together they must be the prompt"),
+        (6000, [(6000, [0])], "use more instances or fewer tokens"),
+    ],
+)
+def test_what_can_never_run_is_answered_at_once(
+    pool: FakePool, tokens: int, plan: Chunks | None, remedy: str
+) -> None:
+    request = pool.submit(tokens, plan=plan)
+    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
+    assert remedy in request.error
+    assert pool.answers[request.tokenized] == ["controller"]
+    assert empty(pool)
+
+
+def test_several_samples_are_refused(pool: FakePool) -> None:
+    request = PoolRequest("r", Client(1, Sampling(n=2)), 100, 0.0)
+    pool.lifecycle.arrivals.submit(request, None)
+    assert "n=1" in request.error
+
+
+def test_a_request_id_in_use_is_refused(pool: FakePool) -> None:
+    first, second = pool.submit(100, rid="a"), pool.submit(100, rid="a")
+    assert "another rid" in second.error
+    pool.settle()
+    assert first.outcome == "finished"
+
+
+def test_a_request_id_is_free_again_once_its_slots_are_being_freed(pool: FakePool) -> None:
+    """The end of the first must not be taken for the end of the second, which waits."""
+    first = pool.submit(16000, rid="a", plan=[(16000, [0, 1, 2, 3])])
+    pool.until(lambda: first.phase is Phase.RELEASING)
+    second = pool.submit(16000, rid="a")
+    pool.lifecycle.plan()
+    assert second.phase is Phase.WAITING
+    pool.settle()
+    assert (first.outcome, second.outcome) == ("finished", "finished")
+    assert empty(pool)
+
+
+def test_waiting_prompts_that_no_size_holds_any_more_are_refused() -> None:
+    pool = FakePool(size=4, policy="cdsp-paper")
+    keeps = with_pages(pool, [(12_000, [0, 1, 2, 3])])
+    pool.until(partial(phase_is, keeps, Phase.BOUND))
+    for room in (ROOM + 1, ROOM + 2):
+        pool.decode_sends(room, 0)
+    capacity = pool.capacity
+    wide, narrow = pool.submit(2 * capacity, room=ROOM + 1), pool.submit(capacity, room=ROOM + 2)
+    pool.lifecycle.plan()
+    assert pool.policy.waiting() == (wide.rid, narrow.rid)
+    pool.planning.regulator.update({"sp_size_candidates": [1]})
+    pool.lifecycle.arrivals.sizes_changed()
+    assert "the largest group holds" in wide.error
+    pool.settle()
+    assert (wide.outcome, narrow.outcome, keeps.outcome) == ("failed", "finished", "finished")
+    assert pool.told_failed == {ROOM + 1}
+    assert empty(pool)
+
+
+# -- failures -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_write_of_any_rank_drops_the_request(rank: int) -> None:
+    pool = FakePool(size=4, tp_size=2, policy="threshold:1000")
+    request = with_pages(pool, [(40, [0]), (30, [0, 1]), (30, [0, 1, 2])])
+    write = f"write of 0 at 0.{rank} fails"
+    pool.until(lambda: write in [move.name for move in pool.moves()])
+    pool.happen(write)
+    pool.settle()
+    assert (request.outcome, request.error) == ("failed", "lost")
+    assert (0, 2) not in pool.entered, "it is dropped before its last chunk"
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+def test_a_member_that_cannot_prepare_ends_the_request_with_its_reason(pool: FakePool) -> None:
+    request = with_pages(pool, [(100, [0, 1])])
+    pool.until(lambda: bool(pool.instances[1].queue))
+    pool.happen("1 cannot prepare")
+    pool.settle()
+    assert (request.outcome, request.error) == ("failed", "out of slots")
+    assert pool.answers[request.tokenized] == ["home failed"]
+    assert pool.entered == {}
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+def test_who_joins_later_and_fails_does_not_cut_the_running_chunk_short(pool: FakePool) -> None:
+    """The task is dropped at the boundary after chunk 0, not while instance 0 runs it."""
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.happen("1 takes an order")
+    pool.happen("1 cannot prepare")
+    pool.happen("the controller hears 1.0")
+    assert (request.phase, request.running) == (Phase.BOUND, True)
+    pool.settle()
+    assert request.error == "out of slots"
+    assert request.times[0].end_s is not None
+    assert pool.entered == {(0, 0): {0}}
+    assert empty(pool)
+
+
+def test_a_broken_chunk_costs_its_request_and_new_links(pool: FakePool) -> None:
+    broken, behind = with_pages(pool, [(100, [0, 1])]), pool.submit(80, plan=[(80, [1, 2])])
+    pool.until(lambda: pool.entered[(0, 0)] == {0, 1})
+    pool.happen("1 fails in chunk 0 of 0")
+    pool.settle()
+    assert (broken.outcome, behind.outcome) == ("failed", "finished")
+    assert pool.epochs
+    assert {instance.epoch for instance in pool.instances} == {pool.epochs[-1]}
+    assert empty(pool)
+
+
+def test_a_chunk_of_one_breaks_no_links(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.happen("0 fails in chunk 0")
+    pool.settle()
+    assert (request.outcome, pool.epochs) == ("failed", [])
+    assert empty(pool)
+
+
+def test_a_bad_request_is_answered_by_its_home_alone(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: any(m.name == "0 refuses a request" for m in pool.moves()))
+    pool.happen("0 refuses a request")
+    pool.settle()
+    assert (request.outcome, request.error) == ("failed", "bad request")
+    assert pool.answers[request.tokenized] == ["home refused"]
+    assert empty(pool)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_write_of_any_rank_fails_the_request(rank: int) -> None:
+    pool = FakePool(tp_size=2)
+    request = with_pages(pool, [(100, [0, 1])])
+    pool.until(lambda: pool.instances[1].tasks.get(0) is not None)
+    pool.until(lambda: pool.instances[1].tasks[0].writes[rank] > 0)
+    pool.happen(f"write of 0 at 1.{rank} fails")
+    pool.settle()
+    assert (request.outcome, request.error) == ("failed", "lost")
+    assert pool.answers[request.tokenized] == ["home failed"]
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+def test_a_failed_turn_reaches_decode(pool: FakePool) -> None:
+    request = with_pages(pool, [(100, [2])])
+    pool.until(lambda: bool(pool.instances[2].stock_requests))
+    pool.happen("turn 0 fails")
+    pool.settle()
+    assert (request.outcome, request.error) == ("failed", "broke")
+    assert pool.answers[request.tokenized] == ["turn failed"]
+    assert pool.told_failed == {ROOM}
+    assert empty(pool)
+
+
+# -- the books ------------------------------------------------------------------------------
+
+
+def test_reports_of_unknown_tasks_are_ignored(pool: FakePool) -> None:
+    lifecycle = pool.lifecycle
+    lifecycle.ready(9, 0, 0)
+    lifecycle.chunk_done(9, 0, 0, 1.0, 2.0)
+    lifecycle.first_token(9, 1.0)
+    lifecycle.failed(9, 0, "no")
+    lifecycle.drained(9, 0, 0, "")
+    lifecycle.released(9, 0)
+    lifecycle.stock_ended(9, None, None, "")
+    assert lifecycle.requests == ()
+
+
+def test_a_late_chunk_moves_what_stands_behind_it(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    assert request.plan is not None
+    pool.until(lambda: pool.instances[0].inside is not None)
+    before = pool.ledger.view(pool.now_s).queue_s
+    late_s = request.plan.chunks[0].end_s + 2.0
+    pool.now_s += late_s
+    pool.happen("0 ends chunk 0")
+    pool.happen("the controller hears 0.0")
+    after = pool.ledger.view(pool.now_s).queue_s
+    # The end moved by 2 s, and the clock by the whole chunk.
+    assert after[:2] == pytest.approx([b + 2.0 - late_s for b in before[:2]])
+    assert after[2:] == (0.0, 0.0)
+
+
+def test_the_planner_learns_from_good_chunks_only(pool: FakePool) -> None:
+    def samples() -> int:
+        sizes = pool.planning.correction.snapshot()["sp"]
+        return sum(int(size["samples"]) for size in sizes.values())
+
+    with_pages(pool, TWO_CHUNKS)
+    pool.settle()
+    assert samples() == 2
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.lifecycle.abort(request, "no longer wanted")
+    pool.settle()
+    assert samples() == 2

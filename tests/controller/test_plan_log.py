@@ -1,0 +1,89 @@
+"""The plan log's records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sglang_cdsp.controller.plan_log import PlanLog, record
+from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+from tests.controller.fake_tasks import Client
+
+
+def finished() -> PoolRequest:
+    """Arrived at 100 s, bound at 101 s, first token at 104.5 s."""
+    chunks = (PlannedChunk(64, (1,), 0.5, 1.0), PlannedChunk(36, (1, 0), 1.0, 3.0))
+    request = PoolRequest(
+        "r1", Client(1), 100, 100.0, bound_s=101.0, plan=Plan(chunks, 3.0, "cdsp")
+    )
+    request.policy = "cdsp"
+    request.times = [ChunkTimes(101.5, 102.25), ChunkTimes(102.5, 104.0)]
+    request.first_token_s = 104.5
+    return request
+
+
+def test_times_count_from_the_arrival() -> None:
+    assert record(finished()) == {
+        "rid": "r1",
+        "prompt_tokens": 100,
+        "policy": "cdsp",
+        "arrival_s": 100.0,
+        "bound_s": 1.0,
+        "ttft_s": {"predicted": 4.0, "measured": 4.5},
+        "chunks": [
+            {
+                "tokens": 64,
+                "instances": [1],
+                "planned_start_s": 1.5,
+                "planned_end_s": 2.0,
+                "start_s": 1.5,
+                "end_s": 2.25,
+            },
+            {
+                "tokens": 36,
+                "instances": [1, 0],
+                "planned_start_s": 2.0,
+                "planned_end_s": 4.0,
+                "start_s": 2.5,
+                "end_s": 4.0,
+            },
+        ],
+        "outcome": "finished",
+        "error": "",
+    }
+
+
+def test_what_never_ran_has_no_times() -> None:
+    request = PoolRequest("r2", Client(2), 7, 100.0)
+    request.error = "too long"
+    said = record(request)
+    assert said["ttft_s"] == {"predicted": None, "measured": None}
+    assert (said["chunks"], said["outcome"], said["error"]) == ([], "failed", "too long")
+    assert said["bound_s"] is None
+
+
+def test_an_abort_before_the_first_chunk_keeps_the_plan() -> None:
+    request = finished()
+    request.times = [ChunkTimes(), ChunkTimes()]
+    request.aborted, request.error, request.first_token_s = True, "gone", None
+    said = record(request)
+    assert said["outcome"] == "aborted"
+    assert [chunk["start_s"] for chunk in said["chunks"]] == [None, None]
+    assert said["ttft_s"] == {"predicted": 4.0, "measured": None}
+
+
+def test_a_line_per_request_and_none_for_probes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "plans.jsonl"
+    log = PlanLog(str(path))
+    assert path.read_text() == "", "readable before the first request"
+    log.write(finished())
+    log.write(PoolRequest("probe", None, 10, 0.0))
+    log.write(PoolRequest("r2", Client(2), 7, 0.0))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["rid"] for line in lines] == ["r1", "r2"]
+    assert lines[0] == record(finished())
+
+
+def test_no_path_no_log() -> None:
+    PlanLog(None).write(finished())

@@ -1,0 +1,63 @@
+"""A server's planner from its options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.controller.planning import Planning, make_planning, read_rates
+from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.latency import Coefficients, LatencyModel
+
+MODEL = LatencyModel(((1, Coefficients(1.0, 0.01, 0.0, 0.0)), (2, Coefficients(2, 0.005, 0, 0))))
+
+
+def planning(**options: object) -> Planning:
+    args = CdspArgs(policy="data-parallel", **options)  # type: ignore[arg-type]
+    return make_planning(args, MODEL, (1, 2), 16)
+
+
+def test_one_improvement_rate_for_every_load() -> None:
+    snapshot = planning(improvement_rate=0.25).snapshot(0.0)
+    assert snapshot["policy"] == "data-parallel"
+    assert snapshot["waiting"] == 0
+    assert snapshot["latency_model"]["sp"]["1"]["a"] == 1.0
+    assert snapshot["regulation"]["improvement_rate"] == 0.25
+    assert json.loads(json.dumps(snapshot)) == snapshot, "status pages are JSON"
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_improvement_rates_from_a_file(tmp_path: Path, wrapped: bool) -> None:
+    path = tmp_path / "rates.json"
+    table = {"0.5": 0.0, "4": 0.3}
+    path.write_text(json.dumps({"improvement_rate_mapping": table} if wrapped else table))
+    regulation = planning(improvement_rates=str(path)).snapshot(0.0)["regulation"]
+    assert regulation["improvement_rate_mapping"] == {"0.5": 0.0, "4.0": 0.3}
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"--cdsp-improvement-rates .*rates\.json: not JSON"):
+        read_rates(path)
+
+
+def test_unknown_policies_and_sizes_are_refused() -> None:
+    with pytest.raises(PlannerError, match="choose one of"):
+        make_planning(CdspArgs(policy="fastest"), MODEL, (1, 2), 16)
+    with pytest.raises(PlannerError, match="SP size 4 lies outside"):
+        make_planning(CdspArgs(), MODEL, (1, 2, 4), 16)
+
+
+def test_it_learns_from_profiled_sizes_only() -> None:
+    made = planning()
+    before = made.model.predict(2, 0, 100)
+    for _ in range(50):
+        made.observe(2, 0, 100, 2 * before)
+        made.observe(8, 0, 100, 1000.0)
+    assert made.model.predict(2, 0, 100) > 1.5 * before
+    assert made.model.predict(1, 0, 100) == MODEL.predict(1, 0, 100)
+    assert made.correction.snapshot()["ignored"] == 0

@@ -1,0 +1,99 @@
+"""How a pool comes up, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from sglang.srt.utils.network import is_port_available
+
+from sglang_cdsp.controller import startup
+from sglang_cdsp.controller.startup import (
+    QUIET_PORTS,
+    PoolIncompleteError,
+    await_hellos,
+    default_sp_sizes,
+    quiet_ports,
+)
+from sglang_cdsp.protocol.addresses import PoolAddresses, pool_addresses, publish_addresses
+from sglang_cdsp.protocol.messages import Hello, Ready, encode_report
+
+
+@pytest.fixture
+def sockets() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    reports: zmq.Socket[bytes] = context.socket(zmq.PULL)
+    ranks: zmq.Socket[bytes] = context.socket(zmq.PUSH)
+    port = reports.bind_to_random_port("tcp://127.0.0.1")
+    ranks.connect(f"tcp://127.0.0.1:{port}")
+    yield reports, ranks
+    reports.close(0)
+    ranks.close(0)
+
+
+def hello(instance: int, rank: int) -> Hello:
+    return Hello(
+        instance=instance,
+        tp_rank=rank,
+        at_s=0.0,
+        kv_capacity=100 * (instance + 1),
+        page_size=16,
+        max_input_tokens=99,
+        vocab_size=32,
+        kv_cache_dtype="float32",
+    )
+
+
+def test_every_rank_greets_once(sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
+    reports, ranks = sockets
+    early = Ready(instance=0, tp_rank=0, at_s=0.0, seq=1, chunk=0)
+    said = [hello(1, 0), hello(0, 1), early, hello(1, 0), hello(0, 0), hello(1, 1)]
+    for report in said:
+        ranks.send(encode_report(report))
+    found = await_hellos(reports, 2, 2)
+    assert sorted(found) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert found[(1, 1)].kv_capacity == 200
+
+
+def test_a_pool_that_is_not_whole_must_not_serve(
+    sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports, ranks = sockets
+    monkeypatch.setattr(startup, "HELLO_TIMEOUT_S", 0.0)
+    ranks.send(encode_report(hello(0, 0)))
+    with pytest.raises(PoolIncompleteError, match=r"only \d of 4 schedulers .* tested sglang"):
+        await_hellos(reports, 2, 2)
+
+
+def test_default_sizes_are_the_powers_of_two_up_to_the_pool() -> None:
+    assert default_sp_sizes(1) == (1,)
+    assert default_sp_sizes(6) == (1, 2, 4)
+    assert default_sp_sizes(8) == (1, 2, 4, 8)
+
+
+def test_quiet_ports_are_free_and_distinct() -> None:
+    ports = quiet_ports(3)
+    assert len(set(ports)) == 3
+    assert all(port in QUIET_PORTS and is_port_available(port) for port in ports)
+
+
+def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "is_port_available", lambda port: False)
+    with pytest.raises(OSError, match="only 0 of 2 ports are free"):
+        quiet_ports(2)
+
+
+def test_addresses_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_CDSP_POOL", "")
+    addresses = PoolAddresses("tcp://127.0.0.1:5", "10.0.0.1", 7)
+    publish_addresses(addresses)
+    assert pool_addresses() == addresses
+
+
+def test_a_scheduler_outside_the_pool_says_how_to_start_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SGLANG_CDSP_POOL", raising=False)
+    with pytest.raises(RuntimeError, match="--cdsp --dp-size"):
+        pool_addresses()

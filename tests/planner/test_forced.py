@@ -1,0 +1,74 @@
+"""Plans that come with a request, and which requests a pool takes at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sglang_cdsp.planner.forced import ForcedPlanError, fits, parse_plan, timed_plan
+from sglang_cdsp.planner.latency import Coefficients, LatencyModel
+from sglang_cdsp.planner.types import PoolView
+
+MODEL = LatencyModel(
+    ((1, Coefficients(1.0, 0.01, 0.0, 0.0)), (2, Coefficients(2.0, 0.005, 1e-4, 0.0)))
+)
+
+
+def test_a_plan_is_read() -> None:
+    assert parse_plan([[32, [2]], [68, [2, 0]]], 100, 3, 16) == ((32, (2,)), (68, (2, 0)))
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ("half", "must have the form [[tokens, [instance, ...]], ...], got 'half'"),
+        (7, "must have the form"),
+        ([[32]], "must have the form"),
+        ([["x", [0]]], "must have the form"),
+        ([[100, 0]], "must have the form"),
+        ([], "has no chunks; give at least one"),
+        ([[90, [0]]], "have 90 tokens, the prompt has 100"),
+        ([[0, [0]], [100, [0]]], "needs at least 1 and together they must be the prompt"),
+        ([[-4, [0]], [104, [0]]], "needs at least 1"),
+        ([[100, []]], "group [] is empty or repeats itself"),
+        ([[100, [1, 1]]], "group [1, 1] is empty or repeats itself"),
+        ([[100, [0, 3]]], "instances [3] are not in the pool 0..2"),
+        ([[100, [-1]]], "instances [-1] are not in the pool 0..2"),
+        ([[32, [0, 1]], [68, [0]]], "group [0] does not start with [0, 1], the group before it"),
+        ([[32, [0]], [68, [1, 0]]], "does not start with [0]"),
+        ([[30, [0]], [70, [0]]], "starts at token 30, not on a page border; use multiples of 16"),
+    ],
+)
+def test_every_error_says_what_is_wrong_and_what_is_expected(raw: Any, says: str) -> None:
+    with pytest.raises(ForcedPlanError) as caught:
+        parse_plan(raw, 100, 3, 16)
+    assert str(caught.value).startswith("cdsp_plan")
+    assert says in str(caught.value)
+
+
+def test_times_follow_queues_and_the_latency_model() -> None:
+    """Chunk 0 waits 3 s for instance 0 and takes 1 + 0.01 * 100 s; chunk 1 is ready at 5 s, waits
+    for instance 1 until 9 s and takes 2 + 0.005 * 200 + 1e-4 * 100 * 200 s."""
+    pool = PoolView((3.0, 9.0), None, 2)
+    plan = timed_plan(((100, (0,)), (200, (0, 1))), MODEL, pool)
+    times = [(chunk.start_s, chunk.end_s) for chunk in plan.chunks]
+    assert times == [pytest.approx((3.0, 5.0)), pytest.approx((9.0, 14.0))]
+    assert plan.ttft_s == pytest.approx(14.0)
+    assert plan.policy == "request"
+
+
+def test_a_group_outside_the_profiled_sizes_is_timed_by_the_nearest() -> None:
+    plan = timed_plan(((100, (0, 1, 2)),), MODEL, PoolView((0.0,) * 3, None, 3))
+    assert plan.ttft_s == pytest.approx(MODEL.predict(2, 0, 100))
+
+
+@pytest.mark.parametrize(("free", "expected"), [((64, 32), True), ((63, 32), False)])
+def test_slots_needed(free: tuple[int, ...], expected: bool) -> None:
+    """64 tokens on one instance; then 64 more on two: 2 of 4 pieces, so 32 each.
+
+    Instance 0 keeps its 64 until the end of the second chunk, so it needs 96 in all; instance 1
+    gets half the history and its shard.
+    """
+    chunks = ((64, (0,)), (64, (0, 1)))
+    assert fits(chunks, (free[0] + 32, free[1] + 32), 16) is expected

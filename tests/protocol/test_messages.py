@@ -1,0 +1,129 @@
+"""Orders and reports survive the wire, in both of SGLang's formats."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import msgspec
+import pytest
+from sglang.srt.managers.io_struct import BaseReq, msgpack_decode, msgpack_encode
+
+from sglang_cdsp.protocol import messages
+from sglang_cdsp.protocol.messages import (
+    ORDER_TYPES,
+    CancelOrder,
+    ChunkDone,
+    Drained,
+    Failed,
+    FirstToken,
+    GoOrder,
+    GrammarOrder,
+    GrammarRefused,
+    Hello,
+    LogprobOrder,
+    LogprobPart,
+    LogprobSpec,
+    MeshOrder,
+    PeerOrder,
+    PlanOrder,
+    PromptLogprobs,
+    Ready,
+    Released,
+    ReleaseOrder,
+    Report,
+    RoomOrder,
+    StatusOrder,
+    StockEnded,
+    StockOrder,
+    WriteLost,
+    decode_report,
+    encode_report,
+    register_orders,
+)
+
+PART = LogprobPart(3, [4, 5], [-0.5, -1.5], [[-0.1], [-0.2]], [[7], [8]], [[], []], [[], []])
+FRAMES = [b"", b"\x00\xff", b"room"]
+
+ORDERS: list[BaseReq] = [
+    PeerOrder(tp_rank=1, frames=FRAMES),
+    RoomOrder(tp_rank=0, frames=FRAMES),
+    PlanOrder(
+        rid="r",
+        seq=3,
+        tokens=b"\x01" * 16,
+        chunks=[(64, [0]), (36, [0, 2])],
+        room=(1 << 63) - 1,
+        logprobs=LogprobSpec(start=2, top=3, token_ids=[4, 5]),
+    ),
+    PlanOrder(seq=3, tokens=b"", chunks=[(1, [0])], probe=True),
+    LogprobOrder(part=PART),
+    StockOrder(rid="r", seq=4),
+    CancelOrder(seq=4),
+    GoOrder(seq=5, chunk=1, go=False),
+    ReleaseOrder(seq=6, error="no slots: 3 Ω", silent=True),
+    MeshOrder(epoch=2),
+    GrammarOrder(rid="r", kind="regex", text="a|b", reasoning=True),
+    StatusOrder(status="{}"),
+]
+BY: dict[str, Any] = {"instance": 3, "tp_rank": 1, "at_s": 12.5}
+REPORTS: list[Report] = [
+    Hello(
+        **BY, kv_capacity=4096, page_size=16, max_input_tokens=9, vocab_size=32, kv_cache_dtype="f"
+    ),
+    Ready(**BY, seq=1, chunk=0),
+    ChunkDone(**BY, seq=1, chunk=2, start_s=11.25),
+    FirstToken(**BY, seq=1),
+    PromptLogprobs(**BY, part=PART),
+    Drained(**BY, seq=1, error="lost"),
+    Failed(**BY, seq=1, error="no", bad_request=True, links_broken=True),
+    WriteLost(**BY, seq=1, error="gone"),
+    Released(**BY, seq=1, free_tokens=64),
+    StockEnded(**BY, seq=1, start_s=None, end_s=2.0, error=""),
+    GrammarRefused(**BY, rid="r", error="no"),
+]
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    register_orders()
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+def test_orders_survive_sglangs_sockets(order: BaseReq) -> None:
+    for heard in (msgpack_decode(msgpack_encode(order)), pickle.loads(pickle.dumps(order))):
+        assert type(heard) is type(order)
+        assert heard == order
+
+
+def test_every_order_type_is_tried_and_known() -> None:
+    assert {type(order) for order in ORDERS} == set(ORDER_TYPES)
+    defined = {
+        found
+        for found in vars(messages).values()
+        if isinstance(found, type) and issubclass(found, BaseReq) and found is not BaseReq
+    }
+    assert defined == set(ORDER_TYPES), "an order that is not registered cannot be decoded"
+
+
+def test_registering_twice_is_harmless_and_keeps_sglangs_types() -> None:
+    from sglang.srt.managers.io_struct import AbortReq
+
+    register_orders()
+    assert msgpack_decode(msgpack_encode(AbortReq(rid="x", abort_all=True))).abort_all
+    assert msgpack_decode(msgpack_encode(MeshOrder(epoch=1))) == MeshOrder(epoch=1)
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
+def test_reports_survive_the_socket(report: Report) -> None:
+    assert decode_report(encode_report(report)) == report
+
+
+def test_every_report_type_is_tried() -> None:
+    assert {type(report) for report in REPORTS} == set(Report.__subclasses__())
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", msgspec.msgpack.encode({"type": "Other"})])
+def test_foreign_bytes_are_an_error(data: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_report(data)

@@ -1,0 +1,160 @@
+"""Servers end with the program that started them, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sglang_cdsp.testing.processes import (
+    Command,
+    ServerFailedError,
+    ServerGroup,
+    free_ports,
+    wait_until_healthy,
+)
+from sglang_cdsp.testing.reaper import session_members
+from sglang_cdsp.testing.stack import Deployment, running, together
+
+STUBBORN_SERVER = """
+import http.server, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+handler = http.server.SimpleHTTPRequestHandler
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), handler).serve_forever()
+"""
+"""Answers every path, ignores SIGTERM, and has a child that does so too."""
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from sglang_cdsp.testing import processes
+from sglang_cdsp.testing.stack import Deployment, running
+processes.TERMINATE_GRACE_S = processes.ORPHAN_GRACE_S = 0.5
+name, port, directory = sys.argv[1:]
+arguments = (sys.executable, "-c", {server!r}, port)
+url = f"http://127.0.0.1:{{port}}"
+plan = Deployment((processes.Command(name, arguments, url),), url, {{name: url}})
+with running(plan, Path(directory)) as stack:
+    print(stack.servers[name].pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stubborn servers be killed soon."""
+    monkeypatch.setattr("sglang_cdsp.testing.processes.TERMINATE_GRACE_S", 0.5)
+    monkeypatch.setattr("sglang_cdsp.testing.processes.ORPHAN_GRACE_S", 0.5)
+
+
+def stubborn_command(name: str = "stubborn") -> Command:
+    """A server that SIGTERM does not end."""
+    (port,) = free_ports(1)
+    arguments = (sys.executable, "-c", STUBBORN_SERVER, str(port))
+    return Command(name, arguments, f"http://127.0.0.1:{port}/")
+
+
+def plan_of(command: Command) -> Deployment:
+    """A plan of one server."""
+    return Deployment((command,), command.health_url, {command.name: command.health_url})
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait up to half a minute for ``condition``."""
+    for _ in range(300):
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_the_block_ends_the_whole_tree(tmp_path: Path) -> None:
+    with running(plan_of(stubborn_command()), tmp_path) as stack:
+        server = stack.servers["stubborn"]
+        assert eventually(lambda: len(server.members()) == 2)
+    assert server.members() == []
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_an_exception_ends_the_whole_tree(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyError, match="inside"),
+        running(plan_of(stubborn_command()), tmp_path) as stack,
+    ):
+        raise KeyError("inside")
+    assert stack.servers["stubborn"].members() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, None), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -9)],
+)
+def test_a_signal_to_the_owner_ends_the_whole_tree(
+    tmp_path: Path, number: signal.Signals, status: int | None
+) -> None:
+    (port,) = free_ports(1)
+    script = textwrap.dedent(OWNER).format(server=STUBBORN_SERVER)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script, "stubborn", str(port), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert owner.stdout is not None
+    session = int(owner.stdout.readline())
+    assert eventually(lambda: len(session_members({session})) == 2)
+    owner.send_signal(number)
+    owner.wait(timeout=60)
+    assert status is None or owner.returncode == status
+    assert eventually(lambda: not session_members({session}))
+
+
+def test_a_server_that_ends_while_starting_is_reported(tmp_path: Path) -> None:
+    arguments = (sys.executable, "-c", "print('the reason'); raise SystemExit(3)")
+    command = Command("broken", arguments, "http://127.0.0.1:9/")
+    with (
+        pytest.raises(ServerFailedError, match=r"(?s)broken ended with status 3.*the reason"),
+        running(plan_of(command), tmp_path),
+    ):
+        pass
+
+
+def test_a_server_that_is_never_ready_is_reported(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    arguments = (sys.executable, "-c", "import time; print('thinking', flush=True); time.sleep(60)")
+    command = Command("slow", arguments, f"http://127.0.0.1:{port}/")
+    with ServerGroup() as group:
+        server = group.start(command, tmp_path / "slow.log")
+        assert eventually(lambda: "thinking" in server.log_tail())
+        with pytest.raises(ServerFailedError, match=r"(?s)slow not ready after 0 s.*thinking"):
+            wait_until_healthy([server], 0.0, lambda ready, elapsed_s: None)
+    assert server.members() == []
+
+
+def test_progress_names_every_server(tmp_path: Path) -> None:
+    lines: list[str] = []
+    commands = [stubborn_command(name) for name in ("one", "two")]
+    plan = together(*map(plan_of, commands))
+    with running(plan, tmp_path, progress=lines.append) as stack:
+        assert set(stack.urls) == {"one", "two"}
+        for server in stack.servers.values():
+            os.killpg(server.pid, signal.SIGKILL)
+    assert "one ready, two ready" in lines[-2]
+
+
+def test_servers_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="same name"):
+        together(plan_of(stubborn_command()), plan_of(stubborn_command()))
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(free_ports(50))) == 50
