@@ -7,15 +7,17 @@ to plan with; ``python -m sglang_cdsp profile`` measures properly.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import zmq
 
-from sglang_cdsp.controller.inbox import read_reports
 from sglang_cdsp.controller.lifecycle import Lifecycle
-from sglang_cdsp.controller.request import Phase, PoolRequest
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.reports import read_reports
+from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.fit import Sample, fit_coefficients
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.types import Plan, PlannedChunk
@@ -45,7 +47,7 @@ def probe_lengths(longest: int, page_size: int) -> Iterator[int]:
         length *= 2
 
 
-def probe_runner(pool: Lifecycle, reports: zmq.Socket[bytes]) -> Callable[[Plan], PoolRequest]:
+def probe_runner(lifecycle: Lifecycle, reports: zmq.Socket[bytes]) -> Callable[[Plan], PoolRequest]:
     """What runs one probe on the pool to its end.
 
     It raises ``RuntimeError`` when that takes longer than ``PROBE_TIMEOUT_S``.
@@ -53,13 +55,13 @@ def probe_runner(pool: Lifecycle, reports: zmq.Socket[bytes]) -> Callable[[Plan]
 
     def run(plan: Plan) -> PoolRequest:
         request = PoolRequest("cdsp-probe", None, plan.tokens, time.monotonic())
-        pool.probe(request, plan)
+        lifecycle.on_probe(request, plan)
         deadline = time.monotonic() + PROBE_TIMEOUT_S
         while request.phase is not Phase.ENDED:
             if time.monotonic() > deadline:
                 raise RuntimeError("measuring the pool takes too long; give --cdsp-latency-model")
             if reports.poll(POLL_MS):
-                read_reports(reports, pool)
+                read_reports(reports, lifecycle)
         return request
 
     return run
@@ -124,3 +126,25 @@ def calibrate(
     return LatencyModel(
         tuple(rows), model, device, fit={"method": "measured at server start, all samples fitted"}
     )
+
+
+def measured_model(
+    sizes: Sequence[int],
+    longest: int,
+    page_size: int,
+    lifecycle: Lifecycle,
+    reports: zmq.Socket[bytes],
+    *,
+    model: str,
+    device: str,
+) -> LatencyModel:
+    """Measure a pool that serves nobody yet, through its own life cycle and report socket.
+
+    Raises:
+        RuntimeError: as :func:`calibrate`.
+    """
+    logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
+    run = probe_runner(lifecycle, reports)
+    measured = calibrate(sizes, longest, page_size, run, model=model, device=device)
+    logger.info("measured latency model: %s", json.dumps(measured.to_json()["sp"]))
+    return measured

@@ -1,23 +1,20 @@
 """The pool controller: SGLang's data-parallel controller with a planner in it.
 
-It owns no tensors. It polls four kinds of sockets (requests from the tokenizer, reports from the
-schedulers, decode's messages) and drives the :class:`Lifecycle`; it never spins.
+It owns no tensors. It polls its sockets (requests from the tokenizer, reports from the schedulers,
+decode's messages, the admin routes), passes what it reads to the :class:`Lifecycle`, and never
+spins.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
-import psutil
 import zmq
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.environ import envs
@@ -37,18 +34,20 @@ from torch._C._distributed_c10d import TCPStore
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.admission import Admission
-from sglang_cdsp.controller.calibration import calibrate, probe_runner
+from sglang_cdsp.controller.calibration import measured_model
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import WIRE_FORMATS, PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.controller.dispatcher import Dispatcher
-from sglang_cdsp.controller.inbox import read_reports
-from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
+from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
+from sglang_cdsp.controller.metrics import PoolMetrics
+from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
-from sglang_cdsp.controller.planning import Planning, ledger_snapshot, make_planning
-from sglang_cdsp.controller.request import AbortTarget, Phase, PoolRequest
+from sglang_cdsp.controller.planning import Planning, make_planning
+from sglang_cdsp.controller.reports import read_reports
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order, unsupported
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
@@ -56,6 +55,7 @@ from sglang_cdsp.controller.startup import (
     bootstrap_route,
     bootstrap_row,
     default_sp_sizes,
+    give_up,
     quiet_ports,
 )
 from sglang_cdsp.planner.forced import PARAMETER
@@ -70,42 +70,37 @@ POLL_MS = 100
 
 
 class PoolController(DataParallelController):
-    """Takes the place of SGLang's controller; see the module's text."""
+    """SGLang's controller of data-parallel instances, which plans requests over all of them."""
 
     def __init__(self, server_args: Any, port_args: Any, run: Callable[..., Any]) -> None:
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
+        backend = get_disagg().disaggregation_transfer_backend
         try:
-            backend = get_disagg().disaggregation_transfer_backend
             check_transfer_backend(backend)
         except CdspConfigError as error:
-            self._give_up(str(error))
+            give_up(str(error))
         messages.register_orders()
-        self._host = get_local_ip_auto()
+        host = get_local_ip_auto()
         self._zmq = zmq.Context()
-        self._reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
-        self._reports.setsockopt(zmq.RCVHWM, 0)
-        port = self._reports.bind_to_random_port("tcp://127.0.0.1")
-        self._store = TCPStore(
-            self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300)
-        )
-        publish_addresses(
-            PoolAddresses(f"tcp://127.0.0.1:{port}", self._host, int(self._store.port))
-        )
+        self._reports = self._open_reports(host)
         self._rendezvous_ports = quiet_ports(int(get_parallel().dp_size))
         super().__init__(server_args, port_args, run)
         self._tp_size = int(get_parallel().tp_size)
-        self._contact = DecodeEndpoint(self._tp_size, self._host, WIRE_FORMATS[backend])
+        self._endpoint = DecodeEndpoint(self._tp_size, host, WIRE_FORMATS[backend])
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
-        self._poller = zmq.Poller()
-        for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):
-            self._poller.register(socket, zmq.POLLIN)
         self._admin = AdminServer(
             self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
         )
-        self._poller.register(self._admin.socket, zmq.POLLIN)
+        self._poller = zmq.Poller()
+        for socket in (
+            *(self._reports, self.recv_from_tokenizer, self._admin.socket),
+            *self._endpoint.sockets,
+        ):
+            self._poller.register(socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
+        self._metrics = PoolMetrics()
         self._rooms = Rooms(self._tp_size)
         hello = self._meet()
         self._decode = DecodeServers(
@@ -116,9 +111,20 @@ class PoolController(DataParallelController):
         )
         self.max_req_input_len = hello.max_input_tokens
         self._start_planning(hello)
-        self._contact.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
+        self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
 
     # -- start ----------------------------------------------------------------------------
+
+    def _open_reports(self, host: str) -> zmq.Socket[bytes]:
+        """Open what the schedulers need to know of, and leave the addresses for them."""
+        reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
+        reports.setsockopt(zmq.RCVHWM, 0)
+        port = reports.bind_to_random_port("tcp://127.0.0.1")
+        self._store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300)
+        )
+        publish_addresses(PoolAddresses(f"tcp://127.0.0.1:{port}", host, int(self._store.port)))
+        return reports
 
     def launch_tensor_parallel_group_thread(
         self, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
@@ -137,8 +143,7 @@ class PoolController(DataParallelController):
         try:
             hellos = await_hellos(self._reports, size, self._tp_size)
         except PoolIncompleteError as error:
-            self._give_up(str(error))
-            raise
+            give_up(str(error))
         first = hellos[(0, 0)]
         self._ledger = InstanceLedger(
             capacity=tuple(hellos[(i, 0)].kv_capacity for i in range(size)),
@@ -157,26 +162,38 @@ class PoolController(DataParallelController):
             else:
                 model = self._measure(tuple(sorted({*sizes, instances})), hello)
             self._planning = make_planning(self._cdsp, model, sizes, hello.page_size)
-        except ValueError as error:
-            self._give_up(str(error))
-            raise
+        except (ValueError, RuntimeError) as error:
+            give_up(str(error))
         self._lifecycle = self._make_lifecycle(self._planning, hello)
         self._tell_status()
 
+    def _measure(self, sizes: tuple[int, ...], hello: messages.Hello) -> LatencyModel:
+        """Run probes on the pool before anybody is served."""
+        stand_in = make_planning(CdspArgs(), builtin_model(), (1,), hello.page_size)
+        return measured_model(
+            sizes,
+            min(hello.max_input_tokens, self._ledger.smallest_instance),
+            hello.page_size,
+            self._make_lifecycle(stand_in, hello),
+            self._reports,
+            model=str(self.server_args.model_path),
+            device=str(self.server_args.device),
+        )
+
     def _make_lifecycle(self, planning: Planning, hello: messages.Hello) -> Lifecycle:
-        effects = Dispatcher(
+        dispatcher = Dispatcher(
             workers=self.workers,
-            contact=self._contact,
+            endpoint=self._endpoint,
             decode=self._decode,
             rooms=self._rooms,
-            answer=self._answer,
-            ended=self._log.write,
+            tokenizer=self._tokenizer,
+            observers=(self._log, self._metrics),
         )
         return Lifecycle(
             ledger=self._ledger,
             planning=planning,
             rooms=self._rooms,
-            effects=effects,
+            effects=dispatcher,
             admission=Admission(
                 policy=planning.policy,
                 view=lambda: self._ledger.view(time.monotonic()),
@@ -191,51 +208,29 @@ class PoolController(DataParallelController):
             decode=self._decode,
         )
 
+    # -- status and updates ---------------------------------------------------------------
+
     def _status(self) -> dict[str, Any]:
         """What ``GET /cdsp/status`` answers."""
         now_s = time.monotonic()
         return {
             **self._planning.snapshot(now_s),
-            "decode": {
-                "ranks": len(self._decode.ranks),
-                "longest_prompt": self._decode.longest_prompt,
-            },
-            "pool": ledger_snapshot(self._ledger, now_s),
+            "decode": self._decode.snapshot(),
+            "pool": self._ledger.snapshot(now_s),
             "requests": len(self._lifecycle.requests),
+            "counters": self._metrics.snapshot(),
         }
 
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
-        self._planning.regulator.update(body)
-        self._lifecycle.arrivals.sizes_changed()
+        self._planning.update(body)
+        self._lifecycle.on_sizes_changed()
         self._tell_status()
 
     def _tell_status(self) -> None:
         """Let ``/server_info``, which asks the schedulers, show the planner too."""
         status = self._planning.snapshot(time.monotonic())
         self.send_control_message(messages.StatusOrder(status=json.dumps(status)))
-
-    def _measure(self, sizes: tuple[int, ...], hello: messages.Hello) -> LatencyModel:
-        """Run probes on the pool before anybody is served."""
-        logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
-        stand_in = make_planning(CdspArgs(), builtin_model(), (1,), hello.page_size)
-        model = calibrate(
-            sizes,
-            min(hello.max_input_tokens, min(self._ledger.capacity) - RESERVE_TOKENS),
-            hello.page_size,
-            probe_runner(self._make_lifecycle(stand_in, hello), self._reports),
-            model=str(self.server_args.model_path),
-            device=str(self.server_args.device),
-        )
-        logger.info("measured latency model: %s", json.dumps(model.to_json()["sp"]))
-        return model
-
-    def _give_up(self, reason: str) -> None:
-        logger.error("sglang-cdsp: %s", reason)
-        parent = psutil.Process().parent()
-        if parent is not None:
-            parent.send_signal(signal.SIGQUIT)
-        os._exit(1)
 
     # -- requests -------------------------------------------------------------------------
 
@@ -247,8 +242,8 @@ class PoolController(DataParallelController):
         mapping[AbortReq] = self._on_abort
 
     def _on_batch(self, batch: BatchTokenizedGenerateReqInput) -> None:
-        for request in batch:
-            self.on_request(request)
+        for tokenized in batch:
+            self.on_request(tokenized)
 
     def on_request(self, tokenized: TokenizedGenerateReqInput) -> None:
         """A request from the tokenizer; SGLang's own checks take the stock way."""
@@ -267,7 +262,7 @@ class PoolController(DataParallelController):
             room=None if fake else tokenized.bootstrap_room,
         )
         custom = tokenized.sampling_params.custom_params or {}
-        self._lifecycle.arrivals.submit(request, custom.get(PARAMETER))
+        self._lifecycle.on_request(request, custom.get(PARAMETER))
         order = grammar_order(tokenized)
         if order is not None and request.phase is not Phase.ENDED:
             # Equal grammars to the same instance: its backend has compiled them already.
@@ -275,19 +270,11 @@ class PoolController(DataParallelController):
             assert worker is not None
             sock_send(worker, order)
 
-    def _on_abort(self, request: AbortReq) -> None:
-        reason = request.abort_message or "aborted by the client"
-        named = self._lifecycle.matching(str(request.rid), everything=request.abort_all)
-        for pool_request in named:
-            self._lifecycle.abort(pool_request, reason)
-        # SGLang's own requests (warm-up, health checks) are not in the pool's books.
-        self.send_control_message(request)
-
-    def _answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
-        reason = {"type": "abort", "message": message, "status_code": int(status)}
-        worker = getattr(request.tokenized, "http_worker_ipc", None)
-        answer = AbortReq(rid=request.rid, finished_reason=reason, http_worker_ipc=worker)
-        sock_send(self._tokenizer, answer)
+    def _on_abort(self, abort: AbortReq) -> None:
+        reason = abort.abort_message or "aborted by the client"
+        self._lifecycle.on_abort(str(abort.rid), reason, everything=abort.abort_all)
+        # SGLang's own requests (warm-up, health checks) are not in the pool's table.
+        self.send_control_message(abort)
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -300,13 +287,13 @@ class PoolController(DataParallelController):
             self._read_decode()
             self._read_requests()
             read_reports(self._reports, self._lifecycle)
-            self._lifecycle.plan()
+            self._lifecycle.on_turn()
             self._admin.serve()
 
     def _check_schedulers(self) -> None:
         for process in self.scheduler_procs:
             if not process.is_alive():
-                self._give_up(
+                give_up(
                     f"a scheduler process (pid {process.pid}) ended with exit code "
                     f"{process.exitcode}; the pool stops with it: restart the server"
                 )
@@ -320,25 +307,19 @@ class PoolController(DataParallelController):
             self._request_dispatcher(request)
 
     def _read_decode(self) -> None:
-        for rank, socket in enumerate(self._contact.sockets):
-            while socket.poll(0):
-                message = self._contact.receive(rank)
-                if isinstance(message, PeerMessage):
+        for rank, message in self._endpoint.messages():
+            match message:
+                case PeerMessage():
                     order = messages.PeerOrder(tp_rank=rank, frames=message.frames)
                     self.send_control_message(order)
-                    self._contact.watch(message.rank)
-                    self._decode.register(message.rank)
-                    self._lifecycle.arrivals.decode_known()
-                elif isinstance(message, RoomPages):
-                    self._lifecycle.arrivals.pages_named(message.room, message.message)
-                elif isinstance(message, RoomAbort):
-                    self._on_room_abort(message)
-
-        for host, port, alive in self._contact.changes():
-            self._decode.connected(host, port, alive=alive)
-
-    def _on_room_abort(self, abort: RoomAbort) -> None:
-        target = None
-        if abort.host is not None and abort.port is not None:
-            target = AbortTarget(abort.tp_rank, abort.host, abort.port)
-        self._lifecycle.abort_room(abort.room, target, abort.frames)
+                    self._endpoint.watch(message.rank)
+                    self._lifecycle.on_decode_registered(message.rank)
+                case RoomPages():
+                    self._lifecycle.on_pages(message.room, message.message)
+                case RoomAbort():
+                    target = None
+                    if message.host is not None and message.port is not None:
+                        target = AbortTarget(message.tp_rank, message.host, message.port)
+                    self._lifecycle.on_room_abort(message.room, target, message.frames)
+        for host, port, alive in self._endpoint.changes():
+            self._lifecycle.on_decode_link(host, port, alive=alive)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import zmq
 from sglang.srt.managers.io_struct import (
+    AbortReq,
     TokenizedGenerateReqInput,
     sock_send,
     unwrap_from_pickle,
@@ -19,6 +20,7 @@ from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
@@ -38,25 +40,28 @@ PROBE_TOKEN = 1
 
 
 class Dispatcher:
-    """Sends orders over SGLang's scheduler sockets; implements ``lifecycle.Effects``."""
+    """Implements ``Effects``: orders over SGLang's scheduler sockets, words to decode, answers.
+
+    Observers hear of an effect after it was sent.
+    """
 
     def __init__(
         self,
         *,
         workers: Sequence[zmq.Socket[bytes] | None],
-        contact: DecodeEndpoint,
+        endpoint: DecodeEndpoint,
         decode: DecodeServers,
         rooms: Rooms,
-        answer: Callable[[PoolRequest, HTTPStatus, str], None],
-        ended: Callable[[PoolRequest], None],
+        tokenizer: zmq.Socket[bytes],
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """``workers`` are the schedulers' sockets by instance."""
+        """``workers``: the schedulers' sockets by instance; ``tokenizer``: its socket."""
         self._workers = workers
-        self._contact = contact
+        self._endpoint = endpoint
         self._decode = decode
         self._rooms = rooms
-        self.answer = answer
-        self.ended = ended
+        self._tokenizer = tokenizer
+        self._observers = observers
 
     def _send(self, instances: Iterable[int], order: Any) -> None:
         for instance in instances:
@@ -78,10 +83,15 @@ class Dispatcher:
             self._send(members, _plan_order(request))
         if not request.probe:
             self._send([request.plan.home], _stamped(request.tokenized))
+        for observer in self._observers:
+            observer.bound(request)
 
     def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
         """Start the next chunk, or drop the task."""
         self._send(instances, GoOrder(seq=request.seq, chunk=request.next_chunk, go=go))
+        if go:
+            for observer in self._observers:
+                observer.chunk_started(request)
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Pass prompt log-probabilities on to home."""
@@ -91,6 +101,8 @@ class Dispatcher:
     def relink(self, epoch: int) -> None:
         """Order every instance to make new links."""
         self._send(range(len(self._workers)), MeshOrder(epoch=epoch))
+        for observer in self._observers:
+            observer.relinked(epoch)
 
     def release(self, request: PoolRequest) -> None:
         """Free the slots; home answers its client unless that was done."""
@@ -103,6 +115,13 @@ class Dispatcher:
         assert request.plan is not None
         self._send(request.plan.instances, CancelOrder(seq=request.seq))
 
+    def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
+        """Answer a client through the tokenizer."""
+        reason = {"type": "abort", "message": message, "status_code": int(status)}
+        worker = getattr(request.tokenized, "http_worker_ipc", None)
+        answer = AbortReq(rid=request.rid, finished_reason=reason, http_worker_ipc=worker)
+        sock_send(self._tokenizer, answer)
+
     def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
         """Pass decode's abort to the instance whose stock sender will acknowledge it."""
         assert request.plan is not None
@@ -111,21 +130,26 @@ class Dispatcher:
     def fail_room(self, room: int, reason: str) -> None:
         """Tell every decode rank of a room that it failed."""
         for message in self._rooms.messages(room):
-            self._contact.fail_room(room, message, reason)
+            self._endpoint.fail_room(room, message, reason)
 
     def announce_failure(self, room: int, reason: str) -> None:
         """Tell every decode rank that a room failed; who does not have it takes no notice."""
         for rank in self._decode.ranks:
-            self._contact.fail_room(room, rank, reason)
+            self._endpoint.fail_room(room, rank, reason)
 
     def finish_room(self, room: int) -> None:
         """Tell every decode rank of a room that its KV has arrived, if it waits to hear that."""
         for message in self._rooms.messages(room):
-            self._contact.finish_room(room, message)
+            self._endpoint.finish_room(room, message)
 
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
-        self._contact.ack_abort(room, target.tp_rank, target.host, target.port)
+        self._endpoint.ack_abort(room, target.tp_rank, target.host, target.port)
+
+    def ended(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        for observer in self._observers:
+            observer.ended(request)
 
 
 def _plan_order(request: PoolRequest) -> PlanOrder:

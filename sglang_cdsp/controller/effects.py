@@ -1,4 +1,4 @@
-"""What the life cycle makes happen elsewhere, as an interface: the server's and the tests'."""
+"""What the life cycle makes happen elsewhere, as an interface, and who is told of it."""
 
 from __future__ import annotations
 
@@ -50,4 +50,20 @@ class Effects(Protocol):
         """Tell decode that a room's pages are safe."""
 
     def ended(self, request: PoolRequest) -> None:
-        """A request is over (log, measurements)."""
+        """A request is over."""
+
+
+class Observer:
+    """Base of who is told of effects and causes none: the plan log, the metrics."""
+
+    def bound(self, request: PoolRequest) -> None:
+        """A request got its plan."""
+
+    def chunk_started(self, request: PoolRequest) -> None:
+        """The request's next chunk was ordered to start."""
+
+    def relinked(self, epoch: int) -> None:
+        """New links were ordered."""
+
+    def ended(self, request: PoolRequest) -> None:
+        """A request is over."""

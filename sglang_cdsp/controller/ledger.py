@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sglang_cdsp.planner.types import Plan, PoolView
 
@@ -74,6 +75,21 @@ class InstanceLedger:
             for instance, slots in bound.slots.items():
                 free[instance] -= slots
         return tuple(max(0, tokens // self.page_size * self.page_size) for tokens in free)
+
+    @property
+    def smallest_instance(self) -> int:
+        """Tokens that every instance can hold for a request."""
+        return min(self.capacity) - RESERVE_TOKENS
+
+    def snapshot(self, now_s: float) -> dict[str, Any]:
+        """The instances for status pages, JSON-ready."""
+        view = self.view(now_s)
+        return {
+            "instances": len(view.queue_s),
+            "queue_s": list(view.queue_s),
+            "free_tokens": list(view.free_tokens or ()),
+            "capacity_tokens": list(view.capacity_tokens or ()),
+        }
 
     def view(self, now_s: float) -> PoolView:
         """The pool as the planner sees it now."""

@@ -1,36 +1,38 @@
-"""A request's way through the pool, as the controller drives it.
+"""The one door into what happens to the pool's requests.
 
-Pure bookkeeping: what goes out is handed to an ``Effects``, so the whole life cycle can be run
-without processes.
+Pure bookkeeping: what follows elsewhere is handed to ``Effects``, so the whole life cycle can be
+run without processes. ``phases.py`` says what may happen to a request when.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from sglang_cdsp.controller.admission import Admission
-from sglang_cdsp.controller.arrivals import BEFORE_A_PLAN, Arrivals
+from sglang_cdsp.controller.arrivals import Arrivals
 from sglang_cdsp.controller.decode.room_manager import RoomManager
-from sglang_cdsp.controller.decode.rooms import Rooms
-from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
+from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
 from sglang_cdsp.controller.effects import Effects
+from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.ledger import InstanceLedger
+from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
+from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.queue import WaitingQueue
-from sglang_cdsp.controller.request import AbortTarget, ChunkTimes, Phase, PoolRequest
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
-from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import LogprobPart
+from sglang_cdsp.protocol import messages
+
+logger = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    """All requests of the pool; see the module's text. Times are monotonic seconds.
-
-    Attributes:
-        arrivals: what happens to requests before they have a plan.
-    """
+    """All requests of the pool. Times are monotonic seconds."""
 
     def __init__(
         self,
@@ -45,254 +47,161 @@ class Lifecycle:
         decode: DecodeServers,
     ) -> None:
         """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
-        self._clock = clock
-        self._ledger = ledger
-        self._planning = planning
-        self._rooms = room_manager = RoomManager(rooms, effects, clock)
-        self._out = effects
-        self._tp_size = tp_size
-        self._table = RequestTable(
-            ledger=ledger, policy=planning.policy, rooms=room_manager, effects=effects, clock=clock
+        self._effects = effects
+        self._decode = decode
+        self._rooms = RoomManager(rooms, effects, clock)
+        self._table = RequestTable()
+        self._endings = Endings(
+            table=self._table,
+            ledger=ledger,
+            policy=planning.policy,
+            rooms=self._rooms,
+            effects=effects,
+            clock=clock,
         )
-        self.arrivals = Arrivals(
+        self._arrivals = Arrivals(
             table=self._table,
             admission=admission,
-            rooms=room_manager,
-            waiting=WaitingQueue(planning, ledger, clock),
-            effects=effects,
+            rooms=self._rooms,
+            queue=WaitingQueue(planning, ledger, clock),
+            endings=self._endings,
             decode=decode,
             abort=self.abort,
         )
-        self._next_seq = 0
-        self._epoch = 0
-        self._links_broken = False
+        self._progress = Progress(
+            table=self._table,
+            ledger=ledger,
+            planning=planning,
+            rooms=self._rooms,
+            effects=effects,
+            endings=self._endings,
+            tp_size=tp_size,
+            clock=clock,
+        )
 
     @property
     def requests(self) -> tuple[PoolRequest, ...]:
         """Requests that are not over."""
-        return tuple(self._table.by_rid.values())
+        return self._table.requests
 
-    # -- planning -------------------------------------------------------------------------
+    # -- from clients ---------------------------------------------------------------------
 
-    def probe(self, request: PoolRequest, plan: Plan) -> None:
-        """Run a measurement of the controller's own."""
-        self._table.by_rid[request.rid] = request
-        self._bind(request, plan)
+    def on_request(self, request: PoolRequest, raw_plan: Any) -> None:
+        """A request arrived; ``raw_plan`` is the plan that it demands, None for none."""
+        self._arrivals.submit(request, raw_plan)
 
-    def plan(self) -> None:
-        """Bind whatever starts now."""
-        self._rooms.tell()
-        self.arrivals.end_overdue()
-        for request, plan in self.arrivals.starts():
-            self._bind(request, plan)
-
-    def _bind(self, request: PoolRequest, plan: Plan) -> None:
-        chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
-        now_s = self._clock()
-        request.plan, request.policy, request.bound_s = plan, plan.policy, now_s
-        request.times = [ChunkTimes() for _ in chunks]
-        request.seq, self._next_seq = self._next_seq, self._next_seq + 1
-        request.phase = Phase.BOUND
-        self._table.by_seq[request.seq] = request
-        self._ledger.bind(request.seq, plan, now_s, kv_demand(chunks, self._ledger.page_size))
-        self._out.bind(request)
-
-    # -- progress -------------------------------------------------------------------------
-
-    def ready(self, seq: int, chunk: int, instance: int) -> None:
-        """An instance can start a chunk."""
-        request = self._table.by_seq.get(seq)
-        if request is not None and request.phase is Phase.BOUND:
-            request.ready.setdefault(chunk, set()).add(instance)
-            self._advance(request)
-
-    def chunk_done(self, seq: int, chunk: int, instance: int, start_s: float, end_s: float) -> None:
-        """An instance ran its shard."""
-        request = self._table.by_seq.get(seq)
-        if request is None or request.plan is None:
-            return
-        times = request.times[chunk]
-        # Members wait for each other inside a chunk: the last to come starts it.
-        times.start_s = max(start_s, times.start_s or start_s)
-        times.end_s = max(end_s, times.end_s or end_s)
-        self._member_done(request, chunk, instance)
-        self._relink_if_quiet()
-
-    def _member_done(self, request: PoolRequest, chunk: int, instance: int) -> None:
-        assert request.plan is not None
-        times = request.times[chunk]
-        times.done.add(instance)
-        # Who joins later may fail meanwhile: the members that run the chunk are what counts.
-        if not times.done >= set(request.plan.chunks[chunk].instances):
-            return
-        request.running = False
-        request.next_chunk = chunk + 1
-        if times.end_s is not None:
-            self._ledger.ended(request.seq, chunk, times.end_s)
-            self._learn(request, chunk)
-        if request.next_chunk == len(request.plan.chunks) and not request.error:
-            request.phase = Phase.DRAINING
-            self._ledger.computed(request.seq)
-        else:
-            self._advance(request)
-
-    def _learn(self, request: PoolRequest, chunk: int) -> None:
-        """Feed a chunk's real time to the latency model."""
-        assert request.plan is not None
-        times = request.times[chunk]
-        if times.start_s is None or times.end_s is None or request.probe or request.error:
-            return
-        history = sum(before.tokens for before in request.plan.chunks[:chunk])
-        planned = request.plan.chunks[chunk]
-        seconds = times.end_s - times.start_s
-        self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
-
-    def _advance(self, request: PoolRequest) -> None:
-        """Decide go or drop for the next chunk, once and for all members."""
-        assert request.plan is not None
-        if request.running or request.phase is not Phase.BOUND or request.one_instance:
-            return
-        if request.error:
-            self._drop(request)
-            return
-        if self._links_broken:
-            return
-        group = request.plan.chunks[request.next_chunk].instances
-        if request.ready.get(request.next_chunk, set()) >= set(group):
-            request.running = True
-            self._out.go(request, group, go=True)
-
-    def _drop(self, request: PoolRequest) -> None:
-        assert request.plan is not None
-        request.phase = Phase.DRAINING
-        self._ledger.ended(request.seq, len(request.plan.chunks) - 1, self._clock())
-        self._ledger.computed(request.seq)
-        self._out.go(request, request.plan.instances, go=False)
-
-    def first_token(self, seq: int, at_s: float) -> None:
-        """The first token was sampled."""
-        request = self._table.by_seq.get(seq)
-        if request is not None:
-            request.first_token_s = at_s
-            if request.one_instance:
-                self._ledger.ended(seq, 0, at_s)
-                self._ledger.computed(seq)
-
-    def logprobs(self, part: LogprobPart) -> None:
-        """A member computed prompt log-probabilities; home collects them."""
-        request = self._table.by_seq.get(part.seq)
-        if request is not None:
-            self._out.logprobs(request, part)
-
-    def failed(
-        self,
-        seq: int,
-        instance: int,
-        error: str,
-        *,
-        bad_request: bool = False,
-        links_broken: bool = False,
-    ) -> None:
-        """The task cannot go on at an instance."""
-        self._links_broken = self._links_broken or links_broken
-        request = self._table.by_seq.get(seq)
-        if request is None:
-            return
-        request.error = request.error or error
-        request.answered = request.answered or bad_request
-        if request.running:
-            self._member_done(request, request.next_chunk, instance)
-        else:
-            self._advance(request)
-        self._relink_if_quiet()
-
-    def write_lost(self, seq: int, error: str) -> None:
-        """A KV write to decode failed: the task is dropped at its next boundary."""
-        request = self._table.by_seq.get(seq)
-        if request is not None:
-            request.error = request.error or error
-            self._advance(request)
-
-    def _relink_if_quiet(self) -> None:
-        """Make new links between two chunks; orders behind this one use them."""
-        if not self._links_broken or any(e.running for e in self._table.by_seq.values()):
-            return
-        self._links_broken = False
-        self._epoch += 1
-        self._out.relink(self._epoch)
-        for request in tuple(self._table.by_seq.values()):
-            self._advance(request)
-
-    def drained(self, seq: int, instance: int, tp_rank: int, error: str) -> None:
-        """A rank writes nothing more to decode for the task."""
-        request = self._table.by_seq.get(seq)
-        if request is None or request.plan is None:
-            return
-        request.error = request.error or error
-        request.drained.add((instance, tp_rank))
-        if len(request.drained) == len(request.plan.instances) * self._tp_size:
-            request.phase = Phase.RELEASING
-            self._rooms.settle(request)
-            # Decode may be done already and use the number again while slots are being freed.
-            self._rooms.leave(request)
-            self._out.release(request)
-
-    def released(self, seq: int, instance: int) -> None:
-        """An instance freed the task's slots."""
-        request = self._table.by_seq.get(seq)
-        if request is None or request.plan is None:
-            return
-        request.released.add(instance)
-        if request.released >= set(request.plan.instances):
-            self._table.end(request)
-
-    def stock_ended(self, seq: int, start_s: float | None, end_s: float | None, error: str) -> None:
-        """A one-instance request left its instance, which has answered its client."""
-        request = self._table.by_seq.get(seq)
-        if request is None:
-            return
-        request.times[0].start_s, request.times[0].end_s = start_s, end_s
-        request.error = request.error or error
-        request.answered = True
-        if request.error:
-            self._rooms.settle(request)
-        self._table.end(request)
-
-    # -- ends -----------------------------------------------------------------------------
+    def on_abort(self, rid: str, reason: str, *, everything: bool) -> None:
+        """Clients no longer want the requests whose id begins with ``rid``, or all."""
+        for request in self._table.matching(rid, everything=everything):
+            self.abort(request, reason)
 
     def abort(self, request: PoolRequest, reason: str) -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
-        if request.phase in (Phase.RELEASING, Phase.ENDED):
+        before = request.advance(Event.ABORT)
+        if before in (Phase.RELEASING, Phase.ENDED):
             return
         request.aborted = True
         request.error = request.error or reason
-        if not request.answered:
-            request.answered = True
-            self._out.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
-        if request.phase in BEFORE_A_PLAN:
-            self.arrivals.leave(request)
-        elif request.one_instance:
-            self._out.cancel_stock(request)
-        elif request.phase is Phase.BOUND and not request.running:
-            self._drop(request)
+        self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        if before in BEFORE_A_PLAN:
+            self._arrivals.leave(request)
+        elif before is Phase.STOCK:
+            self._effects.cancel_stock(request)
+        elif before is Phase.BOUND:
+            self._progress.drop(request)
 
-    def abort_room(self, room: int, target: AbortTarget | None, frames: list[bytes]) -> None:
+    # -- from decode ----------------------------------------------------------------------
+
+    def on_decode_registered(self, rank: DecodeRank) -> None:
+        """A decode rank made contact: prompts that no decode server holds are refused now."""
+        self._decode.register(rank)
+        self._arrivals.decode_known()
+
+    def on_decode_link(self, host: str, port: int, *, alive: bool) -> None:
+        """A decode rank can be reached no longer, or again."""
+        self._decode.connected(host, port, alive=alive)
+
+    def on_pages(self, room: int, message: RoomMessage) -> None:
+        """Decode named destination pages of a room."""
+        self._arrivals.pages_named(room, message)
+
+    def on_room_abort(self, room: int, target: AbortTarget | None, frames: list[bytes]) -> None:
         """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
         request = self._rooms.user(room)
         if request is None:
             self._rooms.given_up(room, target)
             return
-        if request.one_instance and target is not None:
+        if request.phase is Phase.STOCK and target is not None:
             # That instance's stock sender knows when its own writes have drained.
-            self._out.forward_abort(request, target.tp_rank, frames)
+            self._effects.forward_abort(request, target.tp_rank, frames)
         elif target is not None:
             request.abort_targets.append(target)
         self.abort(request, "decode gave the request up")
 
-    def matching(self, rid: str, *, everything: bool) -> tuple[PoolRequest, ...]:
-        """Requests that SGLang's abort names: ids that begin with ``rid``, or all."""
-        return tuple(
-            e
-            for e in self._table.by_rid.values()
-            if not e.probe and (everything or e.rid.startswith(rid))
-        )
+    # -- from the schedulers --------------------------------------------------------------
+
+    def on_report(self, report: messages.AnyReport) -> None:
+        """A scheduler reports. What concerns a task that is over means nothing any more.
+
+        Raises:
+            IllegalEventError: the report cannot be of a task in its phase; nothing was changed.
+        """
+        match report:
+            case messages.GrammarRefused():
+                self._arrivals.refuse_named(report.rid, report.error)
+                return
+            case messages.Hello():
+                logger.warning("instance %d greets a second time", report.instance)
+                return
+            case messages.PromptLogprobs():
+                seq = report.part.seq
+            case _:
+                seq = report.seq
+        if isinstance(report, messages.Failed) and report.links_broken:
+            self._progress.links_broke()
+        request = self._table.task(seq)
+        if request is not None:
+            self._on_task_report(request, report)
+        if isinstance(report, messages.Failed):
+            self._progress.relink()
+
+    def _on_task_report(self, request: PoolRequest, report: messages.AnyReport) -> None:
+        progress, instance = self._progress, report.instance
+        match report:
+            case messages.Ready():
+                progress.ready(request, report.chunk, instance)
+            case messages.ChunkDone():
+                progress.chunk_done(request, report.chunk, instance, report.start_s, report.at_s)
+            case messages.FirstToken():
+                progress.first_token(request, report.at_s)
+            case messages.PromptLogprobs():
+                request.advance(Event.LOGPROBS)
+                self._effects.logprobs(request, report.part)
+            case messages.Failed():
+                progress.failed(request, instance, report.error, bad_request=report.bad_request)
+            case messages.WriteLost():
+                progress.write_lost(request, report.error)
+            case messages.Drained():
+                progress.drained(request, instance, report.tp_rank, report.error)
+            case messages.Released():
+                progress.released(request, instance)
+            case messages.StockEnded():
+                progress.stock_ended(request, report.start_s, report.end_s, report.error)
+
+    # -- the controller's own -------------------------------------------------------------
+
+    def on_turn(self) -> None:
+        """The controller's loop comes round: tell decode what is due, start what can start."""
+        self._rooms.tell()
+        self._arrivals.end_overdue()
+        for request, plan in self._arrivals.starts():
+            self._progress.bind(request, plan)
+
+    def on_sizes_changed(self) -> None:
+        """The candidate SP sizes changed: refuse waiting prompts that fit none of them."""
+        self._arrivals.sizes_changed()
+
+    def on_probe(self, request: PoolRequest, plan: Plan) -> None:
+        """Run a measurement of the controller's own."""
+        self._table.add(request)
+        self._progress.bind(request, plan)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import PoolRequest
 
 
@@ -50,7 +51,7 @@ def _since(at_s: float | None, arrival_s: float) -> float | None:
     return None if at_s is None else at_s - arrival_s
 
 
-class PlanLog:
+class PlanLog(Observer):
     """Appends records to a file, one line each, readable at once."""
 
     def __init__(self, path: str | None) -> None:
@@ -60,7 +61,7 @@ class PlanLog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch()
 
-    def write(self, request: PoolRequest) -> None:
+    def ended(self, request: PoolRequest) -> None:
         """Log one ended request; probes are left out."""
         if self._path is not None and not request.probe:
             with self._path.open("a", encoding="utf-8") as file:

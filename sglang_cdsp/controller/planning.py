@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.args import CdspArgs
-from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import Policy, PolicyOptions, make_policy
@@ -39,6 +38,14 @@ class Planning:
         """Learn from a chunk that ran; sizes outside the profiled ones teach nothing."""
         if self.model.sp_sizes[0] <= size <= self.model.sp_sizes[-1]:
             self.correction.observe(size, history, tokens, seconds)
+
+    def update(self, body: Any) -> None:
+        """Change the regulation at run time.
+
+        Raises:
+            ValueError: the body is refused, and everything stays as it was.
+        """
+        self.regulator.update(body)
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
         """For status pages, JSON-ready."""
@@ -90,14 +97,3 @@ def read_rates(path: Path) -> Mapping[str, Any]:
     if isinstance(data, dict) and "improvement_rate_mapping" in data:
         data = data["improvement_rate_mapping"]
     return data
-
-
-def ledger_snapshot(ledger: InstanceLedger, now_s: float) -> dict[str, Any]:
-    """The pool for status pages, JSON-ready."""
-    view = ledger.view(now_s)
-    return {
-        "instances": len(view.queue_s),
-        "queue_s": list(view.queue_s),
-        "free_tokens": list(view.free_tokens or ()),
-        "capacity_tokens": list(view.capacity_tokens or ()),
-    }

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Any
 
+from sglang_cdsp.controller.phases import Event, Phase, after
 from sglang_cdsp.planner.forced import ForcedPlan
 from sglang_cdsp.planner.types import Plan
-
-
-class Phase(Enum):
-    """Where a request stands. It only moves forward."""
-
-    ARRIVED = auto()  # decode's pages are not known yet
-    WAITING = auto()  # the policy has it
-    BOUND = auto()  # it has a plan and a sequence number
-    DRAINING = auto()  # computed or dropped; writes may be in flight
-    RELEASING = auto()  # all writes drained; slots are being freed
-    ENDED = auto()
 
 
 @dataclass
@@ -39,7 +28,7 @@ class AbortTarget:
     port: int
 
 
-@dataclass
+@dataclass(eq=False)
 class PoolRequest:
     """One request's state at the controller.
 
@@ -53,12 +42,15 @@ class PoolRequest:
         plan: what the policy decided, times relative to ``bound_s``.
         seq: place in the pool's order of tasks.
         next_chunk: the chunk that is to start or is running.
-        running: whether ``next_chunk`` runs.
         ready: per chunk, the instances that can start it.
+        times: per chunk, when it ran.
         drained: ``(instance, tp_rank)`` that write nothing more.
+        released: instances that freed its slots.
+        first_token_s: when its first token was sampled, None before.
         error: why it failed or was aborted; "" while all is well.
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
+        abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
     """
 
     rid: str
@@ -67,13 +59,11 @@ class PoolRequest:
     arrival_s: float
     room: int | None = None
     forced: ForcedPlan | None = None
-    phase: Phase = Phase.ARRIVED
     plan: Plan | None = None
     policy: str = ""
     bound_s: float = 0.0
     seq: int = -1
     next_chunk: int = 0
-    running: bool = False
     ready: dict[int, set[int]] = field(default_factory=dict)
     times: list[ChunkTimes] = field(default_factory=list)
     drained: set[tuple[int, int]] = field(default_factory=set)
@@ -83,6 +73,21 @@ class PoolRequest:
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
+    _phase: Phase = field(default=Phase.ARRIVED, init=False)
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands."""
+        return self._phase
+
+    def advance(self, event: Event) -> Phase:
+        """Something happens to it; returns the phase that it was in.
+
+        Raises:
+            IllegalEventError: that cannot happen in its phase, which stays as it was.
+        """
+        before, self._phase = self._phase, after(self._phase, event, self.rid)
+        return before
 
     @property
     def probe(self) -> bool:

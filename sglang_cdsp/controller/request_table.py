@@ -1,50 +1,59 @@
-"""The requests that are not over, and what becomes free when one is."""
+"""The requests that are not over, by id and by their place in the pool's order of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from sglang_cdsp.controller.decode.room_manager import RoomManager
-from sglang_cdsp.controller.effects import Effects
-from sglang_cdsp.controller.ledger import InstanceLedger
-from sglang_cdsp.controller.request import Phase, PoolRequest
-from sglang_cdsp.planner.policies import Policy
+from sglang_cdsp.controller.request import PoolRequest
 
 
 class RequestTable:
-    """See the module's text.
+    """Requests by SGLang's id, and those that have a plan by sequence number.
 
-    Attributes:
-        by_rid: all of them, by SGLang's request id.
-        by_seq: those that have a plan, by their place in the pool's order of tasks.
+    A client may use an id again as soon as it has its answer, so a request that still drains may
+    have lost its id to another.
     """
 
-    def __init__(
-        self,
-        *,
-        ledger: InstanceLedger,
-        policy: Policy,
-        rooms: RoomManager,
-        effects: Effects,
-        clock: Callable[[], float],
-    ) -> None:
-        """``clock`` gives monotonic seconds."""
-        self._ledger = ledger
-        self._policy = policy
-        self._rooms = rooms
-        self._out = effects
-        self._clock = clock
-        self.by_rid: dict[str, PoolRequest] = {}
-        self.by_seq: dict[int, PoolRequest] = {}
+    def __init__(self) -> None:
+        self._by_rid: dict[str, PoolRequest] = {}
+        self._by_seq: dict[int, PoolRequest] = {}
 
-    def end(self, request: PoolRequest) -> None:
-        """A request is over, and nothing of it is left anywhere."""
-        request.phase = Phase.ENDED
-        if self.by_rid.get(request.rid) is request:
-            # Else a new request has the id, and the policy would take this end for its.
-            del self.by_rid[request.rid]
-            self._policy.finish(request.rid, self._clock())
-        self.by_seq.pop(request.seq, None)
-        self._rooms.leave(request)
-        self._ledger.release(request.seq)
-        self._out.ended(request)
+    @property
+    def requests(self) -> tuple[PoolRequest, ...]:
+        """Those that have their id, by arrival."""
+        return tuple(self._by_rid.values())
+
+    @property
+    def with_plan(self) -> tuple[PoolRequest, ...]:
+        """Those that have a plan, in the order of their tasks."""
+        return tuple(self._by_seq.values())
+
+    def named(self, rid: str) -> PoolRequest | None:
+        """The request that has an id now."""
+        return self._by_rid.get(rid)
+
+    def task(self, seq: int) -> PoolRequest | None:
+        """The request whose plan has a sequence number; None if it is over."""
+        return self._by_seq.get(seq)
+
+    def matching(self, rid: str, *, everything: bool) -> tuple[PoolRequest, ...]:
+        """Requests that SGLang's abort names: ids that begin with ``rid``, or all."""
+        return tuple(
+            request
+            for request in self._by_rid.values()
+            if not request.probe and (everything or request.rid.startswith(rid))
+        )
+
+    def add(self, request: PoolRequest) -> None:
+        """A request got in; it has its id from now on."""
+        self._by_rid[request.rid] = request
+
+    def add_task(self, request: PoolRequest) -> None:
+        """A request has a sequence number."""
+        self._by_seq[request.seq] = request
+
+    def remove(self, request: PoolRequest) -> bool:
+        """A request is over; returns whether it still had its id."""
+        self._by_seq.pop(request.seq, None)
+        if self._by_rid.get(request.rid) is not request:
+            return False
+        del self._by_rid[request.rid]
+        return True

@@ -1,16 +1,22 @@
-"""How a pool comes up: its schedulers greet, its latency model is found, decode is told."""
+"""How a pool comes up, or ends with a reason: its schedulers greet, decode is told."""
 
 from __future__ import annotations
 
+import logging
+import os
 import random
+import signal
 import time
-from typing import Any
+from typing import Any, NoReturn
 
+import psutil
 import zmq
 from sglang.srt.runtime_context import get_disagg, get_serving
 from sglang.srt.utils.network import NetworkAddress, is_port_available
 
 from sglang_cdsp.protocol.messages import Hello, decode_report
+
+logger = logging.getLogger(__name__)
 
 POLL_MS = 100
 # Below Linux's default ephemeral range (32768 and up), above the ports that services like.
@@ -20,6 +26,15 @@ HELLO_TIMEOUT_S = 60.0
 
 class PoolIncompleteError(RuntimeError):
     """Some schedulers did not join the pool."""
+
+
+def give_up(reason: str) -> NoReturn:
+    """End the server with one line: log it, and have SGLang's launching process end the rest."""
+    logger.error("sglang-cdsp: %s", reason)
+    parent = psutil.Process().parent()
+    if parent is not None:
+        parent.send_signal(signal.SIGQUIT)
+    os._exit(1)
 
 
 def await_hellos(

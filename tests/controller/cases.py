@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from sglang_cdsp.controller.request import Phase, PoolRequest
+from typing import Any
+
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.protocol.messages import (
+    AnyReport,
+    ChunkDone,
+    Drained,
+    Failed,
+    FirstToken,
+    LogprobPart,
+    PromptLogprobs,
+    Ready,
+    Released,
+    StockEnded,
+    WriteLost,
+)
 from tests.controller.fake_pool import Chunks, FakePool
 
 ROOM = 7
@@ -23,10 +39,27 @@ def with_pages(
     for rank in range(pool.tp_size):
         pool.decode_sends(room, rank)
     if bound:
-        pool.lifecycle.plan()
+        pool.lifecycle.on_turn()
     return request
 
 
 def phase_is(request: PoolRequest, phase: Phase) -> bool:
     """Whether a request has come that far."""
     return request.phase is phase
+
+
+def every_report(seq: int, chunk: int = 0, instance: int = 0) -> list[AnyReport]:
+    """One report of each kind that concerns a task."""
+    who: dict[str, Any] = {"instance": instance, "tp_rank": 0, "at_s": 2.0}
+    part = LogprobPart(seq, [1], [-0.5], [], [], [], [])
+    return [
+        Ready(**who, seq=seq, chunk=chunk),
+        ChunkDone(**who, seq=seq, chunk=chunk, start_s=1.0),
+        FirstToken(**who, seq=seq),
+        PromptLogprobs(**who, part=part),
+        Failed(**who, seq=seq, error="no"),
+        WriteLost(**who, seq=seq, error="lost"),
+        Drained(**who, seq=seq),
+        Released(**who, seq=seq, free_tokens=0),
+        StockEnded(**who, seq=seq, start_s=None, end_s=None, error=""),
+    ]

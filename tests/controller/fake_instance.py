@@ -8,6 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sglang_cdsp.parallel.chunk_layout import padded_tokens
+from sglang_cdsp.protocol.messages import (
+    AnyReport,
+    ChunkDone,
+    Drained,
+    Failed,
+    FirstToken,
+    Ready,
+    Released,
+    StockEnded,
+    WriteLost,
+)
 from tests.controller.fake_tasks import FakeStockRequest, FakeTask, Move
 
 if TYPE_CHECKING:
@@ -15,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FakeInstance:
-    """See the module's text; it speaks to the controller through its ranks' channels."""
+    """Obeys orders and reports through its ranks' channels, each in order."""
 
     def __init__(self, me: int, pool: FakePool) -> None:
         self.me = me
@@ -171,7 +182,7 @@ class FakeInstance:
         self.used -= task.held
         if task.has_request and not silent and task.client is not None:
             self.pool.answered(task.client, "home failed" if error else "home finished")
-        self._lead(self.pool.lifecycle.released, seq, self.me)
+        self._say(0, Released, seq=seq, free_tokens=0)
 
     def on_cancel(self, seq: int) -> None:
         """Abort one request, whether it was held back or not."""
@@ -180,7 +191,7 @@ class FakeInstance:
         for request in list(self.queue):
             if isinstance(request, FakeStockRequest) and request.seq == seq:
                 self._pop(request)
-                self._lead(self.pool.lifecycle.stock_ended, request.seq, None, None, "aborted")
+                self._stock_ended(request, "aborted")
 
     def on_room_abort(self, room: int, rank: int) -> None:
         """Stock's sender marks the room failed and acknowledges once its writes are over."""
@@ -214,7 +225,7 @@ class FakeInstance:
             task.held += need
             task.prepared = chunk
         task.announced = True
-        self._lead(self.pool.heard_ready, task.seq, chunk, self.me)
+        self._say(0, Ready, seq=task.seq, chunk=chunk)
 
     def _end(self, task: FakeTask, *, fails: bool = False) -> None:
         """The chunk is over here."""
@@ -224,12 +235,11 @@ class FakeInstance:
             task.error = f"chunk {chunk} broke"
             shared = len(layout.group) > 1
             self.linked = self.linked and not shared
-            report = partial(self.pool.lifecycle.failed, links_broken=shared)
             for rank in range(self.pool.tp_size):
-                self._say(rank, partial(report, task.seq, self.me, task.error))
+                self._say(rank, Failed, seq=task.seq, error=task.error, links_broken=shared)
             return
         if task.final and task.home == self.me and task.client is not None:
-            self._lead(self.pool.lifecycle.first_token, task.seq, self.pool.now_s)
+            self._say(0, FirstToken, seq=task.seq)
         if task.room is not None:
             for rank in range(self.pool.tp_size):
                 self.pool.decode_written(task.room, rank)
@@ -242,24 +252,23 @@ class FakeInstance:
         task.announced = False
         task.over = task.final
         task.next_chunk += 1
-        now_s = self.pool.now_s
-        self._lead(self.pool.lifecycle.chunk_done, task.seq, chunk, self.me, now_s - 1.0, now_s)
+        start_s = self.pool.now_s - 1.0
+        self._say(0, ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
 
     def _fail(self, task: FakeTask, error: str, *, bad_request: bool = False) -> None:
         task.error = error
-        report = partial(self.pool.lifecycle.failed, bad_request=bad_request)
-        self._lead(report, task.seq, self.me, error)
+        self._say(0, Failed, seq=task.seq, error=error, bad_request=bad_request)
 
     def _landed(self, task: FakeTask, rank: int, error: str = "") -> None:
         task.writes[rank] -= 1
         if error:
             task.lost[rank] = error
-            self._say(rank, partial(self.pool.lifecycle.write_lost, task.seq, error))
+            self._say(rank, WriteLost, seq=task.seq, error=error)
 
     def _drained(self, task: FakeTask, rank: int) -> None:
         task.drained.add(rank)
         error = task.error or task.lost.get(rank, "")
-        self._say(rank, partial(self.pool.lifecycle.drained, task.seq, self.me, rank, error))
+        self._say(rank, Drained, seq=task.seq, error=error)
 
     def _begin(self, stock: FakeStockRequest) -> None:
         self._pop(stock)
@@ -270,7 +279,7 @@ class FakeInstance:
 
     def _sample(self, stock: FakeStockRequest) -> None:
         stock.sampled = True
-        self._lead(self.pool.lifecycle.first_token, stock.seq, self.pool.now_s)
+        self._say(0, FirstToken, seq=stock.seq)
         if stock.room is not None and not stock.decode_gone:
             for rank in range(self.pool.tp_size):
                 self.pool.decode_written(stock.room, rank)
@@ -283,10 +292,12 @@ class FakeInstance:
             assert stock.room is not None
             self.pool.decode_told_safe(stock.room, rank)
         self.pool.answered(stock.client, "turn failed" if error else "turn finished")
-        self._lead(self.pool.lifecycle.stock_ended, stock.seq, None, None, error)
+        self._stock_ended(stock, error)
 
-    def _lead(self, report: Callable[..., None], *values: object) -> None:
-        self._say(0, partial(report, *values))
+    def _stock_ended(self, stock: FakeStockRequest, error: str) -> None:
+        self._say(0, StockEnded, seq=stock.seq, start_s=None, end_s=None, error=error)
 
-    def _say(self, rank: int, report: Callable[[], None]) -> None:
+    def _say(self, rank: int, kind: Callable[..., AnyReport], **fields: object) -> None:
+        """A rank reports: the controller hears it later."""
+        report = kind(instance=self.me, tp_rank=rank, at_s=self.pool.now_s, **fields)
         self.pool.channels[(self.me, rank)].append(report)

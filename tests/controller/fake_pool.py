@@ -16,12 +16,13 @@ from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
+from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.planning import make_planning
-from sglang_cdsp.controller.request import AbortTarget, Phase, PoolRequest
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.planner.latency import builtin_model
 from sglang_cdsp.planner.memory import kv_demand
-from sglang_cdsp.protocol.messages import LogprobPart
+from sglang_cdsp.protocol.messages import AnyReport, LogprobPart, Ready
 from tests.controller.fake_instance import FakeInstance
 from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
 
@@ -30,15 +31,11 @@ Chunks = list[tuple[int, list[int]]]
 TIMEOUT_S = 1e5
 # What decode keeps free for a request's output.
 RESERVED = 64
-Reports = deque[Callable[[], None]]
-
-
-def _hear(reports: Reports) -> None:
-    reports.popleft()()
+Reports = deque[AnyReport]
 
 
 class FakePool:
-    """See the module's text.
+    """A pool of fake instances, which is also the effects of its life cycle.
 
     Attributes:
         answers: who answered each client, in order.
@@ -129,7 +126,7 @@ class FakePool:
     ) -> PoolRequest:
         """A client's request reaches the pool."""
         request = self.request(tokens, rid=rid, room=room)
-        self.lifecycle.arrivals.submit(request, plan)
+        self.lifecycle.on_request(request, plan)
         return request
 
     def decode_sends(self, room: int, rank: int) -> None:
@@ -138,17 +135,17 @@ class FakePool:
         self._decode_uses += 1
         frames = [b"pages", b"%d" % self._decode_uses]
         message = RoomMessage(rank, f"agent{rank}", 1, "decode", 7000 + rank, frames)
-        self.lifecycle.arrivals.pages_named(room, message)
+        self.lifecycle.on_pages(room, message)
 
     def decode_aborts(self, room: int, rank: int) -> None:
         """A decode rank gives a room up and waits for the acknowledgement."""
         target = AbortTarget(rank, "decode", 7000 + rank)
-        self.lifecycle.abort_room(room, target, [b"ABORT", str(room).encode()])
+        self.lifecycle.on_room_abort(room, target, [b"ABORT", str(room).encode()])
 
     def moves(self) -> list[Move]:
         """Everything that could happen next inside the pool."""
         found = [
-            Move(f"the controller hears {me}.{rank}", partial(_hear, reports))
+            Move(f"the controller hears {me}.{rank}", partial(self._hear_next, reports))
             for (me, rank), reports in self.channels.items()
             if reports
         ]
@@ -160,7 +157,7 @@ class FakePool:
         """Let everything happen, without further faults, until nothing moves for a while."""
         quiet = 0
         for _ in range(100_000):
-            self.lifecycle.plan()
+            self.lifecycle.on_turn()
             self.now_s += 1.0
             healthy = [move for move in self.moves() if not move.fault]
             quiet = 0 if healthy else quiet + 1
@@ -169,6 +166,9 @@ class FakePool:
             for move in healthy[:1]:
                 move.do()
         raise AssertionError("the pool does not come to rest")
+
+    def _hear_next(self, reports: Reports) -> None:
+        self.hear(reports.popleft())
 
     def happen(self, name: str) -> None:
         """Let one thing happen by (the beginning of) its name, however unlikely."""
@@ -180,16 +180,17 @@ class FakePool:
         for _ in range(10_000):
             if reached():
                 return
-            self.lifecycle.plan()
+            self.lifecycle.on_turn()
             next(move for move in self.moves() if not move.fault).do()
         raise AssertionError("not reached")
 
     # -- what instances and the life cycle tell -------------------------------------------
 
-    def heard_ready(self, seq: int, chunk: int, instance: int) -> None:
-        """A ``Ready`` reaches the controller."""
-        self._heard[(seq, chunk)].add(instance)
-        self.lifecycle.ready(seq, chunk, instance)
+    def hear(self, report: AnyReport) -> None:
+        """A report reaches the controller."""
+        if isinstance(report, Ready):
+            self._heard[(report.seq, report.chunk)].add(report.instance)
+        self.lifecycle.on_report(report)
 
     def all_meet(self, epoch: int) -> bool:
         """Whether all instances are making, or have made, the links of ``epoch``."""

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from sglang_cdsp.controller.request import Phase
+from sglang_cdsp.controller.phases import Phase
 from tests.controller.cases import ROOM, TWO_CHUNKS, empty, phase_is, with_pages
 from tests.controller.fake_pool import FakePool
 
@@ -33,7 +33,7 @@ def test_an_abort_inside_a_chunk_takes_effect_at_its_end(pool: FakePool) -> None
     request = with_pages(pool, TWO_CHUNKS)
     pool.until(lambda: pool.instances[0].inside is not None)
     pool.lifecycle.abort(request, "no longer wanted")
-    assert request.phase is Phase.BOUND
+    assert phase_is(request, Phase.RUNNING)
     pool.settle()
     assert pool.entered == {(0, 0): {0}}
     assert request.outcome == "aborted"
@@ -58,8 +58,10 @@ def test_an_aborted_turn_that_was_held_back_never_runs(pool: FakePool) -> None:
 
 def test_aborts_name_requests_by_the_beginning_of_their_id(pool: FakePool) -> None:
     requests = [pool.submit(100, rid=rid) for rid in ("a_1", "a_2", "b_1")]
-    assert pool.lifecycle.matching("a_", everything=False) == tuple(requests[:2])
-    assert pool.lifecycle.matching("none", everything=True) == tuple(requests)
+    pool.lifecycle.on_abort("a_", "gone", everything=False)
+    assert [request.aborted for request in requests] == [True, True, False]
+    pool.lifecycle.on_abort("none", "gone", everything=True)
+    assert all(request.aborted for request in requests)
 
 
 # -- decode gives up ------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sglang_cdsp.controller.request import Phase, PoolRequest
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
 from tests.controller.fake_pool import Chunks, FakePool
 
 POLICIES = (
@@ -65,7 +66,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Client and router post to both servers; decode may be first, second, or late."""
         self.requests.append(request)
         if pages == "no decode":
-            self.pool.lifecycle.arrivals.submit(request, plan)
+            self.pool.lifecycle.on_request(request, plan)
             return
         request.room = room = 100 + len(self.rooms)
         self.rooms[room] = DecodeSide()
@@ -74,7 +75,7 @@ class AnyOrder(RuleBasedStateMachine):
         if pages == "prefill is late":
             self.on_the_way.append((request, plan))
             return
-        self.pool.lifecycle.arrivals.submit(request, plan)
+        self.pool.lifecycle.on_request(request, plan)
         if pages == "after":
             self._send_pages(room, range(self.pool.tp_size))
 
@@ -105,7 +106,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def reach_the_pool(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.on_the_way) - 1))
-        self.pool.lifecycle.arrivals.submit(*self.on_the_way.pop(index))
+        self.pool.lifecycle.on_request(*self.on_the_way.pop(index))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), tokens=st.integers(1, 300))
@@ -124,8 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data(), everything=st.integers(0, 9).map(lambda n: n == 9))
     def client_aborts(self, data: st.DataObject, everything: bool) -> None:
         rid = data.draw(st.sampled_from([request.rid for request in self._live()]))
-        for request in self.pool.lifecycle.matching(rid, everything=everything):
-            self.pool.lifecycle.abort(request, "aborted by the client")
+        self.pool.lifecycle.on_abort(rid, "aborted by the client", everything=everything)
 
     def _live(self) -> list[PoolRequest]:
         return [request for request in self.requests if request.phase is not Phase.ENDED]
@@ -154,7 +154,7 @@ class AnyOrder(RuleBasedStateMachine):
             self._abort_room(room, self._rank(data))
         else:
             self.rooms[room].gone = True
-            self.pool.lifecycle.abort_room(room, None, [b"ABORT", b"%d" % room])
+            self.pool.lifecycle.on_room_abort(room, None, [b"ABORT", b"%d" % room])
 
     def _rank(self, data: st.DataObject) -> int:
         return data.draw(st.integers(0, self.pool.tp_size - 1), label="rank")
@@ -169,7 +169,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=12), faults=st.booleans())
     def things_happen(self, choices: list[int], faults: bool) -> None:
-        self.pool.lifecycle.plan()
+        self.pool.lifecycle.on_turn()
         for choice in choices:
             moves = [move for move in self.pool.moves() if faults or not move.fault]
             if moves:
@@ -178,7 +178,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 100))
     def time_passes(self, seconds: float) -> None:
         self.pool.now_s += seconds
-        self.pool.lifecycle.plan()
+        self.pool.lifecycle.on_turn()
 
     @rule()
     def the_pool_comes_to_rest(self) -> None:
@@ -200,7 +200,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         pool = self.pool
         for late in self.on_the_way:
-            pool.lifecycle.arrivals.submit(*late)
+            pool.lifecycle.on_request(*late)
         pool.settle()
         # Decode gives up what it still waits for; then nothing may be left anywhere.
         assert all(request.phase is Phase.ARRIVED for request in pool.lifecycle.requests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from array import array
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import (
@@ -71,15 +73,17 @@ class Wire:
         register_orders()
         self.workers = [FakeSocket() for _ in range(3)]
         self.contact = FakeContact()
+        self.tokenizer = FakeSocket()
+        self.metrics = PoolMetrics()
         self.rooms = Rooms(1)
         self.decode = DecodeServers(page_size=1, reserved_tokens=8, timeout_s=9.0)
         self.effects = Dispatcher(
             workers=self.workers,  # type: ignore[arg-type]
-            contact=self.contact,  # type: ignore[arg-type]
+            endpoint=self.contact,  # type: ignore[arg-type]
             decode=self.decode,
             rooms=self.rooms,
-            answer=lambda request, status, message: None,
-            ended=lambda request: None,
+            tokenizer=self.tokenizer,  # type: ignore[arg-type]
+            observers=(self.metrics,),
         )
 
     def sent(self, instance: int) -> list[Any]:
@@ -232,3 +236,26 @@ def test_which_prompt_logprobs_a_request_asks_for(
     asked: dict[str, Any], spec: LogprobSpec | None
 ) -> None:
     assert logprob_spec(request(4, **asked)) == spec
+
+
+def test_a_client_is_answered_through_the_tokenizer(wire: Wire) -> None:
+    wire.effects.answer(bound((4, (0,))), HTTPStatus.BAD_REQUEST, "too long")
+    (answer,) = wire.tokenizer.sent
+    assert answer.rid == "r"
+    assert answer.finished_reason == {"type": "abort", "message": "too long", "status_code": 400}
+
+
+def test_observers_hear_of_effects(wire: Wire) -> None:
+    request = bound((3, (1,)), (1, (1, 2)))
+    wire.effects.bind(request)
+    wire.effects.go(request, (1,), go=True)
+    wire.effects.go(request, (1, 2), go=False)
+    wire.effects.relink(1)
+    wire.effects.ended(request)
+    assert wire.metrics.snapshot() == {
+        "requests_planned": 1,
+        "prompt_tokens_planned": 4,
+        "chunks_by_sp_size": {"1": 1},
+        "requests_ended": {"finished": 1},
+        "relinks": 1,
+    }

@@ -126,21 +126,14 @@ class SlowPool(FakePool):
             Holder(i, SlowManager(source, decode), self._tell) for i, source in enumerate(sources)
         ]
 
-    def _tell(self, instance: int, kind: type[messages.Report], **fields: Any) -> None:
-        pool, seq = self.lifecycle, fields.get("seq", -1)
-        heard: dict[type[messages.Report], Callable[[], None]] = {
-            messages.Ready: lambda: pool.ready(seq, fields["chunk"], instance),
-            messages.ChunkDone: lambda: pool.chunk_done(seq, fields["chunk"], instance, 0.0, 1.0),
-            messages.FirstToken: lambda: pool.first_token(seq, 1.0),
-            messages.Drained: lambda: pool.drained(seq, instance, 0, fields["error"]),
-            messages.Released: lambda: pool.released(seq, instance),
-        }
-        self.mail.append(heard[kind])
+    def _tell(self, instance: int, kind: Callable[..., messages.AnyReport], **fields: Any) -> None:
+        report = kind(instance=instance, tp_rank=0, at_s=1.0, **fields)
+        self.mail.append(partial(self.hear, report))
 
     def turn(self) -> None:
         """Every loop comes round a few times."""
         for _ in range(6):
-            self.lifecycle.plan()
+            self.lifecycle.on_turn()
             for holder in self.holders:
                 holder.engine.step()
             mail, self.mail = self.mail, []

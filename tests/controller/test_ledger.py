@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
-from sglang_cdsp.controller.planning import ledger_snapshot
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 
 
@@ -93,7 +92,7 @@ def test_unknown_plans_change_nothing(ledger: InstanceLedger) -> None:
 
 def test_what_status_pages_show(ledger: InstanceLedger) -> None:
     ledger.bind(0, plan(((1,), 2.0)), 10.0, {1: 16})
-    assert ledger_snapshot(ledger, 11.0) == {
+    assert ledger.snapshot(11.0) == {
         "instances": 3,
         "queue_s": [0.0, 1.0, 0.0],
         "free_tokens": [992, 480, 0],

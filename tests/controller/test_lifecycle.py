@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 
-from sglang_cdsp.controller.request import Phase, PoolRequest
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import Plan, PlannedChunk
-from sglang_cdsp.protocol.messages import LogprobPart
-from tests.controller.cases import ROOM, TWO_CHUNKS, empty, phase_is, with_pages
+from sglang_cdsp.protocol.messages import LogprobPart, PromptLogprobs
+from tests.controller.cases import ROOM, TWO_CHUNKS, empty, every_report, phase_is, with_pages
 from tests.controller.fake_pool import Chunks, FakePool
 from tests.controller.fake_tasks import Client, Sampling
 
@@ -31,7 +32,7 @@ def test_a_forced_plan_runs_its_chunks_and_frees_everything(pool: FakePool) -> N
 def test_a_short_prompt_takes_its_instances_stock_path(pool: FakePool) -> None:
     request = pool.submit(10, room=ROOM)
     pool.decode_sends(ROOM, 0)
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     assert request.one_instance
     pool.settle()
     assert pool.answers[request.tokenized] == ["turn finished"]
@@ -61,7 +62,7 @@ def test_pages_of_every_rank_are_needed() -> None:
 def test_a_probe_runs_unanswered(pool: FakePool) -> None:
     chunk = PlannedChunk(32, (0, 1), 0.0, 0.0)
     probe = PoolRequest("probe", None, 64, pool.now_s)
-    pool.lifecycle.probe(probe, Plan((chunk, chunk), 0.0, "probe"))
+    pool.lifecycle.on_probe(probe, Plan((chunk, chunk), 0.0, "probe"))
     pool.settle()
     assert probe.phase is Phase.ENDED
     assert not probe.error
@@ -74,7 +75,7 @@ def test_a_forced_plan_waits_until_its_slots_are_free() -> None:
     pool = FakePool(size=2, capacity=128)
     first = pool.submit(100, plan=[(100, [0])])
     second = pool.submit(128, plan=[(32, [0]), (96, [0, 1])])
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     assert (first.phase, second.phase) == (Phase.BOUND, Phase.WAITING)
     pool.settle()
     assert (first.outcome, second.outcome) == ("finished", "finished")
@@ -82,9 +83,10 @@ def test_a_forced_plan_waits_until_its_slots_are_free() -> None:
 
 def test_prompt_logprobs_go_to_their_request(pool: FakePool) -> None:
     request = with_pages(pool, TWO_CHUNKS)
+    pool.until(partial(phase_is, request, Phase.RUNNING))
     part = LogprobPart(request.seq, [1], [-0.5], [], [], [], [])
-    pool.lifecycle.logprobs(part)
-    pool.lifecycle.logprobs(LogprobPart(99, [1], [-0.5], [], [], [], []))
+    for sent in (part, LogprobPart(99, [1], [-0.5], [], [], [], [])):
+        pool.hear(PromptLogprobs(instance=0, tp_rank=0, at_s=1.0, part=sent))
     assert pool.logprob_parts == [part]
 
 
@@ -112,7 +114,7 @@ def test_what_can_never_run_is_answered_at_once(
 
 def test_several_samples_are_refused(pool: FakePool) -> None:
     request = PoolRequest("r", Client(1, Sampling(n=2)), 100, 0.0)
-    pool.lifecycle.arrivals.submit(request, None)
+    pool.lifecycle.on_request(request, None)
     assert "n=1" in request.error
 
 
@@ -128,7 +130,7 @@ def test_a_request_id_is_free_again_once_its_slots_are_being_freed(pool: FakePoo
     first = pool.submit(16000, rid="a", plan=[(16000, [0, 1, 2, 3])])
     pool.until(lambda: first.phase is Phase.RELEASING)
     second = pool.submit(16000, rid="a")
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     assert second.phase is Phase.WAITING
     pool.settle()
     assert (first.outcome, second.outcome) == ("finished", "finished")
@@ -143,10 +145,10 @@ def test_waiting_prompts_that_no_size_holds_any_more_are_refused() -> None:
         pool.decode_sends(room, 0)
     capacity = pool.capacity
     wide, narrow = pool.submit(2 * capacity, room=ROOM + 1), pool.submit(capacity, room=ROOM + 2)
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     assert pool.policy.waiting() == (wide.rid, narrow.rid)
     pool.planning.regulator.update({"sp_size_candidates": [1]})
-    pool.lifecycle.arrivals.sizes_changed()
+    pool.lifecycle.on_sizes_changed()
     assert "the largest group holds" in wide.error
     pool.settle()
     assert (wide.outcome, narrow.outcome, keeps.outcome) == ("failed", "finished", "finished")
@@ -190,7 +192,7 @@ def test_who_joins_later_and_fails_does_not_cut_the_running_chunk_short(pool: Fa
     pool.happen("1 takes an order")
     pool.happen("1 cannot prepare")
     pool.happen("the controller hears 1.0")
-    assert (request.phase, request.running) == (Phase.BOUND, True)
+    assert phase_is(request, Phase.RUNNING)
     pool.settle()
     assert request.error == "out of slots"
     assert request.times[0].end_s is not None
@@ -253,19 +255,13 @@ def test_a_failed_turn_reaches_decode(pool: FakePool) -> None:
     assert empty(pool)
 
 
-# -- the books ------------------------------------------------------------------------------
+# -- the table ------------------------------------------------------------------------------
 
 
 def test_reports_of_unknown_tasks_are_ignored(pool: FakePool) -> None:
-    lifecycle = pool.lifecycle
-    lifecycle.ready(9, 0, 0)
-    lifecycle.chunk_done(9, 0, 0, 1.0, 2.0)
-    lifecycle.first_token(9, 1.0)
-    lifecycle.failed(9, 0, "no")
-    lifecycle.drained(9, 0, 0, "")
-    lifecycle.released(9, 0)
-    lifecycle.stock_ended(9, None, None, "")
-    assert lifecycle.requests == ()
+    for report in every_report(9):
+        pool.lifecycle.on_report(report)
+    assert pool.lifecycle.requests == ()
 
 
 def test_a_late_chunk_moves_what_stands_behind_it(pool: FakePool) -> None:

@@ -77,13 +77,13 @@ def test_a_line_per_request_and_none_for_probes(tmp_path: Path) -> None:
     path = tmp_path / "new" / "plans.jsonl"
     log = PlanLog(str(path))
     assert path.read_text() == "", "readable before the first request"
-    log.write(finished())
-    log.write(PoolRequest("probe", None, 10, 0.0))
-    log.write(PoolRequest("r2", Client(2), 7, 0.0))
+    log.ended(finished())
+    log.ended(PoolRequest("probe", None, 10, 0.0))
+    log.ended(PoolRequest("r2", Client(2), 7, 0.0))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["rid"] for line in lines] == ["r1", "r2"]
     assert lines[0] == record(finished())
 
 
 def test_no_path_no_log() -> None:
-    PlanLog(None).write(finished())
+    PlanLog(None).ended(finished())

@@ -45,6 +45,14 @@ class DecodeEndpoint:
         self._outgoing: dict[tuple[str, int], zmq.Socket[bytes]] = {}
         self._monitors: dict[tuple[str, int], zmq.Socket[bytes]] = {}
 
+    def messages(self) -> Iterator[tuple[int, PeerMessage | RoomPages | RoomAbort]]:
+        """What waits at the sockets, with the prefill rank that it is meant for; never blocks."""
+        for rank, socket in enumerate(self.sockets):
+            while socket.poll(0):
+                message = self.receive(rank)
+                if message is not None:
+                    yield rank, message
+
     def receive(self, tp_rank: int) -> PeerMessage | RoomPages | RoomAbort | None:
         """Read one waiting message of a rank's socket; None for foreign or malformed ones."""
         frames = self.sockets[tp_rank].recv_multipart(zmq.NOBLOCK)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.effects import Effects
-from sglang_cdsp.controller.request import AbortTarget, Phase, PoolRequest
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 
 # How long after decode's last word about a room of two requests it is failed: decode keeps its
 # state by room, so both of its requests should be there to hear it.
@@ -28,12 +29,15 @@ class _Shared:
 
 
 class RoomManager:
-    """Rooms in use; see the module's text. A request without a room needs none of this."""
+    """Gives rooms to requests and tells decode how they ended.
+
+    A request without a room needs none of this.
+    """
 
     def __init__(self, rooms: Rooms, effects: Effects, clock: Callable[[], float]) -> None:
         """``clock`` gives monotonic seconds."""
         self._rooms = rooms
-        self._out = effects
+        self._effects = effects
         self._clock = clock
         self._users: dict[int, PoolRequest] = {}
         self._shared: dict[int, _Shared] = {}
@@ -103,14 +107,14 @@ class RoomManager:
         if target is not None and (room in self._shared or room in self._told):
             self._acks.append((self._clock() + 2 * SHARED_ROOM_PAUSE_S, room, target))
         elif target is not None:
-            self._out.ack_abort(room, target)
+            self._effects.ack_abort(room, target)
 
     def _acknowledge(self, due: Callable[[float, int], bool]) -> None:
         """Send the acknowledgements that are ``due(due_s, room)``."""
         acks, self._acks = self._acks, []
         for due_s, room, target in acks:
             if due(due_s, room):
-                self._out.ack_abort(room, target)
+                self._effects.ack_abort(room, target)
             else:
                 self._acks.append((due_s, room, target))
 
@@ -144,7 +148,7 @@ class RoomManager:
         if room is None:
             return
         for target in request.abort_targets:
-            self._out.ack_abort(room, target)
+            self._effects.ack_abort(room, target)
         if request.error:
             # Remembered too: a second decode request in the same room may name its pages later.
             self._rooms.reject(room, request.error)
@@ -155,7 +159,7 @@ class RoomManager:
             if not self.known(request) and not request.abort_targets:
                 self._announce_later(room)
         else:
-            self._out.finish_room(room)
+            self._effects.finish_room(room)
 
     def leave(self, request: PoolRequest) -> None:
         """The room is settled; its number is free."""
@@ -171,7 +175,7 @@ class RoomManager:
             self._rooms.forget(room)
 
     def _tell(self, room: int, reason: str) -> None:
-        self._out.fail_room(room, reason)
+        self._effects.fail_room(room, reason)
         if self._rooms.messages(room):
             self._told[room] = self._clock()
 
@@ -187,7 +191,7 @@ class RoomManager:
                 due.clear()
             elif due[0] <= now_s:
                 due.pop(0)
-                self._out.announce_failure(room, reason)
+                self._effects.announce_failure(room, reason)
             if not due:
                 del self._untold[room]
 

@@ -9,6 +9,7 @@ know decode's limit and refuse such prompts itself.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 # What SGLang's own prompt limit leaves of the KV cache (``TpModelWorker.get_worker_info``).
 INPUT_MARGIN = 7
@@ -37,7 +38,7 @@ class DecodeRank:
 
 @dataclass
 class DecodeServers:
-    """See the module's text.
+    """Decode ranks by how they can be reached, and what they hold.
 
     Attributes:
         page_size: tokens a page; SGLang wants it equal on both sides.
@@ -88,6 +89,10 @@ class DecodeServers:
         """Tokens of the longest prompt that decode takes; None while that is not known."""
         capacity = self.capacity_tokens
         return None if capacity is None else capacity - max(self.reserved_tokens, INPUT_MARGIN)
+
+    def snapshot(self) -> dict[str, Any]:
+        """For status pages, JSON-ready."""
+        return {"ranks": len(self.ranks), "longest_prompt": self.longest_prompt}
 
     def refusal(self, tokens: int) -> str:
         """Why no decode server takes a prompt of ``tokens``; "" if one does or may."""

@@ -12,7 +12,8 @@ from sglang_cdsp.controller.decode.room_manager import (
     SHARED_ROOM_PAUSE_S,
 )
 from sglang_cdsp.controller.decode.servers import FIRST_CONTACT_S, DecodeRank
-from sglang_cdsp.controller.request import Phase, PoolRequest
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
 from tests.controller.cases import ROOM, TWO_CHUNKS, empty, phase_is, with_pages
 from tests.controller.fake_pool import RESERVED, TIMEOUT_S, FakePool
 from tests.controller.fake_tasks import Client, Sampling
@@ -44,7 +45,7 @@ def test_two_requests_in_one_room_both_fail(pool: FakePool, known: bool) -> None
     first = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
     if known:
         pool.decode_sends(ROOM, 0)
-        pool.lifecycle.plan()
+        pool.lifecycle.on_turn()
     second = pool.submit(100, room=ROOM)
     pool.settle()
     assert "new room number" in first.error
@@ -93,15 +94,15 @@ def test_decode_requests_that_share_a_room_before_prefill_knows_it(pool: FakePoo
 
 def told_a_pause_after_the_last_pages(pool: FakePool) -> None:
     """Decode names pages of the room once more, and hears of its failure some time after that."""
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
     pool.decode_sends(ROOM, 0)
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     assert pool.told_failed == set()
     pool.now_s += 0.2 * SHARED_ROOM_PAUSE_S
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
     assert pool.told_failed == {ROOM}
 
 
@@ -116,7 +117,7 @@ def test_decode_hears_of_a_shared_room_once_both_of_its_requests_are_there(pool:
 
 def test_samples_of_a_refused_prompt_hear_of_it_together(pool: FakePool) -> None:
     """SGLang fails a prompt's own request, gives its room up, and sends its samples there."""
-    pool.lifecycle.arrivals.submit(
+    pool.lifecycle.on_request(
         PoolRequest("n", Client(9, Sampling(n=2)), 100, pool.now_s, room=ROOM), None
     )
     pool.decode_sends(ROOM, 0)
@@ -130,7 +131,7 @@ def test_samples_of_a_refused_prompt_hear_of_it_together(pool: FakePool) -> None
 def test_an_abort_is_acknowledged_some_time_after_the_word_that_ends_others(pool: FakePool) -> None:
     """Both at once, and decode forgets the room before its samples have looked at it."""
     samples = PoolRequest("n", Client(9, Sampling(n=2)), 100, pool.now_s, room=ROOM)
-    pool.lifecycle.arrivals.submit(samples, None)
+    pool.lifecycle.on_request(samples, None)
     pool.decode_sends(ROOM, 0)
     pool.decode_aborts(ROOM, 0)
     # A busy decode server: its samples name their pages when the acknowledgement is almost due.
@@ -140,7 +141,7 @@ def test_an_abort_is_acknowledged_some_time_after_the_word_that_ends_others(pool
     pool.decode_sends(ROOM, 0)
     told_s = None
     for _ in range(100):
-        pool.lifecycle.plan()
+        pool.lifecycle.on_turn()
         if pool.told_failed and told_s is None:
             told_s = pool.now_s
         if pool.acks:
@@ -193,14 +194,13 @@ def contacted() -> FakePool:
 
 def make_contact(pool: FakePool, tokens: int) -> None:
     """A decode server registers."""
-    pool.decode_servers.register(DecodeRank(0, "decode", 7000, tokens + 1))
-    pool.lifecycle.arrivals.decode_known()
+    pool.lifecycle.on_decode_registered(DecodeRank(0, "decode", 7000, tokens + 1))
 
 
 def wait(pool: FakePool, seconds: float) -> None:
     """Time passes, as the controller's loop sees it."""
     pool.now_s += seconds
-    pool.lifecycle.plan()
+    pool.lifecycle.on_turn()
 
 
 @pytest.mark.parametrize("how", ["refused", "aborted", "two requests"])

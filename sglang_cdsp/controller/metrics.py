@@ -1,0 +1,54 @@
+"""What the pool has done since its start, counted from the effects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sglang_cdsp.controller.effects import Observer
+from sglang_cdsp.controller.request import PoolRequest
+
+
+class PoolMetrics(Observer):
+    """Counters of requests, chunks and links.
+
+    The controller's own measurements are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._bound = 0
+        self._prompt_tokens = 0
+        self._chunks: Counter[int] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._relinks = 0
+
+    def bound(self, request: PoolRequest) -> None:
+        """A request got its plan."""
+        if not request.probe:
+            self._bound += 1
+            self._prompt_tokens += request.tokens
+
+    def chunk_started(self, request: PoolRequest) -> None:
+        """The request's next chunk was ordered to start."""
+        assert request.plan is not None
+        if not request.probe:
+            self._chunks[request.plan.chunks[request.next_chunk].sp_size] += 1
+
+    def relinked(self, epoch: int) -> None:
+        """New links were ordered."""
+        self._relinks += 1
+
+    def ended(self, request: PoolRequest) -> None:
+        """A request is over."""
+        if not request.probe:
+            self._ended[request.outcome] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends."""
+        return {
+            "requests_planned": self._bound,
+            "prompt_tokens_planned": self._prompt_tokens,
+            "chunks_by_sp_size": {str(size): n for size, n in sorted(self._chunks.items())},
+            "requests_ended": dict(sorted(self._ended.items())),
+            "relinks": self._relinks,
+        }

@@ -1,0 +1,52 @@
+"""Counters fed from the effects, and the observers that are told of them."""
+
+from __future__ import annotations
+
+import json
+
+from sglang_cdsp.controller.metrics import PoolMetrics
+from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.types import Plan, PlannedChunk
+
+
+def planned(*sizes: int, probe: bool = False) -> PoolRequest:
+    """A request with a chunk of ten tokens for each SP size."""
+    chunks = tuple(PlannedChunk(10, tuple(range(size)), 0.0, 1.0) for size in sizes)
+    request = PoolRequest("r", None if probe else object(), 10 * len(sizes), 0.0)
+    request.plan = Plan(chunks, 1.0, "test")
+    return request
+
+
+def run(metrics: PoolMetrics, request: PoolRequest) -> None:
+    """What the dispatcher tells of a request that runs all its chunks."""
+    assert request.plan is not None
+    metrics.bound(request)
+    for chunk in range(len(request.plan.chunks)):
+        request.next_chunk = chunk
+        metrics.chunk_started(request)
+    metrics.ended(request)
+
+
+def test_what_is_counted() -> None:
+    metrics = PoolMetrics()
+    run(metrics, planned(1, 2, 2))
+    run(metrics, planned(1))
+    failed = planned(4)
+    failed.error = "no"
+    metrics.ended(failed)
+    metrics.relinked(1)
+    snapshot = metrics.snapshot()
+    assert snapshot == {
+        "requests_planned": 2,
+        "prompt_tokens_planned": 40,
+        "chunks_by_sp_size": {"1": 2, "2": 2},
+        "requests_ended": {"failed": 1, "finished": 2},
+        "relinks": 1,
+    }
+    assert json.loads(json.dumps(snapshot)) == snapshot
+
+
+def test_the_pools_own_measurements_are_not_counted() -> None:
+    metrics = PoolMetrics()
+    run(metrics, planned(1, 2, probe=True))
+    assert metrics.snapshot() == PoolMetrics().snapshot()
