@@ -287,7 +287,7 @@ class PoolController(DataParallelController):
             self._read_decode()
             self._read_requests()
             read_reports(self._reports, self._lifecycle)
-            self._lifecycle.on_turn()
+            self._lifecycle.on_loop()
             self._admin.serve()
 
     def _check_schedulers(self) -> None:

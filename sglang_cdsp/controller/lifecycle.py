@@ -190,7 +190,7 @@ class Lifecycle:
 
     # -- the controller's own -------------------------------------------------------------
 
-    def on_turn(self) -> None:
+    def on_loop(self) -> None:
         """The controller's loop comes round: tell decode what is due, start what can start."""
         self._rooms.tell()
         self._arrivals.end_overdue()

@@ -86,7 +86,7 @@ class LogprobOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class StockOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """A one-instance request that enters the stock waiting queue when its turn comes."""
+    """A one-instance request that enters the stock waiting queue once it heads the queue."""
 
     seq: int
 

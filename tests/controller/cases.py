@@ -39,7 +39,7 @@ def with_pages(
     for rank in range(pool.tp_size):
         pool.decode_sends(room, rank)
     if bound:
-        pool.lifecycle.on_turn()
+        pool.lifecycle.on_loop()
     return request
 
 

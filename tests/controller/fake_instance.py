@@ -62,7 +62,7 @@ class FakeInstance:
         for task in list(self.tasks.values()):
             yield from self._write_moves(task)
         for stock in list(self.stock_requests.values()):
-            yield from self._turn_moves(stock)
+            yield from self._stock_moves(stock)
         if self.queue:
             yield from self._head_moves(self.queue[0])
 
@@ -87,16 +87,16 @@ class FakeInstance:
                 name = f"{self.me}.{rank} has drained {task.seq}"
                 yield Move(name, partial(self._drained, task, rank))
 
-    def _turn_moves(self, stock: FakeStockRequest) -> Iterator[Move]:
+    def _stock_moves(self, stock: FakeStockRequest) -> Iterator[Move]:
         if not stock.sampled:
-            yield Move(f"turn {stock.seq} samples", partial(self._sample, stock))
+            yield Move(f"stock {stock.seq} samples", partial(self._sample, stock))
         if stock.sampled or stock.unwanted:
-            yield Move(f"turn {stock.seq} ends", partial(self._leave, stock, stock.unwanted))
-        yield Move(f"turn {stock.seq} fails", partial(self._leave, stock, "broke"), fault=True)
+            yield Move(f"stock {stock.seq} ends", partial(self._leave, stock, stock.unwanted))
+        yield Move(f"stock {stock.seq} fails", partial(self._leave, stock, "broke"), fault=True)
 
     def _head_moves(self, head: FakeTask | FakeStockRequest) -> Iterator[Move]:
         if isinstance(head, FakeStockRequest):
-            yield Move(f"turn {head.seq} begins", partial(self._begin, head))
+            yield Move(f"stock {head.seq} begins", partial(self._begin, head))
         elif head.over:
             yield Move(f"{self.me} leaves {head.seq} behind", lambda: self._pop(head))
         elif not (head.announced or head.error) and self._may_announce(head):
@@ -291,7 +291,7 @@ class FakeInstance:
         for rank in stock.acks_owed:
             assert stock.room is not None
             self.pool.decode_told_safe(stock.room, rank)
-        self.pool.answered(stock.client, "turn failed" if error else "turn finished")
+        self.pool.answered(stock.client, "stock failed" if error else "stock finished")
         self._stock_ended(stock, error)
 
     def _stock_ended(self, stock: FakeStockRequest, error: str) -> None:

@@ -157,7 +157,7 @@ class FakePool:
         """Let everything happen, without further faults, until nothing moves for a while."""
         quiet = 0
         for _ in range(100_000):
-            self.lifecycle.on_turn()
+            self.lifecycle.on_loop()
             self.now_s += 1.0
             healthy = [move for move in self.moves() if not move.fault]
             quiet = 0 if healthy else quiet + 1
@@ -180,7 +180,7 @@ class FakePool:
         for _ in range(10_000):
             if reached():
                 return
-            self.lifecycle.on_turn()
+            self.lifecycle.on_loop()
             next(move for move in self.moves() if not move.fault).do()
         raise AssertionError("not reached")
 

@@ -47,7 +47,7 @@ def test_an_abort_while_slots_are_freed_changes_nothing(pool: FakePool) -> None:
     assert (request.outcome, pool.answers[request.tokenized]) == ("finished", ["home finished"])
 
 
-def test_an_aborted_turn_that_was_held_back_never_runs(pool: FakePool) -> None:
+def test_an_aborted_stock_request_that_was_held_back_never_runs(pool: FakePool) -> None:
     request = with_pages(pool, [(100, [2])])
     pool.lifecycle.abort(request, "no longer wanted")
     pool.settle()

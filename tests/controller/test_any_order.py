@@ -169,7 +169,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=12), faults=st.booleans())
     def things_happen(self, choices: list[int], faults: bool) -> None:
-        self.pool.lifecycle.on_turn()
+        self.pool.lifecycle.on_loop()
         for choice in choices:
             moves = [move for move in self.pool.moves() if faults or not move.fault]
             if moves:
@@ -178,7 +178,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 100))
     def time_passes(self, seconds: float) -> None:
         self.pool.now_s += seconds
-        self.pool.lifecycle.on_turn()
+        self.pool.lifecycle.on_loop()
 
     @rule()
     def the_pool_comes_to_rest(self) -> None:
@@ -192,7 +192,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         for request in self.requests:
             answers = self.pool.answers[request.tokenized]
-            own_answer = any(who.startswith(("turn", "home refused")) for who in answers)
+            own_answer = any(who.startswith(("stock", "home refused")) for who in answers)
             assert len(answers) <= 1 + (own_answer and request.aborted), answers
 
     def teardown(self) -> None:

@@ -143,7 +143,7 @@ def test_a_plan_goes_to_its_last_group_and_the_request_to_its_home(wire: Wire) -
     assert wire.sent(0) == []
 
 
-def test_a_one_instance_plan_is_a_turn(wire: Wire) -> None:
+def test_a_one_instance_plan_is_a_stock_request(wire: Wire) -> None:
     request = bound((4, (2,)))
     request.room = 7
     wire.effects.bind(request)
@@ -177,7 +177,7 @@ def test_go_drop_release_and_links(wire: Wire) -> None:
     assert wire.sent(1)[-1] == wire.sent(2)[-1] == MeshOrder(epoch=3)
 
 
-def test_aborts_of_a_turn(wire: Wire) -> None:
+def test_aborts_of_a_stock_request(wire: Wire) -> None:
     request = bound((4, (2,)))
     wire.effects.cancel_stock(request)
     wire.effects.forward_abort(request, 1, [b"ABORT", b"7"])

@@ -133,7 +133,7 @@ class SlowPool(FakePool):
     def turn(self) -> None:
         """Every loop comes round a few times."""
         for _ in range(6):
-            self.lifecycle.on_turn()
+            self.lifecycle.on_loop()
             for holder in self.holders:
                 holder.engine.step()
             mail, self.mail = self.mail, []

@@ -32,10 +32,10 @@ def test_a_forced_plan_runs_its_chunks_and_frees_everything(pool: FakePool) -> N
 def test_a_short_prompt_takes_its_instances_stock_path(pool: FakePool) -> None:
     request = pool.submit(10, room=ROOM)
     pool.decode_sends(ROOM, 0)
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     assert request.one_instance
     pool.settle()
-    assert pool.answers[request.tokenized] == ["turn finished"]
+    assert pool.answers[request.tokenized] == ["stock finished"]
     assert pool.entered == {}
     assert empty(pool)
 
@@ -75,7 +75,7 @@ def test_a_forced_plan_waits_until_its_slots_are_free() -> None:
     pool = FakePool(size=2, capacity=128)
     first = pool.submit(100, plan=[(100, [0])])
     second = pool.submit(128, plan=[(32, [0]), (96, [0, 1])])
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     assert (first.phase, second.phase) == (Phase.BOUND, Phase.WAITING)
     pool.settle()
     assert (first.outcome, second.outcome) == ("finished", "finished")
@@ -130,7 +130,7 @@ def test_a_request_id_is_free_again_once_its_slots_are_being_freed(pool: FakePoo
     first = pool.submit(16000, rid="a", plan=[(16000, [0, 1, 2, 3])])
     pool.until(lambda: first.phase is Phase.RELEASING)
     second = pool.submit(16000, rid="a")
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     assert second.phase is Phase.WAITING
     pool.settle()
     assert (first.outcome, second.outcome) == ("finished", "finished")
@@ -145,7 +145,7 @@ def test_waiting_prompts_that_no_size_holds_any_more_are_refused() -> None:
         pool.decode_sends(room, 0)
     capacity = pool.capacity
     wide, narrow = pool.submit(2 * capacity, room=ROOM + 1), pool.submit(capacity, room=ROOM + 2)
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     assert pool.policy.waiting() == (wide.rid, narrow.rid)
     pool.planning.regulator.update({"sp_size_candidates": [1]})
     pool.lifecycle.on_sizes_changed()
@@ -247,10 +247,10 @@ def test_a_lost_write_of_any_rank_fails_the_request(rank: int) -> None:
 def test_a_failed_turn_reaches_decode(pool: FakePool) -> None:
     request = with_pages(pool, [(100, [2])])
     pool.until(lambda: bool(pool.instances[2].stock_requests))
-    pool.happen("turn 0 fails")
+    pool.happen("stock 0 fails")
     pool.settle()
     assert (request.outcome, request.error) == ("failed", "broke")
-    assert pool.answers[request.tokenized] == ["turn failed"]
+    assert pool.answers[request.tokenized] == ["stock failed"]
     assert pool.told_failed == {ROOM}
     assert empty(pool)
 

@@ -19,11 +19,14 @@ Sockets = tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
     """The controller's end, and a scheduler's."""
-    with zmq.Context() as context:
-        with context.socket(zmq.PULL) as ours, context.socket(zmq.PUSH) as theirs:
-            ours.bind("inproc://reports")
-            theirs.connect("inproc://reports")
-            yield ours, theirs
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.PULL) as ours,
+        context.socket(zmq.PUSH) as theirs,
+    ):
+        ours.bind("inproc://reports")
+        theirs.connect("inproc://reports")
+        yield ours, theirs
 
 
 def test_a_report_that_cannot_be_right_does_not_take_the_pool_along(

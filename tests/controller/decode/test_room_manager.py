@@ -45,7 +45,7 @@ def test_two_requests_in_one_room_both_fail(pool: FakePool, known: bool) -> None
     first = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
     if known:
         pool.decode_sends(ROOM, 0)
-        pool.lifecycle.on_turn()
+        pool.lifecycle.on_loop()
     second = pool.submit(100, room=ROOM)
     pool.settle()
     assert "new room number" in first.error
@@ -94,15 +94,15 @@ def test_decode_requests_that_share_a_room_before_prefill_knows_it(pool: FakePoo
 
 def told_a_pause_after_the_last_pages(pool: FakePool) -> None:
     """Decode names pages of the room once more, and hears of its failure some time after that."""
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
     pool.decode_sends(ROOM, 0)
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     pool.now_s += 0.9 * SHARED_ROOM_PAUSE_S
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     assert pool.told_failed == set()
     pool.now_s += 0.2 * SHARED_ROOM_PAUSE_S
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
     assert pool.told_failed == {ROOM}
 
 
@@ -141,7 +141,7 @@ def test_an_abort_is_acknowledged_some_time_after_the_word_that_ends_others(pool
     pool.decode_sends(ROOM, 0)
     told_s = None
     for _ in range(100):
-        pool.lifecycle.on_turn()
+        pool.lifecycle.on_loop()
         if pool.told_failed and told_s is None:
             told_s = pool.now_s
         if pool.acks:
@@ -200,7 +200,7 @@ def make_contact(pool: FakePool, tokens: int) -> None:
 def wait(pool: FakePool, seconds: float) -> None:
     """Time passes, as the controller's loop sees it."""
     pool.now_s += seconds
-    pool.lifecycle.on_turn()
+    pool.lifecycle.on_loop()
 
 
 @pytest.mark.parametrize("how", ["refused", "aborted", "two requests"])
