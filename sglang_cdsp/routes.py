@@ -1,8 +1,8 @@
 """``GET /cdsp/status`` and ``POST /cdsp/update`` on SGLang's own HTTP server.
 
 SGLang's FastAPI application is a module attribute of the launching process, where the plugin is
-loaded before the server starts: adding a router to it is the ordinary FastAPI way and inherits
-the server's API key and TLS.
+loaded before the server starts: routes that are added to it inherit the server's TLS. Its middleware
+reads each route's level of authorisation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import zmq
 import zmq.asyncio
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from sglang_cdsp.protocol.admin import AdminReply, AdminRequest
@@ -36,9 +36,14 @@ async def ask(endpoint: str, request: AdminRequest) -> AdminReply:
         return msgspec.msgpack.decode(await socket.recv(), type=AdminReply)
 
 
-def make_router(endpoint: str, key: str) -> APIRouter:
-    """Routes that talk to the controller at ``endpoint``, which wants ``key``."""
-    router = APIRouter(prefix="/cdsp")
+def add_routes(app: FastAPI, endpoint: str, key: str) -> None:
+    """Add routes that talk to the controller at ``endpoint``, which wants ``key``.
+
+    Clients need what SGLang's own admin routes ask of them: ``--admin-api-key`` if there is one,
+    else ``--api-key`` if there is one. SGLang finds that level on a route of the application
+    itself; behind ``include_router`` it would take the routes for open ones.
+    """
+    from sglang.srt.utils.auth import AuthLevel, auth_level
 
     async def answer(request: AdminRequest) -> JSONResponse:
         try:
@@ -47,12 +52,10 @@ def make_router(endpoint: str, key: str) -> APIRouter:
             return _error(503, str(error))
         return _error(400, reply.error) if reply.error else JSONResponse(reply.body)
 
-    @router.get("/status")
     async def status() -> JSONResponse:
         """The pool, queue times, policy, latency model, improvement rate and its table."""
         return await answer(AdminRequest(key))
 
-    @router.post("/update")
     async def update(request: Request) -> JSONResponse:
         """Change the regulation at run time; answers with the new status."""
         try:
@@ -61,7 +64,9 @@ def make_router(endpoint: str, key: str) -> APIRouter:
             return _error(400, f"the body is not JSON: {error}")
         return await answer(AdminRequest(key, {} if body is None else body))
 
-    return router
+    admin = auth_level(AuthLevel.ADMIN_OPTIONAL)
+    app.add_api_route("/cdsp/status", admin(status), methods=["GET"])
+    app.add_api_route("/cdsp/update", admin(update), methods=["POST"])
 
 
 def _error(status: int, message: str) -> JSONResponse:
@@ -73,4 +78,4 @@ def install(endpoint: str, key: str) -> None:
     from sglang.srt.entrypoints.http_server import app
 
     if not any(getattr(route, "path", "") == "/cdsp/status" for route in app.routes):
-        app.include_router(make_router(endpoint, key))
+        add_routes(app, endpoint, key)

@@ -54,6 +54,20 @@ ROWS = (
         "the HTTP application is a module attribute",
         Names("sglang.srt.entrypoints.http_server", ("app",)),
     ),
+    row(
+        "routes",
+        "the level of authorisation of a route",
+        Names("sglang.srt.utils.auth", ("AuthLevel", "auth_level", "add_api_key_middleware")),
+    ),
+    row(
+        "routes",
+        "the middleware finds that level on the endpoint of a route of the application itself",
+        Order(
+            "sglang.srt.utils.auth",
+            "_get_auth_level_from_app_and_scope",
+            ('getattr(route, "endpoint", None)', 'getattr(endpoint, "_auth_level", None)'),
+        ),
+    ),
     row("plugin hooks", "the release", Names("sglang", ("__version__",))),
     row(
         "checks plugin",

@@ -1,0 +1,91 @@
+"""Who may use the routes: SGLang's own middleware decides, by the level of each route."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sglang.srt.utils.auth import add_api_key_middleware
+
+from sglang_cdsp.protocol.admin import AdminServer
+from sglang_cdsp.routes import add_routes
+
+API, ADMIN = "the api key", "the admin key"
+SOCKET_KEY = "between the processes"
+
+
+class Controller:
+    """The controller's end of the admin socket, served by a thread."""
+
+    def __init__(self) -> None:
+        self.updates: list[Any] = []
+        self.endpoint = f"ipc://@test-routes-{uuid.uuid4().hex}"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._admin = AdminServer(
+            self._context,
+            self.endpoint,
+            SOCKET_KEY,
+            status=lambda: {"updates": len(self.updates)},
+            update=self.updates.append,
+        )
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._over.is_set():
+            self._admin.socket.poll(20)
+            self._admin.serve()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._admin.socket.close()
+        self._context.term()
+
+
+@pytest.fixture
+def controller() -> Iterator[Controller]:
+    made = Controller()
+    yield made
+    made.close()
+
+
+def client_of(controller: Controller, *, api: str | None, admin: str | None) -> TestClient:
+    """A client of SGLang's middleware with our routes behind it."""
+    app = FastAPI()
+    add_routes(app, controller.endpoint, SOCKET_KEY)
+    if api or admin:
+        add_api_key_middleware(app, api_key=api, admin_api_key=admin)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize(
+    ("api", "admin", "right"),
+    [(None, ADMIN, ADMIN), (API, None, API), (API, ADMIN, ADMIN)],
+)
+def test_the_servers_key_is_needed(
+    controller: Controller, api: str | None, admin: str | None, right: str
+) -> None:
+    client = client_of(controller, api=api, admin=admin)
+    wrong = [key for key in (API, ADMIN, "a guess") if key != right]
+    for headers in ({}, *({"Authorization": f"Bearer {key}"} for key in wrong)):
+        assert client.get("/cdsp/status", headers=headers).status_code == 401
+        assert client.post("/cdsp/update", json={"a": 1}, headers=headers).status_code == 401
+    assert controller.updates == [], "an update without the key is not applied"
+    headers = {"Authorization": f"Bearer {right}"}
+    assert client.get("/cdsp/status", headers=headers).json() == {"updates": 0}
+    assert client.post("/cdsp/update", json={"a": 1}, headers=headers).status_code == 200
+    assert controller.updates == [{"a": 1}]
+
+
+def test_a_server_without_keys_asks_for_none(controller: Controller) -> None:
+    client = client_of(controller, api=None, admin=None)
+    assert client.get("/cdsp/status").json() == {"updates": 0}
+    assert client.post("/cdsp/update", json={"a": 1}).json() == {"updates": 1}
