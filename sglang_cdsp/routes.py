@@ -1,8 +1,8 @@
 """``GET /cdsp/status`` and ``POST /cdsp/update`` on SGLang's own HTTP server.
 
 SGLang's FastAPI application is a module attribute of the launching process, where the plugin is
-loaded before the server starts: routes that are added to it inherit the server's TLS. Its middleware
-reads each route's level of authorisation.
+loaded before the server starts: routes that are added to it inherit the server's TLS, and its
+middleware reads their level of authorisation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def add_routes(app: FastAPI, endpoint: str, key: str) -> None:
             reply = await ask(endpoint, request)
         except TimeoutError as error:
             return _error(503, str(error))
-        return _error(400, reply.error) if reply.error else JSONResponse(reply.body)
+        return _error(reply.status, reply.error) if reply.error else JSONResponse(reply.body)
 
     async def status() -> JSONResponse:
         """The pool, queue times, policy, latency model, improvement rate and its table."""

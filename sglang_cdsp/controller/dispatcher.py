@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,8 @@ from sglang_cdsp.protocol.messages import (
     RoomOrder,
     StockOrder,
 )
+
+logger = logging.getLogger(__name__)
 
 # Probes run on any token: id 1 exists in every vocabulary.
 PROBE_TOKEN = 1
@@ -69,6 +72,14 @@ class Dispatcher:
             assert worker is not None
             sock_send(worker, order)
 
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        """Tell the observers; what one of them cannot do with it is no concern of the pool."""
+        for observer in self._observers:
+            try:
+                what(observer)
+            except Exception:
+                logger.exception("%s missed an event", type(observer).__name__)
+
     def bind(self, request: PoolRequest) -> None:
         """Send a bound request's pages, plan and, to its home, the request itself."""
         assert request.plan is not None
@@ -83,15 +94,13 @@ class Dispatcher:
             self._send(members, _plan_order(request))
         if not request.probe:
             self._send([request.plan.home], _stamped(request.tokenized))
-        for observer in self._observers:
-            observer.bound(request)
+        self._tell(lambda observer: observer.bound(request))
 
     def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
         """Start the next chunk, or drop the task."""
         self._send(instances, GoOrder(seq=request.seq, chunk=request.next_chunk, go=go))
         if go:
-            for observer in self._observers:
-                observer.chunk_started(request)
+            self._tell(lambda observer: observer.chunk_started(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Pass prompt log-probabilities on to home."""
@@ -101,8 +110,7 @@ class Dispatcher:
     def relink(self, epoch: int) -> None:
         """Order every instance to make new links."""
         self._send(range(len(self._workers)), MeshOrder(epoch=epoch))
-        for observer in self._observers:
-            observer.relinked(epoch)
+        self._tell(lambda observer: observer.relinked(epoch))
 
     def release(self, request: PoolRequest) -> None:
         """Free the slots; home answers its client unless that was done."""
@@ -148,8 +156,7 @@ class Dispatcher:
 
     def ended(self, request: PoolRequest) -> None:
         """Nothing to send: the observers hear of it."""
-        for observer in self._observers:
-            observer.ended(request)
+        self._tell(lambda observer: observer.ended(request))
 
 
 def _plan_order(request: PoolRequest) -> PlanOrder:

@@ -1,20 +1,40 @@
-"""The plan log: one JSON line per ended request."""
+"""The plan log: one JSON line per ended request, off the controller's loop."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
+import logging
+import queue
+import sys
+import threading
+import time
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import PoolRequest
 
+logger = logging.getLogger(__name__)
 
-def record(request: PoolRequest) -> dict[str, Any]:
+# The file is renamed at this size, and so many renamed ones are kept.
+MAX_BYTES = 256 * 1024 * 1024
+BACKUPS = 3
+MAX_WAITING_LINES = 10_000
+CLOSED_WITHIN_S = 1.0
+
+
+def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     """What is logged of a request.
 
-    Times are seconds after its arrival, which is on the controller's monotonic clock; None for
-    what never came. ``bound_s`` is when the policy gave it its plan.
+    Times are seconds after its arrival, which is on the controller's monotonic clock and, as
+    ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
+    gave it its plan.
+
+    Args:
+        unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
     """
     chunks: list[dict[str, Any]] = []
     offset = request.bound_s - request.arrival_s
@@ -36,6 +56,7 @@ def record(request: PoolRequest) -> dict[str, Any]:
         "prompt_tokens": request.tokens,
         "policy": request.policy,
         "arrival_s": request.arrival_s,
+        "arrival_unix_s": request.arrival_s + unix_offset_s,
         "bound_s": request.bound_s - request.arrival_s if request.plan else None,
         "ttft_s": {
             "predicted": predicted,
@@ -51,18 +72,68 @@ def _since(at_s: float | None, arrival_s: float) -> float | None:
     return None if at_s is None else at_s - arrival_s
 
 
+class _LineWriter(RotatingFileHandler):
+    """Writes lines to a file that rotates; lines that cannot be written are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self._warned = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by ``logging`` where a line could not be written."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the plan log %s cannot be written (%s): lines are dropped until it can be again",
+                self.baseFilename,
+                sys.exc_info()[1],
+            )
+
+
 class PlanLog(Observer):
-    """Appends records to a file, one line each, readable at once."""
+    """One JSON line per ended request, written by a thread of its own.
+
+    A disk that is full, slow or gone costs lines and a warning, never the pool.
+    """
 
     def __init__(self, path: str | None) -> None:
         """``path`` None logs nothing; the file's folder is created."""
-        self._path = Path(path) if path is not None else None
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
+        self._lines: queue.Queue[logging.LogRecord | None] | None = None
+        if path is None:
+            return
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            writer = _LineWriter(Path(path))
+        except OSError as error:
+            logger.warning("no plan log: %s", error)
+            return
+        self._lines = queue.Queue(MAX_WAITING_LINES)
+        # A daemon: a disk that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=_write, args=(self._lines, writer), daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
 
     def ended(self, request: PoolRequest) -> None:
         """Log one ended request; probes are left out."""
-        if self._path is not None and not request.probe:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record(request)) + "\n")
+        if self._lines is None or request.probe:
+            return
+        line = json.dumps(record(request, unix_offset_s=time.time() - time.monotonic()))
+        # A disk that is too slow for the load: what waits must not grow without bound.
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(logging.makeLogRecord({"msg": line}))
+
+    def close(self) -> None:
+        """Write what waits, for a second at most, and log nothing more; safe to call twice."""
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            with contextlib.suppress(queue.Full):
+                lines.put(None, timeout=CLOSED_WITHIN_S)
+            self._thread.join(CLOSED_WITHIN_S)
+
+
+def _write(lines: queue.Queue[logging.LogRecord | None], writer: logging.Handler) -> None:
+    while (line := lines.get()) is not None:
+        writer.handle(line)
+    with contextlib.suppress(OSError):
+        writer.close()

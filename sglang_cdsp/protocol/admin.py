@@ -6,12 +6,16 @@ its loop, so a reader always sees a consistent state.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import zmq
+
+logger = logging.getLogger(__name__)
 
 
 class AdminRequest(msgspec.Struct, frozen=True):
@@ -22,10 +26,11 @@ class AdminRequest(msgspec.Struct, frozen=True):
 
 
 class AdminReply(msgspec.Struct, frozen=True):
-    """``error`` "" for success; ``body`` is JSON-ready."""
+    """``error`` "" for success, else with the HTTP ``status`` that fits; ``body`` is JSON-ready."""
 
     body: Any
     error: str = ""
+    status: int = 200
 
 
 class AdminServer:
@@ -62,5 +67,10 @@ class AdminServer:
                     self._update(request.update)
                 reply = AdminReply(self._status())
             except (ValueError, msgspec.MsgspecError) as error:
-                reply = AdminReply(None, str(error))
-            self.socket.send(msgspec.msgpack.encode(reply))
+                reply = AdminReply(None, str(error), 400)
+            except Exception as error:
+                # Nobody's question may take the pool along.
+                logger.exception("a status or an update failed")
+                reply = AdminReply(None, f"this failed, see the server's log: {error!r}", 500)
+            with contextlib.suppress(zmq.ZMQError):  # the asker is gone
+                self.socket.send(msgspec.msgpack.encode(reply))

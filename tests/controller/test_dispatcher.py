@@ -20,6 +20,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.planner.types import Plan, PlannedChunk
@@ -77,13 +78,16 @@ class Wire:
         self.metrics = PoolMetrics()
         self.rooms = Rooms(1)
         self.decode = DecodeServers(page_size=1, reserved_tokens=8, timeout_s=9.0)
-        self.effects = Dispatcher(
+        self.effects = self.dispatcher(self.metrics)
+
+    def dispatcher(self, *observers: Observer) -> Dispatcher:
+        return Dispatcher(
             workers=self.workers,  # type: ignore[arg-type]
             endpoint=self.contact,  # type: ignore[arg-type]
             decode=self.decode,
             rooms=self.rooms,
             tokenizer=self.tokenizer,  # type: ignore[arg-type]
-            observers=(self.metrics,),
+            observers=observers,
         )
 
     def sent(self, instance: int) -> list[Any]:
@@ -259,3 +263,24 @@ def test_observers_hear_of_effects(wire: Wire) -> None:
         "requests_ended": {"finished": 1},
         "relinks": 1,
     }
+
+
+class Broken(Observer):
+    """Cannot take anything in."""
+
+    def bound(self, request: PoolRequest) -> None:
+        raise OSError("no space left")
+
+    ended = chunk_started = bound
+
+
+def test_an_observer_that_fails_costs_nobody_else_anything(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    effects = wire.dispatcher(Broken(), wire.metrics)
+    request = bound((4, (0,)))
+    effects.bind(request)
+    effects.go(request, (0,), go=True)
+    effects.ended(request)
+    assert wire.metrics.snapshot()["requests_ended"] == {"finished": 1}
+    assert caplog.text.count("Broken missed an event") == 3

@@ -16,7 +16,7 @@ KEY = "the key"
 
 
 class Desk:
-    """A admin, and a client of it."""
+    """A server, and a client of it."""
 
     def __init__(self) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -32,6 +32,8 @@ class Desk:
         return {"updates": len(self.updates)}
 
     def _update(self, body: Any) -> None:
+        if body == "broken":
+            raise RuntimeError("a fault of ours")
         if body == "bad":
             raise ValueError("a bad update")
         self.updates.append(body)
@@ -77,3 +79,10 @@ def test_a_stranger_learns_and_changes_nothing(desk: Desk, key: str) -> None:
 def test_foreign_bytes_are_answered_with_an_error(desk: Desk, frame: bytes) -> None:
     assert desk.say(frame).error
     assert desk.ask(AdminRequest(KEY)).error == ""
+
+
+def test_a_fault_of_ours_is_an_answer_and_the_server_lives_on(desk: Desk) -> None:
+    reply = desk.ask(AdminRequest(KEY, "broken"))
+    assert reply.status == 500
+    assert "a fault of ours" in reply.error
+    assert desk.ask(AdminRequest(KEY)).body == {"updates": 0}
