@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,6 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.runtime_context import get_disagg, get_parallel
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
-from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
@@ -56,6 +54,7 @@ from sglang_cdsp.controller.startup import (
     bootstrap_row,
     default_sp_sizes,
     give_up,
+    open_store,
     quiet_ports,
 )
 from sglang_cdsp.planner.forced import PARAMETER
@@ -67,6 +66,7 @@ from sglang_cdsp.protocol.admin import AdminServer
 logger = logging.getLogger(__name__)
 
 POLL_MS = 100
+LOOPBACK = "127.0.0.1"
 
 
 class PoolController(DataParallelController):
@@ -84,7 +84,7 @@ class PoolController(DataParallelController):
         messages.register_orders()
         host = get_local_ip_auto()
         self._zmq = zmq.Context()
-        self._reports = self._open_reports(host)
+        self._reports = self._open_reports()
         self._rendezvous_ports = quiet_ports(int(get_parallel().dp_size))
         super().__init__(server_args, port_args, run)
         self._tp_size = int(get_parallel().tp_size)
@@ -115,15 +115,17 @@ class PoolController(DataParallelController):
 
     # -- start ----------------------------------------------------------------------------
 
-    def _open_reports(self, host: str) -> zmq.Socket[bytes]:
-        """Open what the schedulers need to know of, and leave the addresses for them."""
+    def _open_reports(self) -> zmq.Socket[bytes]:
+        """Open what the schedulers need to know of, and leave the addresses for them.
+
+        All of it is for processes of this machine, so it listens on the loopback interface only.
+        """
         reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
         reports.setsockopt(zmq.RCVHWM, 0)
-        port = reports.bind_to_random_port("tcp://127.0.0.1")
-        self._store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300)
-        )
-        publish_addresses(PoolAddresses(f"tcp://127.0.0.1:{port}", host, int(self._store.port)))
+        port = reports.bind_to_random_port(f"tcp://{LOOPBACK}")
+        self._store = open_store(LOOPBACK)
+        addresses = PoolAddresses(f"tcp://{LOOPBACK}:{port}", LOOPBACK, int(self._store.port))
+        publish_addresses(addresses)
         return reports
 
     def launch_tensor_parallel_group_thread(

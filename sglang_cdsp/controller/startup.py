@@ -6,13 +6,16 @@ import logging
 import os
 import random
 import signal
+import socket
 import time
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import psutil
 import zmq
 from sglang.srt.runtime_context import get_disagg, get_serving
 from sglang.srt.utils.network import NetworkAddress, is_port_available
+from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.protocol.messages import Hello, decode_report
 
@@ -22,6 +25,7 @@ POLL_MS = 100
 # Below Linux's default ephemeral range (32768 and up), above the ports that services like.
 QUIET_PORTS = range(21_000, 32_000)
 HELLO_TIMEOUT_S = 60.0
+STORE_TIMEOUT = timedelta(seconds=300)
 
 
 class PoolIncompleteError(RuntimeError):
@@ -73,6 +77,23 @@ def quiet_ports(count: int) -> list[int]:
     if len(free) < count:
         raise OSError(f"only {len(free)} of {count} ports are free in {QUIET_PORTS}")
     return free
+
+
+def open_store(host: str) -> TCPStore:
+    """A key-value store through which the instances make their links, on one interface only.
+
+    Left to itself a ``TCPStore`` listens on all interfaces, and it asks nobody who he is.
+    """
+    listener = socket.create_server((host, 0), backlog=1024)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=STORE_TIMEOUT,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def default_sp_sizes(instances: int) -> tuple[int, ...]:

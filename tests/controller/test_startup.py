@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import zmq
 from sglang.srt.utils.network import is_port_available
+from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.controller import startup
 from sglang_cdsp.controller.startup import (
@@ -14,6 +16,7 @@ from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
     await_hellos,
     default_sp_sizes,
+    open_store,
     quiet_ports,
 )
 from sglang_cdsp.protocol.addresses import PoolAddresses, pool_addresses, publish_addresses
@@ -97,3 +100,18 @@ def test_a_scheduler_outside_the_pool_says_how_to_start_it(
     monkeypatch.delenv("SGLANG_CDSP_POOL", raising=False)
     with pytest.raises(RuntimeError, match="--cdsp --dp-size"):
         pool_addresses()
+
+
+def test_the_store_listens_on_one_interface_only() -> None:
+    before = listening()
+    store = open_store("127.0.0.1")
+    assert listening() - before == {("127.0.0.1", store.port)}
+    other = TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+    other.set("key", "value")
+    assert store.get("key") == b"value"
+
+
+def listening() -> set[tuple[str, int]]:
+    """Where this process listens."""
+    connections = psutil.Process().net_connections("tcp")
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
