@@ -17,7 +17,7 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
-from sglang_cdsp import hooks
+from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
@@ -59,7 +59,7 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._cdsp_status: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
-        hooks.verify_scheduler(self)
+        hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
         self._join_pool()
 
@@ -189,7 +189,7 @@ class PoolScheduler(Scheduler):
         """Stock's state, with CDSP's under ``"cdsp"``."""
         output = super().get_internal_state(recv_req)
         output.internal_state["cdsp"] = {
-            "hooks": hooks.live_hooks(),
+            "hooks": hook_table.live(hooks.SCHEDULER_HOOKS),
             "free_tokens": int(self.token_to_kv_pool_allocator.available_size()),
             **self._cdsp_status,
         }
