@@ -66,15 +66,15 @@ class PoolScheduler(Scheduler):
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""
         parallel = get_parallel()
-        me, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
+        instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
         addresses = pool_addresses()
         manager = self.disagg_prefill_bootstrap_queue.kv_manager
         assert isinstance(manager, PoolKVManager)
-        reporter = Reporter(addresses.reports, me, tp_rank)
+        reporter = Reporter(addresses.reports, instance, tp_rank)
 
         def connect(epoch: int) -> Mesh:
             return Mesh.connect(
-                me,
+                instance,
                 int(parallel.dp_size),
                 addresses.host,
                 addresses.store_port,
@@ -86,7 +86,7 @@ class PoolScheduler(Scheduler):
             )
 
         agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
-        runner = ShardRunner(self, connect, me, agreement)
+        runner = ShardRunner(self, connect, instance, agreement)
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,
