@@ -64,6 +64,10 @@ hook_table.apply(hooks.LAUNCHER_HOOKS)
 report["launcher_after"] = refused(hooks.LAUNCHER_HOOKS)
 unpickled = pickle.loads(pickle.dumps(engine.run_data_parallel_controller_process))
 report["target_in_child"] = unpickled.__module__
+report["controller_refused"] = refused(hooks.CONTROLLER_HOOKS)
+hook_table.apply(hooks.CONTROLLER_HOOKS)
+report["controller_after"] = refused(hooks.CONTROLLER_HOOKS)
+report["controller_in_place"] = data_parallel_controller.DataParallelController.__module__
 print("REPORT " + json.dumps(report), flush=True)
 """
 
@@ -141,6 +145,13 @@ def test_the_controller_target_is_ours_in_the_spawned_process_too(
     for look in looks.values():
         assert look["launcher_after"] is None
         assert look["target_in_child"] == "sglang_cdsp.controller.process"
+
+
+def test_the_controller_process_runs_our_controller(looks: dict[str, Look]) -> None:
+    for look in looks.values():
+        assert f"the hook on {hooks.CONTROLLER} " in look["controller_refused"]
+        assert look["controller_after"] is None
+        assert look["controller_in_place"] == "sglang_cdsp.controller.controller"
 
 
 # -- the tables -----------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class ChunkEngine:
             scheduler: SGLang's scheduler of this rank.
             manager: takes decode's messages.
             reporter: the way to the controller.
-            work: what is done for a task when it is its turn.
+            work: does what a task's chunks take.
             relink: makes the links of an epoch, together with every other instance.
             admit: hands a one-instance request to SGLang's own intake.
             abort: ends the requests that SGLang has whose id begins with a text.

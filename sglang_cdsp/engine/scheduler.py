@@ -96,20 +96,22 @@ class PoolScheduler(Scheduler):
             admit=self._admit_now,
             abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
         )
+        self._take_longest_prompts_of_pool(int(parallel.dp_size))
         allocator = self.token_to_kv_pool_allocator
-        capacity = int(allocator.available_size())
-        pool_limit = min(self.model_config.context_len, capacity * int(parallel.dp_size)) - 1
-        # A prompt may be longer than one instance's KV: the pool's limit is what counts.
-        self.max_req_len = pool_limit
-        self.max_req_input_len = pool_limit - 5
         reporter.send(
             Hello,
-            kv_capacity=capacity,
+            kv_capacity=int(allocator.available_size()),
             page_size=int(allocator.page_size),
             max_input_tokens=self.max_req_input_len,
             vocab_size=int(self.model_config.vocab_size),
             kv_cache_dtype=manager.kv_cache_dtype_str,
         )
+
+    def _take_longest_prompts_of_pool(self, instances: int) -> None:
+        """Raise stock's limits: a prompt may be longer than what one instance's KV holds."""
+        capacity = instances * int(self.token_to_kv_pool_allocator.available_size())
+        self.max_req_len = min(self.model_config.context_len, capacity) - 1
+        self.max_req_input_len = self.max_req_len - 5
 
     # -- intake ---------------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class PoolScheduler(Scheduler):
         self._cdsp_status = json.loads(order.status)
 
     def handle_generate_request(self, recv_req: TokenizedGenerateReqInput, **kwargs: Any) -> None:
-        """Stock intake, for requests whose turn it is."""
+        """Stock intake; a one-instance request is kept until its turn in the pool's order."""
         if self._cdsp is not None and self._cdsp.holds_back(recv_req):
             return
         super().handle_generate_request(recv_req, **kwargs)
