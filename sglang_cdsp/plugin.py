@@ -11,7 +11,7 @@ import argparse
 import logging
 from typing import Any
 
-from sglang_cdsp import hooks, routes
+from sglang_cdsp import hook_table, hooks, routes
 from sglang_cdsp.args import (
     CdspConfigError,
     activate,
@@ -21,28 +21,45 @@ from sglang_cdsp.args import (
     with_admin,
 )
 from sglang_cdsp.checks import check_server_args, check_version, forced_settings
+from sglang_cdsp.hook_table import HookNotLive
 
 logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Entry point of group ``sglang.srt.plugins``; safe to call twice."""
-    if active_args() is not None:
-        hooks.apply(hooks.SCHEDULER_HOOKS)
+    """Entry point of group ``sglang.srt.plugins``; safe to call twice.
+
+    Raises:
+        HookNotLive: in a pool's process, when a module of ours cannot be imported.
+    """
+    if active_args() is None:
+        hook_table.apply(hooks.OPTION_HOOKS)
         return
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    try:
+        hook_table.apply(hooks.SCHEDULER_HOOKS)
+    except Exception as error:  # SGLang would log it and go on with its own scheduler
+        raise HookNotLive(f"sglang-cdsp: no hook is in place: {error}. {hooks.REMEDY}") from error
 
-    record = "sglang.srt.server_args.ServerArgs"
-    HookRegistry.register(f"{record}.add_cli_args", _after_add_cli_args, HookType.AFTER)
-    HookRegistry.register(f"{record}.from_cli_args", _around_from_cli_args, HookType.AROUND)
 
+def offer_options(result: Any, parser: argparse.ArgumentParser) -> None:
+    """AFTER hook on ``ServerArgs.add_cli_args``: the command line takes our options, too.
 
-def _after_add_cli_args(result: Any, parser: argparse.ArgumentParser) -> None:
+    Where nobody would read them they are not offered, so that ``--cdsp`` is refused by the
+    parser rather than served without effect.
+    """
+    unread = [text for hook in hooks.OPTION_HOOKS if (text := hook_table.fault(hook))]
+    if unread:
+        logger.error("--cdsp is not offered: %s. %s", "; ".join(unread), hooks.REMEDY)
+        return
     add_cli_args(parser)
 
 
-def _around_from_cli_args(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
-    """Read ``--cdsp`` and its options; refuse what cannot work before anything starts."""
+def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
+    """AROUND hook on ``ServerArgs.from_cli_args``: read ``--cdsp`` and its options.
+
+    Raises:
+        SystemExit: one line on what cannot work, before anything starts.
+    """
     try:
         cdsp = from_namespace(namespace)
         if cdsp is None:
@@ -59,6 +76,6 @@ def _around_from_cli_args(original: Any, cls: Any, namespace: argparse.Namespace
     cdsp = with_admin(cdsp)
     activate(cdsp)
     routes.install(cdsp.admin, cdsp.admin_key)
-    hooks.apply(hooks.LAUNCHER_HOOKS)
+    hook_table.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     return server_args

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from sglang import __version__
 
-from sglang_cdsp import hooks, plugin, routes
+from sglang_cdsp import hook_table, hooks, plugin, routes
 from sglang_cdsp.args import ENV_VAR, CdspArgs, active_args
-from sglang_cdsp.hooks import Hook, HookNotLive, resolve
+from sglang_cdsp.hook_table import HookNotLive, resolve
+from sglang_cdsp.platforms.hooks import PLATFORM_HOOKS
 from tests.test_checks import GOOD
 
 REPORT = "REPORT "
@@ -28,7 +29,7 @@ from sglang.srt.plugins import load_plugins
 
 load_plugins()
 load_plugins()
-from sglang_cdsp import hooks
+from sglang_cdsp import hook_table, hooks
 from sglang.srt.disaggregation import prefill, utils
 from sglang.srt.entrypoints import engine
 from sglang.srt.managers import data_parallel_controller, scheduler
@@ -54,15 +55,19 @@ report = {
     "sender": utils.get_kv_class(nixl, utils.KVClassType.SENDER).__module__,
     "controller": data_parallel_controller.DataParallelController.__module__,
     "target": engine.run_data_parallel_controller_process.__module__,
-    "live": hooks.live_hooks(),
+    "live": hook_table.live(hooks.SCHEDULER_HOOKS),
     "scheduler_refused": refused(hooks.SCHEDULER_HOOKS),
     "launcher_refused": refused(hooks.LAUNCHER_HOOKS),
     "help": "--cdsp-policy" in parser.format_help(),
 }
-hooks.apply(hooks.LAUNCHER_HOOKS)
+hook_table.apply(hooks.LAUNCHER_HOOKS)
 report["launcher_after"] = refused(hooks.LAUNCHER_HOOKS)
 unpickled = pickle.loads(pickle.dumps(engine.run_data_parallel_controller_process))
 report["target_in_child"] = unpickled.__module__
+report["controller_refused"] = refused(hooks.CONTROLLER_HOOKS)
+hook_table.apply(hooks.CONTROLLER_HOOKS)
+report["controller_after"] = refused(hooks.CONTROLLER_HOOKS)
+report["controller_in_place"] = data_parallel_controller.DataParallelController.__module__
 print("REPORT " + json.dumps(report), flush=True)
 """
 
@@ -125,7 +130,7 @@ def test_a_pools_scheduler_has_its_hooks(looks: dict[str, Look]) -> None:
 def test_missing_hooks_are_named_with_the_release(looks: dict[str, Look]) -> None:
     missing = {
         hooks.SCHEDULER: looks["off"]["scheduler_refused"],
-        hooks.CONTROLLER: looks["on"]["launcher_refused"],
+        hooks.CONTROLLER_TARGET: looks["on"]["launcher_refused"],
     }
     for target, message in missing.items():
         assert f"the hook on {target}" in message
@@ -142,47 +147,35 @@ def test_the_controller_target_is_ours_in_the_spawned_process_too(
         assert look["target_in_child"] == "sglang_cdsp.controller.process"
 
 
-# -- the table ------------------------------------------------------------------------------
+def test_the_controller_process_runs_our_controller(looks: dict[str, Look]) -> None:
+    for look in looks.values():
+        assert f"the hook on {hooks.CONTROLLER} " in look["controller_refused"]
+        assert look["controller_after"] is None
+        assert look["controller_in_place"] == "sglang_cdsp.controller.controller"
 
 
-def hook(live: Any) -> Hook:
-    return Hook("sglang.some.thing", "it does much", lambda: None, live)
+# -- the tables -----------------------------------------------------------------------------
 
 
-def moved() -> bool:
-    raise AttributeError("it moved")
-
-
-def test_a_hook_in_force_passes() -> None:
-    hooks.verify((hook(lambda: True),))
-
-
-def test_a_hook_that_cannot_be_looked_at_is_not_live() -> None:
-    with pytest.raises(HookNotLive) as caught:
-        hooks.verify((hook(lambda: True), hook(moved)))
-    message = str(caught.value)
-    assert "sglang.some.thing (it does much)" in message
-    assert "it moved" in message
-
-
-def test_nothing_swallows_a_missing_hook() -> None:
-    """SGLang catches ``Exception`` around plugins; ``SystemExit`` ends the server."""
-    assert issubclass(HookNotLive, SystemExit)
-    assert not issubclass(HookNotLive, Exception)
+TABLES = (
+    hooks.OPTION_HOOKS,
+    hooks.LAUNCHER_HOOKS,
+    hooks.CONTROLLER_HOOKS,
+    hooks.SCHEDULER_HOOKS,
+    PLATFORM_HOOKS,
+)
 
 
 def test_every_target_exists_and_has_a_reason() -> None:
-    for request in (*hooks.SCHEDULER_HOOKS, *hooks.LAUNCHER_HOOKS):
-        assert callable(resolve(request.target))
-        assert request.why
+    for hook in (hook for table in TABLES for hook in table):
+        for path in (hook.target, *hook.also, hook.ours, hook.probe or hook.ours):
+            assert callable(resolve(path)), path
+        assert hook.why
 
 
-def test_paths_that_lead_nowhere() -> None:
-    with pytest.raises(ImportError, match=r"no_such_package\.x"):
-        resolve("no_such_package.x")
-    with pytest.raises(AttributeError):
-        resolve("sglang_cdsp.hooks.no_such_name")
-    assert resolve("sglang_cdsp.hooks.Hook.__name__") == "Hook"
+def test_no_target_is_hooked_twice_in_one_process() -> None:
+    for table in TABLES:
+        assert len({hook.target for hook in table}) == len(table)
 
 
 # -- the launching process ------------------------------------------------------------------
@@ -194,7 +187,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     monkeypatch.setenv(ENV_VAR, "")
     monkeypatch.setattr(routes, "install", lambda endpoint, key: done.append("routes"))
-    monkeypatch.setattr(hooks, "apply", lambda table: done.append("apply"))
+    monkeypatch.setattr(hook_table, "apply", lambda table: done.append("apply"))
+    monkeypatch.setattr(hook_table, "fault", lambda hook: "")
     monkeypatch.setattr(hooks, "verify", lambda table: done.append("verify"))
     return done
 
@@ -202,7 +196,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def launch(*flags: str, **server: Any) -> argparse.Namespace:
     """As SGLang: parse the command line, then make its record of it."""
     parser = argparse.ArgumentParser()
-    plugin._after_add_cli_args(None, parser)
+    plugin.offer_options(None, parser)
     namespace = parser.parse_args(flags)
     vars(namespace).update({**GOOD, **server})
 
@@ -210,7 +204,7 @@ def launch(*flags: str, **server: Any) -> argparse.Namespace:
         assert cls is SimpleNamespace
         return given
 
-    made = plugin._around_from_cli_args(original, SimpleNamespace, namespace)
+    made = plugin.read_options(original, SimpleNamespace, namespace)
     assert isinstance(made, argparse.Namespace)
     return made
 
@@ -230,6 +224,33 @@ def test_with_the_flag_the_pool_is_prepared_and_verified(launched: list[str]) ->
     assert args.min_chunk == 64
     assert args.admin.startswith("ipc://")
     assert launched == ["routes", "apply", "verify"]
+
+
+def test_options_that_nobody_would_read_are_not_offered(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unhooked = hooks.OPTION_HOOKS[1].target
+    monkeypatch.setattr(
+        hook_table, "fault", lambda hook: "it is not there" if hook.target == unhooked else ""
+    )
+    with pytest.raises(SystemExit) as caught:
+        launch("--cdsp")
+    assert caught.value.code == 2, "the parser does not know it"
+    assert "it is not there" in caplog.text
+    launch()
+    assert launched == []
+
+
+def test_a_pools_process_without_our_modules_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang would log the error and go on as stock."""
+
+    def broken(table: object) -> None:
+        raise ImportError("sglang_cdsp.engine.scheduler: it moved")
+
+    monkeypatch.setattr(hook_table, "apply", broken)
+    monkeypatch.setenv(ENV_VAR, CdspArgs().to_json())
+    with pytest.raises(HookNotLive, match=r"scheduler: it moved\. .* without --cdsp"):
+        plugin.register()
 
 
 @pytest.mark.parametrize(

@@ -6,4 +6,4 @@ class AttentionError(ValueError):
 
 
 class AttentionUnsupported(AttentionError):
-    """A model or device whose attention cannot be computed in parts here."""
+    """A device, dtype or head dimension for which nothing here computes partial attention."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class LockstepAttention:
-    """Runs another attention until it fails, then returns zeros.
+    """An attention that runs another one until it fails, and returns zeros from then on.
 
     Inside a forward the ranks of an instance meet at every layer's all-reduce. A rank that raised
     there, because its link to another instance broke, say, would leave the others waiting for

@@ -50,7 +50,6 @@ def partial_attention(
     *,
     causal: bool,
     scale: float,
-    logit_cap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend ``q`` to the keys of one block.
 
@@ -60,7 +59,6 @@ def partial_attention(
         v: ``[Tk, Hkv, Dv]``.
         causal: query row i sees key rows 0 to i; needs ``Tq == Tk``. Otherwise it sees all.
         scale: factor on the logits, usually ``D ** -0.5``.
-        logit_cap: the model's logit soft cap; only 0 (none) is served.
 
     Returns:
         The softmax-weighted values ``[Tq, Hq, Dv]`` in the dtype of ``q``, and the natural
@@ -68,9 +66,9 @@ def partial_attention(
 
     Raises:
         AttentionError: shapes or dtypes that do not fit together.
-        AttentionUnsupported: a soft cap, or a device and dtype that nothing here serves.
+        AttentionUnsupported: a device, dtype or head dimension that nothing here serves.
     """
-    _check(q, k, v, causal, logit_cap)
+    _check(q, k, v, causal)
     queries, heads, _ = q.shape
     value_dim = v.shape[2]
     if queries == 0 or k.shape[0] == 0:
@@ -138,14 +136,7 @@ def reference_attention(
     return torch.einsum("hqk,khd->qhd", weights, values), lse.T
 
 
-def _check(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, logit_cap: float
-) -> None:
-    if logit_cap > 0:
-        raise AttentionUnsupported(
-            f"this model caps its attention logits (soft cap {logit_cap:g}), which the merge of "
-            "partial attentions does not serve: start the server without --cdsp for it"
-        )
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> None:
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.dim() != 3 or k.dim() != 3 or v.dim() != 3:
         raise AttentionError(f"q, k and v are [tokens, heads, head_dim], not {shapes}")

@@ -16,7 +16,7 @@ from sglang_cdsp.parallel.spans import Span, joined, tokens_of
 
 @dataclass(frozen=True)
 class Visible:
-    """Query rows ``[first, last)`` of one member see the first ``keys`` rows of a block, all."""
+    """Query rows ``[first, last)`` of one member; all see a block's first ``keys`` rows."""
 
     first: int
     last: int
@@ -31,8 +31,8 @@ class RingLayout:
     part of the chunk (ascending).
 
     Attributes:
-        group: mesh rank of each member.
-        me: this member's index.
+        group: instance of each member, which is also its rank in the mesh.
+        me: index of the member that sees it so.
         history_tokens: history rows that each member holds.
         pieces: each member's spans of the chunk, from ``split_chunk``.
 

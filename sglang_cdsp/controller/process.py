@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sglang_cdsp import hook_table, hooks
+
 
 def run_pool_controller_process(
     server_args: Any,
@@ -21,8 +23,7 @@ def run_pool_controller_process(
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    from sglang_cdsp.controller.controller import PoolController
-
-    stock.DataParallelController = PoolController
+    hook_table.apply(hooks.CONTROLLER_HOOKS)
+    hooks.verify(hooks.CONTROLLER_HOOKS)
     run = run_scheduler_process_func or stock.run_scheduler_process
     stock.run_data_parallel_controller_process(server_args, port_args, pipe_writer, run)

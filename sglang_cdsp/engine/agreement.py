@@ -17,7 +17,10 @@ class RanksDivergedError(RuntimeError):
 
 
 class Agreement:
-    """Makes one failed rank a failure of all, so that their queues stay alike."""
+    """An agreement of an instance's ranks, chunk by chunk: one failed rank is a failure of all.
+
+    So their queues stay alike.
+    """
 
     def __init__(self, group: Any, size: int, late: timedelta = LATE) -> None:
         """``group`` is the instance's CPU process group of ``size`` ranks."""

@@ -1,16 +1,13 @@
-"""An instance's queue of tasks and stock requests: they start in the pool's order.
+"""One scheduler's part in the pool: the controller's orders, SGLang's requests, and their turns.
 
 The controller decides go or drop for every chunk once all members are ready, so every member
-acts alike at the same chunk boundary. All ranks of an instance receive the same orders in the
-same loop iteration (SGLang's broadcast), so their queues stay alike.
+acts alike at the same chunk boundary. What a chunk takes is done elsewhere (``chunk_work.py``).
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +15,9 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.slot_table import SlotTable
+from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker
+from sglang_cdsp.engine.task_queue import TaskQueue
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.protocol.messages import (
@@ -36,25 +35,24 @@ from sglang_cdsp.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
 
     from sglang_cdsp.transfer.manager import PoolKVManager
 
-logger = logging.getLogger(__name__)
-
 
 class ChunkEngine:
-    """One scheduler's part in the pool; see the module's text."""
+    """The chunk tasks and one-instance requests of one rank, from their order to their end."""
 
     def __init__(
         self,
         *,
-        scheduler: Any,
+        scheduler: StockScheduler,
         manager: PoolKVManager,
         reporter: Reporter,
         work: ChunkWork,
         relink: Callable[[int], None],
-        admit: Callable[[Any], None],
+        admit: Callable[[TokenizedGenerateReqInput], None],
         abort: Callable[[str], None],
     ) -> None:
         """What the engine makes happen.
@@ -63,7 +61,7 @@ class ChunkEngine:
             scheduler: SGLang's scheduler of this rank.
             manager: takes decode's messages.
             reporter: the way to the controller.
-            work: what is done for a task when it is its turn.
+            work: does what a task's chunks take.
             relink: makes the links of an epoch, together with every other instance.
             admit: hands a one-instance request to SGLang's own intake.
             abort: ends the requests that SGLang has whose id begins with a text.
@@ -74,11 +72,11 @@ class ChunkEngine:
         self._work = work
         self._relink = relink
         self._admit = admit
-        self._me = reporter.instance
+        self._instance = reporter.instance
         self._page = int(scheduler.token_to_kv_pool_allocator.page_size)
-        self._queue: deque[ChunkTask | StockRequest] = deque()
         self._tasks: dict[int, ChunkTask] = {}
-        self._stock = StockTracker(scheduler, reporter, abort)
+        self._queue = TaskQueue()
+        self._admitted = StockTracker(scheduler, reporter, abort)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
 
     # -- orders ---------------------------------------------------------------------------
@@ -104,8 +102,8 @@ class ChunkEngine:
             layouts=layouts,
             tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
             slot_table=SlotTable(self._scheduler.token_to_kv_pool_allocator, self._page),
-            next_chunk=next(c.index for c in layouts if self._me in c.group),
-            spec=order.logprobs,
+            next_chunk=next(c.index for c in layouts if self._instance in c.group),
+            logprob_spec=order.logprobs,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
@@ -116,16 +114,14 @@ class ChunkEngine:
 
     def on_cancel(self, order: CancelOrder) -> None:
         """Abort a one-instance request, whether SGLang has it already or not."""
-        for entry in [e for e in self._queue if isinstance(e, StockRequest) and e.seq == order.seq]:
-            self._forget(entry)
-            return
-        self._stock.cancel(order.seq)
+        if not self._forget(lambda request: request.seq == order.seq):
+            self._admitted.cancel(order.seq)
 
     def on_logprobs(self, order: LogprobOrder) -> None:
         """Another member's prompt log-probabilities arrive at home."""
         task = self._tasks.get(order.part.seq)
         if task is not None:
-            task.logprobs.append(order.part)
+            task.logprob_parts.append(order.part)
 
     def on_grammar(self, order: GrammarOrder) -> None:
         """A request that waits for decode has a grammar."""
@@ -151,50 +147,42 @@ class ChunkEngine:
         if task is None:
             return
         task.over = True
-        if task in self._queue:
-            self._queue.remove(task)
+        self._queue.remove(task)
         self._work.release(task, order.error, silent=order.silent)
 
-    # -- SGLang's side --------------------------------------------------------------------
+    # -- SGLang's requests ----------------------------------------------------------------
 
-    def holds_back(self, request: Any) -> bool:
+    def holds_back(self, tokenized: TokenizedGenerateReqInput) -> bool:
         """Keep a request whose turn has not come; False for a request that is not ours."""
-        for entry in self._queue:
-            if (
-                isinstance(entry, StockRequest)
-                and entry.rid == request.rid
-                and entry.request is None
-            ):
-                entry.request = request
-                return True
-        return False
+        return self._queue.hold(tokenized)
 
     def abort_stock(self, rid: str, *, everything: bool) -> None:
         """Forget one-instance requests that SGLang has not been given yet."""
-        for entry in [e for e in self._queue if isinstance(e, StockRequest)]:
-            if everything or entry.rid.startswith(rid):
-                self._forget(entry)
+        self._forget(lambda request: everything or request.rid.startswith(rid))
 
-    def _forget(self, stock: StockRequest) -> None:
-        self._queue.remove(stock)
-        self._reporter.send_from_leader(
-            StockEnded, seq=stock.seq, start_s=None, end_s=None, error="aborted"
-        )
+    def _forget(self, wanted: Callable[[StockRequest], bool]) -> bool:
+        """Take requests out of the queue and report their end; whether there were any."""
+        forgotten = self._queue.take_requests(wanted)
+        for request in forgotten:
+            self._reporter.send_from_leader(
+                StockEnded, seq=request.seq, start_s=None, end_s=None, error="aborted"
+            )
+        return bool(forgotten)
 
     def adopt(self, req: Req) -> bool:
         """Take SGLang's request object at home; False for a request of the stock path."""
-        for task in self._tasks.values():
-            if task.rid == req.rid and task.home == self._me and task.req is None:
-                if req.to_finish is not None or req.finished():
-                    reason = getattr(req.to_finish or req.finished_reason, "message", "rejected")
-                    self._scheduler.retire_unadmitted_request(req)
-                    self._work.fail(task, str(reason), bad_request=True)
-                    return True
-                req.sampling_params.max_new_tokens = 1
-                task.req = req
-                return True
-        self._stock.adopt(req)
-        return False
+        task = next(iter(self._awaiting(req.rid)), None)
+        if task is None:
+            self._admitted.adopt(req)
+            return False
+        if req.to_finish is not None or req.finished():
+            reason = getattr(req.to_finish or req.finished_reason, "message", "rejected")
+            self._scheduler.retire_unadmitted_request(req)
+            self._work.fail(task, str(reason), bad_request=True)
+        else:
+            req.sampling_params.max_new_tokens = 1
+            task.req = req
+        return True
 
     def intake_over(self, rid: str) -> None:
         """SGLang has seen a request: at home it was adopted, waits for its grammar, or is refused.
@@ -202,41 +190,48 @@ class ChunkEngine:
         Where SGLang answers a refusal without queueing the request, nobody else would tell, and
         the task would hold up the queue for ever.
         """
-        for task in self._tasks.values():
-            at_home = task.rid == rid and task.home == self._me and not task.over
-            if at_home and task.req is None and not self._stock.awaits_grammar(rid):
+        for task in self._awaiting(rid):
+            if not task.over and not self._admitted.awaits_grammar(rid):
                 self._work.fail(task, "SGLang refused the request", bad_request=True)
+
+    def _awaiting(self, rid: str) -> list[ChunkTask]:
+        """The tasks of this home that wait for SGLang's request object with that id."""
+        at_home = (task for task in self._tasks.values() if task.home == self._instance)
+        return [task for task in at_home if task.rid == rid and task.req is None]
 
     def stamp_start(self, reqs: list[Req]) -> None:
         """A stock batch starts."""
-        self._stock.stamp_start(reqs)
+        self._admitted.stamp_start(reqs)
 
     def stamp_end(self, reqs: list[Req]) -> None:
         """A stock batch's results are in."""
-        self._stock.stamp_end(reqs)
+        self._admitted.stamp_end(reqs)
+
+    # -- the loop -------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         """Whether the engine holds nothing: no slots, no queue, no write in flight."""
-        return not self._queue and not self._tasks and not self._stock
+        return not self._queue and not self._tasks and not self._admitted
 
     def step(self) -> None:
-        """One turn of the scheduler's loop: poll writes, advance the queue."""
+        """One turn of the scheduler's loop: poll what is under way, advance the queue."""
         for task in list(self._tasks.values()):
             self._work.poll(task)
-        self._stock.poll()
+        self._admitted.poll()
         self._grammars.poll()
-        while self._queue:
-            head = self._queue[0]
+        self._advance()
+
+    def _advance(self) -> None:
+        """Admit one-instance requests up to the first task, and announce its next chunk."""
+        while (head := self._queue.head()) is not None:
             if isinstance(head, ChunkTask):
-                if head.over:
-                    self._queue.popleft()
-                    continue
-                if not self._stock.prefilling():
+                # A chunk starts between SGLang's batches, not among them.
+                if not self._admitted.prefilling():
                     self._work.announce(head)
                 return
-            if head.request is None:
+            if head.tokenized is None:
                 return
-            self._queue.popleft()
-            self._stock.begin(head)
-            self._admit(head.request)
+            self._queue.remove(head)
+            self._admitted.begin(head)
+            self._admit(head.tokenized)

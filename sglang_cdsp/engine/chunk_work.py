@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.stock_requests import take_compiling
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.engine.writes import poll_writes, start_write
+from sglang_cdsp.engine.writes import await_writes, poll_writes, start_write
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -32,11 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 class ChunkWork:
-    """See the module's text. Which task is worked on is not decided here."""
+    """What one rank does for a task: prepare a chunk, run it, look after its writes, release it.
+
+    Which task is worked on is not decided here.
+    """
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: StockScheduler,
         manager: PoolKVManager,
         reporter: Reporter,
         runner: ShardRunner,
@@ -47,41 +51,47 @@ class ChunkWork:
         self._reporter = reporter
         self._runner = runner
         self._agreement = agreement
-        self._me = reporter.instance
+        self._instance = reporter.instance
+
+    # -- before a chunk -------------------------------------------------------------------
 
     def announce(self, task: ChunkTask) -> None:
         """Say that the task's next chunk can start, once everything for it is here."""
-        if task.announced or task.error:
-            return
-        at_home = task.home == self._me and not task.probe
-        if at_home and task.req is None:
-            return
-        if (
-            task.room is not None
-            and self._reporter.leads
-            and not self._manager.knows_room(task.room)
-        ):
+        if task.announced or task.error or not self._has_arrived(task):
             return
         chunk = task.next_chunk
-        if at_home and task.is_final(chunk):
-            assert task.req is not None
-            if not self._scheduler.disagg_prefill_bootstrap_queue.ensure_metadata_buffer(task.req):
-                return
         if task.prepared != chunk:
             try:
-                self._prepare(task, chunk)
+                self._take_slots(task, chunk)
             except Exception as error:
                 self.fail(task, str(error))
                 return
         task.announced = True
         self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk)
 
-    def _prepare(self, task: ChunkTask, chunk: int) -> None:
+    def _has_arrived(self, task: ChunkTask) -> bool:
+        """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""
+        answers = task.answers_at(self._instance)
+        if answers and task.req is None:
+            return False
+        if not self._room_is_known(task.room):
+            return False
+        if not (answers and task.is_final(task.next_chunk)):
+            return True
+        return self._scheduler.disagg_prefill_bootstrap_queue.ensure_metadata_buffer(task.req)
+
+    def _room_is_known(self, room: int | None) -> bool:
+        """Whether decode's pages are here; the leader asks, who speaks for its instance."""
+        return room is None or not self._reporter.leads or self._manager.knows_room(room)
+
+    def _take_slots(self, task: ChunkTask, chunk: int) -> None:
         """Allocate the slots of a chunk before anybody depends on them."""
         layout = task.layouts[chunk]
-        incoming = [move.span for move in layout.moves if move.dst == self._me]
-        task.slot_table.take([*incoming, *layout.shard(self._me)])
+        incoming = [move.span for move in layout.moves if move.dst == self._instance]
+        task.slot_table.take([*incoming, *layout.shard(self._instance)])
         task.prepared = chunk
+
+    # -- a chunk --------------------------------------------------------------------------
 
     def run(self, task: ChunkTask, chunk: int) -> None:
         """Run a chunk and report how it went; all ranks of the instance come out alike."""
@@ -90,7 +100,7 @@ class ChunkWork:
             part = self._run_chunk(task, chunk)
         except Exception as failure:
             logger.exception("chunk %d of %s failed", chunk, task.rid)
-            error = f"chunk {chunk} failed on instance {self._me}: {failure}"
+            error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
         error = self._agreement.reach(error)
         if error:
             self._chunk_failed(task, chunk, error)
@@ -98,31 +108,39 @@ class ChunkWork:
             self._chunk_done(task, chunk, start_s, part)
 
     def _run_chunk(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
+        failure = self._await_room(task)
         final = task.is_final(chunk)
-        failure = ""
-        if task.room is not None:
-            try:
-                self._manager.await_room(task.room)
-            except Exception as error:
-                failure = str(error)
         if final and task.req is not None:
             task.req.time_stats.set_forward_entry_time()
         part = self._runner.run(task, chunk, failure)
         if final and task.req is not None:
             self._reporter.send_from_leader(FirstToken, seq=task.seq)
-        if task.room is not None:
-            start_write(self._manager, self._scheduler, task, chunk, self._me)
-        leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._me]
-        if leaving:
-            poll_writes(self._manager, task, up_to=chunk, wait=True)
-            task.slot_table.drop(leaving)
+        self._hand_on_kv(task, chunk)
         return part
+
+    def _await_room(self, task: ChunkTask) -> str:
+        """Wait for decode's pages, which every rank gets by itself; "" or what went wrong."""
+        if task.room is not None:
+            try:
+                self._manager.await_room(task.room)
+            except Exception as error:
+                return str(error)
+        return ""
+
+    def _hand_on_kv(self, task: ChunkTask, chunk: int) -> None:
+        """Post the chunk's KV to decode, and free the slots of history that has moved away."""
+        if task.room is not None:
+            start_write(self._manager, self._scheduler, task, chunk, self._instance)
+        leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
+        if leaving:
+            await_writes(self._manager, task, before=chunk)
+            task.slot_table.drop(leaving)
 
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
     ) -> None:
-        if part is not None and task.home == self._me:
-            task.logprobs.append(part)
+        if part is not None and task.home == self._instance:
+            task.logprob_parts.append(part)
         elif part is not None:
             self._reporter.send_from_leader(PromptLogprobs, part=part)
         task.announced = False
@@ -136,6 +154,8 @@ class ChunkWork:
         if shared:
             self._runner.close_links()
         self._reporter.send(Failed, seq=task.seq, error=error, links_broken=shared)
+
+    # -- after it -------------------------------------------------------------------------
 
     def poll(self, task: ChunkTask) -> None:
         """Look after a task's writes; say when it will write no more."""
@@ -157,23 +177,22 @@ class ChunkWork:
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
         task.slot_table.clear()
-        if task.req is None and task.home == self._me and not task.probe:
+        if task.req is None and task.answers_at(self._instance):
             task.req = take_compiling(self._scheduler, task.rid)
         if task.req is not None:
             error = error or self._collect_logprobs(task)
             sampling.retire(self._scheduler, task.req, error, silent=silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
-        free = self._scheduler.token_to_kv_pool_allocator.available_size()
-        self._reporter.send_from_leader(Released, seq=task.seq, free_tokens=int(free))
+        self._reporter.send_from_leader(Released, seq=task.seq)
 
     def _collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""
-        if task.spec is None:
+        if task.logprob_spec is None:
             return ""
         assert task.req is not None
         try:
-            prompt_logprobs.assemble(self._scheduler, task.req, task.logprobs)
+            prompt_logprobs.assemble(self._scheduler, task.req, task.logprob_parts)
         except Exception as error:
             logger.exception("prompt log-probabilities of %s are incomplete", task.rid)
             return f"the prompt's log-probabilities are incomplete: {error!r}"

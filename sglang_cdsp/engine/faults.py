@@ -30,14 +30,14 @@ class Fault:
     chunk: int
     prompt_tokens: int
 
-    def hits(self, me: int, task: ChunkTask, chunk: int) -> bool:
+    def hits(self, instance: int, task: ChunkTask, chunk: int) -> bool:
         """Whether this chunk is to fail here."""
-        here = (me, chunk, task.tokens.numel())
+        here = (instance, chunk, task.tokens.numel())
         return not task.probe and here == (self.instance, self.chunk, self.prompt_tokens)
 
 
 class FailingAttention(ShardAttention):
-    """Fails at the second layer, when its partners are in the middle of their exchange."""
+    """Attention that fails at the second layer, in the middle of its partners' exchange."""
 
     def __init__(self, inner: ShardAttention) -> None:
         self.__dict__.update(inner.__dict__)

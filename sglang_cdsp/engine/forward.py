@@ -14,6 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import (
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from sglang_cdsp.attention.lockstep import LockstepAttention
+from sglang_cdsp.engine.stock import ModelRunner
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -95,7 +96,9 @@ def build_forward_batch(
     return forward
 
 
-def run_forward(model_runner: Any, forward: ForwardBatch, attention: LockstepAttention) -> Any:
+def run_forward(
+    model_runner: ModelRunner, forward: ForwardBatch, attention: LockstepAttention
+) -> Any:
     """Run the model eagerly under the chunk's attention; returns the logits output.
 
     CUDA graphs are bypassed: a captured graph holds the configured backend.

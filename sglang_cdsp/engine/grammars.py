@@ -8,17 +8,18 @@ from typing import Any
 from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 
 from sglang_cdsp.engine.reports import Reporter
+from sglang_cdsp.engine.stock import GrammarManager
 from sglang_cdsp.protocol.messages import GrammarOrder, GrammarRefused
 
 
 class GrammarChecks:
-    """Tells the controller which grammars cannot be compiled; see ``controller.request_checks``.
+    """Grammars being compiled, of which the controller hears those that cannot be.
 
     Only the rank that speaks for its instance compiles. The result is not put into SGLang's cache:
     ranks whose caches differ would admit the request in different rounds of their loops.
     """
 
-    def __init__(self, manager: Any, reporter: Reporter) -> None:
+    def __init__(self, manager: GrammarManager, reporter: Reporter) -> None:
         """``manager`` is SGLang's ``GrammarManager``."""
         self._backend = manager.grammar_backend
         self._reporter = reporter

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sglang.srt.configs.model_config import AttentionArch
+
+from sglang_cdsp.engine.stock import StockScheduler
 
 REMEDY = "serve this model without --cdsp"
 
@@ -13,7 +13,7 @@ class UnsupportedModel(SystemExit):
     """The model cannot be served with ``--cdsp``. (SGLang does not swallow SystemExit.)"""
 
 
-def check_model(scheduler: Any) -> None:
+def check_model(scheduler: StockScheduler) -> None:
     """Refuse what the shards' attention or transfer would get wrong.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-def spec_rows(positions: torch.Tensor, spec: LogprobSpec | None) -> int:
-    """How many of a shard's rows (its last ones) the wish covers; positions ascend."""
+def rows_asked(positions: torch.Tensor, spec: LogprobSpec | None) -> int:
+    """How many of a shard's rows are asked for, its last ones; positions ascend."""
     if spec is None:
         return 0
     return int((positions >= spec.start).sum())
 
 
-def apply_spec(
+def ask_for_rows(
     forward: ForwardBatch, tokens: torch.Tensor, positions: torch.Tensor, spec: LogprobSpec
 ) -> None:
     """Make SGLang's logits processor compute the rows of a shard that are asked for.
@@ -38,7 +39,7 @@ def apply_spec(
         positions: prompt positions of the shard's rows, int64 ``[T]``, at least one asked for.
         spec: what the request asked for.
     """
-    rows = spec_rows(positions, spec)
+    rows = rows_asked(positions, spec)
     following = (positions[-rows:] + 1).clamp(max=tokens.numel() - 1)
     targets = tokens[following]
     if int(positions[-1]) == tokens.numel() - 1:
@@ -51,10 +52,10 @@ def apply_spec(
 
 
 def collect(
-    scheduler: Any, logits: Any, positions: torch.Tensor, spec: LogprobSpec, *, seq: int
+    scheduler: StockScheduler, logits: Any, positions: torch.Tensor, spec: LogprobSpec, *, seq: int
 ) -> LogprobPart:
     """Read the rows that are asked for out of a forward's logits output."""
-    rows = positions[-spec_rows(positions, spec) :].tolist()
+    rows = positions[-rows_asked(positions, spec) :].tolist()
     if isinstance(logits.input_token_logprobs, torch.Tensor):  # sampling moved them already
         scheduler.batch_result_processor.move_logprobs_to_cpu(
             batch=SimpleNamespace(return_logprob=True), logits_output=logits
@@ -77,7 +78,7 @@ def _rows(per_request: Any, wanted: bool) -> list[Any]:
     return [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in per_request[0]]
 
 
-def assemble(scheduler: Any, req: Req, parts: Iterable[LogprobPart]) -> None:
+def assemble(scheduler: StockScheduler, req: Req, parts: Iterable[LogprobPart]) -> None:
     """Put the parts of all members into home's request, as stock leaves them there."""
     order = sorted(
         ((position, part, row) for part in parts for row, position in enumerate(part.positions)),

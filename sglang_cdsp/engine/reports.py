@@ -11,7 +11,7 @@ from sglang_cdsp.protocol.messages import Report, encode_report
 
 
 class Reporter:
-    """Sends this rank's reports to the pool controller, in order, without ever blocking."""
+    """This rank's way to the pool controller: reports arrive in order, sending never blocks."""
 
     def __init__(self, endpoint: str, instance: int, tp_rank: int) -> None:
         """Connect to the controller's PULL socket at ``endpoint`` (a ZMQ address)."""

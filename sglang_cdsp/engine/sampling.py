@@ -5,19 +5,20 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sglang.srt.disaggregation.prefill import maybe_release_metadata_buffer
 from sglang.srt.disaggregation.utils import prepare_abort
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
+from sglang_cdsp.engine.stock import StockScheduler
+
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-def sampling_batch(scheduler: Any, req: Req) -> ScheduleBatch:
+def sampling_batch(scheduler: StockScheduler, req: Req) -> ScheduleBatch:
     """SGLang's batch of one request, as far as sampling needs it: it owns no KV."""
     batch = ScheduleBatch.init_new(
         [req],
@@ -39,7 +40,7 @@ def sampling_batch(scheduler: Any, req: Req) -> ScheduleBatch:
 
 
 def sample_first_token(
-    scheduler: Any, batch: ScheduleBatch, forward: ForwardBatch, logits: Any
+    scheduler: StockScheduler, batch: ScheduleBatch, forward: ForwardBatch, logits: Any
 ) -> None:
     """Sample, and leave token and log-probabilities in the batch's only request.
 
@@ -49,7 +50,7 @@ def sample_first_token(
     (req,) = batch.reqs
     if logits.next_token_logits.shape[0] != 1:
         raise RuntimeError("a chunk task samples one row")
-    tokens: torch.Tensor = scheduler.tp_worker.model_runner.sample(logits, forward)
+    tokens = scheduler.tp_worker.model_runner.sample(logits, forward)
     (token,) = tokens.tolist()
     results = scheduler.batch_result_processor
     results.move_logprobs_to_cpu(batch=batch, logits_output=logits)
@@ -63,7 +64,7 @@ def sample_first_token(
         results.logprob_result_processor.add_logprob_return_values(0, req, 0, [token], 0, logits)
 
 
-def finish_at_prefill(scheduler: Any, req: Req) -> None:
+def finish_at_prefill(scheduler: StockScheduler, req: Req) -> None:
     """Answer the prefill server's client, as stock does once the KV has arrived."""
     req.finished_reason = FINISH_LENGTH(length=0)
     req.time_stats.set_prefill_kv_transfer_finish_time()
@@ -71,7 +72,7 @@ def finish_at_prefill(scheduler: Any, req: Req) -> None:
     scheduler.output_streamer.stream_output([req], req.return_logprob, None)
 
 
-def retire(scheduler: Any, req: Req, error: str, *, silent: bool) -> None:
+def retire(scheduler: StockScheduler, req: Req, error: str, *, silent: bool) -> None:
     """End home's request: answer its client and give the metadata buffer back.
 
     Args:

@@ -17,7 +17,7 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
-from sglang_cdsp import hooks
+from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
@@ -59,22 +59,22 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._cdsp_status: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
-        hooks.verify_scheduler(self)
+        hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
         self._join_pool()
 
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""
         parallel = get_parallel()
-        me, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
+        instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
         addresses = pool_addresses()
         manager = self.disagg_prefill_bootstrap_queue.kv_manager
         assert isinstance(manager, PoolKVManager)
-        reporter = Reporter(addresses.reports, me, tp_rank)
+        reporter = Reporter(addresses.reports, instance, tp_rank)
 
         def connect(epoch: int) -> Mesh:
             return Mesh.connect(
-                me,
+                instance,
                 int(parallel.dp_size),
                 addresses.host,
                 addresses.store_port,
@@ -86,7 +86,7 @@ class PoolScheduler(Scheduler):
             )
 
         agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
-        runner = ShardRunner(self, connect, me, agreement)
+        runner = ShardRunner(self, connect, instance, agreement)
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,
@@ -96,20 +96,22 @@ class PoolScheduler(Scheduler):
             admit=self._admit_now,
             abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
         )
+        self._take_longest_prompts_of_pool(int(parallel.dp_size))
         allocator = self.token_to_kv_pool_allocator
-        capacity = int(allocator.available_size())
-        pool_limit = min(self.model_config.context_len, capacity * int(parallel.dp_size)) - 1
-        # A prompt may be longer than one instance's KV: the pool's limit is what counts.
-        self.max_req_len = pool_limit
-        self.max_req_input_len = pool_limit - 5
         reporter.send(
             Hello,
-            kv_capacity=capacity,
+            kv_capacity=int(allocator.available_size()),
             page_size=int(allocator.page_size),
             max_input_tokens=self.max_req_input_len,
             vocab_size=int(self.model_config.vocab_size),
             kv_cache_dtype=manager.kv_cache_dtype_str,
         )
+
+    def _take_longest_prompts_of_pool(self, instances: int) -> None:
+        """Raise stock's limits: a prompt may be longer than what one instance's KV holds."""
+        capacity = instances * int(self.token_to_kv_pool_allocator.available_size())
+        self.max_req_len = min(self.model_config.context_len, capacity) - 1
+        self.max_req_input_len = self.max_req_len - 5
 
     # -- intake ---------------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class PoolScheduler(Scheduler):
         self._cdsp_status = json.loads(order.status)
 
     def handle_generate_request(self, recv_req: TokenizedGenerateReqInput, **kwargs: Any) -> None:
-        """Stock intake, for requests whose turn it is."""
+        """Stock intake; a one-instance request is kept until its turn in the pool's order."""
         if self._cdsp is not None and self._cdsp.holds_back(recv_req):
             return
         super().handle_generate_request(recv_req, **kwargs)
@@ -189,7 +191,7 @@ class PoolScheduler(Scheduler):
         """Stock's state, with CDSP's under ``"cdsp"``."""
         output = super().get_internal_state(recv_req)
         output.internal_state["cdsp"] = {
-            "hooks": hooks.live_hooks(),
+            "hooks": hook_table.live(hooks.SCHEDULER_HOOKS),
             "free_tokens": int(self.token_to_kv_pool_allocator.available_size()),
             **self._cdsp_status,
         }

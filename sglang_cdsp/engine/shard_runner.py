@@ -1,9 +1,14 @@
-"""From a chunk's layout to a forward of the model on this instance's shard."""
+"""From a chunk's layout to a forward of the model on this instance's shard.
+
+A forward is prepared, run and finished. All that belongs to one forward alone is in
+:class:`ShardForward`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -14,45 +19,73 @@ from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
-from sglang_cdsp.engine.prompt_logprobs import apply_spec, collect, spec_rows
+from sglang_cdsp.engine.prompt_logprobs import ask_for_rows, collect, rows_asked
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
 from sglang_cdsp.engine.slot_table import SlotTable
+from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
-from sglang_cdsp.protocol.messages import LogprobPart
+from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
 class ChunkFailedError(RuntimeError):
     """A chunk's forward failed on a rank of this instance."""
 
 
+@dataclass(frozen=True)
+class ShardForward:
+    """One forward of the model over this instance's shard of a chunk.
+
+    Attributes:
+        inputs: SGLang's input of the forward.
+        attention: what the model's layers call meanwhile.
+        positions: prompt positions of the shard's tokens, int64 ``[T]``.
+        sampling: at home, in the last chunk: SGLang's batch of the request, else None.
+        logprob_spec: prompt log-probabilities asked of these rows, None for none.
+    """
+
+    inputs: ForwardBatch
+    attention: LockstepAttention
+    positions: torch.Tensor
+    sampling: ScheduleBatch | None
+    logprob_spec: LogprobSpec | None
+
+
 class ShardRunner:
-    """Runs shards on one rank's model; knows nothing of queues."""
+    """One rank's model as far as it runs shards, and its links; knows nothing of queues."""
 
     def __init__(
-        self, scheduler: Any, connect: Callable[[int], Mesh], me: int, agreement: Agreement
+        self,
+        scheduler: StockScheduler,
+        connect: Callable[[int], Mesh],
+        instance: int,
+        agreement: Agreement,
     ) -> None:
         """Link up with the other instances.
 
         Args:
             scheduler: SGLang's scheduler of this rank.
             connect: makes the links of an epoch, together with every other instance.
-            me: this instance's number, which is also its rank in the mesh.
+            instance: this instance's number, which is also its rank in the mesh.
             agreement: among the ranks of this instance.
 
         Raises:
             UnsupportedLayer: the model has attention that chunk tasks cannot run.
         """
         self._scheduler = scheduler
-        self._runner = scheduler.tp_worker.model_runner
+        self._model_runner = scheduler.tp_worker.model_runner
         self._connect = connect
-        self._me = me
+        self._instance = instance
         self._agreement = agreement
         self._fault = requested_fault()
-        modules = [m for m in self._runner.model.modules() if isinstance(m, RadixAttention)]
+        modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
         for module in modules:
             check_layer(module, {})
         self._layers = sorted(module.layer_id for module in modules)
@@ -83,37 +116,45 @@ class ShardRunner:
         Raises:
             ChunkFailedError: on every rank of the instance, when one of them failed.
         """
+        forward = self._prepare(task, chunk, failure)
+        logits = run_forward(self._model_runner, forward.inputs, forward.attention)
+        return self._finish(task, forward, logits)
+
+    def _prepare(self, task: ChunkTask, chunk: int, failure: str) -> ShardForward:
         layout = task.layouts[chunk]
-        samples = task.is_final(chunk) and task.home == self._me and not task.probe
-        batch = None
-        if samples:
+        sampling = None
+        if task.is_final(chunk) and task.answers_at(self._instance):
             assert task.req is not None
-            batch = sampling_batch(self._scheduler, task.req)
-        spans = layout.shard(self._me)
-        rows = positions_of(spans)
-        shard = ShardInput(task.tokens[rows], rows, task.slot_table.slots(spans))
-        forward = build_forward_batch(shard.padded(), self._runner.device, batch)
-        spec = task.spec if spec_rows(rows, task.spec) else None
+            sampling = sampling_batch(self._scheduler, task.req)
+        spans = layout.shard(self._instance)
+        positions = positions_of(spans)
+        shard = ShardInput(task.tokens[positions], positions, task.slot_table.slots(spans))
+        inputs = build_forward_batch(shard.padded(), self._model_runner.device, sampling)
+        spec = task.logprob_spec if rows_asked(positions, task.logprob_spec) else None
         if spec is not None:
-            apply_spec(forward, task.tokens, rows, spec)
+            ask_for_rows(inputs, task.tokens, positions, spec)
         # Partners may wait for this instance inside the chunk: a closed link tells them.
         warn = self.close_links if len(layout.group) > 1 else lambda: None
-        lockstep = LockstepAttention(self._attention(task, chunk, shard.slots), warn, failure)
-        logits = run_forward(self._runner, forward, lockstep)
-        error = self._agreement.reach(lockstep.failure)
+        attention = LockstepAttention(self._attention(task, chunk, shard.slots), warn, failure)
+        return ShardForward(inputs, attention, positions, sampling, spec)
+
+    def _finish(self, task: ChunkTask, forward: ShardForward, logits: Any) -> LogprobPart | None:
+        error = self._agreement.reach(forward.attention.failure)
         if error:
             raise ChunkFailedError(error)
-        if batch is not None:
-            sample_first_token(self._scheduler, batch, forward, logits)
-        if spec is None:
+        if forward.sampling is not None:
+            sample_first_token(self._scheduler, forward.sampling, forward.inputs, logits)
+        if forward.logprob_spec is None:
             return None
-        return collect(self._scheduler, logits, rows, spec, seq=task.seq)
+        return collect(
+            self._scheduler, logits, forward.positions, forward.logprob_spec, seq=task.seq
+        )
 
     def _attention(self, task: ChunkTask, chunk: int, own: torch.Tensor) -> ShardAttention:
         layout, slot_table = task.layouts[chunk], task.slot_table
-        member = layout.group.index(self._me)
+        member = layout.group.index(self._instance)
         attention = ShardAttention(
-            inner=self._runner.attn_backend,
+            inner=self._model_runner.attn_backend,
             layout=RingLayout(
                 group=layout.group,
                 me=member,
@@ -125,19 +166,18 @@ class ShardRunner:
             history_slots=slot_table.slots(layout.history[member]),
             rebalancer=self._rebalancer(layout, slot_table),
         )
-        if self._fault is not None and self._fault.hits(self._me, task, chunk):
+        if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
         return attention
 
     def _rebalancer(self, layout: ChunkLayout, slot_table: SlotTable) -> Rebalancer | None:
-        mine = [move for move in layout.moves if self._me in (move.src, move.dst)]
-        if not mine:
+        if not any(self._instance in (move.src, move.dst) for move in layout.moves):
             return None
         return Rebalancer(
-            pool=self._runner.token_to_kv_pool,
+            pool=self._model_runner.token_to_kv_pool,
             layers=self._layers,
             moves=layout.moves,
-            me=self._me,
+            instance=self._instance,
             slots_of=lambda span: slot_table.slots([span]),
             mesh=self._mesh,
         )

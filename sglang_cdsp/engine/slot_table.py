@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 
+from sglang_cdsp.engine.stock import SlotAllocator
+from sglang_cdsp.parallel.chunk_layout import padded_tokens
 from sglang_cdsp.parallel.spans import Span
 
 
@@ -17,7 +18,7 @@ class OutOfSlots(RuntimeError):
 class SlotTable:
     """Which slots hold which prompt positions; spans start on page borders."""
 
-    def __init__(self, allocator: Any, page_size: int) -> None:
+    def __init__(self, allocator: SlotAllocator, page_size: int) -> None:
         """``allocator`` is SGLang's token-to-KV-slot allocator of this instance."""
         self._allocator = allocator
         self._page = page_size
@@ -35,7 +36,7 @@ class SlotTable:
             OutOfSlots: when the pool is short; spans taken before stay held.
         """
         for span in spans:
-            need = self._padded(span)
+            need = padded_tokens([span], self._page)
             slots = self._allocator.alloc(need) if need else None
             if need and slots is None:
                 raise OutOfSlots(
@@ -72,9 +73,6 @@ class SlotTable:
         for slots in self._slots.values():
             self._allocator.free(slots)
         self._slots.clear()
-
-    def _padded(self, span: Span) -> int:
-        return -(-span.tokens // self._page) * self._page
 
     def _parts(self, span: Span) -> Iterator[tuple[Span, torch.Tensor]]:
         """Held spans that cover ``span``, ascending, each with the slots of the covered part."""

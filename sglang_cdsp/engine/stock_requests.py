@@ -6,11 +6,12 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sglang.srt.disaggregation.utils import is_aborted
 
 from sglang_cdsp.engine.reports import Reporter
+from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import StockRequest
 from sglang_cdsp.protocol.messages import FirstToken, StockEnded
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 class StockTracker:
     """Requests handed to the stock queues, followed until they have left them all."""
 
-    def __init__(self, scheduler: Any, reporter: Reporter, abort: Callable[[str], None]) -> None:
+    def __init__(
+        self, scheduler: StockScheduler, reporter: Reporter, abort: Callable[[str], None]
+    ) -> None:
         """Follow requests of ``scheduler`` and report their ends through ``reporter``.
 
         ``abort`` is SGLang's own: it ends every request whose id begins with the given text.
@@ -34,18 +37,18 @@ class StockTracker:
     def __bool__(self) -> bool:
         return bool(self._active)
 
-    def begin(self, stock: StockRequest) -> None:
+    def begin(self, request: StockRequest) -> None:
         """Start to follow a request; call it right before the request is handed over."""
-        self._active.append(stock)
+        self._active.append(request)
 
     def adopt(self, req: Req) -> None:
         """Remember SGLang's object of a followed request.
 
         Objects, not ids, are followed: a client may use an id again as soon as it has its answer.
         """
-        for stock in self._active:
-            if stock.rid == req.rid and stock.req is None:
-                stock.req = req
+        for request in self._active:
+            if request.rid == req.rid and request.req is None:
+                request.req = req
                 return
 
     def cancel(self, seq: int) -> None:
@@ -54,32 +57,32 @@ class StockTracker:
         SGLang aborts by the beginning of an id, which would take "r10" along with "r1": for the
         moment of the call the request has a name that no other begins with.
         """
-        for stock in self._active:
-            req = stock.req or _compiling(self._scheduler, stock.rid)
-            if stock.seq == seq and req is not None:
+        for request in self._active:
+            req = request.req or _compiling(self._scheduler, request.rid)
+            if request.seq == seq and req is not None:
                 req.rid = f"cdsp-cancelled-{seq}-{uuid.uuid4().hex}"
                 try:
                     self._abort(req.rid)
                 finally:
-                    req.rid = stock.rid
+                    req.rid = request.rid
 
     def prefilling(self) -> bool:
         """Whether any followed request has yet to get its first token."""
-        return any(stock.end_s is None for stock in self._active)
+        return any(request.end_s is None for request in self._active)
 
     def stamp_start(self, reqs: list[Req]) -> None:
         """Note the start of the first batch of each followed request."""
         now = time.monotonic()
-        for stock in self._of(reqs):
-            stock.start_s = now if stock.start_s is None else stock.start_s
+        for request in self._of(reqs):
+            request.start_s = now if request.start_s is None else request.start_s
 
     def stamp_end(self, reqs: list[Req]) -> None:
         """Note the first token of each followed request."""
         now = time.monotonic()
-        for stock in self._of(reqs):
-            if stock.end_s is None and stock.req is not None and len(stock.req.output_ids):
-                stock.end_s = now
-                self._reporter.send_from_leader(FirstToken, seq=stock.seq, at_s=now)
+        for request in self._of(reqs):
+            if request.end_s is None and request.req is not None and len(request.req.output_ids):
+                request.end_s = now
+                self._reporter.send_from_leader(FirstToken, seq=request.seq, at_s=now)
 
     def poll(self) -> None:
         """Report the requests that have left SGLang's queues."""
@@ -87,26 +90,26 @@ class StockTracker:
             return
         live = self._live()
         still: list[StockRequest] = []
-        for stock in self._active:
-            if stock.req in live or (stock.req is None and self.awaits_grammar(stock.rid)):
-                still.append(stock)
+        for request in self._active:
+            if request.req in live or (request.req is None and self.awaits_grammar(request.rid)):
+                still.append(request)
                 continue
-            failed = stock.req is None or is_aborted(stock.req) or stock.end_s is None
+            failed = request.req is None or is_aborted(request.req) or request.end_s is None
             self._reporter.send_from_leader(
                 StockEnded,
-                seq=stock.seq,
-                start_s=stock.start_s,
-                end_s=stock.end_s,
-                error=_reason(stock.req) if failed else "",
+                seq=request.seq,
+                start_s=request.start_s,
+                end_s=request.end_s,
+                error=_reason(request.req) if failed else "",
             )
         self._active = still
-
-    def _of(self, reqs: list[Req]) -> list[StockRequest]:
-        return [stock for stock in self._active if any(stock.req is req for req in reqs)]
 
     def awaits_grammar(self, rid: str) -> bool:
         """Whether SGLang compiles the grammar of a request before it queues it."""
         return _compiling(self._scheduler, rid) is not None
+
+    def _of(self, reqs: list[Req]) -> list[StockRequest]:
+        return [request for request in self._active if any(request.req is req for req in reqs)]
 
     def _live(self) -> set[Req]:
         scheduler = self._scheduler
@@ -124,13 +127,13 @@ class StockTracker:
         return set(reqs)
 
 
-def _compiling(scheduler: Any, rid: str) -> Req | None:
+def _compiling(scheduler: StockScheduler, rid: str) -> Req | None:
     """The request with that id that waits for its grammar, if there is one."""
-    queue: list[Req] = scheduler.grammar_manager.grammar_queue
+    queue = scheduler.grammar_manager.grammar_queue
     return next((req for req in queue if req.rid == rid), None)
 
 
-def take_compiling(scheduler: Any, rid: str) -> Req | None:
+def take_compiling(scheduler: StockScheduler, rid: str) -> Req | None:
     """Take a request away from SGLang while its grammar compiles; None if it does not."""
     req = _compiling(scheduler, rid)
     if req is not None:

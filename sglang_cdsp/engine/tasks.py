@@ -1,9 +1,9 @@
-"""What an instance keeps for each task in its queue."""
+"""What an instance keeps for each task and each one-instance request in its queue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +12,7 @@ from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
 
     from sglang_cdsp.transfer.manager import ShardWrite
@@ -22,14 +23,15 @@ class StockRequest:
     """A one-instance request: it waits for its place in the stock queue, then stock has it.
 
     Attributes:
-        request: the tokenized request, None until it arrives.
+        seq, rid: as in ``StockOrder``.
+        tokenized: the request as SGLang's tokenizer sent it, None until it arrives.
         req: SGLang's object, None until SGLang made it.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
     """
 
     seq: int
     rid: str
-    request: Any = None
+    tokenized: TokenizedGenerateReqInput | None = None
     req: Req | None = None
     start_s: float | None = None
     end_s: float | None = None
@@ -53,8 +55,8 @@ class ChunkTask:
         drained: ``Drained`` was reported.
         error: why the task cannot go on here, "" while it can; alike on all ranks.
         lost: what became of a KV write of this rank that failed, "" while all go well.
-        spec: prompt log-probabilities to compute, None for none.
-        logprobs: at home, the parts that all members computed.
+        logprob_spec: prompt log-probabilities to compute, None for none.
+        logprob_parts: at home, the parts that all members computed.
     """
 
     seq: int
@@ -73,8 +75,8 @@ class ChunkTask:
     drained: bool = False
     error: str = ""
     lost: str = ""
-    spec: LogprobSpec | None = None
-    logprobs: list[LogprobPart] = field(default_factory=list)
+    logprob_spec: LogprobSpec | None = None
+    logprob_parts: list[LogprobPart] = field(default_factory=list)
 
     @property
     def home(self) -> int:
@@ -84,3 +86,7 @@ class ChunkTask:
     def is_final(self, chunk: int) -> bool:
         """Whether ``chunk`` is the plan's last."""
         return chunk == len(self.layouts) - 1
+
+    def answers_at(self, instance: int) -> bool:
+        """Whether ``instance`` samples and answers: it is home, and this is no probe."""
+        return self.home == instance and not self.probe

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import Send, number_sends
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def start_write(
-    manager: PoolKVManager, scheduler: Any, task: ChunkTask, chunk: int, me: int
+    manager: PoolKVManager, scheduler: StockScheduler, task: ChunkTask, chunk: int, instance: int
 ) -> None:
-    """Post the transfer of this instance's shard of ``chunk``, if it has one.
+    """Post the transfer of ``instance``'s shard of ``chunk``, this one's, if it has one.
 
     Decode's page list starts at the first position that decode does not hold yet, so a shard's
     pages find their places by position alone.
@@ -25,7 +26,11 @@ def start_write(
     assert task.room is not None
     prefix = manager.decode_prefix(task.room)
     send = next(
-        (s for s in number_sends(task.layouts, prefix) if (s.instance, s.chunk) == (me, chunk)),
+        (
+            send
+            for send in number_sends(task.layouts, prefix)
+            if (send.instance, send.chunk) == (instance, chunk)
+        ),
         None,
     )
     if send is None:
@@ -57,27 +62,29 @@ def _pages_and_places(
     return np.concatenate(pages).astype(np.int32), np.concatenate(places)
 
 
-def poll_writes(
-    manager: PoolKVManager, task: ChunkTask, *, up_to: int | None = None, wait: bool = False
-) -> None:
-    """Forget the writes that have ended; with ``wait``, those of chunks before ``up_to`` all.
+def poll_writes(manager: PoolKVManager, task: ChunkTask) -> None:
+    """Forget the writes that have ended; never blocks.
 
     Raises:
         TransferFailed: a write ended badly; it is forgotten, the others stay.
     """
-    while True:
-        remaining = []
+    for posted in list(task.writes):
+        ended = True
         try:
-            while task.writes:
-                chunk, write = task.writes[0]
-                if not manager.settled(write):
-                    remaining.append((chunk, write))
-                task.writes.pop(0)
-        except Exception:
-            task.writes.pop(0)
-            raise
+            ended = manager.settled(posted[1])
         finally:
-            task.writes[:0] = remaining
-        if not wait or not any(up_to is None or chunk < up_to for chunk, _ in task.writes):
+            if ended:
+                task.writes = [other for other in task.writes if other is not posted]
+
+
+def await_writes(manager: PoolKVManager, task: ChunkTask, before: int) -> None:
+    """Wait until the writes of the chunks before chunk ``before`` have ended.
+
+    Raises:
+        TransferFailed: as ``poll_writes``.
+    """
+    while True:
+        poll_writes(manager, task)
+        if all(chunk >= before for chunk, _ in task.writes):
             return
         time.sleep(0.0002)

@@ -1,7 +1,7 @@
 """Where every token of a plan is computed and held, chunk by chunk: pure arithmetic.
 
-Every member, and the controller, derives the same layout from the plan alone, so nothing about
-it is ever sent.
+Every instance of a plan derives the same layout from the plan alone, so nothing about it is ever
+sent. The controller needs none: it promises slots by the planner's bound (``planner/memory.py``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ChunkLayout:
         index: position in the plan.
         start: prompt position of its first token.
         tokens: its length.
-        group: instances of its SP group, home first.
+        group: instances of its SP group, home first; the place in it is the member's index.
         spans: per member, the prompt spans it computes (its shard), ascending; may be empty.
         history: per member, the spans of earlier chunks it holds while this chunk runs.
         moves: history that changes holder before this chunk's attention, layer by layer.
@@ -52,6 +52,9 @@ def plan_layout(
     Args:
         chunks: ``(tokens, instances)`` per chunk; each group starts with the one before.
         page_size: KV page size in tokens; chunks but the last are multiples of it.
+
+    Raises:
+        LayoutError: a group that has grown leaves a holder out, or a number is out of range.
     """
     layouts: list[ChunkLayout] = []
     held: dict[int, tuple[Span, ...]] = {}
@@ -70,34 +73,27 @@ def plan_layout(
                 tokens=tokens,
                 group=group,
                 spans=spans,
-                history=tuple(held.get(member, ()) for member in group),
+                history=tuple(held.get(instance, ()) for instance in group),
                 moves=moves,
             )
         )
-        for member, own in zip(group, spans, strict=True):
-            held[member] = held.get(member, ()) + own
+        for instance, own in zip(group, spans, strict=True):
+            held[instance] = held.get(instance, ()) + own
         start += tokens
     return tuple(layouts)
 
 
-def peak_tokens(layouts: Sequence[ChunkLayout], page_size: int) -> dict[int, int]:
-    """KV slots that each instance needs at once, at worst, over the whole plan.
-
-    While a chunk runs, history that moves away still occupies its old slots: they are freed
-    at the chunk's end.
-    """
-    peak: dict[int, int] = {}
-    for layout in layouts:
-        for member, history, own in zip(layout.group, layout.history, layout.spans, strict=True):
-            leaving = [move.span for move in layout.moves if move.src == member]
-            need = sum(padded_tokens(spans, page_size) for spans in (history, own, leaving))
-            peak[member] = max(peak.get(member, 0), need)
-    return peak
-
-
 @dataclass(frozen=True)
 class Send:
-    """One KV transfer to decode: ``spans`` of one member's shard, numbered for the request."""
+    """One KV transfer to decode, numbered for the request.
+
+    Attributes:
+        instance: who sends.
+        chunk: the chunk whose shard it is.
+        send_id: its number.
+        spans: what is sent of the shard.
+        last: whether it is home's final one, which tells decode how many there are.
+    """
 
     instance: int
     chunk: int
@@ -110,24 +106,30 @@ def number_sends(layouts: Sequence[ChunkLayout], decode_prefix: int) -> tuple[Se
     """Number all KV transfers of a request from one counter, home's final one last.
 
     Stock decode counts the numbers as a set, from whichever agent they come; the one marked
-    last says how many there are. Positions below ``decode_prefix`` are in decode's cache
-    already and are not sent. When nothing at all is left for home's final transfer its spans
-    are empty and only the metadata goes.
+    last says how many there are. Where nothing is left for home's final transfer its spans are
+    empty and only the metadata goes.
+
+    Args:
+        layouts: the whole plan.
+        decode_prefix: positions below it are in decode's cache already and are not sent.
     """
-    pieces: list[tuple[int, int, tuple[Span, ...]]] = []
+    shards: list[tuple[int, int, tuple[Span, ...]]] = []
     home = layouts[0].group[0]
     final_chunk = layouts[-1].index
     final: tuple[Span, ...] = ()
     for layout in layouts:
-        for member, own in zip(layout.group, layout.spans, strict=True):
+        for instance, own in zip(layout.group, layout.spans, strict=True):
             clipped = tuple(
                 Span(max(span.start, decode_prefix), span.stop)
                 for span in own
                 if span.stop > decode_prefix
             )
-            if member == home and layout.index == final_chunk:
+            if instance == home and layout.index == final_chunk:
                 final = clipped
             elif clipped:
-                pieces.append((member, layout.index, clipped))
-    sends = [Send(m, c, i, spans, False) for i, (m, c, spans) in enumerate(pieces)]
-    return (*sends, Send(home, final_chunk, len(sends), final, True))
+                shards.append((instance, layout.index, clipped))
+    sends = [
+        Send(instance, chunk, send_id, spans, last=False)
+        for send_id, (instance, chunk, spans) in enumerate(shards)
+    ]
+    return (*sends, Send(home, final_chunk, len(sends), final, last=True))

@@ -1,4 +1,4 @@
-"""Moving history between members, one layer at a time.
+"""Moving history between instances, one layer at a time.
 
 Started right after a layer's attention, when the links are free, the next layer's history travels
 while this one runs its output projection and MLP (Tetris, section 4, "overlap of balancing").
@@ -48,13 +48,13 @@ def start_moves(
     layer_k: torch.Tensor,
     layer_v: torch.Tensor,
     moves: Sequence[Move],
-    me: int,
+    instance: int,
     slots_of: SlotsOf,
     mesh: Mesh,
     *,
     tag: int = MOVE_TAG,
 ) -> MoveHandle:
-    """Start the moves of one layer that concern this rank: one message to or from each partner.
+    """Start the moves of one layer that concern this instance: one message to or from each partner.
 
     The rows to send are copied here, so they may be freed or overwritten from now on; arrivals
     are written by ``MoveHandle.wait``.
@@ -63,7 +63,7 @@ def start_moves(
         layer_k: the layer's K pool, ``[slots, Hkv, D]``.
         layer_v: its V pool, ``[slots, Hkv, Dv]``.
         moves: all moves of the group, the same list at every member, from ``rebalance``.
-        me: this rank of the mesh.
+        instance: this one, which is also its rank in the mesh.
         slots_of: pool rows ``[tokens]``, int64, of a span on this instance: where an outgoing one
             lies, where an incoming one shall.
         mesh: links to the others.
@@ -76,14 +76,14 @@ def start_moves(
     sends: list[Message] = []
     recvs: list[Message] = []
     arrivals: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for peer in sorted({move.dst for move in moves if move.src == me} - {me}):
-        rows = _rows([m.span for m in moves if m.src == me and m.dst == peer], slots_of)
+    for peer in sorted({move.dst for move in moves if move.src == instance} - {instance}):
+        rows = _rows([m.span for m in moves if (m.src, m.dst) == (instance, peer)], slots_of)
         message, k, v = _message(layer_k, layer_v, rows.numel())
         torch.index_select(layer_k, 0, rows, out=k)
         torch.index_select(layer_v, 0, rows, out=v)
         sends.append(Message(message, peer, tag))
-    for peer in sorted({move.src for move in moves if move.dst == me} - {me}):
-        rows = _rows([m.span for m in moves if m.dst == me and m.src == peer], slots_of)
+    for peer in sorted({move.src for move in moves if move.dst == instance} - {instance}):
+        rows = _rows([m.span for m in moves if (m.src, m.dst) == (peer, instance)], slots_of)
         message, k, v = _message(layer_k, layer_v, rows.numel())
         recvs.append(Message(message, peer, tag))
         arrivals += [(rows, layer_k, k), (rows, layer_v, v)]

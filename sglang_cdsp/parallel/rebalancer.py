@@ -4,39 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from sglang_cdsp.parallel.mesh import Mesh
-from sglang_cdsp.parallel.moves import start_moves
+from sglang_cdsp.parallel.moves import MoveHandle, start_moves
 from sglang_cdsp.parallel.spans import Move, Span
 
 
-class Rebalancer:
-    """Layer ``i + 1``'s history travels while layer ``i`` projects and runs its MLP.
+class LayerBuffers(Protocol):
+    """A KV pool, layer by layer; SGLang's is one."""
 
-    (Tetris, "overlap of balancing": the links are free once layer ``i``'s attention is over.)
+    def get_key_buffer(self, layer_id: int, /) -> torch.Tensor:
+        """K of a layer, ``[slots, Hkv, D]``."""
+
+    def get_value_buffer(self, layer_id: int, /) -> torch.Tensor:
+        """V of a layer, ``[slots, Hkv, Dv]``."""
+
+
+class Rebalancer:
+    """The moves of one chunk's history on this instance, each layer's one layer ahead.
+
+    Layer ``i + 1``'s history travels while layer ``i`` projects and runs its MLP: the links are
+    free once layer ``i``'s attention is over (Tetris, section 4, "overlap of balancing").
     """
 
     def __init__(
         self,
         *,
-        pool: Any,
+        pool: LayerBuffers,
         layers: Sequence[int],
         moves: Sequence[Move],
-        me: int,
+        instance: int,
         slots_of: Callable[[Span], torch.Tensor],
         mesh: Mesh,
     ) -> None:
-        """``layers`` are the model's attention layer ids in the order they run."""
+        """Start the first layer's move.
+
+        Args:
+            pool: KV of this instance.
+            layers: the model's attention layer ids in the order they run.
+            moves: all moves of the group, the same list at every member.
+            instance: this one, which is also its rank in the mesh.
+            slots_of: pool rows of a span here, see ``start_moves``.
+            mesh: links to the others.
+        """
         self._pool = pool
         self._next = dict(pairwise(layers))
         self._moves = list(moves)
-        self._me = me
+        self._instance = instance
         self._slots_of = slots_of
         self._mesh = mesh
-        self._running: dict[int, Any] = {}
+        self._running: dict[int, MoveHandle] = {}
         self._start(layers[0])
 
     def _start(self, layer: int) -> None:
@@ -44,7 +64,7 @@ class Rebalancer:
             self._pool.get_key_buffer(layer),
             self._pool.get_value_buffer(layer),
             self._moves,
-            self._me,
+            self._instance,
             self._slots_of,
             self._mesh,
         )

@@ -69,8 +69,8 @@ def split_chunk(start: int, tokens: int, size: int, page_size: int) -> tuple[tup
         page_size: tokens in a KV page, at least 1.
 
     Returns:
-        One entry a member: its spans in ascending order, none of them empty, touching ones joined.
-        A member of a short chunk may have none.
+        One entry a member, by index: its spans in ascending order, none of them empty, touching
+        ones joined. A member of a short chunk may have none.
 
     Raises:
         LayoutError: an argument is out of range.
@@ -97,7 +97,7 @@ def split_chunk(start: int, tokens: int, size: int, page_size: int) -> tuple[tup
 
 @dataclass(frozen=True, order=True)
 class Move:
-    """KV of ``span`` goes from mesh rank ``src``, which drops it, to ``dst``."""
+    """KV of ``span`` on its way from instance ``src``, which drops it, to instance ``dst``."""
 
     src: int
     dst: int
@@ -106,7 +106,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Rebalance:
-    """History after the moves: ``held`` by member, spans ascending and joined."""
+    """History after the moves: ``held`` by instance, spans ascending and joined."""
 
     held: Mapping[int, tuple[Span, ...]]
     moves: tuple[Move, ...]
@@ -116,50 +116,49 @@ def rebalance(
     held: Mapping[int, tuple[Span, ...]],
     group: tuple[int, ...],
     page_size: int,
-    *,
-    force: bool = False,
 ) -> Rebalance:
     """Spread the history evenly over a group that has grown (Tetris, section 4).
 
     History is seen by every query, so any even split is balanced. Only surplus moves: who holds
     more than its share gives the last pages of it, who holds less receives, nothing moves twice.
     While all pages are whole that is the least that can move.
-    The result depends on the arguments alone, so every member derives the same one.
+    The result depends on the arguments alone, so everybody derives the same one.
 
     Args:
-        held: the spans that each member holds; members without an entry are new.
-        group: the members of the next chunk, all holders among them.
+        held: the spans that each instance holds; instances without an entry are new.
+        group: the instances of the next chunk, all holders among them.
         page_size: tokens in a KV page; a page, cut off or not, moves as a whole.
-        force: move also when no member is new.
 
     Returns:
-        The history by member of ``group`` and the moves that lead there. When something moved, no
-        two members differ by more than ``page_size`` tokens.
+        The history by instance of ``group`` and the moves that lead there; none where no instance
+        is new. When something moved, no two instances differ by more than ``page_size`` tokens.
 
     Raises:
         LayoutError: a holder is outside the group, or a token has two holders.
     """
-    before = {member: joined(held.get(member, ())) for member in group}
+    before = {instance: joined(held.get(instance, ())) for instance in group}
     joined(span for spans in held.values() for span in spans)  # raises where two hold one token
-    strangers = sorted(member for member, spans in held.items() if spans and member not in before)
+    strangers = sorted(
+        instance for instance, spans in held.items() if spans and instance not in before
+    )
     if strangers or page_size < 1 or len(before) != len(group) or not group:
         raise LayoutError(
             f"cannot spread the history of {sorted(held)} over group={group} with "
             f"page_size={page_size}: the group lists every holder once (missing: {strangers})"
         )
-    if not force and all(member in held for member in group):
+    if all(instance in held for instance in group):
         return Rebalance(before, ())
 
     parts = _give_surplus(before, group, page_size)
     _even_out(parts, page_size)
     moves = sorted(
-        Move(origin, member, span)
-        for member in group
+        Move(origin, instance, span)
+        for instance in group
         for origin in group
-        if origin != member
-        for span in joined(span for holder, span in parts[member] if holder == origin)
+        if origin != instance
+        for span in joined(span for holder, span in parts[instance] if holder == origin)
     )
-    after = {member: joined(span for _, span in parts[member]) for member in group}
+    after = {instance: joined(span for _, span in parts[instance]) for instance in group}
     return Rebalance(after, tuple(moves))
 
 
@@ -180,18 +179,18 @@ def _give_surplus(
     before: Mapping[int, tuple[Span, ...]], group: tuple[int, ...], page_size: int
 ) -> _Parts:
     """Level the numbers of pages with as few moves as possible."""
-    counts = {m: sum(_pages(span, page_size) for span in before[m]) for m in group}
+    counts = {i: sum(_pages(span, page_size) for span in before[i]) for i in group}
     share, extra = divmod(sum(counts.values()), len(group))
     # Who holds most keeps the odd pages: then they need not move.
-    fullest = sorted(group, key=lambda m: (-counts[m], group.index(m)))
-    target = {m: share + (place < extra) for place, m in enumerate(fullest)}
+    fullest = sorted(group, key=lambda i: (-counts[i], group.index(i)))
+    target = {i: share + (place < extra) for place, i in enumerate(fullest)}
 
     parts: _Parts = {}
     surplus: list[tuple[int, Span]] = []
-    for member in group:
-        spans = list(before[member])
+    for instance in group:
+        spans = list(before[instance])
         given: list[Span] = []
-        pages = counts[member] - target[member]
+        pages = counts[instance] - target[instance]
         while pages > 0:
             span = spans.pop()
             if _pages(span, page_size) > pages:
@@ -199,17 +198,17 @@ def _give_surplus(
                 spans.append(rest)
             pages -= _pages(span, page_size)
             given.append(span)
-        parts[member] = [(member, span) for span in spans]
-        surplus += [(member, span) for span in reversed(given)]
-    for member in group:
-        pages = target[member] - counts[member]
+        parts[instance] = [(instance, span) for span in spans]
+        surplus += [(instance, span) for span in reversed(given)]
+    for instance in group:
+        pages = target[instance] - counts[instance]
         while pages > 0:
             origin, span = surplus.pop()
             if _pages(span, page_size) > pages:
                 rest, span = _split_tail(span, pages, page_size)
                 surplus.append((origin, rest))
             pages -= _pages(span, page_size)
-            parts[member].append((origin, span))
+            parts[instance].append((origin, span))
     return parts
 
 
@@ -217,12 +216,12 @@ def _even_out(parts: _Parts, page_size: int) -> None:
     """Hand single pages from the fullest to the emptiest until they differ by a page at most.
 
     Needed only where pages are cut off (a prompt that began or ended inside one): equal numbers
-    of pages may then hold unequal numbers of tokens. Each step brings two members closer by up to
+    of pages may then hold unequal numbers of tokens. Each step brings two instances closer by up to
     a page, while they are more than a page apart; so it ends.
     """
     while True:
-        load = {member: tokens_of(span for _, span in held) for member, held in parts.items()}
-        full, empty = max(load, key=lambda m: load[m]), min(load, key=lambda m: load[m])
+        load = {holder: tokens_of(span for _, span in held) for holder, held in parts.items()}
+        full, empty = max(load, key=lambda i: load[i]), min(load, key=lambda i: load[i])
         if load[full] - load[empty] <= page_size:
             return
 

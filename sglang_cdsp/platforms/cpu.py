@@ -24,7 +24,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Set what a torch-only CPU needs and the user left open; see ``apply_cpu_defaults``.
 
         Raises:
-            PlatformHookError: a hook of this platform is not in place in the server's process.
+            HookNotLive: a hook of this platform is not in place in the server's process.
         """
         if server_args.device != "cpu":
             return

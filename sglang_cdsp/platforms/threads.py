@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -71,6 +72,10 @@ def choose_binding(
     if share == 0:
         return ThreadBinding((cpus[rank % len(cpus)],), pinned=False)
     return ThreadBinding(cpus[rank * share : (rank + 1) * share], pinned=True)
+
+
+def skip_sgl_kernel_threads(**kwargs: Any) -> None:
+    """Take the place of the thread set-up that calls into ``sgl_kernel``; binds nothing."""
 
 
 def bind_rank_threads(*, numa_index: int, world_size: int) -> str:

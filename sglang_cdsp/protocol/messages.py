@@ -237,7 +237,6 @@ class Released(Report, frozen=True, kw_only=True):
     """The instance freed the task's slots."""
 
     seq: int
-    free_tokens: int
 
 
 class StockEnded(Report, frozen=True, kw_only=True):

@@ -33,7 +33,10 @@ class ShardWrite:
 
 
 class PoolKVManager(CommonKVManager):
-    """What a pool member's manager does with any transfer engine; see the module's text."""
+    """A prefill rank's KV manager in the pool: it writes its own pages of any room.
+
+    Subclasses say how, by transfer engine.
+    """
 
     def register_to_bootstrap(self) -> None:
         """Nothing to do: the pool controller registers for the whole pool."""

@@ -66,8 +66,8 @@ ROWS = (
         Names(ENGINE, ("run_data_parallel_controller_process",)),
     ),
     row(
-        "controller.process platforms.controller",
-        "the default target of scheduler processes, for callers that give none",
+        "hooks controller.process platforms.controller",
+        "the class that is replaced; the schedulers' target, for callers that give none",
         Names(CONTROLLER, ("run_scheduler_process", "DataParallelController")),
     ),
     # -- the controller class -------------------------------------------------------------------

@@ -228,7 +228,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.nixl hooks",
+        "transfer.nixl transfer.kv_class",
         "prefill's and decode's manager share the base whose bookkeeping is used",
         Base(NIXL, MANAGER, "CommonKVManager"),
     ),

@@ -146,6 +146,11 @@ ROWS = (
         Attributes(POOL, "MHATokenToKVPool", ("get_key_buffer", "get_value_buffer")),
     ),
     row(
+        "engine.model_check",
+        "the format that KV is kept in",
+        Attributes(POOL, "KVCache", ("dtype",)),
+    ),
+    row(
         "attention.backend",
         "stores a shard's KV",
         Signature(

@@ -26,7 +26,7 @@ ROWS = (
         Base(IO, "BaseReq", "msgspec.Struct"),
     ),
     row(
-        "protocol.messages controller.dispatcher",
+        "protocol.messages controller.dispatcher engine.task_queue",
         "the id of a request",
         Fields(IO, "BaseReq", ("rid",)),
     ),

@@ -198,7 +198,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.mooncake hooks",
+        "transfer.mooncake transfer.kv_class",
         "prefill's and decode's manager share the base whose bookkeeping is used",
         Base(MOONCAKE, MANAGER, "CommonKVManager"),
     ),

@@ -168,7 +168,7 @@ ROWS = (
         ),
     ),
     row(
-        "platforms.hooks",
+        "platforms.hooks platforms.threads",
         "hooked: nothing of `sgl_kernel` is called",
         Names("sglang.srt.distributed.bootstrap", ("_init_cpu_threads_env",)),
     ),

@@ -25,19 +25,24 @@ ROWS = (
         Signature("sglang.srt.server_args", "ServerArgs.from_cli_args", ("args",), exact=True),
     ),
     row(
-        "plugin hooks platforms.hooks",
+        "hook_table",
         "how hooks are handed over",
         Signature(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type"), ("source",)),
     ),
     row(
-        "plugin hooks platforms.hooks",
+        "hook_table",
         "kinds of hooks",
         Fields(REGISTRY, "HookType", ("BEFORE", "AFTER", "AROUND", "REPLACE")),
     ),
     row(
-        "platforms.hooks",
-        "which hooks are in place",
-        Fields(REGISTRY, "HookRegistry", ("_patched",)),
+        "hook_table",
+        "which hooks were handed over already",
+        Fields(REGISTRY, "HookRegistry", ("_hooks",)),
+    ),
+    row(
+        "hook_table",
+        "a wrapper holds the hook that it calls, and leads to what it wraps",
+        Order(REGISTRY, "_wrap_fn", ("wrapper.__wrapped__ = original_fn", "return wrapper")),
     ),
     row(
         "platforms.hooks controller.process",
@@ -45,7 +50,7 @@ ROWS = (
         Order("sglang.srt.plugins", "load_plugins", ("if _plugins_loaded:", "apply_hooks()")),
     ),
     row(
-        "hooks",
+        "hook_table hooks",
         "errors of plugins are swallowed, so hooks verify themselves",
         Order("sglang.srt.plugins", "load_plugins", ("except Exception:",)),
     ),
@@ -68,7 +73,7 @@ ROWS = (
             ('getattr(route, "endpoint", None)', 'getattr(endpoint, "_auth_level", None)'),
         ),
     ),
-    row("plugin hooks", "the release", Names("sglang", ("__version__",))),
+    row("plugin hook_table", "the release", Names("sglang", ("__version__",))),
     row(
         "checks plugin",
         "options that are refused or set by `--cdsp`",
@@ -106,7 +111,7 @@ ROWS = (
         Names("sglang.srt.runtime_context", ("get_disagg", "get_serving", "get_parallel")),
     ),
     row(
-        "hooks transfer.manager",
+        "hooks transfer.kv_class transfer.manager",
         "which class moves KV is asked here, with these two values",
         Signature(UTILS, "get_kv_class", ("transfer_backend", "class_type"), exact=True),
     ),
@@ -115,6 +120,10 @@ ROWS = (
         "the prefill side asks through its own import",
         Calls("sglang.srt.disaggregation.prefill", "PrefillBootstrapQueue", "get_kv_class"),
     ),
-    row("hooks", "transfer engines", Fields(UTILS, "TransferBackend", ("NIXL", "MOONCAKE"))),
-    row("hooks", "the manager's kind", Fields(UTILS, "KVClassType", ("MANAGER",))),
+    row(
+        "transfer.kv_class",
+        "transfer engines",
+        Fields(UTILS, "TransferBackend", ("NIXL", "MOONCAKE")),
+    ),
+    row("transfer.kv_class", "the manager's kind", Fields(UTILS, "KVClassType", ("MANAGER",))),
 )

@@ -142,7 +142,7 @@ ROWS = (
     ),
     # -- what the engine takes from the scheduler ----------------------------------------------
     row(
-        "engine.stock_requests engine.chunk_engine engine.scheduler engine.sampling",
+        "engine.stock engine.stock_requests engine.chunk_engine engine.scheduler engine.sampling",
         "queues, allocators and parts that the engine uses",
         Attributes(
             SCHEDULER,
@@ -170,6 +170,7 @@ ROWS = (
                 "max_req_input_len",
                 "device",
                 "is_hybrid_swa",
+                "tp_cpu_group",
                 "_request_dispatcher",
                 "retire_unadmitted_request",
             ),
@@ -181,13 +182,13 @@ ROWS = (
         Signature(SCHEDULER, "Scheduler.retire_unadmitted_request", ("req",)),
     ),
     row(
-        "engine.scheduler engine.stock_requests engine.chunk_engine",
+        "engine.scheduler engine.stock_requests engine.chunk_work",
         "the KV manager, stock's queue, and home's metadata buffer",
         Attributes(PREFILL, PREFILL_QUEUE, ("kv_manager", "queue", "ensure_metadata_buffer")),
     ),
     row(
-        "engine.chunk_engine",
-        "false while no buffer is free, so the chunk is announced later",
+        "engine.chunk_work",
+        "false while no buffer is free, so home's last chunk is announced later",
         Signature(PREFILL, f"{PREFILL_QUEUE}.ensure_metadata_buffer", ("req",)),
     ),
     row(

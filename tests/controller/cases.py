@@ -60,6 +60,6 @@ def every_report(seq: int, chunk: int = 0, instance: int = 0) -> list[AnyReport]
         Failed(**who, seq=seq, error="no"),
         WriteLost(**who, seq=seq, error="lost"),
         Drained(**who, seq=seq),
-        Released(**who, seq=seq, free_tokens=0),
+        Released(**who, seq=seq),
         StockEnded(**who, seq=seq, start_s=None, end_s=None, error=""),
     ]

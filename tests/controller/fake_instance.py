@@ -182,7 +182,7 @@ class FakeInstance:
         self.used -= task.held
         if task.has_request and not silent and task.client is not None:
             self.pool.answered(task.client, "home failed" if error else "home finished")
-        self._say(0, Released, seq=seq, free_tokens=0)
+        self._say(0, Released, seq=seq)
 
     def on_cancel(self, seq: int) -> None:
         """Abort one request, whether it was held back or not."""

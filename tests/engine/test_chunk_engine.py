@@ -29,6 +29,7 @@ from sglang_cdsp.protocol.messages import (
 )
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
 from tests.engine.fake_kv import StrictAllocator
+from tests.engine.fake_stock import FakeScheduler
 
 ROOM = 7
 CHUNKS = [(64, [0]), (64, [0, 1]), (64, [0, 1])]
@@ -52,19 +53,7 @@ class Rank:
         self.admitted: list[Any] = []
         self.closed = 0
         self.allocator = StrictAllocator(PAGES, 1)
-        self.scheduler: Any = SimpleNamespace(
-            token_to_kv_pool_allocator=self.allocator,
-            waiting_queue=[],
-            grammar_manager=SimpleNamespace(grammar_queue=[], grammar_backend=None),
-            disagg_prefill_bootstrap_queue=Mock(queue=[]),
-            disagg_prefill_inflight_queue=[],
-            running_batch=SimpleNamespace(reqs=[]),
-            last_batch=None,
-            chunked_req=None,
-            disagg_metadata_buffers=Mock(),
-            output_streamer=Mock(),
-            req_to_metadata_buffer_idx_allocator=Mock(),
-        )
+        self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
         reporter: Any = self
         manager: Any = self
         runner: Any = self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject, Inval
 
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.protocol.messages import GrammarOrder, GrammarRefused
-from tests.engine.test_stock_requests import FakeReporter
+from tests.engine.fake_stock import FakeGrammarManager, FakeReporter
 
 ORDER = GrammarOrder(rid="r", kind="regex", text="(a")
 
@@ -22,15 +21,16 @@ class Backend:
     def __init__(self, value: Any, *, cached: bool = False) -> None:
         self.value, self.cached = value, cached
 
-    def get_cached_or_future_value(self, key: tuple[str, str], reasoning: bool) -> Any:
+    def get_cached_or_future_value(
+        self, key: tuple[str, str], reasoning: bool, /
+    ) -> tuple[Any, bool]:
         assert key == ("regex", "(a")
         return self.value, self.cached
 
 
 def checks(backend: Backend | None, *, leads: bool = True) -> tuple[GrammarChecks, FakeReporter]:
-    reporter = FakeReporter()
-    reporter.leads = leads  # type: ignore[attr-defined]
-    manager = SimpleNamespace(grammar_backend=backend)
+    reporter = FakeReporter(leads=leads)
+    manager = FakeGrammarManager(grammar_backend=backend)
     return GrammarChecks(manager, reporter), reporter  # type: ignore[arg-type]
 
 

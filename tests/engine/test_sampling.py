@@ -18,6 +18,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
+from tests.engine.fake_stock import FakeScheduler
 
 VOCAB = 32
 
@@ -47,17 +48,12 @@ class Runner:
         return torch.tensor([self.token])
 
 
-def scheduler(runner: Runner) -> Any:
-    processor = SimpleNamespace(move_logprobs_to_cpu=lambda **fields: None)
-    return SimpleNamespace(
+def scheduler(runner: Runner) -> FakeScheduler:
+    return FakeScheduler(
         req_to_token_pool=SimpleNamespace(device="cpu"),
-        token_to_kv_pool_allocator=None,
-        tree_cache=None,
         model_config=SimpleNamespace(vocab_size=VOCAB, is_encoder_decoder=False),
-        enable_overlap=False,
         spec_algorithm=SpeculativeAlgorithm.NONE,
         tp_worker=SimpleNamespace(model_runner=runner),
-        batch_result_processor=processor,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from types import SimpleNamespace
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -11,21 +11,12 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from sglang_cdsp.engine.stock_requests import StockTracker, take_compiling
 from sglang_cdsp.engine.tasks import StockRequest
-from sglang_cdsp.protocol.messages import FirstToken, Report, StockEnded
-
-
-class FakeReporter:
-    """Keeps what the leading rank reports."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[type[Report], dict[str, Any]]] = []
-
-    def send_from_leader(self, kind: type[Report], **fields: Any) -> None:
-        self.said.append((kind, fields))
+from sglang_cdsp.protocol.messages import FirstToken, StockEnded
+from tests.engine.fake_stock import FakeBatch, FakeReporter, FakeScheduler
 
 
 class FakeReq:
-    """SGLang's request, as far as tracker look at it."""
+    """SGLang's request, as far as the tracker looks at it."""
 
     def __init__(self, rid: str) -> None:
         self.rid = rid
@@ -34,22 +25,9 @@ class FakeReq:
         self.finished_reason: Any = None
 
 
-def fake_scheduler() -> Any:
-    """SGLang's queues, all empty."""
-    return SimpleNamespace(
-        waiting_queue=[],
-        grammar_manager=SimpleNamespace(grammar_queue=[]),
-        disagg_prefill_bootstrap_queue=SimpleNamespace(queue=[]),
-        disagg_prefill_inflight_queue=[],
-        running_batch=SimpleNamespace(reqs=[]),
-        last_batch=None,
-        chunked_req=None,
-    )
-
-
 @pytest.fixture
-def scheduler() -> Any:
-    return fake_scheduler()
+def scheduler() -> FakeScheduler:
+    return FakeScheduler()
 
 
 @pytest.fixture
@@ -58,7 +36,7 @@ def reporter() -> FakeReporter:
 
 
 @pytest.fixture
-def tracker(scheduler: Any, reporter: FakeReporter) -> StockTracker:
+def tracker(scheduler: FakeScheduler, reporter: FakeReporter) -> StockTracker:
     def abort(rid: str) -> None:
         """SGLang's, as far as it matters: whoever's id begins so is aborted."""
         for req in (*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue):
@@ -69,24 +47,21 @@ def tracker(scheduler: Any, reporter: FakeReporter) -> StockTracker:
 
 
 def begun(tracker: StockTracker, req: FakeReq, seq: int = 1) -> StockRequest:
-    stock = StockRequest(seq, req.rid)
-    tracker.begin(stock)
+    request = StockRequest(seq, req.rid)
+    tracker.begin(request)
     tracker.adopt(req)
-    return stock
+    return request
 
 
-def place(scheduler: Any, queue: str, req: FakeReq) -> None:
+def place(scheduler: FakeScheduler, queue: str, req: FakeReq) -> None:
     """Put a request into one of SGLang's places, and take it out of all others."""
-    vars(scheduler).update(vars(fake_scheduler()))
+    vars(scheduler).update(vars(FakeScheduler()))
     if queue == "chunked_req":
         scheduler.chunked_req = req
     elif queue == "last_batch":
-        scheduler.last_batch = SimpleNamespace(reqs=[req])
+        scheduler.last_batch = FakeBatch([req])
     elif queue:
-        held = scheduler
-        for name in queue.split("."):
-            held = getattr(held, name)
-        held.append(req)
+        attrgetter(queue)(scheduler).append(req)
 
 
 QUEUES = (
@@ -101,10 +76,10 @@ QUEUES = (
 
 
 def test_a_request_is_over_when_no_queue_has_it(
-    tracker: StockTracker, scheduler: Any, reporter: FakeReporter
+    tracker: StockTracker, scheduler: FakeScheduler, reporter: FakeReporter
 ) -> None:
     req = FakeReq("a")
-    stock = begun(tracker, req)
+    request = begun(tracker, req)
     for queue in QUEUES:
         place(scheduler, queue, req)
         tracker.poll()
@@ -117,12 +92,12 @@ def test_a_request_is_over_when_no_queue_has_it(
     tracker.poll()
     assert not tracker
     first, ended = reporter.said
-    assert first == (FirstToken, {"seq": 1, "at_s": stock.end_s})
-    times = {"start_s": stock.start_s, "end_s": stock.end_s}
+    assert first == (FirstToken, {"seq": 1, "at_s": request.end_s})
+    times = {"start_s": request.start_s, "end_s": request.end_s}
     assert ended == (StockEnded, {"seq": 1, "error": "", **times})
-    assert stock.start_s is not None
-    assert stock.end_s is not None
-    assert stock.start_s <= stock.end_s
+    assert request.start_s is not None
+    assert request.end_s is not None
+    assert request.start_s <= request.end_s
 
 
 def test_it_prefills_until_its_first_token(tracker: StockTracker, reporter: FakeReporter) -> None:
@@ -141,13 +116,13 @@ def test_it_prefills_until_its_first_token(tracker: StockTracker, reporter: Fake
 
 def test_the_first_batch_is_its_start(tracker: StockTracker) -> None:
     req = FakeReq("a")
-    stock = begun(tracker, req)
+    request = begun(tracker, req)
     tracker.stamp_start([FakeReq("other")])
-    assert stock.start_s is None
+    assert request.start_s is None
     tracker.stamp_start([req])
-    start_s = stock.start_s
+    start_s = request.start_s
     tracker.stamp_start([req])
-    assert stock.start_s == start_s
+    assert request.start_s == start_s
 
 
 @pytest.mark.parametrize(
@@ -185,7 +160,7 @@ def test_a_request_that_never_became_one(tracker: StockTracker, reporter: FakeRe
 
 
 def test_a_request_whose_grammar_compiles_is_awaited(
-    tracker: StockTracker, scheduler: Any, reporter: FakeReporter
+    tracker: StockTracker, scheduler: FakeScheduler, reporter: FakeReporter
 ) -> None:
     req = FakeReq("a")
     tracker.begin(StockRequest(1, "a"))
@@ -208,14 +183,11 @@ def test_an_id_used_again_is_another_request(tracker: StockTracker, reporter: Fa
 
 @pytest.mark.parametrize("queue", ["waiting_queue", "grammar_manager.grammar_queue"])
 def test_one_request_is_cancelled_and_none_whose_id_begins_alike(
-    tracker: StockTracker, scheduler: Any, queue: str
+    tracker: StockTracker, scheduler: FakeScheduler, queue: str
 ) -> None:
     longer, wanted = FakeReq("r10"), FakeReq("r1")
     place(scheduler, queue, longer)
-    held = scheduler
-    for name in queue.split("."):
-        held = getattr(held, name)
-    held.append(wanted)
+    attrgetter(queue)(scheduler).append(wanted)
     for seq, req in enumerate((longer, wanted)):
         tracker.begin(StockRequest(seq, req.rid))
         if queue == "waiting_queue":  # SGLang queues a request once its grammar is there
@@ -226,7 +198,7 @@ def test_one_request_is_cancelled_and_none_whose_id_begins_alike(
     assert (longer.rid, wanted.rid) == ("r10", "r1")
 
 
-def test_a_request_is_taken_away_while_its_grammar_compiles(scheduler: Any) -> None:
+def test_a_request_is_taken_away_while_its_grammar_compiles(scheduler: FakeScheduler) -> None:
     req: Any = FakeReq("a")
     req.grammar = Future()
     place(scheduler, "grammar_manager.grammar_queue", FakeReq("ab"))

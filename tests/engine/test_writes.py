@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.engine.writes import poll_writes, start_write
+from sglang_cdsp.engine.writes import await_writes, poll_writes, start_write
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, plan_layout
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
 from tests.engine.fake_kv import PlanRun
+from tests.engine.fake_stock import FakeScheduler
 from tests.engine.fake_transfer import ROOM, FakePoolManager
 from tests.engine.plans import PAGE_SIZES, plans
 
@@ -28,7 +29,7 @@ class FakeHome:
         stats = SimpleNamespace(set_prefill_transfer_queue_entry_time=self._stamp)
         self.req = SimpleNamespace(metadata_buffer_index=9, time_stats=stats)
         buffers = SimpleNamespace(set_buf=self.filled.append)
-        self.scheduler = SimpleNamespace(disagg_metadata_buffers=buffers)
+        self.scheduler = FakeScheduler(disagg_metadata_buffers=buffers)
 
     def _stamp(self) -> None:
         self.stamped += 1
@@ -129,6 +130,6 @@ def test_waiting_covers_the_chunks_before_and_no_later_one() -> None:
         return stock(handle)
 
     manager.agent.check_xfer_state = slow  # type: ignore[method-assign]
-    poll_writes(manager, task, up_to=1, wait=True)
+    await_writes(manager, task, before=1)
     assert looks >= 10
     assert [chunk for chunk, _ in task.writes] == [1, 1]

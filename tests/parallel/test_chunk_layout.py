@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.parallel.chunk_layout import number_sends, padded_tokens, peak_tokens, plan_layout
+from sglang_cdsp.parallel.chunk_layout import (
+    ChunkLayout,
+    number_sends,
+    padded_tokens,
+    plan_layout,
+)
 from sglang_cdsp.parallel.spans import Move, Span
 from sglang_cdsp.planner.memory import kv_demand
 from tests.engine.fake_kv import PlanRun
@@ -21,6 +26,21 @@ examples = settings(max_examples=80, deadline=None, print_blob=True)
 
 def positions(spans: Iterable[Span]) -> Counter[int]:
     return Counter(p for span in spans for p in range(span.start, span.stop))
+
+
+def peak_tokens(layouts: Sequence[ChunkLayout], page_size: int) -> dict[int, int]:
+    """KV slots that each instance needs at once, at worst, over the whole plan.
+
+    While a chunk runs, history that moves away still occupies its old slots: they are freed
+    at the chunk's end.
+    """
+    peak: dict[int, int] = {}
+    for layout in layouts:
+        for instance, history, own in zip(layout.group, layout.history, layout.spans, strict=True):
+            leaving = [move.span for move in layout.moves if move.src == instance]
+            need = sum(padded_tokens(spans, page_size) for spans in (history, own, leaving))
+            peak[instance] = max(peak.get(instance, 0), need)
+    return peak
 
 
 def once(start: int, stop: int) -> Counter[int]:
@@ -179,8 +199,8 @@ def test_slots_hold_what_the_layout_says(data: st.DataObject, page: int) -> None
             spans = [*history, *own]
             expected = [p for span in spans for p in range(span.start, span.stop)]
             assert run.stored(member, spans) == expected
-    for member, holdings in run.slot_table.items():
-        holdings.clear()
+    for member, slot_table in run.slot_table.items():
+        slot_table.clear()
         assert run.allocators[member].taken == set()
 
 

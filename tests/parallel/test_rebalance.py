@@ -84,8 +84,8 @@ def test_the_papers_example_doubles_a_group() -> None:
 def test_nothing_moves_when_nobody_is_new() -> None:
     held = {0: (Span(0, 90),), 1: (Span(90, 100),)}
     assert rebalance(held, (0, 1), 1) == Rebalance(held, ())
-    forced = rebalance(held, (0, 1), 1, force=True)
-    assert [move.span for move in forced.moves] == [Span(50, 90)]
+    spread = rebalance({0: held[0]}, (0, 1), 1)
+    assert [move.span for move in spread.moves] == [Span(45, 90)], "uneven, but for nobody new"
 
 
 def test_a_short_history_leaves_members_without() -> None:

@@ -30,7 +30,7 @@ def check_memory(case: Case, plan: Plan) -> None:
     held: dict[int, tuple[Span, ...]] = {}
     if prompt.history_tokens:
         cached = {prompt.history_instances[0]: (Span(0, prompt.history_tokens),)}
-        held = dict(rebalance(cached, prompt.history_instances, page, force=True).held)
+        held = dict(rebalance(cached, prompt.history_instances, page).held)
     free = {i: case.pool.free_tokens[i] + slots(held.get(i, ()), page) for i in plan.instances}
     start = prompt.history_tokens
     for chunk in plan.chunks:

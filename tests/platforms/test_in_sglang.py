@@ -85,14 +85,15 @@ def test_a_hook_without_its_target_stops_the_server_with_its_name() -> None:
         "import sglang\n"
         "from sglang.srt.managers import scheduler\n"
         "from sglang.srt.plugins import load_plugins\n"
-        "from sglang_cdsp.platforms.hooks import PlatformHookError, check_hooks_live\n"
+        "from sglang_cdsp.hook_table import HookNotLive\n"
+        "from sglang_cdsp.platforms.hooks import check_hooks_live\n"
         "del scheduler.Scheduler.on_idle\n"
         "load_plugins()\n"
         "try:\n"
         "    check_hooks_live()\n"
-        "except PlatformHookError as error:\n"
+        "except HookNotLive as error:\n"
         "    print(error)\n"
     )
     assert "Scheduler.on_idle" in out
-    assert "SGLang 0." in out
+    assert "sglang 0." in out
     assert "NixlKVManager" not in out

@@ -78,7 +78,7 @@ REPORTS: list[Report] = [
     Drained(**BY, seq=1, error="lost"),
     Failed(**BY, seq=1, error="no", bad_request=True, links_broken=True),
     WriteLost(**BY, seq=1, error="gone"),
-    Released(**BY, seq=1, free_tokens=64),
+    Released(**BY, seq=1),
     StockEnded(**BY, seq=1, start_s=None, end_s=2.0, error=""),
     GrammarRefused(**BY, rid="r", error="no"),
 ]

@@ -1,0 +1,221 @@
+"""What the engine touches of SGLang's scheduler and its parts, as protocols.
+
+SGLang ships no types, so nothing else says what a new release must still have, or what a fake must
+offer. `tests/contract` holds every name here against SGLang's sources. *Stock* means SGLang's own.
+Arguments before a ``/`` are passed by position.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from sglang.srt.managers.schedule_batch import Req
+
+
+# -- memory ---------------------------------------------------------------------------------
+
+
+class SlotAllocator(Protocol):
+    """Hands out KV slots in whole pages: ``BaseTokenToKVPoolAllocator`` and its subclasses."""
+
+    page_size: int
+    device: Any
+
+    def available_size(self) -> int:
+        """Free slots."""
+
+    def alloc(self, need_size: int, /) -> torch.Tensor | None:
+        """Slots, int64 ``[need_size]``; None when too few are free."""
+
+    def free(self, free_index: torch.Tensor, /) -> None:
+        """Take slots back, whole pages of them."""
+
+
+class KVPool(Protocol):
+    """Keys and values by layer and slot: ``MHATokenToKVPool``."""
+
+    dtype: torch.dtype
+
+    def get_key_buffer(self, layer_id: int, /) -> torch.Tensor:
+        """K of a layer, ``[slots, Hkv, D]``."""
+
+    def get_value_buffer(self, layer_id: int, /) -> torch.Tensor:
+        """V of a layer, ``[slots, Hkv, Dv]``."""
+
+
+class MetadataBuffers(Protocol):
+    """Buffers that decode reads a first token and its log-probabilities from."""
+
+    def set_buf(self, req: Req, /) -> None:
+        """Fill the request's buffer."""
+
+
+# -- the model ------------------------------------------------------------------------------
+
+
+class ModelConfig(Protocol):
+    """What kind of model is served."""
+
+    is_multimodal: bool
+    is_generation: bool
+    is_encoder_decoder: bool
+    attention_arch: Any
+    context_len: int
+    vocab_size: int
+
+
+class EagerRunner(Protocol):
+    """Runs the model without CUDA graphs."""
+
+    def execute(self, forward_batch: Any, /) -> Any:
+        """One forward; returns a ``LogitsProcessorOutput``."""
+
+
+class ModelRunner(Protocol):
+    """The model of one rank and all that its forwards need."""
+
+    model: torch.nn.Module
+    device: str
+    dtype: torch.dtype
+    attn_backend: Any
+    eager_runner: EagerRunner
+    token_to_kv_pool: KVPool
+
+    def sample(self, logits_output: Any, forward_batch: Any, /) -> torch.Tensor:
+        """Sample a token a row, int64 ``[rows]``."""
+
+
+class TpWorker(Protocol):
+    """The worker of one rank: ``TpModelWorker``."""
+
+    model_runner: ModelRunner
+
+
+# -- requests -------------------------------------------------------------------------------
+
+
+class Batch(Protocol):
+    """A batch of requests, as far as it says who is in it."""
+
+    reqs: list[Req]
+
+
+class GrammarBackend(Protocol):
+    """Compiles grammars in threads of its own."""
+
+    def get_cached_or_future_value(
+        self, key: tuple[str, str], require_reasoning: bool, /
+    ) -> tuple[Any, bool]:
+        """A compiled grammar and True, or a future of one and False."""
+
+
+class GrammarManager(Protocol):
+    """Holds requests back while their grammars are compiled.
+
+    Attributes:
+        grammar_backend: None where the server compiles no grammars.
+        grammar_queue: the requests.
+    """
+
+    grammar_backend: GrammarBackend | None
+    grammar_queue: list[Req]
+
+
+class BootstrapQueue(Protocol):
+    """Requests whose decode server has not answered yet: ``PrefillBootstrapQueue``."""
+
+    kv_manager: Any
+    queue: list[Req]
+
+    def ensure_metadata_buffer(self, req: Req, /) -> bool:
+        """Give a request a metadata buffer; False while none is free."""
+
+
+class LogprobResultProcessor(Protocol):
+    """Puts log-probabilities of a forward into its requests."""
+
+    def add_logprob_return_values(
+        self,
+        i: int,
+        req: Req,
+        pt: int,
+        next_token_ids: list[int],
+        num_input_logprobs: int,
+        output: Any,
+        /,
+    ) -> None:
+        """Those of a sampled token."""
+
+    def add_input_logprob_return_values(
+        self,
+        i: int,
+        req: Req,
+        output: Any,
+        logprob_pt: int,
+        num_input_logprobs: int,
+        /,
+        *,
+        last_prefill_chunk: bool,
+    ) -> None:
+        """Those of the prompt."""
+
+
+class BatchResultProcessor(Protocol):
+    """Works a forward's results into its batch."""
+
+    logprob_result_processor: LogprobResultProcessor
+
+    def move_logprobs_to_cpu(self, *, batch: Any, logits_output: Any) -> None:
+        """Turn log-probabilities into lists, in place; reads ``batch.return_logprob`` only."""
+
+
+class OutputStreamer(Protocol):
+    """Answers clients."""
+
+    def stream_output(self, reqs: list[Req], return_logprob: bool, skip_req: Req | None, /) -> None:
+        """Send what is new of each request, and ends."""
+
+
+# -- the scheduler --------------------------------------------------------------------------
+
+
+class StockScheduler(Protocol):
+    """SGLang's scheduler of one rank, a prefill server's.
+
+    Attributes:
+        waiting_queue, grammar_manager, disagg_prefill_bootstrap_queue,
+        disagg_prefill_inflight_queue, running_batch, last_batch, chunked_req: all places in which
+            a one-instance request may be.
+        token_to_kv_pool_allocator: KV slots of the instance.
+        disagg_metadata_buffers, req_to_metadata_buffer_idx_allocator: metadata for decode.
+        req_to_token_pool, tree_cache, enable_overlap, spec_algorithm: passed on to a batch.
+    """
+
+    waiting_queue: list[Req]
+    grammar_manager: GrammarManager
+    disagg_prefill_bootstrap_queue: BootstrapQueue
+    disagg_prefill_inflight_queue: list[Req]
+    running_batch: Batch
+    last_batch: Batch | None
+    chunked_req: Req | None
+
+    tp_worker: TpWorker
+    model_config: ModelConfig
+    is_hybrid_swa: bool
+
+    token_to_kv_pool_allocator: SlotAllocator
+    disagg_metadata_buffers: MetadataBuffers
+    req_to_metadata_buffer_idx_allocator: Any
+
+    batch_result_processor: BatchResultProcessor
+    output_streamer: OutputStreamer
+
+    req_to_token_pool: Any
+    tree_cache: Any
+    enable_overlap: bool
+    spec_algorithm: Any
+
+    def retire_unadmitted_request(self, req: Req, /) -> None:
+        """Answer a request that was refused at the door."""
