@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp.planner.policies.registry import POLICY_HELP
+
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
 # Releases whose hook targets were read and whose servers were run (see docs/structure.md).
@@ -87,8 +89,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--cdsp-policy",
         default=default.policy,
         metavar="NAME",
-        help="Planning policy: cdsp, cdsp-paper, cdsp-late, single-chunk, fixed-sp:K, loongserve, "
-        f"threshold:N or data-parallel (default: {default.policy}).",
+        help=f"Planning policy: {POLICY_HELP} (default: {default.policy}).",
     )
     group.add_argument(
         "--cdsp-sp-sizes",

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from sglang_cdsp.cli.parser import integers
 from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, Sample, fit_model
 from sglang_cdsp.planner.latency import builtin_model
+from sglang_cdsp.simulator.plan_log import read_lines
 from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.stack import prefill_only, running
 
@@ -159,16 +160,11 @@ def _read(plan_log: Path, rid: str) -> list[float]:
     # The line is written once every instance has freed its slots, a moment after the answer.
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while time.monotonic() < deadline:
-        for record in _records(plan_log):
+        for record in reversed(read_lines(plan_log)):
             if record["rid"] == rid and record["outcome"] == "finished":
                 return [chunk["end_s"] - chunk["start_s"] for chunk in record["chunks"]]
         time.sleep(0.01)
     raise ProfileError(f"the plan log {plan_log} says nothing of {rid}")
-
-
-def _records(plan_log: Path) -> Iterator[dict[str, Any]]:
-    for line in reversed(plan_log.read_text(encoding="utf-8").splitlines()):
-        yield json.loads(line)
 
 
 def format_errors(reports: Sequence[ErrorReport]) -> str:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from sglang_cdsp.planner.forced import ForcedPlan
-from sglang_cdsp.planner.types import Plan
+from sglang_cdsp.planner.types import Placement, Plan
 
 
 class Phase(Enum):
@@ -66,7 +65,7 @@ class PoolRequest:
     tokens: int
     arrival_s: float
     room: int | None = None
-    forced: ForcedPlan | None = None
+    forced: Placement | None = None
     phase: Phase = Phase.ARRIVED
     plan: Plan | None = None
     policy: str = ""

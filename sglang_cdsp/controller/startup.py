@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Any
 
 import zmq
 from sglang.srt.runtime_context import get_disagg, get_serving
-from sglang.srt.utils.network import NetworkAddress, is_port_available
+from sglang.srt.utils.network import NetworkAddress
 
 from sglang_cdsp.protocol.messages import Hello, decode_report
 
 POLL_MS = 100
-# Below Linux's default ephemeral range (32768 and up), above the ports that services like.
-QUIET_PORTS = range(21_000, 32_000)
 HELLO_TIMEOUT_S = 60.0
 
 
@@ -45,24 +42,6 @@ def await_hellos(
                 "others run without the CDSP hooks; install a tested sglang release"
             )
     return hellos
-
-
-def quiet_ports(count: int) -> list[int]:
-    """Free TCP ports below the range that the system hands out by itself.
-
-    Raises:
-        OSError: fewer than ``count`` are free.
-    """
-    candidates = random.SystemRandom().sample(QUIET_PORTS, 8 * count + 64)
-    free = [port for port in candidates if is_port_available(port)][:count]
-    if len(free) < count:
-        raise OSError(f"only {len(free)} of {count} ports are free in {QUIET_PORTS}")
-    return free
-
-
-def default_sp_sizes(instances: int) -> tuple[int, ...]:
-    """Powers of two up to the pool."""
-    return tuple(2**k for k in range(instances.bit_length()) if 2**k <= instances)
 
 
 def bootstrap_route() -> str:

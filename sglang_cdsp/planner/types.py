@@ -12,6 +12,12 @@ from typing import Any
 
 from sglang_cdsp.planner.errors import PoolViewError
 
+Group = tuple[int, ...]
+"""Ordered instances; a later chunk's group starts with the earlier one's."""
+
+Placement = tuple[tuple[int, Group], ...]
+"""A plan without times: (tokens, group) per chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
@@ -86,7 +92,13 @@ class Plan:
         return self.chunks[0].instances[0]
 
     @property
+    def placement(self) -> Placement:
+        """The plan without its times."""
+        return tuple((chunk.tokens, chunk.instances) for chunk in self.chunks)
+
+    @property
     def tokens(self) -> int:
+        """Tokens that it prefills."""
         return sum(chunk.tokens for chunk in self.chunks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +148,7 @@ class PoolView:
 
     queue_s: remaining work (running and bound) in seconds, >= 0.
     free_tokens: KV slots neither held nor promised to a plan already bound; None = no limit.
-    up: False for a seat that is down (it is never planned on); None = all up.
+    up: False for an instance that is down (it is never planned on); None = all up.
     capacity_tokens: KV slots of the empty instance, for `Policy.check`; None = no limit.
     """
 

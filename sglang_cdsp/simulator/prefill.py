@@ -91,7 +91,7 @@ class PrefillPool:
         self._bound += 1
         task.expected_s = now + chunks[-1].end_s
         task.joins, task.missing = _joins(now, task, plan)
-        task.slots = kv_demand([(c.tokens, c.instances) for c in chunks], self._setup.page_size)
+        task.slots = kv_demand(plan.placement, self._setup.page_size)
         self.take(now, task, task.slots)
         free_at, end = self._free_at, task.expected_s
         for i in members:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.testing.commands import as_prefill, decode_command, router_command, server_command
 from sglang_cdsp.testing.processes import (
     Command,
     ServerGroup,
     ServerProcess,
-    free_ports,
     wait_until_healthy,
 )
 

@@ -1,4 +1,4 @@
-"""Plans that come with a request, and which requests a pool takes at all."""
+"""Plans that come with a request: what is refused, and their times."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from sglang_cdsp.planner.forced import ForcedPlanError, fits, parse_plan, timed_plan
+from sglang_cdsp.planner.errors import ForcedPlanError
+from sglang_cdsp.planner.forced import parse_plan, timed_plan
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
+from sglang_cdsp.planner.memory import fits
 from sglang_cdsp.planner.types import PoolView
 
 MODEL = LatencyModel(

@@ -18,7 +18,7 @@ from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
 
 class Chunkwise(FirstComePolicy):
-    """A first-come policy whose plans the kernel finds. `mode` is one of the kernel's."""
+    """A first-come policy whose plans the compiled search finds; `mode` is one of its own."""
 
     mode: int
 
@@ -41,7 +41,7 @@ class Chunkwise(FirstComePolicy):
         return self.plan_at(prompt, pool, None)
 
     def plan_at(self, prompt: PromptView, pool: PoolView, price: float | None) -> Plan | None:
-        """The kernel's plan; `price` as in Settings."""
+        """The compiled search's plan; `price` as in Settings."""
         options = self.options
         model = options.current_model()
         if model is not self._fast.model:

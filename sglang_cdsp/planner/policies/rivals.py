@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.memory import shard_share
 from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
@@ -134,10 +133,3 @@ def _why_not(group: tuple[int, ...], down: bool) -> str:
 
 def _history_first(group: tuple[int, ...], history: tuple[int, ...]) -> tuple[int, ...]:
     return history + tuple(i for i in group if i not in history)
-
-
-def positive(text: str, policy: str) -> int:
-    """The number in `NAME:number`; OptionError if it is missing or not a positive integer."""
-    if not text.isdigit() or int(text) < 1:
-        raise OptionError(f"policy {policy!r}: give a positive integer after the colon")
-    return int(text)
