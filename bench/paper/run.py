@@ -1,4 +1,4 @@
-"""The paper's evaluation, simulated: `PYTHONPATH=. python -m bench.paper.run`.
+"""The paper's evaluation, simulated: `python -m bench.paper.run`.
 
 LLaMA3-8B on 32 A100: 16 prefill instances in nodes of 8 and 2 decode instances, every policy over a
 sweep of rates, each with the improvement rate that suits it best at that rate. Writes

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _ImprovementRates:
-    """What `--improvement-rate` says: one rate, a table, or a table tuned for the run."""
+    """The value of `--improvement-rate`: one rate, a table, or a table tuned for the run."""
 
     def __init__(self, text: str, source: Source, seed: int) -> None:
         self.tuned, self.source, self.seed = text == "auto", source, seed

@@ -33,7 +33,7 @@ ACCEPTED = "accepted, then beaten"
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Where the recursion stands: chunks placed, their end, and the sizes and members left."""
+    """A level of the recursion: chunks placed, their end, and the sizes and members left."""
 
     chunks: Placement
     clock_s: float

@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything the search reads.
+    """One planning problem: everything that the search reads.
 
     queue_s: remaining work in seconds, inf for instances that are down. sizes: candidate SP sizes,
     ascending, each with its row of Equation 1; the history's own group size is always among them.

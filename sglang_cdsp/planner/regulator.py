@@ -23,7 +23,7 @@ PERIOD_KEY = "improvement_rate_update_period"
 
 @dataclass(frozen=True, slots=True)
 class Regulation:
-    """What an update may change.
+    """The settings of the regulation, all of which an update may change.
 
     mapping: (arrival rate in requests/s, improvement rate in [0, 1)), ascending by arrival rate.
     sp_sizes: candidate SP sizes, ascending. period_s: seconds between look-ups.
@@ -93,10 +93,12 @@ class Regulator:
 
     @property
     def sp_sizes(self) -> tuple[int, ...]:
+        """The candidate SP sizes in force."""
         return self._regulation.sp_sizes
 
     @property
     def window_s(self) -> float:
+        """Length of the sliding window in seconds."""
         return self._window_s or self._regulation.period_s
 
     def observe_arrival(self, now_s: float) -> None:

@@ -33,7 +33,7 @@ Noise = Callable[[int, int], float]
 
 
 class ChunkListener(Protocol):
-    """Whom the pool tells of chunks."""
+    """The listener that the pool tells of chunks."""
 
     def chunk_started(self, now: float, task: Task) -> None: ...
 
@@ -41,7 +41,7 @@ class ChunkListener(Protocol):
 
 
 class PrefillPool:
-    """Instances 0..n-1. Public attributes are to be read by others, not changed.
+    """The simulated prefill pool, instances 0..n-1. Others read its attributes, not change them.
 
     Attributes:
         free: KV slots promised to nobody, per instance.

@@ -29,7 +29,15 @@ class ServerFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Command:
-    """What to run as one server."""
+    """The command of one server, and how to see that it is healthy.
+
+    Attributes:
+        name: of the server.
+        arguments: its command line.
+        health_url: answers 200 once it serves.
+        cpus: cores that it may use; None for all.
+        environment: variables beside this program's own.
+    """
 
     name: str
     arguments: tuple[str, ...]

@@ -221,7 +221,7 @@ def running(
 
 
 class _ProgressReport:
-    """Turns health answers and log markers into a line when something changed."""
+    """The progress of a start: says a line when a health answer or a log marker changed."""
 
     def __init__(self, servers: Sequence[ServerProcess], say: Callable[[str], None]):
         self._servers = servers

@@ -57,7 +57,7 @@ class Chunkwise(FirstComePolicy):
 
 
 class Cdsp(Chunkwise):
-    """Chunks over growing groups of the whole pool, each growth paid for (search.py)."""
+    """The policy `cdsp`: chunks over growing groups of the whole pool, each growth paid for."""
 
     name = "cdsp"
     mode = CDSP
@@ -67,7 +67,7 @@ class Cdsp(Chunkwise):
 
 
 class CdspPaper(Chunkwise):
-    """Algorithm 1: chunks inside the group that Algorithm 2 chose."""
+    """The policy `cdsp-paper`: Algorithm 1, chunks inside the group that Algorithm 2 chose."""
 
     name = "cdsp-paper"
     mode = PAPER
@@ -77,7 +77,7 @@ class CdspPaper(Chunkwise):
 
 
 class SingleChunk(Chunkwise):
-    """Algorithm 2 alone: one chunk on the group that the improvement rate allows."""
+    """The policy `single-chunk`: Algorithm 2 alone, one chunk on the group the rate allows."""
 
     name = "single-chunk"
     mode = SINGLE

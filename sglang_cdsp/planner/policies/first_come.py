@@ -31,7 +31,7 @@ Reported = tuple[Candidate, str]
 
 
 class FirstComePolicy(Policy):
-    """Keeps the arrival order; a subclass says which plan one prompt gets at one pool state."""
+    """A policy that keeps the arrival order; a subclass says which plan a prompt gets now."""
 
     def __init__(self, options: PolicyOptions) -> None:
         self.options = options

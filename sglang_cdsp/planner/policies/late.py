@@ -73,15 +73,15 @@ Key = tuple[int, float, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a prompt needs in an idle pool: seconds on its fastest group, and the instance-seconds
-    of its cheapest."""
+    """The need of a prompt in an idle pool: seconds on its fastest group, instance-seconds (`work`)
+    on its cheapest."""
 
     seconds: float
     work: float
 
 
 class CdspLate(Chunkwise):
-    """Chunk plans by price, made when they can start, in order of due time."""
+    """The policy `cdsp-late`: chunk plans by price, made when they can start, by due time."""
 
     name = "cdsp-late"
     mode = CDSP

@@ -18,7 +18,7 @@ from sglang_cdsp.planner.policies.options import PolicyOptions
 
 
 class Argument(Enum):
-    """What may follow a policy's name after a colon: a letter for help texts, and what it is."""
+    """The kind of a policy's argument: its letter in help texts, and what the number means."""
 
     SP_SIZE = ("K", "SP size")
     TOKENS = ("N", "uncached tokens")
@@ -33,7 +33,7 @@ class Argument(Enum):
 
 
 class Origin(Enum):
-    """Whose policy it is."""
+    """The origin of a policy."""
 
     OURS = "ours"
     PAPER = "Tetris"

@@ -18,7 +18,7 @@ Searched = tuple[Candidate | None, float | None]
 
 
 class FixedSP(FirstComePolicy):
-    """`fixed-sp:K`: the pool is cut into groups of K once; a prompt goes to the least queue.
+    """The policy `fixed-sp:K`: the pool is cut into groups of K once; least queue.
 
     Group g is instances [gK, (g+1)K); what is left over is not used, as in a static deployment.
     """
@@ -42,7 +42,7 @@ class FixedSP(FirstComePolicy):
 
 
 class DataParallel(FixedSP):
-    """`data-parallel`: one instance a prompt, the one with the least queue."""
+    """The policy `data-parallel`: one instance a prompt, the one with the least queue."""
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options, 1)
@@ -50,7 +50,7 @@ class DataParallel(FixedSP):
 
 
 class Threshold(FirstComePolicy):
-    """`threshold:N`: one instance (least queue) below N uncached tokens, the whole pool above.
+    """The policy `threshold:N`: one instance (least queue) below N uncached tokens, else the pool.
 
     The whole pool is every instance that is up. A prompt below N that no single instance could
     ever hold goes to the whole pool too.
@@ -73,7 +73,7 @@ class Threshold(FirstComePolicy):
 
 
 class LoongServe(FirstComePolicy):
-    """`loongserve`: the largest useful group of idle instances, one request at a time.
+    """The policy `loongserve`: the largest useful group of idle instances, one request at a time.
 
     As the Tetris paper runs LoongServe: no batching over requests, greedy, blind to load. Among
     the SP sizes that fit into the idle instances it takes the one with the least prefill time;
