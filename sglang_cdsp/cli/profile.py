@@ -29,11 +29,10 @@ from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, Sample, fit_model
 from sglang_cdsp.planner.latency import builtin_model
 from sglang_cdsp.simulator.plan_log import read_lines
+from sglang_cdsp.testing.first_token import post_prompt
 from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.stack import prefill_only, running
 
-# SGLang's own stand-in for a decode server: the first token is sampled, no KV is sent.
-NO_DECODE = "2.2.2.2"
 TOKEN = 7
 LOGGED_WITHIN_S = 10.0
 MOST_PER_LENGTH = 8
@@ -140,18 +139,8 @@ def _chunks(chain: Chain) -> int:
 
 
 def _send(url: str, chain: Chain, rid: str, group: int) -> None:
-    body: dict[str, Any] = {
-        "rid": rid,
-        "input_ids": [TOKEN] * (chain.tokens * chain.count),
-        "sampling_params": {
-            "max_new_tokens": 1,
-            "temperature": 0,
-            "custom_params": {"cdsp_plan": chain.plan(group)},
-        },
-        "bootstrap_host": NO_DECODE,
-        "bootstrap_room": 0,
-    }
-    response = requests.post(f"{url}/generate", json=body, timeout=600)
+    prompt = [TOKEN] * (chain.tokens * chain.count)
+    response = post_prompt(url, prompt, rid=rid, plan=chain.plan(group))
     if response.status_code != 200:
         raise ProfileError(f"{chain} failed: {response.text}; try --max-tokens with less")
 

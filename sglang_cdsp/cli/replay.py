@@ -23,7 +23,7 @@ from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.simulator.errors import SimulationError
-from sglang_cdsp.simulator.plan_log import Recorded, read_plan_log
+from sglang_cdsp.simulator.plan_log import Recorded, instances_named, read_plan_log
 from sglang_cdsp.simulator.replay import (
     PERCENTILES,
     Comparison,
@@ -84,8 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup:
-    seen = 1 + max(i for r in recorded for _, group in r.chunks for i in group)
-    instances = options.instances or seen
+    instances = options.instances or instances_named(recorded)
     return Setup(
         policy=options.policy or Counter(r.policy for r in recorded).most_common(1)[0][0],
         model=LatencyModel.load(options.latency_model),

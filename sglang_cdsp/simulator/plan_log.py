@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,11 @@ def read_plan_log(path: Path) -> tuple[Recorded, ...]:
         )
         for r in ordered
     )
+
+
+def instances_named(recorded: Iterable[Recorded]) -> int:
+    """The least pool that has every instance that the plans name."""
+    return 1 + max(i for r in recorded for _, group in r.chunks for i in group)
 
 
 def _recorded(record: dict[str, Any]) -> Recorded:

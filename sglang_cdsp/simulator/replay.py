@@ -23,7 +23,7 @@ from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 from sglang_cdsp.planner.views import after_plan
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SimulationError
-from sglang_cdsp.simulator.plan_log import Recorded
+from sglang_cdsp.simulator.plan_log import Recorded, instances_named
 from sglang_cdsp.simulator.setup import Setup
 
 PERCENTILES = (50, 99)
@@ -120,7 +120,7 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
     Raises:
         SimulationError, PlannerError: the set-up is not the recorded pool's.
     """
-    named = 1 + max(i for r in recorded for _, group in r.chunks for i in group)
+    named = instances_named(recorded)
     if plans and named > setup.instances:
         raise SimulationError(
             f"the log's plans name {named} instances, the pool has {setup.instances}; give "

@@ -166,8 +166,8 @@ def prefill_only(
 ) -> Deployment:
     """Plan a prefill server alone.
 
-    A request with ``bootstrap_host`` 2.2.2.2 is answered with its first token without any decode
-    server; SGLang warms prefill servers up that way.
+    Requests of ``testing.first_token`` are answered without any decode server; SGLang warms
+    prefill servers up that way.
     """
     ports = iter(free_ports(_MOST_PORTS))
     both = as_prefill(next(ports), flags)
