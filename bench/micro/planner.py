@@ -102,6 +102,7 @@ def measure(
 
 
 def main() -> None:
+    """Print a row for every policy and pool, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", default="cdsp,cdsp-paper,single-chunk")
     parser.add_argument("--pools", default=",".join(map(str, POOLS)))

@@ -2,7 +2,8 @@
 
 Pure Python and numbers, no torch and no SGLang, so that server, simulator and command line share
 it. Start at `policies.make_policy`; `types` holds the plain data. Importing this
-package loads no compiled code: `make_policy` does when a policy needs it.
+package loads neither numpy nor compiled code: `make_policy` does for the policies that need them,
+and `fit` for those who fit.
 """
 
 from sglang_cdsp.planner.correction import CorrectionOptions, OnlineCorrection
@@ -14,7 +15,6 @@ from sglang_cdsp.planner.errors import (
     PromptTooLongError,
     UpdateError,
 )
-from sglang_cdsp.planner.fit import Sample, fit_model
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel, builtin_model
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.policies import (
@@ -47,11 +47,9 @@ __all__ = [
     "PromptView",
     "Regulation",
     "Regulator",
-    "Sample",
     "UpdateError",
     "builtin_model",
     "default_sp_sizes",
-    "fit_model",
     "kv_demand",
     "make_policy",
     "parse_regulation",

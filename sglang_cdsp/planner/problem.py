@@ -35,6 +35,7 @@ class Candidate:
 
     @property
     def group(self) -> Group:
+        """Its last group, which holds all earlier ones."""
         return self.chunks[-1][1]
 
 

@@ -30,9 +30,11 @@ class PlannedChunk:
 
     @property
     def sp_size(self) -> int:
+        """Instances of its group."""
         return len(self.instances)
 
     def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
         return {
             "tokens": self.tokens,
             "sp_size": self.sp_size,
@@ -58,6 +60,7 @@ class Considered:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
         return {
             "chunks": [chunk.to_dict() for chunk in self.chunks],
             "ttft_s": self.ttft_s if math.isfinite(self.ttft_s) else None,
@@ -102,6 +105,7 @@ class Plan:
         return sum(chunk.tokens for chunk in self.chunks)
 
     def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
         return {
             "policy": self.policy,
             "ttft_s": self.ttft_s,
@@ -179,4 +183,5 @@ class PoolView:
 
     @property
     def size(self) -> int:
+        """Instances, up or down."""
         return len(self.queue_s)

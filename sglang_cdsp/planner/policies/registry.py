@@ -25,10 +25,12 @@ class Argument(Enum):
 
     @property
     def letter(self) -> str:
+        """What stands for the number in help texts."""
         return self.value[0]
 
     @property
     def meaning(self) -> str:
+        """What the number is."""
         return self.value[1]
 
 

@@ -92,7 +92,7 @@ def test_an_unknown_name_gets_all_names() -> None:
 
 def test_names_and_flags_load_no_compiled_code() -> None:
     """Every SGLang process with the plugin imports the flags, most of them without --cdsp."""
-    heavy = ("numba", "sglang_cdsp.planner.compiled", "sglang_cdsp.planner.fast", "torch", "sglang")
+    heavy = ("numba", "numpy", "sglang", "sglang_cdsp.planner.compiled", "torch")
     code = (
         "import sys, sglang_cdsp.args, sglang_cdsp.planner; "
         f"print([name for name in {heavy} if name in sys.modules])"
