@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp.planner.errors import OptionError
+from sglang_cdsp.planner.policies.registry import POLICY_HELP, find
+
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
 # Releases whose hook targets were read and whose servers were run (see docs/structure.md).
@@ -87,8 +90,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--cdsp-policy",
         default=default.policy,
         metavar="NAME",
-        help="Planning policy: cdsp, cdsp-paper, cdsp-late, single-chunk, fixed-sp:K, loongserve, "
-        f"threshold:N or data-parallel (default: {default.policy}).",
+        help=f"Planning policy: {POLICY_HELP} (default: {default.policy}).",
     )
     group.add_argument(
         "--cdsp-sp-sizes",
@@ -193,6 +195,10 @@ def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
             raise CdspConfigError(f"{flags} given without --cdsp; add --cdsp or remove them")
         return None
     args = CdspArgs(**{k: v for k, v in values.items() if v is not None})
+    try:
+        find(args.policy)
+    except OptionError as error:
+        raise CdspConfigError(f"--cdsp-policy: {error}") from None
     if not 0.0 <= args.improvement_rate < 1.0:
         raise CdspConfigError(
             f"--cdsp-improvement-rate {args.improvement_rate} is outside [0, 1); try 0.1"

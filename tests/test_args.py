@@ -119,6 +119,8 @@ def test_sp_sizes_that_are_none(text: str) -> None:
         (["--cdsp-improvement-rate", "1.0"], "is outside [0, 1); try 0.1"),
         (["--cdsp-improvement-rate", "-0.1"], "is outside [0, 1); try 0.1"),
         (["--cdsp-improvement-rate", "nan"], "is outside [0, 1); try 0.1"),
+        (["--cdsp-policy", "fastest"], "unknown policy 'fastest'; choose one of cdsp, "),
+        (["--cdsp-policy", "fixed-sp:0"], "give a positive integer after the colon"),
         (["--cdsp-min-chunk", "0"], "must be at least 1 token"),
         (["--cdsp-instances-per-node", "0"], "must be at least 1"),
         (["--cdsp-latency-model", "/nowhere.json"], "profile' or leave the option out"),

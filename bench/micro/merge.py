@@ -139,7 +139,7 @@ def main() -> int:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(
-            "bench/micro/merge.py needs a CUDA device and a CUDA build of torch; there is none "
+            "bench.micro.merge needs a CUDA device and a CUDA build of torch; there is none "
             "here, and times of interpreted kernels would mean nothing.",
             file=sys.stderr,
         )

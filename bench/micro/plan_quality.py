@@ -148,6 +148,7 @@ def summary(values: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print a row for every kind of states, policy and length."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", default="single-chunk,cdsp-paper,cdsp")
     parser.add_argument("--states", type=int, default=1000)

@@ -23,6 +23,7 @@ from sglang_cdsp.planner import (
     PoolView,
     PromptView,
     builtin_model,
+    default_sp_sizes,
     make_policy,
 )
 
@@ -77,9 +78,10 @@ def measure(
     repeats: int,
 ) -> dict[str, float]:
     """Microseconds per plan over the random states, by the given nanosecond clock."""
-    sizes = tuple(2**k for k in range(instances.bit_length()) if 2**k <= instances)
     model = extended_model(instances)
-    policy = make_policy(policy_name, PolicyOptions(model, sizes, improvement_rate=rate))
+    policy = make_policy(
+        policy_name, PolicyOptions(model, default_sp_sizes(instances), improvement_rate=rate)
+    )
     states = random_states(instances, count, seed, limited=limited)
     for prompt, pool in states[:100]:
         policy.plan(prompt, pool)
@@ -100,6 +102,7 @@ def measure(
 
 
 def main() -> None:
+    """Print a row for every policy and pool, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", default="cdsp,cdsp-paper,single-chunk")
     parser.add_argument("--pools", default=",".join(map(str, POOLS)))

@@ -79,7 +79,10 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Its figures without the warm-up, and the TTFTs in seconds, float32, in arrival order."""
+    """The outcome of a case, without the warm-up: its figures, and the TTFTs.
+
+    ttfts: seconds, float32, in arrival order, shape (n,).
+    """
 
     summary: Summary
     ttfts: np.ndarray

@@ -29,30 +29,37 @@ class Point:
         return np.array([read(outcome.summary) for outcome in self.outcomes])
 
     def mean(self, read: Read) -> float:
+        """Its mean over the seeds."""
         return float(self.figures(read).mean())
 
 
 def p50(summary: Summary) -> float:
+    """P50 of TTFT in seconds."""
     return summary.ttft_s.p50
 
 
 def p99(summary: Summary) -> float:
+    """P99 of TTFT in seconds."""
     return summary.ttft_s.p99
 
 
 def mean_ttft(summary: Summary) -> float:
+    """Mean TTFT in seconds."""
     return summary.ttft_s.mean
 
 
 def tbt_p50(summary: Summary) -> float:
+    """P50 of the time between tokens in seconds."""
     return summary.tbt_s.p50
 
 
 def tbt_p99(summary: Summary) -> float:
+    """P99 of the time between tokens in seconds."""
     return summary.tbt_s.p99
 
 
 def throughput(summary: Summary) -> float:
+    """Completed requests per second."""
     return summary.throughput_rps
 
 

@@ -1,4 +1,4 @@
-"""The paper's evaluation, simulated: `PYTHONPATH=. python -m bench.paper.run`.
+"""The paper's evaluation, simulated: `python -m bench.paper.run`.
 
 LLaMA3-8B on 32 A100: 16 prefill instances in nodes of 8 and 2 decode instances, every policy over a
 sweep of rates, each with the improvement rate that suits it best at that rate. Writes
@@ -19,12 +19,11 @@ from bench.paper.cases import Case, Load, Outcome, forget, light, run_cases
 from bench.paper.curves import Study, critical_rate
 from bench.paper.figures import draw_cdfs, draw_curves
 from bench.paper.report import paper_report, trace_report
-from sglang_cdsp.planner.policies import POLICY_NAMES
 from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 
 BASELINES = ("fixed-sp:16", "fixed-sp:8", "loongserve", UNIFIED)
 OURS = ("single-chunk", "cdsp-paper", "cdsp", "cdsp-late")
-POLICIES = BASELINES + tuple(name for name in OURS if name in POLICY_NAMES)
+POLICIES = BASELINES + OURS
 CRITICAL = ("fixed-sp:8", "loongserve", "cdsp-paper")
 """At whose critical rates to look closer: the paper's best baseline, ours, the paper's policy."""
 
@@ -42,6 +41,7 @@ BACKGROUND = "servegen_m-large_4rps_1200s.csv"
 
 
 def main() -> None:
+    """Run what the flags ask for and write the reports and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("bench/results"))
@@ -52,6 +52,7 @@ def main() -> None:
     add("--cache", type=Path, metavar="FILE", help="keep runs there and take known ones from it")
     add("--forget", metavar="POLICY", help="drop a policy's runs from the cache: it has changed")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.forget:
         forget(args.cache, args.forget)
     if args.only != "traces":

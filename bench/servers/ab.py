@@ -82,7 +82,7 @@ def arguments_of(
 
 
 class Comparison:
-    """Runs sides in turn on one stack and keeps what came of it."""
+    """The comparison on one stack: runs sides in turn and keeps what came of it."""
 
     def __init__(
         self, stack: RunningStack, checkpoint: Path, scratch: Path, options: argparse.Namespace

@@ -24,7 +24,7 @@ BENCHMARK = "sglang.benchmark.serving"
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of one run: the benchmark's own details, and CPU seconds by who took them.
+    """The outcome of one run: the benchmark's own details, and CPU seconds by who took them.
 
     cpu_s: of the machine's cores during the run, by role; "all" is every busy core second.
     """
@@ -35,7 +35,7 @@ class Measured:
 
 
 class Clients:
-    """Runs the benchmark's command line, each time in a fresh process that has it imported."""
+    """The benchmark's command line, run each time in a fresh process that has it imported."""
 
     def __init__(self, log: Path) -> None:
         """Everything that the benchmark prints goes to ``log``."""

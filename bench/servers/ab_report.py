@@ -43,7 +43,7 @@ class Run:
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> Run:
-        """From a line that `bench/servers/ab.py` wrote."""
+        """From a line that `bench.servers.ab` wrote."""
         rows = zip(line["tokens"], line["ttft_s"], line["tpot_s"], line["errors"], strict=True)
         good = [row for row in rows if not row[3] and row[1] > 0]
         return cls(

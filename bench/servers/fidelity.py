@@ -17,28 +17,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import requests
 from tqdm import tqdm
 
 from bench.servers.mix import lengths, poisson
 from sglang_cdsp.__main__ import main as sglang_cdsp
 from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.first_token import post_prompt, prompt_tokens
 from sglang_cdsp.testing.stack import prefill_only, running
-
-NO_DECODE = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
 
 
 def send(url: str, rid: str, tokens: int, seed: int) -> None:
     """One prompt to its first token."""
-    body: dict[str, Any] = {
-        "rid": rid,
-        "input_ids": [(seed * 7919 + i * 104729) % 4000 + 5 for i in range(tokens)],
-        "sampling_params": {"max_new_tokens": 1, "temperature": 0},
-        **NO_DECODE,
-    }
-    requests.post(f"{url}/generate", json=body, timeout=600).raise_for_status()
+    post_prompt(url, prompt_tokens(seed, tokens), rid=rid).raise_for_status()
 
 
 def drive(url: str, prompts: Sequence[int], arrivals_s: Sequence[float]) -> None:

@@ -30,6 +30,7 @@ import requests
 from tqdm import tqdm
 
 from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.first_token import prompt_tokens
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 
 POOL = 4
@@ -105,7 +106,7 @@ def draw(rng: random.Random, index: int, abort_share: float) -> Job:
 def draw_prompt(rng: random.Random, length: int) -> Prompt:
     """One of three prompts of a length."""
     seed = rng.randrange(3)
-    return tuple((seed * 7919 + i * 104729) % 4000 + 5 for i in range(length))
+    return tuple(prompt_tokens(seed, length))
 
 
 def draw_plan(rng: random.Random, length: int) -> Any:

@@ -16,27 +16,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import requests
 
 from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.first_token import Plan, post_prompt, prompt_tokens
 from sglang_cdsp.testing.stack import prefill_only, running
-
-NO_DECODE = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
-Plan = list[tuple[int, list[int]]]
 
 
 def ttft(url: str, tokens: int, seed: int, plan: Plan | None) -> float:
     """Seconds from sending a prompt to its first token's answer."""
-    sampling: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0}
-    if plan is not None:
-        sampling["custom_params"] = {"cdsp_plan": plan}
-    ids = [(seed * 7919 + i * 104729) % 4000 + 5 for i in range(tokens)]
-    body: dict[str, Any] = {"input_ids": ids, "sampling_params": sampling, **NO_DECODE}
+    ids = prompt_tokens(seed, tokens)
     start = time.perf_counter()
-    response = requests.post(f"{url}/generate", json=body, timeout=600)
-    response.raise_for_status()
+    post_prompt(url, ids, plan=plan).raise_for_status()
     return time.perf_counter() - start
 
 

@@ -11,7 +11,7 @@ MOST = 65536
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Like its base, but an error prints one line without the usage; exit status 2."""
+    """An argument parser whose errors are one line without the usage; exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

@@ -11,7 +11,7 @@ from sglang_cdsp.cli.parser import integers, numbers
 from sglang_cdsp.planner.errors import OptionError, PlannerError
 from sglang_cdsp.planner.explanation import chunk_table, considered_table, gantt
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
-from sglang_cdsp.planner.policies import POLICY_NAMES, Policy, PolicyOptions, make_policy
+from sglang_cdsp.planner.policies import POLICY_HELP, Policy, PolicyOptions, make_policy
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-chunk", type=int, default=256, metavar="M", help="tokens, default 256")
     add("--page-size", type=int, default=1, metavar="P", help="KV page in tokens, default 1")
     add("--spread-cost", type=float, default=0.05, metavar="F", help="for cdsp, default 0.05")
-    add("--policy", default="cdsp", metavar="NAME", help=", ".join(POLICY_NAMES))
+    add("--policy", default="cdsp", metavar="NAME", help=f"{POLICY_HELP} (default: cdsp)")
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +28,11 @@ from sglang_cdsp.cli.parser import integers
 from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, Sample, fit_model
 from sglang_cdsp.planner.latency import builtin_model
+from sglang_cdsp.simulator.plan_log import read_lines
+from sglang_cdsp.testing.first_token import post_prompt
 from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.stack import prefill_only, running
 
-# SGLang's own stand-in for a decode server: the first token is sampled, no KV is sent.
-NO_DECODE = "2.2.2.2"
 TOKEN = 7
 LOGGED_WITHIN_S = 10.0
 MOST_PER_LENGTH = 8
@@ -139,18 +139,8 @@ def _chunks(chain: Chain) -> int:
 
 
 def _send(url: str, chain: Chain, rid: str, group: int) -> None:
-    body: dict[str, Any] = {
-        "rid": rid,
-        "input_ids": [TOKEN] * (chain.tokens * chain.count),
-        "sampling_params": {
-            "max_new_tokens": 1,
-            "temperature": 0,
-            "custom_params": {"cdsp_plan": chain.plan(group)},
-        },
-        "bootstrap_host": NO_DECODE,
-        "bootstrap_room": 0,
-    }
-    response = requests.post(f"{url}/generate", json=body, timeout=600)
+    prompt = [TOKEN] * (chain.tokens * chain.count)
+    response = post_prompt(url, prompt, rid=rid, plan=chain.plan(group))
     if response.status_code != 200:
         raise ProfileError(f"{chain} failed: {response.text}; try --max-tokens with less")
 
@@ -159,16 +149,11 @@ def _read(plan_log: Path, rid: str) -> list[float]:
     # The line is written once every instance has freed its slots, a moment after the answer.
     deadline = time.monotonic() + LOGGED_WITHIN_S
     while time.monotonic() < deadline:
-        for record in _records(plan_log):
+        for record in reversed(read_lines(plan_log)):
             if record["rid"] == rid and record["outcome"] == "finished":
                 return [chunk["end_s"] - chunk["start_s"] for chunk in record["chunks"]]
         time.sleep(0.01)
     raise ProfileError(f"the plan log {plan_log} says nothing of {rid}")
-
-
-def _records(plan_log: Path) -> Iterator[dict[str, Any]]:
-    for line in reversed(plan_log.read_text(encoding="utf-8").splitlines()):
-        yield json.loads(line)
 
 
 def format_errors(reports: Sequence[ErrorReport]) -> str:

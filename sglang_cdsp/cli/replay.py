@@ -21,14 +21,14 @@ from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.cli.parser import integers
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.simulator.errors import SimulationError
+from sglang_cdsp.simulator.plan_log import Recorded, instances_named, read_plan_log
 from sglang_cdsp.simulator.replay import (
     PERCENTILES,
     Comparison,
-    Recorded,
     chunk_errors,
     fitted_speed,
-    read_plan_log,
     replay,
 )
 from sglang_cdsp.simulator.setup import Setup
@@ -84,13 +84,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup:
-    seen = 1 + max(i for r in recorded for _, group in r.chunks for i in group)
-    instances = options.instances or seen
-    powers = tuple(1 << k for k in range(instances.bit_length()))
+    instances = options.instances or instances_named(recorded)
     return Setup(
         policy=options.policy or Counter(r.policy for r in recorded).most_common(1)[0][0],
         model=LatencyModel.load(options.latency_model),
-        sp_sizes=tuple(sorted(set(options.sp_sizes or powers))),
+        sp_sizes=tuple(sorted(set(options.sp_sizes or default_sp_sizes(instances)))),
         instances=instances,
         instances_per_node=options.instances_per_node or instances,
         improvement_rate=options.improvement_rate,

@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from sglang_cdsp.cli.pool_flags import Source, add_pool_flags, read_setup, read_source
 from sglang_cdsp.planner.errors import OptionError, PlannerError
-from sglang_cdsp.planner.policies import POLICY_NAMES, make_policy
-from sglang_cdsp.planner.regulator import MAPPING_KEY
+from sglang_cdsp.planner.policies import POLICY_HELP, make_policy
+from sglang_cdsp.planner.regulator import MAPPING_KEY, read_rates
 from sglang_cdsp.simulator.engine import Result, simulate
 from sglang_cdsp.simulator.errors import InvariantError, SimulationError
 from sglang_cdsp.simulator.metrics import Summary, light_load, summarise
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rate", type=float, metavar="R", help="requests/s (default: 1, or as recorded)")
     add("--speed", type=float, metavar="S", help="replay a trace S times as fast")
-    known = ", ".join((*POLICY_NAMES, UNIFIED))
-    add("--policy", default="cdsp", metavar="NAME[,NAME...]", help=f"{known} (default: cdsp)")
+    known = f"{UNIFIED}, {POLICY_HELP} (default: cdsp)"
+    add("--policy", default="cdsp", metavar="NAME[,NAME...]", help=known)
     add("--improvement-rate", default="0.1", metavar="R|auto|FILE", help="FILE: what `tune` wrote")
     add("--noise", type=float, default=0.0, metavar="SIGMA", help="lognormal, on chunk times")
     add("--find-max-rate", action="store_true", help="the highest rate that keeps to --slo")
@@ -81,17 +81,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _ImprovementRates:
-    """What `--improvement-rate` says: one rate, a table, or a table tuned for the run."""
+    """The value of `--improvement-rate`: one rate, a table, or a table tuned for the run."""
 
     def __init__(self, text: str, source: Source, seed: int) -> None:
         self.tuned, self.source, self.seed = text == "auto", source, seed
-        self.rate, self.table = 0.0, None
+        self.rate = 0.0
+        self.table: Mapping[str, Any] | None = None
         if self.tuned:
             return
         try:
             self.rate = float(text)
         except ValueError:
-            self.table = _read_table(Path(text))
+            if not Path(text).is_file():
+                raise OptionError(
+                    f"--improvement-rate {text}: neither a number, nor auto, nor a file"
+                ) from None
+            self.table = read_rates(Path(text), "--improvement-rate")
 
     def at(self, setup: Setup, speed: float, factors: Sequence[float] = (1.0,)) -> Setup:
         """The set-up with what suits its policy at this speed; auto tunes for speed * factors."""
@@ -188,19 +193,6 @@ def _times(text: str) -> float:
     if not 1 <= factor < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a factor of at least 1 like 25x")
     return factor
-
-
-def _read_table(path: Path) -> dict[str, float]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise OptionError(
-            f"--improvement-rate {path}: neither a number, nor auto, nor a file that can be read"
-        ) from None
-    except ValueError as error:
-        raise OptionError(f"--improvement-rate {path}: not JSON: {error}") from None
-    table: dict[str, float] = data.get(MAPPING_KEY, data) if isinstance(data, dict) else data
-    return table
 
 
 def _plot(results: dict[str, Result], folder: Path) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sglang_cdsp.cli.parser import numbers
 from sglang_cdsp.cli.pool_flags import add_pool_flags, read_setup, read_source
 from sglang_cdsp.planner.errors import OptionError, PlannerError
-from sglang_cdsp.planner.policies import make_policy
+from sglang_cdsp.planner.policies import REGULATED_NAMES, make_policy
 from sglang_cdsp.simulator.errors import InvariantError, SimulationError
 from sglang_cdsp.simulator.sweep import is_regulated, variant
 from sglang_cdsp.simulator.traces import TraceError
@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_pool_flags(parser)
     add = parser.add_argument
-    add("--policy", default="cdsp", metavar="NAME", help="cdsp, cdsp-paper, single-chunk, ...")
+    add(
+        "--policy",
+        default="cdsp",
+        metavar="NAME",
+        help=f"{', '.join(REGULATED_NAMES)} (default: cdsp)",
+    )
     add("--from", dest="first", type=float, default=0.5, metavar="R", help="least arrival rate")
     add("--to", type=float, default=4.0, metavar="R", help="greatest arrival rate, requests/s")
     add("--step", type=float, default=0.5, metavar="R", help="between two (default: 0.5)")

@@ -7,9 +7,11 @@ from typing import Any
 
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.request import PoolRequest
-from sglang_cdsp.planner.forced import ForcedPlan, ForcedPlanError, fits, parse_plan
+from sglang_cdsp.planner.errors import ForcedPlanError
+from sglang_cdsp.planner.forced import parse_plan
+from sglang_cdsp.planner.memory import fits
 from sglang_cdsp.planner.policies import Policy
-from sglang_cdsp.planner.types import PoolView, PromptView
+from sglang_cdsp.planner.types import Placement, PoolView, PromptView
 
 
 class RefusedError(ValueError):
@@ -46,11 +48,11 @@ class Admission:
         self._decode = decode
         self._unsupported = unsupported
 
-    def check(self, request: PoolRequest, raw_plan: Any) -> ForcedPlan | None:
+    def check(self, request: PoolRequest, raw_plan: Any) -> Placement | None:
         """Returns the plan that the request demands, None if the policy is to plan it.
 
         Raises:
-            RefusedError, ForcedPlanError, PlannerError: it cannot be run here.
+            RefusedError, PlannerError: it cannot be run here.
         """
         if reason := self._unsupported(request.tokenized):
             raise RefusedError(reason)

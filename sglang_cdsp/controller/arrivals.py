@@ -16,7 +16,6 @@ from sglang_cdsp.controller.queue import WaitingQueue
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.errors import PlannerError
-from sglang_cdsp.planner.forced import ForcedPlanError
 from sglang_cdsp.planner.types import Plan
 
 
@@ -53,7 +52,7 @@ class Arrivals:
             return
         try:
             request.forced = self._admission.check(request, raw_plan)
-        except (RefusedError, ForcedPlanError, PlannerError) as error:
+        except (RefusedError, PlannerError) as error:
             self._endings.turn_away(request, str(error))
             return
         twin = self._rooms.user(request.room)

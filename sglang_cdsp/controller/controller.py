@@ -52,16 +52,16 @@ from sglang_cdsp.controller.startup import (
     await_hellos,
     bootstrap_route,
     bootstrap_row,
-    default_sp_sizes,
     give_up,
     open_store,
-    quiet_ports,
 )
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
+from sglang_cdsp.protocol.ports import free_ports
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class PoolController(DataParallelController):
         host = get_local_ip_auto()
         self._zmq = zmq.Context()
         self._reports = self._open_reports()
-        self._rendezvous_ports = quiet_ports(int(get_parallel().dp_size))
+        self._rendezvous_ports = free_ports(int(get_parallel().dp_size))
         super().__init__(server_args, port_args, run)
         self._tp_size = int(get_parallel().tp_size)
         self._endpoint = DecodeEndpoint(self._tp_size, host, WIRE_FORMATS[backend])

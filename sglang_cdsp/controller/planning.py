@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import Policy, PolicyOptions, make_policy
-from sglang_cdsp.planner.regulator import Regulation, Regulator, parse_regulation
+from sglang_cdsp.planner.regulator import Regulator, make_regulator, read_rates
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,10 @@ def make_planning(
     Raises:
         PlannerError: an option does not fit the model; names the remedy.
     """
-    regulation = Regulation(mapping=((0.0, args.improvement_rate),), sp_sizes=sizes)
+    table = None
     if args.improvement_rates is not None:
-        mapping = read_rates(Path(args.improvement_rates))
-        regulation = parse_regulation({"improvement_rate_mapping": mapping}, regulation, sizes)
-    regulator = Regulator(regulation, allowed_sizes=sizes)
+        table = read_rates(Path(args.improvement_rates), "--cdsp-improvement-rates")
+    regulator = make_regulator(sizes, args.improvement_rate, table)
     correction = OnlineCorrection(model)
     options = PolicyOptions(
         model=model,
@@ -82,18 +79,3 @@ def make_planning(
         correction=correction,
     )
     return Planning(make_policy(args.policy, options), correction, regulator)
-
-
-def read_rates(path: Path) -> Mapping[str, Any]:
-    """Read a table of improvement rates: the mapping itself, or an object that holds one.
-
-    Raises:
-        ValueError: not JSON; names the file.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--cdsp-improvement-rates {path}: not JSON: {error}") from error
-    if isinstance(data, dict) and "improvement_rate_mapping" in data:
-        data = data["improvement_rate_mapping"]
-    return data

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import PoolRequest
-from sglang_cdsp.planner.forced import fits, timed_plan
+from sglang_cdsp.planner.forced import timed_plan
+from sglang_cdsp.planner.memory import fits
 from sglang_cdsp.planner.types import Plan, PromptView
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cdsp.controller.phases import Event, Phase, after
-from sglang_cdsp.planner.forced import ForcedPlan
-from sglang_cdsp.planner.types import Plan
+from sglang_cdsp.planner.types import Placement, Plan
 
 
 @dataclass
@@ -58,7 +57,7 @@ class PoolRequest:
     tokens: int
     arrival_s: float
     room: int | None = None
-    forced: ForcedPlan | None = None
+    forced: Placement | None = None
     plan: Plan | None = None
     policy: str = ""
     bound_s: float = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
 import socket
 import time
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 import psutil
 import zmq
 from sglang.srt.runtime_context import get_disagg, get_serving
-from sglang.srt.utils.network import NetworkAddress, is_port_available
+from sglang.srt.utils.network import NetworkAddress
 from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.protocol.messages import Hello, decode_report
@@ -22,8 +21,6 @@ from sglang_cdsp.protocol.messages import Hello, decode_report
 logger = logging.getLogger(__name__)
 
 POLL_MS = 100
-# Below Linux's default ephemeral range (32768 and up), above the ports that services like.
-QUIET_PORTS = range(21_000, 32_000)
 HELLO_TIMEOUT_S = 60.0
 STORE_TIMEOUT = timedelta(seconds=300)
 
@@ -66,19 +63,6 @@ def await_hellos(
     return hellos
 
 
-def quiet_ports(count: int) -> list[int]:
-    """Free TCP ports below the range that the system hands out by itself.
-
-    Raises:
-        OSError: fewer than ``count`` are free.
-    """
-    candidates = random.SystemRandom().sample(QUIET_PORTS, 8 * count + 64)
-    free = [port for port in candidates if is_port_available(port)][:count]
-    if len(free) < count:
-        raise OSError(f"only {len(free)} of {count} ports are free in {QUIET_PORTS}")
-    return free
-
-
 def open_store(host: str) -> TCPStore:
     """A key-value store through which the instances make their links, on one interface only.
 
@@ -94,11 +78,6 @@ def open_store(host: str) -> TCPStore:
         timeout=STORE_TIMEOUT,
         master_listen_fd=listener.detach(),
     )
-
-
-def default_sp_sizes(instances: int) -> tuple[int, ...]:
-    """Powers of two up to the pool."""
-    return tuple(2**k for k in range(instances.bit_length()) if 2**k <= instances)
 
 
 def bootstrap_route() -> str:

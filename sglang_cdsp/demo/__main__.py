@@ -9,9 +9,9 @@ from sglang_cdsp.demo.client import (
     Answer,
     chunks_at_once,
     format_table,
-    read_plan_log,
     send_burst,
 )
+from sglang_cdsp.simulator.plan_log import read_lines
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.prompts import cut_prompts
@@ -110,7 +110,9 @@ def show_burst(
     answers = send_burst(
         stack.url, prompts, output_tokens=output_tokens, rid_prefix="burst-", on_answer=tell
     )
-    entries = read_plan_log(plan_log)
+    # Stock servers write no plan log.
+    lines = read_lines(plan_log) if plan_log.exists() else []
+    entries = {line["rid"]: line for line in lines}
     print(f"\n{format_table(answers, entries)}\n")
     tokens = sum(answer.prompt_tokens for answer in answers)
     seconds = max(answer.end_s for answer in answers)

@@ -1,11 +1,9 @@
 """Sends a burst of prompts with the ``openai`` client and measures what comes back."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -115,14 +113,6 @@ async def _stream(
         end_s=last - started,
         text="".join(pieces),
     )
-
-
-def read_plan_log(path: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the plan log's entries by request id; none where the file does not exist."""
-    if not path.exists():
-        return {}
-    entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return {entry["rid"]: entry for entry in entries}
 
 
 def describe_plan(entry: Mapping[str, Any] | None) -> str:

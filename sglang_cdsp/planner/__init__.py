@@ -1,7 +1,9 @@
 """The planner: which instances prefill which part of a prompt, and when.
 
 Pure Python and numbers, no torch and no SGLang, so that server, simulator and command line share
-it. Start at `policies.make_policy`; `types` holds the plain data.
+it. Start at `policies.make_policy`; `types` holds the plain data. Importing this
+package loads neither numpy nor compiled code: `make_policy` does for the policies that need them,
+and `fit` for those who fit.
 """
 
 from sglang_cdsp.planner.correction import CorrectionOptions, OnlineCorrection
@@ -13,10 +15,15 @@ from sglang_cdsp.planner.errors import (
     PromptTooLongError,
     UpdateError,
 )
-from sglang_cdsp.planner.fit import Sample, fit_model
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel, builtin_model
 from sglang_cdsp.planner.memory import kv_demand
-from sglang_cdsp.planner.policies import POLICY_NAMES, Policy, PolicyOptions, make_policy
+from sglang_cdsp.planner.policies import (
+    POLICY_NAMES,
+    Policy,
+    PolicyOptions,
+    default_sp_sizes,
+    make_policy,
+)
 from sglang_cdsp.planner.regulator import Regulation, Regulator, parse_regulation
 from sglang_cdsp.planner.types import Considered, Plan, PlannedChunk, PoolView, PromptView
 
@@ -40,10 +47,9 @@ __all__ = [
     "PromptView",
     "Regulation",
     "Regulator",
-    "Sample",
     "UpdateError",
     "builtin_model",
-    "fit_model",
+    "default_sp_sizes",
     "kv_demand",
     "make_policy",
     "parse_regulation",

@@ -18,10 +18,14 @@ from sglang_cdsp.planner.latency import LatencyModel
 
 @dataclass(frozen=True, slots=True)
 class CorrectionOptions:
-    """gain in (0, 1]; max_step: largest log error counted; bound: factor within [1/bound, bound].
+    """The limits of the online correction.
 
-    refresh: relative change of a factor that makes `model` a new one (plans stay comparable and
-    the planner's tables are not rebuilt after each chunk).
+    Attributes:
+        gain: share of an error that a sample corrects, in (0, 1].
+        max_step: largest log error counted.
+        bound: factors stay within [1/bound, bound].
+        refresh: relative change of a factor that makes `model` a new one (plans stay comparable
+            and the planner's tables are not rebuilt after each chunk).
     """
 
     gain: float = 0.1
@@ -38,7 +42,7 @@ class CorrectionOptions:
 
 @dataclass(frozen=True, slots=True)
 class SizeCorrection:
-    """One SP size: its factor, what it was fed, and the recent error before correction."""
+    """The correction of one SP size: factor, samples seen and cut, recent error before it."""
 
     factor: float = 1.0
     samples: int = 0
@@ -47,7 +51,7 @@ class SizeCorrection:
 
 
 class OnlineCorrection:
-    """Measured chunk times in, a corrected `LatencyModel` out."""
+    """A latency model that learns: measured chunk times in, a corrected `LatencyModel` out."""
 
     def __init__(self, base: LatencyModel, options: CorrectionOptions | None = None) -> None:
         self._base = base

@@ -11,6 +11,10 @@ class LatencyModelError(PlannerError):
     """A latency model is malformed, or has no coefficients for an SP size that is needed."""
 
 
+class ForcedPlanError(PlannerError):
+    """A plan that came with a request cannot be run; says why."""
+
+
 class OptionError(PlannerError):
     """A policy name or option is unknown or out of its range."""
 

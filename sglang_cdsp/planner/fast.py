@@ -1,6 +1,6 @@
 """The compiled search behind the policies: prompt and pool in, plan out, in microseconds.
 
-`warm_up` compiles the kernel, or loads it from numba's cache; whoever makes a policy calls it, so
+`warm_up` compiles the search, or loads it from numba's cache; whoever makes a policy calls it, so
 that no request pays for it.
 """
 
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Equation 1 of the usable SP sizes, as the kernel reads it."""
+    """Equation 1 of the usable SP sizes, as the compiled search reads it."""
 
     sizes: Array
     coefficients: Array
@@ -39,7 +39,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change from prompt to prompt; see PolicyOptions.
+    """The options of a search that do not change from prompt to prompt; see PolicyOptions.
 
     price: what an instance-second costs in seconds of TTFT, in place of what the improvement rate
     asks (search.plan_priced); None = the improvement rate decides.
@@ -52,7 +52,7 @@ class Settings:
     price: float | None = None
 
     def rates(self) -> tuple[float, float, float, float]:
-        """The kernel's `rates`."""
+        """The compiled search's `rates`."""
         if self.price is None:
             rate = self.improvement_rate
             return rate, price(rate), self.spread_cost, SATURATED_RATE
@@ -60,7 +60,7 @@ class Settings:
 
 
 class FastPlanner:
-    """One of the kernel's searches for one latency model; keeps tables and constant arrays."""
+    """One of the compiled searches for one latency model; keeps tables and constant arrays."""
 
     def __init__(self, mode: int, model: LatencyModel, policy: str) -> None:
         self.model = model
@@ -135,7 +135,7 @@ class FastPlanner:
 
 
 def warm_up(model: LatencyModel) -> None:
-    """Makes the kernel ready to run: compiles it the first time, loads it after that."""
+    """Makes the compiled search ready to run: compiles it the first time, loads it after that."""
     _discard_stale_code()
     size = model.sp_sizes[0]
     FastPlanner(compiled.CDSP, model, "warm-up").plan(
@@ -144,7 +144,7 @@ def warm_up(model: LatencyModel) -> None:
 
 
 def _discard_stale_code() -> None:
-    """Drops compiled code that is older than any of the kernel's files.
+    """Drops compiled code that is older than any of its source files.
 
     numba itself only looks at the file of `solve`, not at those of the functions inside it.
     """

@@ -49,6 +49,7 @@ class ErrorReport:
     worst: Sample
 
     def to_dict(self) -> dict[str, Any]:
+        """As it stands under `fit` of a latency model file."""
         return {
             "samples": self.samples,
             "mean_relative_error": self.mean,

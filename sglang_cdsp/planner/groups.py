@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-Group = tuple[int, ...]
-"""Ordered instances; a later chunk's group starts with the earlier one's."""
+from sglang_cdsp.planner.types import Group
 
 
 def get_group(

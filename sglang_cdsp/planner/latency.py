@@ -138,6 +138,7 @@ class LatencyModel:
         )
 
     def save(self, path: str | Path) -> None:
+        """Writes the file that `load` reads."""
         Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 
 def pages(tokens: int, page_size: int) -> int:
+    """KV pages that hold so many tokens."""
     return -(-tokens // page_size)
 
 
@@ -71,6 +72,18 @@ def kv_demand(
         placed += tokens
         group = members
     return {i: need - (existing if i in history_instances else 0) for i, need in peak.items()}
+
+
+def fits(
+    chunks: Iterable[tuple[int, Sequence[int]]],
+    free_tokens: Sequence[int],
+    page_size: int,
+    history_tokens: int = 0,
+    history_instances: Sequence[int] = (),
+) -> bool:
+    """Whether every instance has the free KV slots that the chunks need of it."""
+    demand = kv_demand(chunks, page_size, history_tokens, history_instances)
+    return all(need <= free_tokens[i] for i, need in demand.items())
 
 
 def held_after(

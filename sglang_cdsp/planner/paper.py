@@ -1,13 +1,13 @@
 """Algorithms 1, 2 and 3 of Tetris in plain Python: the form that explains and that tests trust.
 
-`compiled/` is the same search compiled; the two agree to the bit (tests/planner/test_kernel.py).
+`compiled/` is the same search, compiled; the two agree to the bit (tests/planner/compiled).
 
 Decisions where the paper is silent or contradicts itself (see docs/planner.md):
 
 - Queue times inside the recursion follow Equation 2, relative to the end of the chunks already
-  placed, so at deeper levels the improvement rate weighs the remaining time. `absolute` is the
-  other reading, the worked example's: there it weighs the whole TTFT. At improvement rate 0 both
-  give the same plans. Here clocks are absolute and the difference is only in that comparison.
+  placed, so at deeper levels the improvement rate weighs the remaining time. Clocks are absolute
+  here, so that this shows only in the comparison of two sizes. The worked example reads it the
+  other way, by the whole TTFT (tests/planner/absolute.py); at rate 0 both give the same plans.
 - The chunk length is the closed-form root of Equation 1, rounded down to a page boundary. Shorter
   than the minimum chunk, or all that is left (an empty remainder), is illegal.
 - A group that cannot hold its shards is not a candidate; a chunk is cut to what its group can
@@ -20,7 +20,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang_cdsp.planner.problem import Candidate, Placement, Problem
+from sglang_cdsp.planner.problem import Candidate, Problem
+from sglang_cdsp.planner.types import Placement
 
 Report = Callable[[Candidate, str], None]
 """Called with each candidate (TTFT inf if it cannot run) and what became of it."""
@@ -32,7 +33,7 @@ ACCEPTED = "accepted, then beaten"
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Where the recursion stands: chunks placed, their end, and the sizes and members left."""
+    """A level of the recursion: chunks placed, their end, and the sizes and members left."""
 
     chunks: Placement
     clock_s: float
@@ -46,25 +47,21 @@ def ignore(candidate: Candidate, reason: str) -> None:
 
 def plan_single_chunk(problem: Problem, *, report: Report = ignore) -> Candidate | None:
     """Algorithm 2 alone: the whole prompt as one chunk, or None if no group can hold it now."""
-    return _single_chunk(problem, _first_level(problem), False, report)
+    return _single_chunk(problem, _first_level(problem), report)
 
 
-def plan_paper(
-    problem: Problem, *, absolute: bool = False, report: Report = ignore
-) -> Candidate | None:
+def plan_paper(problem: Problem, *, report: Report = ignore) -> Candidate | None:
     """Algorithm 1: the paper's chunked plan, or None if no group can hold the prompt now."""
-    return _schedule(problem, _first_level(problem), absolute, report)
+    return _schedule(problem, _first_level(problem), report)
 
 
 def _first_level(problem: Problem) -> Level:
     return Level((), 0.0, problem.sizes, (True,) * len(problem.queue_s))
 
 
-def _single_chunk(
-    problem: Problem, level: Level, absolute: bool, report: Report
-) -> Candidate | None:
+def _single_chunk(problem: Problem, level: Level, report: Report) -> Candidate | None:
     """Algorithm 2 at one level: a larger SP size must beat the last accepted one by the rate."""
-    origin = 0.0 if absolute else level.clock_s
+    origin = level.clock_s
     left = problem.tokens + problem.history_tokens - problem.placed(level.chunks)
     initial = problem.holders(level.chunks)
     best: Candidate | None = None
@@ -90,9 +87,9 @@ def _single_chunk(
     return best
 
 
-def _schedule(problem: Problem, level: Level, absolute: bool, report: Report) -> Candidate | None:
+def _schedule(problem: Problem, level: Level, report: Report) -> Candidate | None:
     """Algorithm 1 at one level: the base plan, or a chunk in front of the best plan of the rest."""
-    best = base = _single_chunk(problem, level, absolute, report)
+    best = base = _single_chunk(problem, level, report)
     if base is None or best is None:
         return None
     inside = tuple(i in base.group for i in range(len(problem.queue_s)))
@@ -113,7 +110,7 @@ def _schedule(problem: Problem, level: Level, absolute: bool, report: Report) ->
                 continue
             end = start + problem.row(current).predict(problem.placed(level.chunks), length)
             rest = Level(chunks, end, tuple(s for s in sizes if s >= larger), inside)
-            found = _schedule(problem, rest, absolute, report)
+            found = _schedule(problem, rest, report)
             if found is not None and found.ttft_s < best.ttft_s:
                 best = found
     return best

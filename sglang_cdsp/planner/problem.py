@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_cdsp.planner.errors import PoolViewError
-from sglang_cdsp.planner.groups import Group, get_group, straddles
+from sglang_cdsp.planner.groups import get_group, straddles
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.memory import (
+    fits,
     held_after,
     history_share,
-    kv_demand,
     longest_chunk,
     shard_share,
 )
-from sglang_cdsp.planner.types import PlannedChunk, PoolView, PromptView
+from sglang_cdsp.planner.types import Group, Placement, PlannedChunk, PoolView, PromptView
 
 NO_LIMIT = 1 << 60
 """Free slots of an instance when the pool view sets no limit."""
-
-Placement = tuple[tuple[int, Group], ...]
-"""A plan without times: (tokens, group) per chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +35,13 @@ class Candidate:
 
     @property
     def group(self) -> Group:
+        """Its last group, which holds all earlier ones."""
         return self.chunks[-1][1]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything the search reads.
+    """One planning problem: everything that the search reads.
 
     queue_s: remaining work in seconds, inf for instances that are down. sizes: candidate SP sizes,
     ascending, each with its row of Equation 1; the history's own group size is always among them.
@@ -113,8 +111,9 @@ class Problem:
 
     def fits(self, chunks: Placement) -> bool:
         """Whether every member has the KV slots that the chunks need (memory.py)."""
-        demand = kv_demand(chunks, self.page_size, self.history_tokens, self.history_group)
-        return all(need <= self.free_tokens[i] for i, need in demand.items())
+        return fits(
+            chunks, self.free_tokens, self.page_size, self.history_tokens, self.history_group
+        )
 
     def finish(
         self, chunks: Placement, clock_s: float, group: Group, spread: bool = False
@@ -175,10 +174,10 @@ def check_prompt(prompt: PromptView, pool: PoolView, page_size: int) -> None:
 
 
 def usable_sizes(prompt: PromptView, pool: PoolView, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The candidate sizes that the seats allow and that contain the history's group."""
+    """The candidate sizes that the pool has instances for and that contain the history's group."""
     held = len(prompt.history_instances)
-    seats = pool.size if pool.up is None else sum(pool.up)
-    usable = tuple(s for s in sizes if held <= s <= seats)
+    up = pool.size if pool.up is None else sum(pool.up)
+    usable = tuple(s for s in sizes if held <= s <= up)
     return tuple(sorted({*usable, held})) if held else usable
 
 

@@ -6,13 +6,15 @@ nearest arrival rate is looked up. Refreshing happens inside the planning call, 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from sglang_cdsp.planner.errors import UpdateError
+from sglang_cdsp.planner.errors import OptionError, UpdateError
 
 MAPPING_KEY = "improvement_rate_mapping"
 SIZES_KEY = "sp_size_candidates"
@@ -21,7 +23,7 @@ PERIOD_KEY = "improvement_rate_update_period"
 
 @dataclass(frozen=True, slots=True)
 class Regulation:
-    """What an update may change.
+    """The settings of the regulation, all of which an update may change.
 
     mapping: (arrival rate in requests/s, improvement rate in [0, 1)), ascending by arrival rate.
     sp_sizes: candidate SP sizes, ascending. period_s: seconds between look-ups.
@@ -91,10 +93,12 @@ class Regulator:
 
     @property
     def sp_sizes(self) -> tuple[int, ...]:
+        """The candidate SP sizes in force."""
         return self._regulation.sp_sizes
 
     @property
     def window_s(self) -> float:
+        """Length of the sliding window in seconds."""
         return self._window_s or self._regulation.period_s
 
     def observe_arrival(self, now_s: float) -> None:
@@ -153,6 +157,37 @@ class Regulator:
         edge = now_s - self.window_s
         while self._arrivals and self._arrivals[0] <= edge:
             self._arrivals.popleft()
+
+
+def make_regulator(
+    sizes: tuple[int, ...], rate: float, table: Mapping[str, Any] | None = None
+) -> Regulator:
+    """A pool's regulator: by the table of arrival rates, or one improvement rate for every load.
+
+    Raises:
+        UpdateError: the table is not one.
+    """
+    regulation = Regulation(((0.0, rate),), sizes)
+    if table is not None:
+        regulation = parse_regulation({MAPPING_KEY: table}, regulation, sizes)
+    return Regulator(regulation, allowed_sizes=sizes)
+
+
+def read_rates(path: Path, flag: str) -> Mapping[str, Any]:
+    """A table of improvement rates from a file: the mapping itself, or an object that holds one.
+
+    What is in it is checked by whoever applies it (`parse_regulation`).
+
+    Raises:
+        OptionError: the file cannot be read or is not JSON; names it after `flag`.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{flag} {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise OptionError(f"{flag} {path}: not JSON: {error}") from error
+    return data.get(MAPPING_KEY, data) if isinstance(data, dict) else data
 
 
 def _mapping(value: Any) -> tuple[tuple[float, float], ...]:

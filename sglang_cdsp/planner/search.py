@@ -29,11 +29,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sglang_cdsp.planner.paper import ACCEPTED, Report, ignore, plan_paper
-from sglang_cdsp.planner.problem import Candidate, Placement, Problem, instance_seconds
+from sglang_cdsp.planner.problem import Candidate, Problem, instance_seconds
+from sglang_cdsp.planner.types import Placement
 
 PRICE_SLOPE, PRICE_LIMIT = 20.0, 4.0
-"""The price of an instance-second, found under load with bench/simulated/planner_load.py: it rises
-with the improvement rate up to a limit at which a gain must cost the pool next to nothing."""
+"""The price of an instance-second, found under load with `python -m bench.simulated.planner_load`:
+it rises with the improvement rate up to a limit at which a gain must cost the pool next to nothing.
+"""
 
 SATURATED_RATE = 0.55
 """From this improvement rate on `cdsp` adds nothing to the paper's plan."""

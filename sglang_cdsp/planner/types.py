@@ -12,6 +12,12 @@ from typing import Any
 
 from sglang_cdsp.planner.errors import PoolViewError
 
+Group = tuple[int, ...]
+"""Ordered instances; a later chunk's group starts with the earlier one's."""
+
+Placement = tuple[tuple[int, Group], ...]
+"""A plan without times: (tokens, group) per chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
@@ -24,9 +30,11 @@ class PlannedChunk:
 
     @property
     def sp_size(self) -> int:
+        """Instances of its group."""
         return len(self.instances)
 
     def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
         return {
             "tokens": self.tokens,
             "sp_size": self.sp_size,
@@ -52,6 +60,7 @@ class Considered:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
         return {
             "chunks": [chunk.to_dict() for chunk in self.chunks],
             "ttft_s": self.ttft_s if math.isfinite(self.ttft_s) else None,
@@ -86,10 +95,17 @@ class Plan:
         return self.chunks[0].instances[0]
 
     @property
+    def placement(self) -> Placement:
+        """The plan without its times."""
+        return tuple((chunk.tokens, chunk.instances) for chunk in self.chunks)
+
+    @property
     def tokens(self) -> int:
+        """Tokens that it prefills."""
         return sum(chunk.tokens for chunk in self.chunks)
 
     def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
         return {
             "policy": self.policy,
             "ttft_s": self.ttft_s,
@@ -136,7 +152,7 @@ class PoolView:
 
     queue_s: remaining work (running and bound) in seconds, >= 0.
     free_tokens: KV slots neither held nor promised to a plan already bound; None = no limit.
-    up: False for a seat that is down (it is never planned on); None = all up.
+    up: False for an instance that is down (it is never planned on); None = all up.
     capacity_tokens: KV slots of the empty instance, for `Policy.check`; None = no limit.
     """
 
@@ -167,4 +183,5 @@ class PoolView:
 
     @property
     def size(self) -> int:
+        """Instances, up or down."""
         return len(self.queue_s)

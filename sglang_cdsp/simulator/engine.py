@@ -101,8 +101,8 @@ class _Run:
             self._router = DecodeRouter(setup, agenda, self._reserved, self._end)
         self._idle_pool = self._pool.view(0.0)
         self._longest_fit = 0
-        # Where the requests that arrived are.
-        self._arrived_count = self._at_door = self._done = self._failed = 0
+        # Where the requests that arrived are; those in `_reserving` wait for decode's slots.
+        self._arrived_count = self._reserving = self._done = self._failed = 0
         self._waiting: dict[str, Task] = {}
         self._bound: set[Task] = set()
         # Whether anything happened since the last step that a policy could act on.
@@ -148,7 +148,7 @@ class _Run:
             task.end_s = now
             self._report()
         elif self._router and self._setup.reserve_at_arrival:
-            self._at_door += 1
+            self._reserving += 1
             self._router.reserve(now, task)
         else:
             self._wait(now, task)
@@ -195,7 +195,7 @@ class _Run:
 
     def _reserved(self, now: float, task: Task) -> None:
         if task.plan is None:
-            self._at_door -= 1
+            self._reserving -= 1
             self._wait(now, task)
             return
         held_back, task.unsent = task.unsent, []
@@ -259,7 +259,7 @@ class _Run:
         self._done += 1
         self._report()
 
-    # -- books ------------------------------------------------------------------------------
+    # -- accounts ------------------------------------------------------------------------------
 
     def _report(self) -> None:
         over = self._done + self._failed
@@ -268,7 +268,7 @@ class _Run:
 
     def _account(self, now: float, count: int) -> None:
         """Requests in = waiting + bound + done + failed; the policy knows the same waiting ones."""
-        waiting = self._at_door + len(self._waiting)
+        waiting = self._reserving + len(self._waiting)
         here = waiting + len(self._bound) + self._done + self._failed
         if here != self._arrived_count:
             raise InvariantError(now, "-", f"{self._arrived_count} requests in, {here} accounted")
@@ -277,7 +277,7 @@ class _Run:
 
     def _check_end(self, now: float) -> None:
         left = next(iter((*self._waiting.values(), *self._bound)), None)
-        if left is not None or self._at_door:
+        if left is not None or self._reserving:
             rid = left.rid if left else "-"
             raise InvariantError(now, rid, "nothing will happen any more, and it has not ended")
         last = self._tasks[-1].rid if self._tasks else "-"

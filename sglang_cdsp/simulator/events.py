@@ -11,7 +11,7 @@ Event = tuple[float, int, Callable[[float, Any], None], Any]
 
 
 class Agenda:
-    """Events by time; those of one moment in the order in which they were made."""
+    """The agenda: events by time; those of one moment in the order in which they were made."""
 
     __slots__ = ("_made", "events")
 

@@ -17,7 +17,7 @@ from sglang_cdsp.simulator.task import Task
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """left: bytes still to go. rate: bytes per second now."""
+    """One transfer under way. left: bytes still to go. rate: bytes per second now."""
 
     task: Task
     senders: Sequence[int]

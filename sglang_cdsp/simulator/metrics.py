@@ -52,7 +52,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One policy's run. longest_wait_s: at most from an arrival to its first chunk's start."""
+    """The figures of one policy's run.
+
+    longest_wait_s: the longest time from an arrival to the start of its first chunk.
+    """
 
     ttft_s: Spread
     tbt_s: Spread
@@ -113,7 +116,8 @@ def light_load(setup: Setup, requests: Iterable[Request]) -> Summary:
 
 
 def within(summary: Summary, light: Summary, factor: float) -> bool:
-    """Whether a run holds: see the module's text."""
+    """Whether a run holds: no request failed, and P50 and P99 of TTFT and of TBT are at most
+    `factor` times those of `light`. What was not measured holds."""
     return not summary.failed and all(
         getattr(mine, name) <= factor * getattr(base, name) or mine.mean != mine.mean
         for mine, base in ((summary.ttft_s, light.ttft_s), (summary.tbt_s, light.tbt_s))

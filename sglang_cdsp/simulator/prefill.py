@@ -33,7 +33,7 @@ Noise = Callable[[int, int], float]
 
 
 class ChunkListener(Protocol):
-    """Whom the pool tells of chunks."""
+    """The listener that the pool tells of chunks."""
 
     def chunk_started(self, now: float, task: Task) -> None: ...
 
@@ -41,7 +41,7 @@ class ChunkListener(Protocol):
 
 
 class PrefillPool:
-    """Instances 0..n-1. Public attributes are to be read by others, not changed.
+    """The simulated prefill pool, instances 0..n-1. Others read its attributes, not change them.
 
     Attributes:
         free: KV slots promised to nobody, per instance.
@@ -91,7 +91,7 @@ class PrefillPool:
         self._bound += 1
         task.expected_s = now + chunks[-1].end_s
         task.joins, task.missing = _joins(now, task, plan)
-        task.slots = kv_demand([(c.tokens, c.instances) for c in chunks], self._setup.page_size)
+        task.slots = kv_demand(plan.placement, self._setup.page_size)
         self.take(now, task, task.slots)
         free_at, end = self._free_at, task.expected_s
         for i in members:

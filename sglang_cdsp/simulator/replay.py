@@ -8,46 +8,25 @@ its decisions are part of what is compared; near a tie a small error may turn in
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sglang_cdsp.planner.forced import ForcedPlan, fits, timed_plan
+from sglang_cdsp.planner.forced import timed_plan
 from sglang_cdsp.planner.latency import LatencyModel
-from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.planner.memory import fits
 from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+from sglang_cdsp.planner.views import after_plan
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SimulationError
+from sglang_cdsp.simulator.plan_log import Recorded, instances_named
 from sglang_cdsp.simulator.setup import Setup
-from sglang_cdsp.simulator.types import Request
 
 PERCENTILES = (50, 99)
-
-
-class PlanLogError(SimulationError):
-    """The plan log cannot be replayed; names the file, the line and what is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A finished request of the log. Arrivals count from the run's first.
-
-    bound_s: when it got its plan, on the same clock. ttft_s: as the server measured it.
-    chunk_s: how long each chunk took.
-    """
-
-    request: Request
-    policy: str
-    bound_s: float
-    chunks: ForcedPlan
-    ttft_s: float
-    chunk_s: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +64,7 @@ class Comparison:
 
 
 class RecordedPolicy(Policy):
-    """Gives every prompt the plan that it got, in the order in which plans were given."""
+    """The policy that gives every prompt the plan that it got, in the order they were given."""
 
     name = "recorded"
 
@@ -111,7 +90,7 @@ class RecordedPolicy(Policy):
             self._order.popleft()
             del self._waiting[prompt.rid]
             bound.append((prompt.rid, plan))
-            pool = self._behind(pool, plan)
+            pool = after_plan(pool, plan, prompt, self._page_size)
         return bound
 
     def waiting(self) -> tuple[str, ...]:
@@ -131,63 +110,6 @@ class RecordedPolicy(Policy):
     ) -> tuple[Plan | None, tuple[Considered, ...]]:
         return self.plan(prompt, pool), ()
 
-    def _behind(self, pool: PoolView, plan: Plan) -> PoolView:
-        """The pool as ``plan`` leaves it to the next."""
-        queue, free = list(pool.queue_s), list(pool.free_tokens or ())
-        chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
-        for i, slots in kv_demand(chunks, self._page_size).items():
-            queue[i] = plan.chunks[-1].end_s
-            if free:
-                free[i] -= slots
-        return replace(pool, queue_s=tuple(queue), free_tokens=tuple(free) or None)
-
-
-def read_plan_log(path: Path) -> tuple[Recorded, ...]:
-    """The finished requests of a plan log, by arrival; forced plans count like any other.
-
-    Raises:
-        PlanLogError: a line is not the server's, or nothing finished.
-    """
-    found: list[Recorded] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise PlanLogError(f"{path}: {error.strerror or error}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if record["outcome"] == "finished" and record["ttft_s"]["measured"] is not None:
-                found.append(_recorded(record))
-        except (ValueError, TypeError, KeyError) as error:
-            raise PlanLogError(
-                f"{path}: line {number}: not a line of --cdsp-plan-log: {error!r}"
-            ) from error
-    if not found:
-        raise PlanLogError(f"{path}: no request finished; record a run with --cdsp-plan-log")
-    first_s = min(r.request.arrival_s for r in found)
-    ordered = sorted(found, key=lambda r: r.request.arrival_s)
-    return tuple(
-        replace(
-            r,
-            request=replace(r.request, arrival_s=r.request.arrival_s - first_s),
-            bound_s=r.bound_s - first_s,
-        )
-        for r in ordered
-    )
-
-
-def _recorded(record: dict[str, Any]) -> Recorded:
-    arrival_s = float(record["arrival_s"])
-    chunks = record["chunks"]
-    return Recorded(
-        Request(str(record["rid"]), arrival_s, int(record["prompt_tokens"]), 1),
-        str(record["policy"]),
-        arrival_s + float(record["bound_s"]),
-        tuple((int(c["tokens"]), tuple(c["instances"])) for c in chunks),
-        float(record["ttft_s"]["measured"]),
-        tuple(float(c["end_s"]) - float(c["start_s"]) for c in chunks),
-    )
-
 
 def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Comparison:
     """Simulate the recorded arrivals; ``plans``: with the recorded plans, else planned anew.
@@ -198,7 +120,7 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
     Raises:
         SimulationError, PlannerError: the set-up is not the recorded pool's.
     """
-    named = 1 + max(i for r in recorded for _, group in r.chunks for i in group)
+    named = instances_named(recorded)
     if plans and named > setup.instances:
         raise SimulationError(
             f"the log's plans name {named} instances, the pool has {setup.instances}; give "

@@ -10,7 +10,7 @@ from sglang_cdsp.simulator.types import Record
 
 @dataclass(frozen=True)
 class Result:
-    """All of a run.
+    """The outcome of a run.
 
     records: in arrival order. end_s: when the last request ended. busy_s: per prefill instance,
     seconds of chunks. peak_slots: per prefill instance, most KV slots promised at once.

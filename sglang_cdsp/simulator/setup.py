@@ -10,7 +10,7 @@ from typing import Any
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.policies import PolicyOptions
-from sglang_cdsp.planner.regulator import MAPPING_KEY, Regulation, Regulator, parse_regulation
+from sglang_cdsp.planner.regulator import make_regulator
 from sglang_cdsp.simulator.errors import SetupError
 
 
@@ -120,9 +120,7 @@ class Setup:
         sizes = self.usable_sizes()
         regulator = None
         if self.improvement_rates is not None:
-            regulation = Regulation(((0.0, self.improvement_rate),), sizes)
-            table = {MAPPING_KEY: dict(self.improvement_rates)}
-            regulator = Regulator(parse_regulation(table, regulation, sizes), allowed_sizes=sizes)
+            regulator = make_regulator(sizes, self.improvement_rate, self.improvement_rates)
         return PolicyOptions(
             model=self.model,
             sp_sizes=sizes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from sglang_cdsp.planner.policies.registry import find
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.metrics import Summary, within
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
@@ -37,8 +38,12 @@ def variant(base: Setup, name: str) -> Setup:
 
 
 def is_regulated(name: str) -> bool:
-    """Whether the policy of that name has an improvement rate."""
-    return name == "single-chunk" or name.split("-")[0] == "cdsp"
+    """Whether the policy of that name, any of the planner's or UNIFIED, has an improvement rate.
+
+    Raises:
+        OptionError: there is no such policy.
+    """
+    return name != UNIFIED and find(name)[0].regulated
 
 
 def max_speed(

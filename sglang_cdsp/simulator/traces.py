@@ -39,7 +39,7 @@ def _date_s(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Format:
-    """Which fields hold what, and how a time is read into seconds."""
+    """A trace format: which fields hold what, and how a time is read into seconds."""
 
     time: str
     prompt: str

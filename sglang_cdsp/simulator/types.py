@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of a request; times are None when it did not get that far.
+    """The outcome of a request; times are None when it did not get that far.
 
     chunks: as they ran, absolute times. bound_s: when it got its plan. first_token_s: home sampled
     the first token. transferred_s: all its KV is at decode. decode_s: it joined decode's batch.

@@ -32,6 +32,8 @@ from sglang_cdsp.simulator.task import Task
 
 @dataclass(eq=False)
 class _Group:
+    """A decode group: its instances, the batch that they run, and how many requests are in it."""
+
     instances: tuple[int, ...]
     batch: Batch
     tasks: int = 0

@@ -1,9 +1,7 @@
 """Server processes that never outlive the program that started them."""
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +20,6 @@ TERMINATE_GRACE_S = 10.0
 ORPHAN_GRACE_S = 1.0
 """How long a server's children may outlive it: they end with it, or not at all by themselves."""
 
-_PORTS = range(20_000, 32_000)  # below the range that the kernel gives to outgoing connections
 _LOG_TAIL_LINES = 40
 
 
@@ -32,7 +29,15 @@ class ServerFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Command:
-    """What to run as one server."""
+    """The command of one server, and how to see that it is healthy.
+
+    Attributes:
+        name: of the server.
+        arguments: its command line.
+        health_url: answers 200 once it serves.
+        cpus: cores that it may use; None for all.
+        environment: variables beside this program's own.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -202,18 +207,3 @@ def _wait_while(condition: Callable[[], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and condition():
         time.sleep(0.1)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ``count`` different TCP ports that nobody on this machine listens on."""
-    found: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if len(found) == count:
-            break
-        with socket.socket() as probe:
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-        found.append(port)
-    return found

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.testing.commands import as_prefill, decode_command, router_command, server_command
 from sglang_cdsp.testing.processes import (
     Command,
     ServerGroup,
     ServerProcess,
-    free_ports,
     wait_until_healthy,
 )
 
@@ -166,8 +166,8 @@ def prefill_only(
 ) -> Deployment:
     """Plan a prefill server alone.
 
-    A request with ``bootstrap_host`` 2.2.2.2 is answered with its first token without any decode
-    server; SGLang warms prefill servers up that way.
+    Requests of ``testing.first_token`` are answered without any decode server; SGLang warms
+    prefill servers up that way.
     """
     ports = iter(free_ports(_MOST_PORTS))
     both = as_prefill(next(ports), flags)
@@ -221,7 +221,7 @@ def running(
 
 
 class _ProgressReport:
-    """Turns health answers and log markers into a line when something changed."""
+    """The progress of a start: says a line when a health answer or a log marker changed."""
 
     def __init__(self, servers: Sequence[ServerProcess], say: Callable[[str], None]):
         self._servers = servers

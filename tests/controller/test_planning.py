@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sglang_cdsp.args import CdspArgs
-from sglang_cdsp.controller.planning import Planning, make_planning, read_rates
+from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 
@@ -42,7 +42,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rates.json"
     path.write_text("{")
     with pytest.raises(ValueError, match=r"--cdsp-improvement-rates .*rates\.json: not JSON"):
-        read_rates(path)
+        planning(improvement_rates=str(path))
 
 
 def test_unknown_policies_and_sizes_are_refused() -> None:

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 import psutil
 import pytest
 import zmq
-from sglang.srt.utils.network import is_port_available
 from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.controller import startup
 from sglang_cdsp.controller.startup import (
-    QUIET_PORTS,
     PoolIncompleteError,
     await_hellos,
-    default_sp_sizes,
     open_store,
-    quiet_ports,
 )
 from sglang_cdsp.protocol.addresses import PoolAddresses, pool_addresses, publish_addresses
 from sglang_cdsp.protocol.messages import Hello, Ready, encode_report
@@ -67,24 +63,6 @@ def test_a_pool_that_is_not_whole_must_not_serve(
     ranks.send(encode_report(hello(0, 0)))
     with pytest.raises(PoolIncompleteError, match=r"only \d of 4 schedulers .* tested sglang"):
         await_hellos(reports, 2, 2)
-
-
-def test_default_sizes_are_the_powers_of_two_up_to_the_pool() -> None:
-    assert default_sp_sizes(1) == (1,)
-    assert default_sp_sizes(6) == (1, 2, 4)
-    assert default_sp_sizes(8) == (1, 2, 4, 8)
-
-
-def test_quiet_ports_are_free_and_distinct() -> None:
-    ports = quiet_ports(3)
-    assert len(set(ports)) == 3
-    assert all(port in QUIET_PORTS and is_port_available(port) for port in ports)
-
-
-def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "is_port_available", lambda port: False)
-    with pytest.raises(OSError, match="only 0 of 2 ports are free"):
-        quiet_ports(2)
 
 
 def test_addresses_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
 """The demonstration's table and what it reads from the plan log."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.demo.client import (
@@ -10,7 +8,6 @@ from sglang_cdsp.demo.client import (
     describe_plan,
     format_table,
     queue_seconds,
-    read_plan_log,
 )
 
 
@@ -57,10 +54,3 @@ def test_the_table_is_sorted_by_length_and_joined_by_request_id() -> None:
     assert head.split()[-2:] == ["plan:", "tokens@SP[instances]"]
     assert short.split() == ["100", "-", "0.50", "10.0", "-"]
     assert long.split() == ["2000", "0.50", "1.50", "20.0", "2000@2[0,2]"]
-
-
-def test_the_plan_log_is_read_by_request_id(tmp_path: Path) -> None:
-    log = tmp_path / "plans.jsonl"
-    assert read_plan_log(log) == {}
-    log.write_text("\n".join(json.dumps(entry(rid, 0.0)) for rid in "ab") + "\n\n")
-    assert set(read_plan_log(log)) == {"a", "b"}

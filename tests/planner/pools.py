@@ -53,8 +53,8 @@ def cases(draw: st.DrawFn, *, limited: bool | None = None, history: bool | None 
     page = draw(st.sampled_from((1, 16, 64)))
     held: tuple[int, ...] = ()
     if history or (history is None and draw(st.booleans())):
-        seats = [i for i in range(n) if up is None or up[i]]
-        held = tuple(draw(st.permutations(seats))[: draw(st.integers(1, min(3, len(seats))))])
+        alive = [i for i in range(n) if up is None or up[i]]
+        held = tuple(draw(st.permutations(alive))[: draw(st.integers(1, min(3, len(alive))))])
     cached = draw(st.integers(1, 2000)) * page if held else 0
     limit = draw(st.booleans()) if limited is None else limited
     free = tuple(draw(st.lists(st.integers(0, 90_000), min_size=n, max_size=n))) if limit else None

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.planner import Coefficients, LatencyModel, LatencyModelError, Sample, fit_model
-from sglang_cdsp.planner.fit import fit_coefficients, relative_errors, split_grid
+from sglang_cdsp.planner import Coefficients, LatencyModel, LatencyModelError
+from sglang_cdsp.planner.fit import Sample, fit_coefficients, fit_model, relative_errors, split_grid
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 HISTORIES = (0, 2048, 4096, 8192)

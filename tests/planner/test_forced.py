@@ -1,14 +1,20 @@
-"""Plans that come with a request, and which requests a pool takes at all."""
+"""Plans that come with a request: what is refused, and their times."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
 
-from sglang_cdsp.planner.forced import ForcedPlanError, fits, parse_plan, timed_plan
+from sglang_cdsp.planner.errors import ForcedPlanError
+from sglang_cdsp.planner.forced import parse_plan, timed_plan
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
+from sglang_cdsp.planner.policies import make_policy
 from sglang_cdsp.planner.types import PoolView
+from tests.planner.pools import Case, cases, quick
 
 MODEL = LatencyModel(
     ((1, Coefficients(1.0, 0.01, 0.0, 0.0)), (2, Coefficients(2.0, 0.005, 1e-4, 0.0)))
@@ -63,12 +69,14 @@ def test_a_group_outside_the_profiled_sizes_is_timed_by_the_nearest() -> None:
     assert plan.ttft_s == pytest.approx(MODEL.predict(2, 0, 100))
 
 
-@pytest.mark.parametrize(("free", "expected"), [((64, 32), True), ((63, 32), False)])
-def test_slots_needed(free: tuple[int, ...], expected: bool) -> None:
-    """64 tokens on one instance; then 64 more on two: 2 of 4 pieces, so 32 each.
-
-    Instance 0 keeps its 64 until the end of the second chunk, so it needs 96 in all; instance 1
-    gets half the history and its shard.
-    """
-    chunks = ((64, (0,)), (64, (0, 1)))
-    assert fits(chunks, (free[0] + 32, free[1] + 32), 16) is expected
+@quick
+@given(cases(history=False))
+def test_a_policys_plan_can_be_forced_and_gets_the_same_times(case: Case) -> None:
+    options = dataclasses.replace(case.options, spread_cost=0.0)
+    plan = make_policy("cdsp", options).plan(case.prompt, case.pool)
+    assume(plan is not None)
+    assert plan is not None
+    raw = json.loads(json.dumps(plan.placement))
+    chunks = parse_plan(raw, case.prompt.tokens, case.pool.size, options.page_size)
+    assert chunks == plan.placement
+    assert timed_plan(chunks, options.model, case.pool).chunks == plan.chunks

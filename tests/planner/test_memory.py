@@ -1,10 +1,12 @@
 """The KV rule: on the safe side of what the layout really holds, and not far from it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
 from sglang_cdsp.planner.memory import (
+    fits,
     held_after,
     history_share,
     kv_demand,
@@ -85,3 +87,14 @@ def test_the_longest_chunk_is_the_longest_that_fits(room: int, size: int, page: 
     longest = longest_chunk(room, size, page)
     assert longest == 0 or shard_share(longest, size, page) <= room
     assert shard_share(longest + 1, size, page) > room
+
+
+@pytest.mark.parametrize(("free", "expected"), [((64, 32), True), ((63, 32), False)])
+def test_slots_needed(free: tuple[int, ...], expected: bool) -> None:
+    """64 tokens on one instance; then 64 more on two: 2 of 4 pieces, so 32 each.
+
+    Instance 0 keeps its 64 until the end of the second chunk, so it needs 96 in all; instance 1
+    gets half the history and its shard.
+    """
+    chunks = ((64, (0,)), (64, (0, 1)))
+    assert fits(chunks, (free[0] + 32, free[1] + 32), 16) is expected

@@ -1,5 +1,7 @@
 """The paper's own numbers, and plans checked against a second implementation."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,8 @@ from sglang_cdsp.planner import (
     make_policy,
 )
 from sglang_cdsp.planner.paper import plan_paper, plan_single_chunk
-from sglang_cdsp.planner.problem import Problem, make_problem
+from sglang_cdsp.planner.problem import Candidate, Problem, make_problem
+from tests.planner.absolute import plan_absolute
 from tests.planner.pools import MODEL
 
 K = 1024
@@ -80,12 +83,14 @@ def four_instances(t0: float, t1: float, tokens: int) -> Problem:
     return make_problem(PromptView("r", tokens), pool, MODEL, (1, 2, 4))
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-def test_the_four_instance_walk_through(absolute: bool) -> None:
+@pytest.mark.parametrize("plan", [plan_paper, plan_absolute])
+def test_the_four_instance_walk_through(
+    plan: Callable[[Problem], Candidate | None],
+) -> None:
     t0, t1, tokens = 0.5, 1.2, 64 * K
     problem = four_instances(t0, t1, tokens)
     single = plan_single_chunk(problem)
-    found = plan_paper(problem, absolute=absolute)
+    found = plan(problem)
     assert single is not None
     assert found is not None
     assert single.group == (3, 2, 0, 1) or set(single.group) == {0, 1, 2, 3}

@@ -10,6 +10,7 @@ from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
 from sglang_cdsp.planner import Plan, PoolView, PromptView, make_policy
 from sglang_cdsp.planner.paper import plan_paper
 from sglang_cdsp.planner.policies.rivals import IDLE_S
+from tests.planner.absolute import plan_absolute
 from tests.planner.pools import MODEL, Case, cases, quick
 
 OURS = ("cdsp", "cdsp-paper", "single-chunk")
@@ -77,7 +78,7 @@ def test_every_plan_is_sound(policy: str, case: Case) -> None:
         before = chunk.instances
     assert plan.home == plan.chunks[0].instances[0]
     assert plan.instances == before
-    # Only seats that are up, only SP sizes that were allowed.
+    # Only instances that are up, only SP sizes that were allowed.
     assert pool.up is None or all(pool.up[i] for i in plan.instances)
     if policy in (*OURS, "loongserve"):
         allowed = {*options.sp_sizes, len(prompt.history_instances)}
@@ -172,7 +173,7 @@ def test_both_readings_of_the_queue_times_agree_at_rate_0(case: Case) -> None:
     case = dataclasses.replace(
         case, options=dataclasses.replace(case.options, improvement_rate=0.0)
     )
-    assert plan_paper(case.problem) == plan_paper(case.problem, absolute=True)
+    assert plan_paper(case.problem) == plan_absolute(case.problem)
 
 
 @quick

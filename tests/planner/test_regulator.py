@@ -1,10 +1,12 @@
 """Regulation: window, nearest entry, period, updates whole or not at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.planner import Regulation, Regulator, UpdateError
+from sglang_cdsp.planner import OptionError, Regulation, Regulator, UpdateError
+from sglang_cdsp.planner.regulator import make_regulator, read_rates
 
 TABLE = ((0.5, 0.05), (1.0, 0.3), (2.0, 0.6))
 
@@ -114,3 +116,28 @@ def test_a_bad_update_changes_nothing(update: object, message: str) -> None:
 def test_a_regulator_needs_a_table() -> None:
     with pytest.raises(UpdateError, match="at least one mapping entry"):
         Regulator(Regulation((), (1,)))
+
+
+def test_a_pool_without_a_table_has_one_rate_at_every_load() -> None:
+    r = make_regulator((1, 2), 0.25)
+    feed(r, 0.0, 60.0, 0.1)
+    assert r.refresh(60.0) == 0.25
+    assert make_regulator((1, 2), 0.25, {"0.5": 0.05, "4": 0.6}).rate == 0.05
+    with pytest.raises(UpdateError, match="must map arrival rates"):
+        make_regulator((1, 2), 0.25, [0.5])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_table_is_read_bare_or_as_an_update(tmp_path: Path, wrapped: bool) -> None:
+    path, table = tmp_path / "rates.json", {"0.5": 0.1, "2": 0.4}
+    path.write_text(json.dumps({"improvement_rate_mapping": table} if wrapped else table))
+    assert read_rates(path, "--flag") == table
+
+
+def test_a_file_that_is_no_table_is_named_with_its_flag(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text("{")
+    with pytest.raises(OptionError, match=r"^--flag .*rates\.json: not JSON"):
+        read_rates(path, "--flag")
+    with pytest.raises(OptionError, match=r"^--flag .*: Is a directory"):
+        read_rates(tmp_path, "--flag")

@@ -8,7 +8,8 @@ from typing import Any
 
 from sglang_cdsp.planner import Coefficients, LatencyModel, Plan, PoolView, PromptView
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
-from sglang_cdsp.planner.problem import Candidate, Placement, Problem
+from sglang_cdsp.planner.problem import Candidate, Problem
+from sglang_cdsp.planner.types import Placement
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
 from sglang_cdsp.simulator.types import Request
 

@@ -17,7 +17,7 @@ from sglang_cdsp.planner import (
     PromptView,
     builtin_model,
 )
-from sglang_cdsp.planner.problem import Placement
+from sglang_cdsp.planner.types import Placement
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import InvariantError, SetupError
 from sglang_cdsp.simulator.result import Result

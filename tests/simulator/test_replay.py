@@ -1,96 +1,25 @@
 """Replay: what a plan log says, and the same run once more."""
 
-import json
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.__main__ import main
 from sglang_cdsp.simulator.engine import simulate
+from sglang_cdsp.simulator.plan_log import read_plan_log
 from sglang_cdsp.simulator.replay import (
     Comparison,
-    PlanLogError,
     chunk_errors,
     fitted_speed,
-    read_plan_log,
     replay,
 )
-from sglang_cdsp.simulator.types import Record, Request
+from sglang_cdsp.simulator.types import Request
+from tests.simulator.plan_logs import line, lines_of, write
 from tests.simulator.small_worlds import LINEAR, world
-
-STARTED_S = 5000.0
-"""The server's clock when the run began."""
-
-
-def line(
-    rid: str,
-    arrival_s: float,
-    bound_s: float,
-    ttft_s: float | None,
-    *chunks: tuple[int, list[int], float, float],
-) -> dict[str, Any]:
-    """A line of the log; times after the arrival but for the arrival itself."""
-    return {
-        "rid": rid,
-        "prompt_tokens": sum(chunk[0] for chunk in chunks),
-        "policy": "cdsp-paper",
-        "arrival_s": STARTED_S + arrival_s,
-        "bound_s": bound_s,
-        "ttft_s": {"predicted": 1.0, "measured": ttft_s},
-        "chunks": [
-            {"tokens": tokens, "instances": group, "start_s": start, "end_s": end}
-            for tokens, group, start, end in chunks
-        ],
-        "outcome": "finished" if ttft_s is not None else "aborted",
-        "error": "",
-    }
-
-
-def lines_of(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """What a server would have logged of simulated requests, in the order of their ends."""
-    found = []
-    for record in records:
-        request, at = record.request, record.request.arrival_s
-        assert record.bound_s is not None
-        assert record.ttft_s is not None
-        chunks = [(c.tokens, [*c.instances], c.start_s - at, c.end_s - at) for c in record.chunks]
-        found.append(line(request.rid, at, record.bound_s - at, record.ttft_s, *chunks))
-    return sorted(found, key=lambda row: row["arrival_s"] + row["ttft_s"]["measured"])
-
-
-def write(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
-    return path
-
-
-def test_the_log_is_read_by_arrival_from_the_first(tmp_path: Path) -> None:
-    log = [
-        line("late", 3.0, 0.25, 1.0, (1000, [0], 0.5, 1.0)),
-        line("gone", 1.0, 0.0, None, (9, [0], 0.0, 0.1)),
-        line("first", 2.0, 0.0, 2.5, (500, [1], 0.0, 0.5), (800, [1, 0], 0.5, 2.0)),
-    ]
-    first, late = read_plan_log(write(tmp_path / "log", log))
-    assert first.request == Request("first", 0.0, 1300, 1)
-    assert late.request == Request("late", 1.0, 1000, 1)
-    assert (late.bound_s, late.ttft_s, late.chunk_s) == (1.25, 1.0, (0.5,))
-    assert first.chunks == ((500, (1,)), (800, (1, 0)))
-
-
-@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"outcome": "aborted"}\n[]'])
-def test_a_log_that_is_none_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "log"
-    path.write_text(text)
-    with pytest.raises(PlanLogError, match=str(path)):
-        read_plan_log(path)
-    with pytest.raises(PlanLogError, match="no-such"):
-        read_plan_log(tmp_path / "no-such")
 
 
 def test_errors_reckoned_by_hand(tmp_path: Path) -> None:
@@ -166,32 +95,3 @@ def test_percentiles_are_the_benchmarks() -> None:
     said = Comparison(real, simulated).to_dict()
     assert said["p50_ttft_error"] == pytest.approx(2.65 / 2.5 - 1)
     assert said["p99_ttft_s"] == pytest.approx(3.97)
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = write(tmp_path / "log", [line("a", 0.0, 0.0, 0.8, (1000, [0, 1], 0.0, 0.8))])
-    model, out = tmp_path / "model.json", tmp_path / "out"
-    LINEAR.save(model)
-    command = ["replay", str(log), "--latency-model", str(model)]
-    assert main([*command, "--json", "--out", str(out), "--improvement-rate", "0"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["policy"] == "cdsp-paper"
-    for way in ("recorded plans", "planned anew"):
-        assert said["replays"][way]["request_error"]["mean"] == pytest.approx(0.375)
-    assert said["chunk_error"]["worst"] == pytest.approx(0.375)
-    assert json.loads(out.read_text())["recorded_plans_s"] == pytest.approx(0.5)
-    assert main(command) == 0
-    assert "recorded plans" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "flags", [("--instances", "1"), ("--kv-tokens", "0"), ("--policy", "nonsense")]
-)
-def test_wrong_flags_get_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
-) -> None:
-    log = write(tmp_path / "log", [line("a", 0.0, 0.0, 0.8, (1000, [0, 1], 0.0, 0.8))])
-    model = tmp_path / "model.json"
-    LINEAR.save(model)
-    assert main(["replay", str(log), "--latency-model", str(model), *flags]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

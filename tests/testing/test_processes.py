@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.testing.processes import (
     Command,
     ServerFailedError,
     ServerGroup,
-    free_ports,
     wait_until_healthy,
 )
 from sglang_cdsp.testing.reaper import session_members
@@ -154,7 +154,3 @@ def test_progress_names_every_server(tmp_path: Path) -> None:
 def test_servers_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="same name"):
         together(plan_of(stubborn_command()), plan_of(stubborn_command()))
-
-
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports(50))) == 50

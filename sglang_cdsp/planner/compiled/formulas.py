@@ -11,18 +11,21 @@ from sglang_cdsp.planner.compiled.arrays import SIZES, A, B, C, D, Given, Joined
 
 @inner
 def history_share(tokens: int, size: int, page: int) -> int:
+    """memory.history_share."""
     pages = -(-tokens // page)
     return -(-pages // size) * page
 
 
 @inner
 def shard_share(tokens: int, size: int, page: int) -> int:
+    """memory.shard_share."""
     pages = -(-tokens // page)
     return pages * page if size == 1 else 2 * -(-pages // (2 * size)) * page
 
 
 @inner
 def predict(f: Any, g: Given, s: int, straddles: bool, placed: int, tokens: int) -> float:
+    """Equation 1 in seconds: `tokens` after `placed` on a group of sizes[s]."""
     x = 1.0 + g.spread_cost if straddles else 1.0
     a, b, c, d = f[A, s] * x, f[B, s] * x, f[C, s] * x, f[D, s] * x
     return a + tokens * (b + c * placed + d * tokens)

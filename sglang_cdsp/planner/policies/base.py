@@ -29,8 +29,8 @@ class Policy(ABC):
     def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
         """The plans to start now, in order. Each sees the pool as the ones before leave it.
 
-        A prompt whose history lies on a seat that is down waits: let it finish, and arrive again
-        without that history.
+        A prompt whose history lies on an instance that is down waits: let it finish, and arrive
+        again without that history.
         """
 
     @abstractmethod

@@ -18,7 +18,7 @@ from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
 
 class Chunkwise(FirstComePolicy):
-    """A first-come policy whose plans the kernel finds. `mode` is one of the kernel's."""
+    """A first-come policy whose plans the compiled search finds; `mode` is one of its own."""
 
     mode: int
 
@@ -41,7 +41,7 @@ class Chunkwise(FirstComePolicy):
         return self.plan_at(prompt, pool, None)
 
     def plan_at(self, prompt: PromptView, pool: PoolView, price: float | None) -> Plan | None:
-        """The kernel's plan; `price` as in Settings."""
+        """The compiled search's plan; `price` as in Settings."""
         options = self.options
         model = options.current_model()
         if model is not self._fast.model:
@@ -57,7 +57,7 @@ class Chunkwise(FirstComePolicy):
 
 
 class Cdsp(Chunkwise):
-    """Chunks over growing groups of the whole pool, each growth paid for (search.py)."""
+    """The policy `cdsp`: chunks over growing groups of the whole pool, each growth paid for."""
 
     name = "cdsp"
     mode = CDSP
@@ -67,7 +67,7 @@ class Cdsp(Chunkwise):
 
 
 class CdspPaper(Chunkwise):
-    """Algorithm 1: chunks inside the group that Algorithm 2 chose."""
+    """The policy `cdsp-paper`: Algorithm 1, chunks inside the group that Algorithm 2 chose."""
 
     name = "cdsp-paper"
     mode = PAPER
@@ -77,7 +77,7 @@ class CdspPaper(Chunkwise):
 
 
 class SingleChunk(Chunkwise):
-    """Algorithm 2 alone: one chunk on the group that the improvement rate allows."""
+    """The policy `single-chunk`: Algorithm 2 alone, one chunk on the group the rate allows."""
 
     name = "single-chunk"
     mode = SINGLE

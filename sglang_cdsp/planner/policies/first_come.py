@@ -11,27 +11,27 @@ from abc import abstractmethod
 from dataclasses import replace
 
 from sglang_cdsp.planner.errors import PromptTooLongError
-from sglang_cdsp.planner.memory import history_share, kv_demand, longest_chunk
+from sglang_cdsp.planner.memory import longest_chunk
 from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.base import Policy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import (
     NO_LIMIT,
     Candidate,
-    Placement,
     Problem,
     instance_seconds,
     make_problem,
     timed,
 )
-from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+from sglang_cdsp.planner.types import Considered, Placement, Plan, PoolView, PromptView
+from sglang_cdsp.planner.views import after_plan, empty_pool
 
 Reported = tuple[Candidate, str]
 """What a search reports: a candidate and what became of it."""
 
 
 class FirstComePolicy(Policy):
-    """Keeps the arrival order; a subclass says which plan one prompt gets at one pool state."""
+    """A policy that keeps the arrival order; a subclass says which plan a prompt gets now."""
 
     def __init__(self, options: PolicyOptions) -> None:
         self.options = options
@@ -132,34 +132,6 @@ class FirstComePolicy(Policy):
             improvement_rate=options.current_rate(),
             spread_cost=options.spread_cost,
         )
-
-
-def empty_pool(prompt: PromptView, pool: PoolView, page_size: int) -> PoolView:
-    """The pool with every seat up and nothing in it but the prompt's own history."""
-    free = pool.capacity_tokens
-    if free is not None and prompt.history_instances:
-        share = history_share(prompt.history_tokens, len(prompt.history_instances), page_size)
-        free = tuple(
-            max(0, f - share) if i in prompt.history_instances else f for i, f in enumerate(free)
-        )
-    return PoolView((0.0,) * pool.size, free, pool.instances_per_node, None, pool.capacity_tokens)
-
-
-def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -> PoolView:
-    """The pool as the next prompt must see it: the last group is busy until the plan ends."""
-    queue = list(pool.queue_s)
-    for i in plan.instances:
-        queue[i] = plan.ttft_s
-    free = pool.free_tokens
-    if free is not None:
-        demand = kv_demand(
-            [(chunk.tokens, chunk.instances) for chunk in plan.chunks],
-            page_size,
-            prompt.history_tokens,
-            prompt.history_instances,
-        )
-        free = tuple(f - demand.get(i, 0) for i, f in enumerate(free))
-    return replace(pool, queue_s=tuple(queue), free_tokens=free)
 
 
 def explained(

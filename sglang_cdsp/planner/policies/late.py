@@ -35,11 +35,11 @@ from dataclasses import dataclass, replace
 from sglang_cdsp.planner.compiled import CDSP
 from sglang_cdsp.planner.paper import Report, ignore
 from sglang_cdsp.planner.policies.chunkwise import Chunkwise
-from sglang_cdsp.planner.policies.first_come import after_plan, empty_pool
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
 from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+from sglang_cdsp.planner.views import after_plan, empty_pool
 
 PATIENCE = 3.0
 """How many times its own seconds a prompt lets later ones pass."""
@@ -73,15 +73,15 @@ Key = tuple[int, float, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a prompt needs in an idle pool: seconds on its fastest group, and the instance-seconds
-    of its cheapest."""
+    """The need of a prompt in an idle pool: seconds on its fastest group, instance-seconds (`work`)
+    on its cheapest."""
 
     seconds: float
     work: float
 
 
 class CdspLate(Chunkwise):
-    """Chunk plans by price, made when they can start, in order of due time."""
+    """The policy `cdsp-late`: chunk plans by price, made when they can start, by due time."""
 
     name = "cdsp-late"
     mode = CDSP
@@ -137,7 +137,7 @@ class CdspLate(Chunkwise):
                 continue  # its history is out of reach: it alone waits
             plan = self.plan_at(prompt, pool, self._price(seconds, behind / pool.size))
             if plan is None and self._hopeless(prompt, pool):
-                continue  # too many seats are down: it alone waits
+                continue  # too many instances are down: it alone waits
             if plan is None or plan.chunks[0].start_s > LEAD_S:
                 break
             pool = after_plan(pool, plan, prompt, self.options.page_size)
@@ -178,7 +178,7 @@ class CdspLate(Chunkwise):
         return min(TOP_PRICE, seconds * (idle + QUEUE_PRICE * max(0.0, behind)))
 
     def _hopeless(self, prompt: PromptView, pool: PoolView) -> bool:
-        """Whether the seats that are up could not hold the prompt even if they were empty."""
+        """Whether the instances that are up could not hold the prompt even if they were empty."""
         if pool.up is None:
             return False
         empty = empty_pool(prompt, pool, self.options.page_size)

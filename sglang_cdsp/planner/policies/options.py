@@ -12,13 +12,18 @@ from sglang_cdsp.planner.regulator import Regulator
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """model: Equation 1. sp_sizes: candidate SP sizes (any integers the model covers).
+    """The options of a policy; one that has no use for an option ignores it.
 
-    page_size: KV page in tokens; chunk boundaries are multiples of it. min_chunk: fewest tokens
-    in any chunk but the last. improvement_rate: used when there is no `regulator`; with one, the
-    rate and the SP sizes come from it. correction: the model corrected online, if given.
-    spread_cost: by which fraction `cdsp` reckons a chunk slower if its group touches more nodes
-    than its size needs; the latency model does not see nodes.
+    Attributes:
+        model: Equation 1.
+        sp_sizes: candidate SP sizes, ascending (any integers the model covers).
+        page_size: KV page in tokens; chunk boundaries are multiples of it.
+        min_chunk: fewest tokens in any chunk but the last.
+        improvement_rate: used when there is no `regulator`.
+        regulator: with one, the improvement rate and the SP sizes come from it.
+        correction: the model corrected online, if given.
+        spread_cost: by which fraction `cdsp` reckons a chunk slower if its group touches more
+            nodes than its size needs; the latency model does not see nodes.
     """
 
     model: LatencyModel
@@ -44,15 +49,22 @@ class PolicyOptions:
             raise OptionError(f"minimum chunk is {self.min_chunk}; it must be at least 1 token")
         if not 0 <= self.improvement_rate < 1:
             raise OptionError(f"improvement rate is {self.improvement_rate}; it must be in [0, 1)")
-
         if not 0 <= self.spread_cost <= 100:
             raise OptionError(f"spread cost is {self.spread_cost}; it must be in [0, 100]")
 
     def current_model(self) -> LatencyModel:
+        """The model to plan with, corrected if there is a correction."""
         return self.correction.model if self.correction else self.model
 
     def current_sizes(self) -> tuple[int, ...]:
+        """The candidate SP sizes now."""
         return self.regulator.sp_sizes if self.regulator else self.sp_sizes
 
     def current_rate(self) -> float:
+        """The improvement rate now."""
         return self.regulator.rate if self.regulator else self.improvement_rate
+
+
+def default_sp_sizes(instances: int) -> tuple[int, ...]:
+    """The candidate SP sizes of a pool where none are named: powers of two up to its instances."""
+    return tuple(2**k for k in range(instances.bit_length()) if 2**k <= instances)

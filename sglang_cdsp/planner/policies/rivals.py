@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.memory import shard_share
 from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
@@ -19,7 +18,7 @@ Searched = tuple[Candidate | None, float | None]
 
 
 class FixedSP(FirstComePolicy):
-    """`fixed-sp:K`: the pool is cut into groups of K once; a prompt goes to the least queue.
+    """The policy `fixed-sp:K`: the pool is cut into groups of K once; least queue.
 
     Group g is instances [gK, (g+1)K); what is left over is not used, as in a static deployment.
     """
@@ -43,7 +42,7 @@ class FixedSP(FirstComePolicy):
 
 
 class DataParallel(FixedSP):
-    """`data-parallel`: one instance a prompt, the one with the least queue."""
+    """The policy `data-parallel`: one instance a prompt, the one with the least queue."""
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options, 1)
@@ -51,7 +50,7 @@ class DataParallel(FixedSP):
 
 
 class Threshold(FirstComePolicy):
-    """`threshold:N`: one instance (least queue) below N uncached tokens, the whole pool above.
+    """The policy `threshold:N`: one instance (least queue) below N uncached tokens, else the pool.
 
     The whole pool is every instance that is up. A prompt below N that no single instance could
     ever hold goes to the whole pool too.
@@ -74,7 +73,7 @@ class Threshold(FirstComePolicy):
 
 
 class LoongServe(FirstComePolicy):
-    """`loongserve`: the largest useful group of idle instances, one request at a time.
+    """The policy `loongserve`: the largest useful group of idle instances, one request at a time.
 
     As the Tetris paper runs LoongServe: no batching over requests, greedy, blind to load. Among
     the SP sizes that fit into the idle instances it takes the one with the least prefill time;
@@ -134,10 +133,3 @@ def _why_not(group: tuple[int, ...], down: bool) -> str:
 
 def _history_first(group: tuple[int, ...], history: tuple[int, ...]) -> tuple[int, ...]:
     return history + tuple(i for i in group if i not in history)
-
-
-def positive(text: str, policy: str) -> int:
-    """The number in `NAME:number`; OptionError if it is missing or not a positive integer."""
-    if not text.isdigit() or int(text) < 1:
-        raise OptionError(f"policy {policy!r}: give a positive integer after the colon")
-    return int(text)

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.planner import (
-    POLICY_NAMES,
     LatencyModelError,
     OptionError,
     Plan,
@@ -18,6 +17,7 @@ from sglang_cdsp.planner import (
     PromptView,
     Regulation,
     Regulator,
+    default_sp_sizes,
     kv_demand,
     make_policy,
 )
@@ -133,7 +133,7 @@ def test_a_prompt_longer_than_one_instance_is_served_where_the_policy_allows(nam
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_seats_that_are_down_are_not_planned_on(name: str) -> None:
+def test_instances_that_are_down_are_not_planned_on(name: str) -> None:
     for down in range(4):
         up = tuple(i != down for i in range(4))
         plan = make_policy(name, options()).plan(PromptView("r", 30_000), idle(up=up))
@@ -251,28 +251,6 @@ def test_the_regulator_s_rate_and_sizes_are_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nonsense", "unknown policy 'nonsense'; choose one of cdsp, "),
-        ("fixed-sp", "unknown policy 'fixed-sp'"),
-        ("fixed-sp:", "give a positive integer"),
-        ("fixed-sp:0", "give a positive integer"),
-        ("threshold:-1", "give a positive integer"),
-        ("cdsp:2", "unknown policy"),
-    ],
-)
-def test_bad_policy_names_are_refused(name: str, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        make_policy(name, options())
-
-
-def test_every_documented_policy_can_be_made() -> None:
-    for name in POLICY_NAMES:
-        made = make_policy(name.replace("K", "2").replace("N", "100"), options())
-        assert made.name.split(":")[0] == name.split(":")[0]
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"sp_sizes": ()}, "SP sizes"),
@@ -330,3 +308,9 @@ def test_every_request_is_started_exactly_once(requests: list[tuple[int, float]]
             for i in plan.instances:
                 free[i] = now + plan.ttft_s
     assert started == [str(number) for number in range(len(requests))]
+
+
+def test_default_sizes_are_the_powers_of_two_up_to_the_pool() -> None:
+    assert default_sp_sizes(1) == (1,)
+    assert default_sp_sizes(6) == (1, 2, 4)
+    assert default_sp_sizes(8) == (1, 2, 4, 8)

@@ -1,4 +1,4 @@
-"""The A/B's books: what is run, what is kept, what the tables say."""
+"""The A/B's records: what is run, what is kept, what the tables say."""
 
 import signal
 import subprocess

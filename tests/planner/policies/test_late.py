@@ -234,13 +234,13 @@ def test_a_prompt_without_memory_is_passed_only_by_those_due_before_it() -> None
 def test_seats_that_are_down_keep_only_those_waiting_that_need_them() -> None:
     policy = late()
     policy.arrive(PromptView("lost history", 500, 1_600, (0,)), 0.0)
-    policy.arrive(PromptView("too long for one seat", 15_000), 0.0)
+    policy.arrive(PromptView("too long for one instance", 15_000), 0.0)
     policy.arrive(PromptView("fits", 9_000), 50.0)
     up = (False, False, False, False, False, False, False, True)
     pool = idle(free_tokens=(10_000,) * N, capacity_tokens=(10_000,) * N, up=up)
     started = policy.step(pool, 50.0)
     assert [(rid, plan.instances) for rid, plan in started] == [("fits", (7,))]
-    assert policy.waiting() == ("lost history", "too long for one seat")
+    assert policy.waiting() == ("lost history", "too long for one instance")
     busy = dataclasses.replace(pool, queue_s=(*(0.0,) * 7, 1.0))
     policy.arrive(PromptView("next", 10), 51.0)
     assert policy.step(busy, 51.0) == []

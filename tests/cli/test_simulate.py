@@ -1,34 +1,12 @@
-"""`python -m sglang_cdsp simulate` and `tune` through the real command line."""
+"""`python -m sglang_cdsp simulate` through the real command line."""
 
 import json
-import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sglang_cdsp.__main__ import main
-from sglang_cdsp.controller.planning import read_rates
-from sglang_cdsp.planner.regulator import Regulation, Regulator
-
-FEW = ("--requests", "60", "--rate", "2")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def simulated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    status, out, err = call(capsys, "simulate", *arguments, "--json")
-    assert (status, err) == (0, "")
-    shown: dict[str, Any] = json.loads(out)
-    return shown
+from tests.cli.calls import FEW, call, simulated
 
 
 def test_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,55 +173,8 @@ def test_errors_are_one_line(
     assert err.count("\n") == 1
 
 
-def test_a_tuned_table_serves_the_servers_regulator(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    path = tmp_path / "table.json"
-    rates = ("--from", "1", "--to", "2", "--improvement-rates", "0.1,0.6")
-    flags = ("tune", *rates, "--requests", "80", "--seeds", "1", "--policy", "cdsp-paper")
-    status, out, err = call(capsys, *flags, "--out", str(path))
-    assert (status, err) == (0, "")
-    assert len(out.splitlines()) == 4
-    update = json.loads(path.read_text())
-    assert list(update["improvement_rate_mapping"]) == ["1", "1.5", "2"]
-    regulator = Regulator(Regulation(((0.0, 0.0),), (1, 2, 4)))
-    regulator.update(update)
-    expected = {float(k): v for k, v in read_rates(path).items()}
-    # The least of the two means that the printed table marks.
-    for line in out.splitlines()[1:]:
-        rate, low, high = re.findall(r"[\d.]+", line)
-        best = 0.1 if float(low) <= float(high) else 0.6
-        assert expected[float(rate)] == best
-        assert f"{low if best == 0.1 else high}*" in line
-    assert regulator.rate == expected[1.0]
-    # Without --out the table goes to stdout; `simulate` reads it, and the lowest entry rules first.
-    assert json.loads(call(capsys, *flags)[1]) == update
-    by_table = simulated(capsys, *FEW, "--improvement-rate", str(path))["policies"]
-    by_rate = simulated(capsys, *FEW, "--improvement-rate", str(expected[1.0]))["policies"]
-    assert by_table["cdsp"]["completed"] == by_rate["cdsp"]["completed"] == 60
-
-
 def test_auto_is_no_worse_than_a_rate_out_of_place(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--requests", "150", "--rate", "4", "--policy", "cdsp")
     auto = simulated(capsys, *flags, "--improvement-rate", "auto")["policies"]["cdsp"]
     greedy = simulated(capsys, *flags, "--improvement-rate", "0.05")["policies"]["cdsp"]
     assert auto["ttft_s"]["mean"] < greedy["ttft_s"]["mean"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--policy", "loongserve"), "has no improvement rate"),
-        (("--from", "3", "--to", "2"), "give 0 < from <= to"),
-        (("--seeds", "0"), "--seeds is 0"),
-        (("--improvement-rates", "0.1,1"), "1 is not in [0, 1)"),
-        (("--policy", "cdsp-best"), "unknown policy"),
-    ],
-)
-def test_tune_errors_are_one_line(
-    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
-) -> None:
-    status, out, err = call(capsys, "tune", *flags)
-    assert (status, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1

@@ -5,18 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.__main__ import commands, main
+from tests.cli.calls import call
 
 BUSY = ("plan", "--tokens", "131072", "--queue", "0*8,0.31*8", "--instances-per-node", "16")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,15 +129,3 @@ def test_a_malformed_model_file_is_named(
     assert status == 2
     assert err.count("\n") == 1
     assert f"{path}: SP 1: coefficient b is None" in err
-
-
-def test_the_dispatcher_offers_the_commands_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands()["plan"] == "plan one prompt at a given pool state and say why."
-    assert "parser" not in commands()
-    status, out, _ = call(capsys, "--help")
-    assert status == 0
-    assert "plan one prompt" in out
-    status, _, err = call(capsys, "dance")
-    assert status == 2
-    assert err.count("\n") == 1
-    assert "'dance'" in err

@@ -1,0 +1,33 @@
+"""Pool views made from others: as a plan leaves the pool to the next prompt, and emptied."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sglang_cdsp.planner.memory import history_share, kv_demand
+from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+
+
+def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -> PoolView:
+    """The pool as the next prompt must see it: the last group is busy until the plan ends."""
+    queue = list(pool.queue_s)
+    for i in plan.instances:
+        queue[i] = plan.ttft_s
+    free = pool.free_tokens
+    if free is not None:
+        demand = kv_demand(
+            plan.placement, page_size, prompt.history_tokens, prompt.history_instances
+        )
+        free = tuple(f - demand.get(i, 0) for i, f in enumerate(free))
+    return replace(pool, queue_s=tuple(queue), free_tokens=free)
+
+
+def empty_pool(prompt: PromptView, pool: PoolView, page_size: int) -> PoolView:
+    """The pool with every instance up and nothing in it but the prompt's own history."""
+    free = pool.capacity_tokens
+    if free is not None and prompt.history_instances:
+        share = history_share(prompt.history_tokens, len(prompt.history_instances), page_size)
+        free = tuple(
+            max(0, f - share) if i in prompt.history_instances else f for i, f in enumerate(free)
+        )
+    return PoolView((0.0,) * pool.size, free, pool.instances_per_node, None, pool.capacity_tokens)

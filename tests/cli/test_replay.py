@@ -1,0 +1,39 @@
+"""`python -m sglang_cdsp replay` through the real command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sglang_cdsp.__main__ import main
+from tests.simulator.plan_logs import line, write
+from tests.simulator.small_worlds import LINEAR
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write(tmp_path / "log", [line("a", 0.0, 0.0, 0.8, (1000, [0, 1], 0.0, 0.8))])
+    model, out = tmp_path / "model.json", tmp_path / "out"
+    LINEAR.save(model)
+    command = ["replay", str(log), "--latency-model", str(model)]
+    assert main([*command, "--json", "--out", str(out), "--improvement-rate", "0"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["policy"] == "cdsp-paper"
+    for way in ("recorded plans", "planned anew"):
+        assert said["replays"][way]["request_error"]["mean"] == pytest.approx(0.375)
+    assert said["chunk_error"]["worst"] == pytest.approx(0.375)
+    assert json.loads(out.read_text())["recorded_plans_s"] == pytest.approx(0.5)
+    assert main(command) == 0
+    assert "recorded plans" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--instances", "1"), ("--kv-tokens", "0"), ("--policy", "nonsense")]
+)
+def test_wrong_flags_get_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    log = write(tmp_path / "log", [line("a", 0.0, 0.0, 0.8, (1000, [0, 1], 0.0, 0.8))])
+    model = tmp_path / "model.json"
+    LINEAR.save(model)
+    assert main(["replay", str(log), "--latency-model", str(model), *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
