@@ -6,8 +6,8 @@
     python -m tests.structure.picture --check    # status 1 if the picture there is stale
 
 A part is a package or a module at the top of ``sglang_cdsp``. A solid arrow is an import, wherever
-it stands in a module. A dotted arrow is a name in a string, ``"sglang_cdsp.part.module:name"``, that
-somebody imports later.
+it stands in a module. A dotted arrow is a name in a string that somebody imports later, in the form
+``"sglang_cdsp.part.module:name"``.
 """
 
 from __future__ import annotations
