@@ -184,6 +184,7 @@ print(sha256(repr(busy_day()).encode()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_to_the_byte_in_any_process() -> None:
     digests = {
         subprocess.run(

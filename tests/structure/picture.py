@@ -1,9 +1,4 @@
-"""Draw which part of the package imports which, from the code's own imports.
-
-::
-
-    python -m tests.structure.picture            # writes the picture into docs/structure.md
-    python -m tests.structure.picture --check    # status 1 if the picture there is stale
+"""Which part of the package imports which, from the code's own imports, as a Mermaid graph.
 
 A part is a package or a module at the top of ``sglang_cdsp``. A solid arrow is an import, wherever
 it stands in a module. A dotted arrow is a name in a string that somebody imports later, in the form
@@ -12,9 +7,7 @@ it stands in a module. A dotted arrow is a name in a string that somebody import
 
 from __future__ import annotations
 
-import argparse
 import ast
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +15,6 @@ from pathlib import Path
 import grimp
 
 from tests.structure.source import PACKAGE, ROOT, installed_tree
-
-PAGE = ROOT / "docs" / "structure.md"
-BEGIN = "<!-- import picture: written by `python -m tests.structure.picture` -->"
-END = "<!-- end of the import picture -->"
 
 
 @dataclass(frozen=True, order=True)
@@ -41,10 +30,6 @@ class Arrow:
     source: str
     target: str
     named: bool = False
-
-
-class PictureError(Exception):
-    """The page has no place for the picture."""
 
 
 def part(module: str) -> str:
@@ -97,44 +82,8 @@ def draw(arrows: Iterable[Arrow]) -> str:
     return "\n".join(("```mermaid", "graph TD", *lines, "```"))
 
 
-def insert(page: str, picture: str) -> str:
-    """``page`` with ``picture`` between its two markers.
-
-    Raises:
-        PictureError: a marker is missing.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise PictureError(f"no place for the picture: put the lines {BEGIN} and {END} there")
-    return f"{before}{BEGIN}\n{picture}\n{END}{after}"
-
-
 def current_picture() -> str:
     """The picture of the package as it is now."""
     with installed_tree():
         graph = grimp.build_graph(PACKAGE, cache_dir=None)
     return draw(imports(graph) | named(ROOT))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write or check the picture; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.structure.picture")
-    parser.add_argument("--check", action="store_true", help="only say whether it is stale")
-    options = parser.parse_args(arguments)
-    page = PAGE.read_text(encoding="utf-8")
-    try:
-        fresh = insert(page, current_picture())
-    except PictureError as error:
-        print(f"{PAGE}: {error}", file=sys.stderr)
-        return 2
-    if options.check and fresh != page:
-        print(f"{PAGE}: stale; run python -m tests.structure.picture", file=sys.stderr)
-        return 1
-    if fresh != page:
-        PAGE.write_text(fresh, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,18 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.structure.picture import (
-    BEGIN,
-    END,
-    Arrow,
-    PictureError,
-    draw,
-    insert,
-    named,
-    names_in_strings,
-)
+from tests.structure.modules import NoDocstringError, lines_of
+from tests.structure.page import PlaceError, insert, markers
+from tests.structure.picture import Arrow, draw, named, names_in_strings
 from tests.structure.source import ROOT
 
+BEGIN, END = markers("imports")
 PARTS = st.sampled_from(["planner", "engine", "hooks", "kernels", "controller"])
 
 
@@ -37,8 +31,8 @@ def test_imports_run_one_way() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_page_shows_the_imports_as_they_are() -> None:
-    done = tool("tests.structure.picture", "--check")
+def test_the_page_shows_modules_and_imports_as_they_are() -> None:
+    done = tool("tests.structure.page", "--check")
     assert done.returncode == 0, done.stderr
 
 
@@ -68,14 +62,29 @@ def test_every_arrow_is_drawn_once(arrows: set[Arrow]) -> None:
     assert len(set(lines)) == len(lines) - (lines.count("```") - 1)
 
 
+def test_modules_are_listed_with_their_first_sentence(tmp_path: Path) -> None:
+    (tmp_path / "engine" / "inner").mkdir(parents=True)
+    (tmp_path / "engine" / "__init__.py").write_text('"""An engine."""\n')
+    (tmp_path / "engine" / "tasks.py").write_text('"""Tasks: what\n``two`` are.\n\nMore.\n"""\n')
+    (tmp_path / "engine" / "inner" / "__init__.py").write_text('"""Inside."""\n')
+    assert list(lines_of(tmp_path / "engine", tmp_path)) == [
+        "`engine/`: An engine.",
+        "- `tasks.py`: Tasks: what `two` are.",
+        "- `inner/`: Inside.",
+    ]
+    (tmp_path / "engine" / "silent.py").touch()
+    with pytest.raises(NoDocstringError, match=r"silent\.py"):
+        list(lines_of(tmp_path / "engine", tmp_path))
+
+
 def test_inserting_twice_changes_nothing_more() -> None:
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    once = insert(page, "new")
+    once = insert(page, "imports", "new")
     assert once == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    assert insert(once, "new") == once
+    assert insert(once, "imports", "new") == once
 
 
 @pytest.mark.parametrize("page", ["", f"{BEGIN}\n", f"{END}\n", f"{END}\n{BEGIN}\n"])
 def test_a_page_without_a_place_is_an_error(page: str) -> None:
-    with pytest.raises(PictureError, match="put the lines"):
-        insert(page, "new")
+    with pytest.raises(PlaceError, match="put the lines"):
+        insert(page, "imports", "new")
