@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+
+ROLE = re.compile(r":\w+:`")
+"""A role of reStructuredText before a name, which Markdown would show."""
 
 
 class NoDocstringError(Exception):
@@ -20,7 +25,8 @@ def sentence(file: Path) -> str:
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     if not text:
         raise NoDocstringError(f"{file}: begin it with a docstring that says what it is")
-    return " ".join(text.partition("\n\n")[0].split()).replace("``", "`")
+    first = " ".join(text.partition("\n\n")[0].split())
+    return ROLE.sub("`", first).replace("``", "`")
 
 
 def lines_of(folder: Path, root: Path) -> Iterator[str]:
