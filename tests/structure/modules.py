@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-
 ROLE = re.compile(r":\w+:`")
 """A role of reStructuredText before a name, which Markdown would show."""
 

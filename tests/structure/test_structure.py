@@ -65,7 +65,8 @@ def test_every_arrow_is_drawn_once(arrows: set[Arrow]) -> None:
 def test_modules_are_listed_with_their_first_sentence(tmp_path: Path) -> None:
     (tmp_path / "engine" / "inner").mkdir(parents=True)
     (tmp_path / "engine" / "__init__.py").write_text('"""An engine."""\n')
-    (tmp_path / "engine" / "tasks.py").write_text('"""Tasks: what\n``two`` :func:`are`.\n\nMore.\n"""\n')
+    tasks = '"""Tasks: what\n``two`` :func:`are`.\n\nMore.\n"""\n'
+    (tmp_path / "engine" / "tasks.py").write_text(tasks)
     (tmp_path / "engine" / "inner" / "__init__.py").write_text('"""Inside."""\n')
     assert list(lines_of(tmp_path / "engine", tmp_path)) == [
         "`engine/`: An engine.",
