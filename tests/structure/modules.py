@@ -52,3 +52,11 @@ def module_list(root: Path) -> str:
     folders = sorted(folder.parent for folder in package.glob("*/__init__.py"))
     blocks += [list(lines_of(folder, root)) for folder in (*folders, root / "kernels")]
     return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def benchmark_list(root: Path) -> str:
+    """One line for each program and module under ``bench/``."""
+    folder = root / "bench"
+    files = (file for file in folder.rglob("*.py") if file.name != "__init__.py")
+    ordered = sorted(files, key=lambda file: (file.parent, file.name))
+    return "\n".join(f"- `{file.relative_to(folder)}`: {sentence(file)}" for file in ordered)

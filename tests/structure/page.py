@@ -1,8 +1,8 @@
-"""Write into ``docs/structure.md`` what the code itself says: its modules and its imports.
+"""Write into ``docs/structure.md`` what the code itself says of modules and imports.
 
 ::
 
-    python -m tests.structure.page            # rewrites the two blocks between markers
+    python -m tests.structure.page            # rewrites the blocks between markers
     python -m tests.structure.page --check    # status 1 if one of them is stale
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.structure.modules import NoDocstringError, module_list
+from tests.structure.modules import NoDocstringError, benchmark_list, module_list
 from tests.structure.picture import current_picture
 from tests.structure.source import ROOT
 
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     page = PAGE.read_text(encoding="utf-8")
     try:
         fresh = insert(page, "modules", module_list(ROOT))
+        fresh = insert(fresh, "benchmarks", benchmark_list(ROOT))
         fresh = insert(fresh, "imports", current_picture())
     except (PlaceError, NoDocstringError) as error:
         print(f"{PAGE}: {error}", file=sys.stderr)
