@@ -19,7 +19,11 @@ QUESTIONS = ("What is this text about?", "Which term is explained first?", "Name
 @sgl.function
 def ask(s: Any, document: str, question: str, tokens: int) -> None:
     """One request: the document, a question, and an answer of at most ``tokens`` tokens."""
-    s += f"{document}\n\nQuestion: {question}\nAnswer:"
+    # Arguments are added as they are: SGLang traces the program for what all its runs begin with.
+    s += document
+    s += "\n\nQuestion: "
+    s += question
+    s += "\nAnswer:"
     s += sgl.gen("answer", max_tokens=tokens, temperature=0)
 
 
