@@ -11,7 +11,7 @@ from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject, Inval
 
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.protocol.messages import GrammarOrder, GrammarRefused
-from tests.engine.fakes import FakeReporter
+from tests.engine.test_stock_requests import FakeReporter
 
 ORDER = GrammarOrder(rid="r", kind="regex", text="(a")
 
