@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install mooncake demo serve test lint format clean
+.PHONY: install mooncake demo serve lint structure format check test clean
 
 install: $(INSTALLED)
 
@@ -22,7 +22,7 @@ $(VENV)/bin/pip:
 	  exit 1; }
 
 # torch first and by the name of its CPU build; where no index offers that, torch as it comes.
-$(INSTALLED): $(REQUIREMENTS) setup.py | $(VENV)/bin/pip
+$(INSTALLED): $(REQUIREMENTS) setup.py pyproject.toml | $(VENV)/bin/pip
 	@echo "installing torch (about 200 MB)"
 	$(PIP) -r requirements/torch-cpu.txt || $(RUN) -m pip install torch==2.13.0
 	@echo "installing SGLang and what it needs on a CPU (about 150 packages, some minutes)"
@@ -41,17 +41,28 @@ demo: install
 serve: install
 	$(RUN) -m sglang_cdsp.demo --serve
 
+# Style, types, and which part may import which.
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
+	$(RUN) -m tests.structure.lint
 
 format: install
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# What docs/structure.md says of modules and imports, from the code.
+structure: install
+	$(RUN) -m tests.structure.page
+
+# A quick answer, under 3 minutes: no servers, nothing that imports SGLang once more.
+check: lint
+	$(RUN) -m pytest -m "not serving and not slow and not gpu"
+
+# Everything; tests that need a GPU are skipped where there is none.
 test: lint
 	$(RUN) -m pytest
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -43,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=known, metavar="COMMAND", help="see below")
     command: str = parser.parse_args(given[:1]).command
-    module = importlib.import_module(f"sglang_cdsp.cli.{command}")
+    try:
+        module = importlib.import_module(f"sglang_cdsp.cli.{command}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sglang_cdsp"):
+            raise
+        parser.error(f"{command} needs {error.name}: pip install 'sglang-cdsp[demo]'")
     own = OneLineParser(
         prog=f"python -m sglang_cdsp {command}", description=known[command], allow_abbrev=False
     )

@@ -1,13 +1,57 @@
-"""What tests of several directories share."""
+"""What tests of several directories share, and which of them are left out of a quick check."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 
+TESTS = Path(__file__).parent
+SERVING = ("serving*/*", "platforms/test_stock_servers.py")
+"""Files whose tests start real servers."""
+
+SLOW = {
+    "attention/test_ring_processes.py": "ranks in processes of their own",
+    "contract/test_newest.py": "downloads a release",
+    "engine/test_agreement.py": "ranks in processes of their own",
+    "patches/test_behaviour.py": "patches a copy of SGLang and imports both",
+    "platforms/test_in_sglang.py": "imports SGLang in processes of its own",
+    "testing/test_checkpoint.py": "runs the checkpoint in another implementation",
+}
+"""Files whose tests take long without a server, and why."""
+
+SLOW_FIXTURES = {"looks": "imports SGLang in processes of its own"}
+"""Fixtures whose tests take long without a server, and why."""
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demonstration's checkpoint, written once a session."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
+    """Mark tests by where they stand; leave out those whose device is missing."""
+    for item in items:
+        place = item.path.relative_to(TESTS)
+        if any(place.match(pattern) for pattern in SERVING):
+            item.add_marker(pytest.mark.serving)
+        if any(place.match(pattern) for pattern in SLOW) or SLOW_FIXTURES.keys() & {
+            *item.fixturenames
+        }:
+            item.add_marker(pytest.mark.slow)
+    if any(item.get_closest_marker("gpu") for item in items):
+        _skip_without_a_device(items)
+
+
+def _skip_without_a_device(items: Sequence[pytest.Function]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,1 @@
+"""Real servers for tests, benchmarks, the demonstration and `profile`."""

@@ -12,10 +12,7 @@ from sglang.srt.managers import io_struct
 from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
     msgpack_decode,
-    wrap_as_pickle,
 )
-from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
-from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
@@ -37,6 +34,7 @@ from sglang_cdsp.protocol.messages import (
     StockOrder,
     register_orders,
 )
+from tests.controller.fake_requests import request
 
 ROOM = 7
 
@@ -99,25 +97,6 @@ def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Wir
     """SGLang has two formats for its sockets on one machine."""
     monkeypatch.setattr(io_struct, "_USE_PICKLE_IPC", request.param == "pickle")
     return Wire()
-
-
-def request(tokens: int = 4, **more: Any) -> TokenizedGenerateReqInput:
-    fields = {
-        "rid": "r",
-        "input_text": None,
-        "input_ids": array("q", range(10, 10 + tokens)),
-        "input_embeds": None,
-        "mm_inputs": None,
-        "token_type_ids": None,
-        "sampling_params": SamplingParams(),
-        "return_logprob": False,
-        "logprob_start_len": -1,
-        "top_logprobs_num": 0,
-        "token_ids_logprob": None,
-        "stream": False,
-        "time_stats": wrap_as_pickle(APIServerReqTimeStats()),
-    }
-    return TokenizedGenerateReqInput(**{**fields, **more})
 
 
 def bound(

@@ -10,7 +10,7 @@ from sglang.srt.managers.io_struct import SessionParams
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_cdsp.controller.request_checks import grammar_order, unsupported
-from tests.controller.test_dispatcher import request
+from tests.controller.fake_requests import request
 
 VOCAB = 32
 

@@ -47,6 +47,7 @@ def test_a_list_without_an_entry_for_the_rank_is_refused() -> None:
         choose_binding(2, 3, [0, 1], bind="0|1")
 
 
+@pytest.mark.slow
 def test_binding_pins_every_thread_of_the_process() -> None:
     last = max(os.sched_getaffinity(0))
     script = (

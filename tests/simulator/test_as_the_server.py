@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import pytest
@@ -16,9 +16,9 @@ from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.planner import Plan, PoolView, kv_demand
 from sglang_cdsp.planner.policies.chunkwise import CdspPaper
 from sglang_cdsp.simulator.engine import simulate
-from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.types import Record, Request, gaps
+from tests.simulator.busy_day import busy_day
 from tests.simulator.small_worlds import there
 
 PAGE = 64
@@ -179,22 +179,12 @@ def test_groups_on_more_nodes_than_they_need_can_be_slower() -> None:
 
 HASH_SEEDED = """
 from hashlib import sha256
-from tests.simulator.test_as_the_server import busy_day
+from tests.simulator.busy_day import busy_day
 print(sha256(repr(busy_day()).encode()).hexdigest())
 """
 
 
-def busy_day() -> list[Result]:
-    """Everything at once: noise, waiting, contention, several policies."""
-    work = [Request(f"r{n}", n / 5, 4000 + 997 * n % 50_000, 1 + n % 40) for n in range(200)]
-    plain = Setup(noise=0.1, seed=3, kv_tokens=60_000, send_bytes_per_s=1e9)
-    return [
-        simulate(plain, work),
-        simulate(replace(plain, policy="loongserve"), work),
-        simulate(replace(plain, policy="loongserve", unified=True, kv_tokens=200_000), work),
-    ]
-
-
+@pytest.mark.slow
 def test_the_same_to_the_byte_in_any_process() -> None:
     digests = {
         subprocess.run(

@@ -1,0 +1,1 @@
+"""The side that faces decode servers: their contact, their rooms, their messages."""
