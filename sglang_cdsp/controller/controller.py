@@ -67,6 +67,7 @@ logger = logging.getLogger(__name__)
 
 POLL_MS = 100
 LOOPBACK = "127.0.0.1"
+TELL_LOAD_EVERY_S = 0.25
 
 
 class PoolController(DataParallelController):
@@ -101,6 +102,7 @@ class PoolController(DataParallelController):
             self._poller.register(socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._metrics = PoolMetrics()
+        self._told_load, self._told_load_s = (0, 0), 0.0
         self._rooms = Rooms(self._tp_size)
         hello = self._meet()
         self._decode = DecodeServers(
@@ -234,6 +236,15 @@ class PoolController(DataParallelController):
         status = self._planning.snapshot(time.monotonic())
         self.send_control_message(messages.StatusOrder(status=json.dumps(status)))
 
+    def _tell_load(self) -> None:
+        """Let one instance count what waits here into SGLang's own numbers, when it changed."""
+        load, now_s = self._lifecycle.waiting, time.monotonic()
+        if load != self._told_load and now_s >= self._told_load_s + TELL_LOAD_EVERY_S:
+            self._told_load, self._told_load_s = load, now_s
+            worker = self.workers[0]
+            assert worker is not None
+            sock_send(worker, messages.LoadOrder(requests=load[0], tokens=load[1]))
+
     # -- requests -------------------------------------------------------------------------
 
     def init_dispatcher(self) -> None:
@@ -290,6 +301,7 @@ class PoolController(DataParallelController):
             self._read_requests()
             read_reports(self._reports, self._lifecycle)
             self._lifecycle.on_loop()
+            self._tell_load()
             self._admin.serve()
 
     def _check_schedulers(self) -> None:

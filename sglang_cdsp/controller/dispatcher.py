@@ -89,7 +89,7 @@ class Dispatcher:
                 order = RoomOrder(tp_rank=message.tp_rank, frames=message.frames)
                 self._send(members, order)
         if request.one_instance:
-            self._send(members, StockOrder(rid=request.rid, seq=request.seq))
+            self._send(members, _stock_order(request))
         else:
             self._send(members, _plan_order(request))
         if not request.probe:
@@ -159,6 +159,10 @@ class Dispatcher:
         self._tell(lambda observer: observer.ended(request))
 
 
+def _stock_order(request: PoolRequest) -> StockOrder:
+    return StockOrder(rid=request.rid, seq=request.seq, arrival_s=request.arrival_s)
+
+
 def _plan_order(request: PoolRequest) -> PlanOrder:
     assert request.plan is not None
     tokens = array(
@@ -170,6 +174,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         tokens=tokens.tobytes(),
         chunks=[(chunk.tokens, list(chunk.instances)) for chunk in request.plan.chunks],
         room=request.room,
+        arrival_s=request.arrival_s,
         probe=request.probe,
         logprobs=None if request.probe else logprob_spec(request.tokenized),
     )

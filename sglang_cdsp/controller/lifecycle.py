@@ -84,6 +84,12 @@ class Lifecycle:
         """Requests that are not over."""
         return self._table.requests
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Requests that have no plan yet, and their prompt tokens together."""
+        tokens = [r.tokens for r in self._table.requests if r.phase in BEFORE_A_PLAN]
+        return len(tokens), sum(tokens)
+
     # -- from clients ---------------------------------------------------------------------
 
     def on_request(self, request: PoolRequest, raw_plan: Any) -> None:
@@ -149,6 +155,9 @@ class Lifecycle:
         match report:
             case messages.GrammarRefused():
                 self._arrivals.refuse_named(report.rid, report.error)
+                return
+            case messages.StockBatch():
+                self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
             case messages.Hello():
                 logger.warning("instance %d greets a second time", report.instance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class Planning:
         """Learn from a chunk that ran; sizes outside the profiled ones teach nothing."""
         if self.model.sp_sizes[0] <= size <= self.model.sp_sizes[-1]:
             self.correction.observe(size, history, tokens, seconds)
+
+    def observe_batch(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """Learn from a batch on one instance: ``(history, tokens)`` of each request in it."""
+        if self.model.sp_sizes[0] == 1:
+            self.correction.observe_batch(1, parts, seconds)
 
     def update(self, body: Any) -> None:
         """Change the regulation at run time.

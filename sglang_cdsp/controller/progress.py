@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
@@ -205,6 +205,10 @@ class Progress:
         if request.phase is Phase.STOCK:
             self._ledger.ended(request.seq, 0, at_s)
             self._ledger.computed(request.seq)
+
+    def stock_batch(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """One-instance requests ran as one batch: ``(history, tokens)`` of each."""
+        self._planning.observe_batch(parts, seconds)
 
     def stock_ended(
         self, request: PoolRequest, start_s: float | None, end_s: float | None, error: str

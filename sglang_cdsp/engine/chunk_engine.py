@@ -15,7 +15,8 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.slot_table import SlotTable
-from sglang_cdsp.engine.stock import StockScheduler
+from sglang_cdsp.engine.stock import Batch, StockScheduler
+from sglang_cdsp.engine.stock_numbers import Load
 from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.task_queue import TaskQueue
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
@@ -103,6 +104,7 @@ class ChunkEngine:
             tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
             slot_table=SlotTable(self._scheduler.token_to_kv_pool_allocator, self._page),
             next_chunk=next(c.index for c in layouts if self._instance in c.group),
+            arrival_s=order.arrival_s,
             logprob_spec=order.logprobs,
         )
         self._tasks[order.seq] = task
@@ -110,7 +112,7 @@ class ChunkEngine:
 
     def on_stock(self, order: StockOrder) -> None:
         """A one-instance request joins the queue; the request itself follows."""
-        self._queue.append(StockRequest(order.seq, order.rid or ""))
+        self._queue.append(StockRequest(order.seq, order.rid or "", order.arrival_s))
 
     def on_cancel(self, order: CancelOrder) -> None:
         """Abort a one-instance request, whether SGLang has it already or not."""
@@ -181,6 +183,9 @@ class ChunkEngine:
             self._work.fail(task, str(reason), bad_request=True)
         else:
             req.sampling_params.max_new_tokens = 1
+            # It never enters a queue of SGLang's: it waits from when it reached the pool. Both
+            # clocks are the system's monotonic one.
+            req.time_stats.wait_queue_entry_time = task.arrival_s
             task.req = req
         return True
 
@@ -199,15 +204,24 @@ class ChunkEngine:
         at_home = (task for task in self._tasks.values() if task.home == self._instance)
         return [task for task in at_home if task.rid == rid and task.req is None]
 
-    def stamp_start(self, reqs: list[Req]) -> None:
+    def stamp_start(self, batch: Batch) -> None:
         """A stock batch starts."""
-        self._admitted.stamp_start(reqs)
+        self._admitted.stamp_start(batch)
 
-    def stamp_end(self, reqs: list[Req]) -> None:
+    def stamp_end(self, batch: Batch) -> None:
         """A stock batch's results are in."""
-        self._admitted.stamp_end(reqs)
+        self._admitted.stamp_end(batch)
 
     # -- the loop -------------------------------------------------------------------------
+
+    @property
+    def load(self) -> Load:
+        """The requests that this instance answers and SGLang does not have."""
+        mine = [t for t in self._tasks.values() if t.answers_at(self._instance) and not t.drained]
+        held = self._queue.requests()
+        waiting = [int(t.tokens.numel()) for t in mine if t.waits]
+        waiting += [len(r.tokenized.input_ids or ()) if r.tokenized else 0 for r in held]
+        return Load(len(mine) + len(held) - len(waiting), len(waiting), sum(waiting))
 
     @property
     def idle(self) -> bool:
@@ -219,6 +233,7 @@ class ChunkEngine:
         for task in list(self._tasks.values()):
             self._work.poll(task)
         self._admitted.poll()
+        self._admitted.count_waiting_from_arrival()
         self._grammars.poll()
         self._advance()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
@@ -45,12 +46,15 @@ class ChunkWork:
         reporter: Reporter,
         runner: ShardRunner,
         agreement: Agreement,
+        computed: Callable[[int], None],
     ) -> None:
+        """``computed`` is told how many tokens each finished shard had."""
         self._scheduler = scheduler
         self._manager = manager
         self._reporter = reporter
         self._runner = runner
         self._agreement = agreement
+        self._computed = computed
         self._instance = reporter.instance
 
     # -- before a chunk -------------------------------------------------------------------
@@ -110,8 +114,8 @@ class ChunkWork:
     def _run_chunk(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
         failure = self._await_room(task)
         final = task.is_final(chunk)
-        if final and task.req is not None:
-            task.req.time_stats.set_forward_entry_time()
+        if task.req is not None:
+            task.req.time_stats.set_forward_entry_time()  # the first call counts
         part = self._runner.run(task, chunk, failure)
         if final and task.req is not None:
             self._reporter.send_from_leader(FirstToken, seq=task.seq)
@@ -143,6 +147,7 @@ class ChunkWork:
             task.logprob_parts.append(part)
         elif part is not None:
             self._reporter.send_from_leader(PromptLogprobs, part=part)
+        self._computed(sum(span.tokens for span in task.layouts[chunk].shard(self._instance)))
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1

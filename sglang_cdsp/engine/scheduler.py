@@ -24,6 +24,7 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.model_check import check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.messages import (
@@ -31,6 +32,7 @@ from sglang_cdsp.protocol.messages import (
     GoOrder,
     GrammarOrder,
     Hello,
+    LoadOrder,
     LogprobOrder,
     MeshOrder,
     PeerOrder,
@@ -57,6 +59,7 @@ class PoolScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         register_orders()
         self._cdsp: ChunkEngine | None = None
+        self._numbers: StockNumbers | None = None
         self._cdsp_status: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
         hooks.verify(hooks.SCHEDULER_HOOKS)
@@ -87,11 +90,13 @@ class PoolScheduler(Scheduler):
 
         agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
         runner = ShardRunner(self, connect, instance, agreement)
+        self._numbers = StockNumbers(self, lambda: self._engine.load)
+        work = ChunkWork(self, manager, reporter, runner, agreement, self._numbers.count_prefill)
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,
             reporter=reporter,
-            work=ChunkWork(self, manager, reporter, runner, agreement),
+            work=work,
             relink=runner.relink,
             admit=self._admit_now,
             abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
@@ -130,6 +135,7 @@ class PoolScheduler(Scheduler):
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
+                (LoadOrder, self._on_load),
             ]
         )
 
@@ -137,6 +143,10 @@ class PoolScheduler(Scheduler):
     def _engine(self) -> ChunkEngine:
         assert self._cdsp is not None
         return self._cdsp
+
+    def _on_load(self, order: LoadOrder) -> None:
+        assert self._numbers is not None
+        self._numbers.elsewhere = Load(0, order.requests, order.tokens)
 
     def _on_status(self, order: StatusOrder) -> None:
         self._cdsp_status = json.loads(order.status)
@@ -169,17 +179,19 @@ class PoolScheduler(Scheduler):
         """Stock's choice of the next batch, after the engine's turn."""
         if self._cdsp is not None:
             self._cdsp.step()
+        if self._numbers is not None:
+            self._numbers.publish()
         return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)
 
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self._cdsp is not None:
-            self._cdsp.stamp_start(batch.reqs)
+            self._cdsp.stamp_start(batch)
         return super().run_batch(batch, *args, **kwargs)
 
     def process_batch_result(self, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         outcome = super().process_batch_result(batch, result, *args, **kwargs)
         if self._cdsp is not None:
-            self._cdsp.stamp_end(batch.reqs)
+            self._cdsp.stamp_end(batch)
         return outcome
 
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:

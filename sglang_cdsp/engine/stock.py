@@ -96,10 +96,24 @@ class TpWorker(Protocol):
 # -- requests -------------------------------------------------------------------------------
 
 
+class ForwardMode(Protocol):
+    """What a batch computes."""
+
+    def is_extend(self) -> bool:
+        """Whether it prefills."""
+
+
 class Batch(Protocol):
-    """A batch of requests, as far as it says who is in it."""
+    """A batch of requests, as far as it says who is in it.
+
+    Attributes:
+        prefix_lens, extend_lens: tokens before and in this forward, by request.
+    """
 
     reqs: list[Req]
+    forward_mode: ForwardMode
+    prefix_lens: list[int]
+    extend_lens: list[int]
 
 
 class GrammarBackend(Protocol):
@@ -181,6 +195,18 @@ class OutputStreamer(Protocol):
 # -- the scheduler --------------------------------------------------------------------------
 
 
+class MetricsReporter(Protocol):
+    """Keeps and publishes the scheduler's numbers: ``SchedulerMetricsReporter``.
+
+    Attributes:
+        current_scheduler_metrics_enabled: whether this rank has a collector.
+        stats: what was published last, a ``SchedulerStats``.
+    """
+
+    current_scheduler_metrics_enabled: bool
+    stats: Any
+
+
 class StockScheduler(Protocol):
     """SGLang's scheduler of one rank, a prefill server's.
 
@@ -190,6 +216,7 @@ class StockScheduler(Protocol):
             a one-instance request may be.
         token_to_kv_pool_allocator: KV slots of the instance.
         disagg_metadata_buffers, req_to_metadata_buffer_idx_allocator: metadata for decode.
+        metrics_reporter, metrics_collector, pool_stats_observer, load_inquirer: SGLang's numbers.
         req_to_token_pool, tree_cache, enable_overlap, spec_algorithm: passed on to a batch.
     """
 
@@ -209,6 +236,11 @@ class StockScheduler(Protocol):
     disagg_metadata_buffers: MetadataBuffers
     req_to_metadata_buffer_idx_allocator: Any
 
+    metrics_reporter: MetricsReporter
+    metrics_collector: Any
+    pool_stats_observer: Any
+    load_inquirer: Any
+
     batch_result_processor: BatchResultProcessor
     output_streamer: OutputStreamer
 
@@ -216,6 +248,9 @@ class StockScheduler(Protocol):
     tree_cache: Any
     enable_overlap: bool
     spec_algorithm: Any
+
+    def publish_load_snapshot(self, force: bool = False) -> Any:
+        """Publish the load of this rank for ``/v1/loads`` and for balancing."""
 
     def retire_unadmitted_request(self, req: Req, /) -> None:
         """Answer a request that was refused at the door."""

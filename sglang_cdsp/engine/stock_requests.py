@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from sglang.srt.disaggregation.utils import is_aborted
 
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.stock import StockScheduler
+from sglang_cdsp.engine.stock import Batch, StockScheduler
 from sglang_cdsp.engine.tasks import StockRequest
-from sglang_cdsp.protocol.messages import FirstToken, StockEnded
+from sglang_cdsp.protocol.messages import FirstToken, StockBatch, StockEnded
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -70,19 +70,36 @@ class StockTracker:
         """Whether any followed request has yet to get its first token."""
         return any(request.end_s is None for request in self._active)
 
-    def stamp_start(self, reqs: list[Req]) -> None:
-        """Note the start of the first batch of each followed request."""
-        now = time.monotonic()
+    def stamp_start(self, batch: Batch) -> None:
+        """Note the start of a batch, and of the first batch of each followed request."""
+        self._batch_start_s = now = time.monotonic()
+        reqs = batch.reqs
         for request in self._of(reqs):
             request.start_s = now if request.start_s is None else request.start_s
 
-    def stamp_end(self, reqs: list[Req]) -> None:
-        """Note the first token of each followed request."""
+    def stamp_end(self, batch: Batch) -> None:
+        """Note the first token of each followed request, and how long their batch took."""
         now = time.monotonic()
+        reqs = batch.reqs
+        if self._of(reqs) and batch.forward_mode.is_extend():
+            parts = list(zip(batch.prefix_lens, batch.extend_lens, strict=True))
+            self._reporter.send_from_leader(
+                StockBatch, start_s=self._batch_start_s, parts=parts, at_s=now
+            )
         for request in self._of(reqs):
             if request.end_s is None and request.req is not None and len(request.req.output_ids):
                 request.end_s = now
                 self._reporter.send_from_leader(FirstToken, seq=request.seq, at_s=now)
+
+    def count_waiting_from_arrival(self) -> None:
+        """Let SGLang's queue time of each followed request begin where it reached the pool.
+
+        SGLang sets it anew in each of its queues, so this is done until the first batch.
+        """
+        for request in self._active:
+            stats = request.req.time_stats if request.req is not None else None
+            if stats is not None and not stats.forward_entry_time and stats.wait_queue_entry_time:
+                stats.wait_queue_entry_time = request.arrival_s
 
     def poll(self) -> None:
         """Report the requests that have left SGLang's queues."""

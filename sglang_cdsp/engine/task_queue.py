@@ -46,7 +46,7 @@ class TaskQueue:
 
     def hold(self, tokenized: TokenizedGenerateReqInput) -> bool:
         """Keep a request until its turn; False for one that has no place here."""
-        for request in self._requests():
+        for request in self.requests():
             if request.rid == tokenized.rid and request.tokenized is None:
                 request.tokenized = tokenized
                 return True
@@ -54,10 +54,11 @@ class TaskQueue:
 
     def take_requests(self, wanted: Callable[[StockRequest], bool]) -> list[StockRequest]:
         """Take the one-instance requests out that are wanted; returns them."""
-        taken = [request for request in self._requests() if wanted(request)]
+        taken = [request for request in self.requests() if wanted(request)]
         for request in taken:
             self._waiting.remove(request)
         return taken
 
-    def _requests(self) -> list[StockRequest]:
+    def requests(self) -> list[StockRequest]:
+        """The one-instance requests."""
         return [item for item in self._waiting if isinstance(item, StockRequest)]

@@ -26,11 +26,13 @@ class StockRequest:
         seq, rid: as in ``StockOrder``.
         tokenized: the request as SGLang's tokenizer sent it, None until it arrives.
         req: SGLang's object, None until SGLang made it.
+        arrival_s: as in ``StockOrder``.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
     """
 
     seq: int
     rid: str
+    arrival_s: float = 0.0
     tokenized: TokenizedGenerateReqInput | None = None
     req: Req | None = None
     start_s: float | None = None
@@ -42,7 +44,7 @@ class ChunkTask:
     """A plan on one of its instances.
 
     Attributes:
-        seq, rid, room, probe: as in ``PlanOrder``.
+        seq, rid, room, probe, arrival_s: as in ``PlanOrder``.
         layouts: the whole plan, resolved.
         tokens: the prompt, int64 ``[L]``.
         slot_table: KV slots held here.
@@ -67,6 +69,7 @@ class ChunkTask:
     tokens: torch.Tensor
     slot_table: SlotTable
     next_chunk: int
+    arrival_s: float = 0.0
     prepared: int | None = None
     announced: bool = False
     req: Req | None = None
@@ -77,6 +80,11 @@ class ChunkTask:
     lost: str = ""
     logprob_spec: LogprobSpec | None = None
     logprob_parts: list[LogprobPart] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether none of its chunks has run here yet."""
+        return self.next_chunk == 0 and not self.over
 
     @property
     def home(self) -> int:

@@ -9,6 +9,7 @@ within `bound`. All of it shows in `snapshot`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +68,22 @@ class OnlineCorrection:
         return self._model
 
     def observe(self, sp: int, history: int, tokens: int, measured_s: float) -> None:
-        """One finished chunk. Times that are not positive and finite are counted, not used.
+        """One finished chunk; as a batch of one."""
+        self.observe_batch(sp, ((history, tokens),), measured_s)
 
-        A size that was never profiled corrects its two neighbours, whose rows it is made of.
+    def observe_batch(self, sp: int, parts: Sequence[tuple[int, int]], measured_s: float) -> None:
+        """One finished forward over `(history, tokens)` of each of its prompts.
+
+        They pay Equation 1's constant once, the rest each for itself. Times that are not positive
+        and finite are counted, not used. A size that was never profiled corrects its two
+        neighbours, whose rows it is made of.
         """
-        if not (math.isfinite(measured_s) and measured_s > 0):
+        if not (parts and math.isfinite(measured_s) and measured_s > 0):
             self._ignored += 1
             return
-        expected = self._base.predict(sp, history, tokens)
+        row = self._base.coefficients(sp)
+        expected = sum(row.predict(history, tokens) for history, tokens in parts)
+        expected -= (len(parts) - 1) * row.a
         for size in self._neighbours(sp):
             self._learn(size, math.log(measured_s / expected))
         factors = {size: state.factor for size, state in self._sizes.items()}

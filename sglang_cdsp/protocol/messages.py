@@ -67,6 +67,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         tokens: the prompt's token ids, as int64 bytes.
         chunks: ``(tokens, instances)`` per chunk.
         room: bootstrap room, None when no decode server takes the KV (probe, fake host).
+        arrival_s: when the request reached the pool, monotonic seconds of this machine.
         probe: a measurement of the controller's own: nothing is sampled, nobody is answered.
         logprobs: prompt log-probabilities to compute on the shards, None for none.
     """
@@ -75,6 +76,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     tokens: bytes
     chunks: list[tuple[int, list[int]]]
     room: int | None = None
+    arrival_s: float = 0.0
     probe: bool = False
     logprobs: LogprobSpec | None = None
 
@@ -89,6 +91,14 @@ class StockOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A one-instance request that enters the stock waiting queue once it heads the queue."""
 
     seq: int
+    arrival_s: float = 0.0
+
+
+class LoadOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """What waits at the controller, to be counted by one instance into SGLang's own numbers."""
+
+    requests: int
+    tokens: int
 
 
 class CancelOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -146,6 +156,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     PlanOrder,
     LogprobOrder,
     StockOrder,
+    LoadOrder,
     CancelOrder,
     GoOrder,
     ReleaseOrder,
@@ -248,6 +259,17 @@ class StockEnded(Report, frozen=True, kw_only=True):
     error: str
 
 
+class StockBatch(Report, frozen=True, kw_only=True):
+    """A batch of one-instance requests ran from ``start_s`` to ``at_s``.
+
+    Attributes:
+        parts: ``(history, tokens)`` of each request in it, in tokens.
+    """
+
+    start_s: float
+    parts: list[tuple[int, int]]
+
+
 class GrammarRefused(Report, frozen=True, kw_only=True):
     """The grammar of request ``rid`` cannot be compiled."""
 
@@ -266,6 +288,7 @@ AnyReport = (
     | WriteLost
     | Released
     | StockEnded
+    | StockBatch
     | GrammarRefused
 )
 

@@ -142,7 +142,8 @@ ROWS = (
     ),
     # -- what the engine takes from the scheduler ----------------------------------------------
     row(
-        "engine.stock engine.stock_requests engine.chunk_engine engine.scheduler engine.sampling",
+        "engine.stock engine.stock_requests engine.stock_numbers engine.chunk_engine "
+        "engine.scheduler engine.sampling",
         "queues, allocators and parts that the engine uses",
         Attributes(
             SCHEDULER,
@@ -173,6 +174,11 @@ ROWS = (
                 "tp_cpu_group",
                 "_request_dispatcher",
                 "retire_unadmitted_request",
+                "metrics_reporter",
+                "metrics_collector",
+                "pool_stats_observer",
+                "load_inquirer",
+                "publish_load_snapshot",
             ),
         ),
     ),

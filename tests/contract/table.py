@@ -11,6 +11,7 @@ from tests.contract import (
     forward_rows,
     message_rows,
     mooncake_rows,
+    number_rows,
     platform_rows,
     plugin_rows,
     request_rows,
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ),
     ("KV transfer over Mooncake", mooncake_rows.ROWS),
     ("A shard's forward and its attention", forward_rows.ROWS),
+    ("SGLang's own numbers", number_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),
 )
 ROWS = tuple(row for _, rows in SECTIONS for row in rows)

@@ -9,7 +9,7 @@ import pytest
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import Plan, PlannedChunk
-from sglang_cdsp.protocol.messages import LogprobPart, PromptLogprobs
+from sglang_cdsp.protocol.messages import LogprobPart, PromptLogprobs, StockBatch
 from tests.controller.cases import ROOM, TWO_CHUNKS, empty, every_report, phase_is, with_pages
 from tests.controller.fake_pool import Chunks, FakePool
 from tests.controller.fake_tasks import Client, Sampling
@@ -292,3 +292,25 @@ def test_the_planner_learns_from_good_chunks_only(pool: FakePool) -> None:
     pool.lifecycle.abort(request, "no longer wanted")
     pool.settle()
     assert samples() == 2
+
+
+def test_the_planner_learns_from_stock_batches(pool: FakePool) -> None:
+    model = pool.planning.correction.model
+    batch = [(0, 100), (0, 50)]
+    for _ in range(100):
+        expected_s = sum(model.predict(1, *part) for part in batch)
+        pool.hear(
+            StockBatch(instance=2, tp_rank=0, start_s=5.0, at_s=5.0 + 1.5 * expected_s, parts=batch)
+        )
+    size = pool.planning.correction.snapshot()["sp"]["1"]
+    assert size["samples"] == 100
+    assert size["factor"] > 1.4
+
+
+def test_what_waits_without_a_plan_is_counted(pool: FakePool) -> None:
+    pool.submit(100, room=ROOM)
+    pool.submit(30, room=ROOM + 1)
+    pool.decode_sends(ROOM + 1, 0)
+    assert pool.lifecycle.waiting == (2, 130)
+    pool.lifecycle.on_loop()
+    assert pool.lifecycle.waiting == (1, 100)

@@ -11,10 +11,23 @@ from sglang_cdsp.protocol.messages import Report
 
 
 @dataclass
+class Prefill:
+    """What a batch computes."""
+
+    extends: bool = False
+
+    def is_extend(self) -> bool:
+        return self.extends
+
+
+@dataclass
 class FakeBatch:
     """A batch, or a queue that keeps its requests in ``reqs``."""
 
     reqs: list[Any] = field(default_factory=list)
+    forward_mode: stock.ForwardMode = field(default_factory=Prefill)
+    prefix_lens: list[int] = field(default_factory=list)
+    extend_lens: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -56,6 +69,11 @@ class FakeScheduler:
     disagg_metadata_buffers: Any = field(default_factory=Mock)
     req_to_metadata_buffer_idx_allocator: Any = field(default_factory=Mock)
 
+    metrics_reporter: stock.MetricsReporter = field(default_factory=Mock)
+    metrics_collector: Any = field(default_factory=Mock)
+    pool_stats_observer: Any = field(default_factory=Mock)
+    load_inquirer: Any = field(default_factory=Mock)
+
     batch_result_processor: Any = field(default_factory=Mock)
     output_streamer: Any = field(default_factory=Mock)
 
@@ -63,6 +81,9 @@ class FakeScheduler:
     tree_cache: Any = None
     enable_overlap: bool = False
     spec_algorithm: Any = None
+
+    def publish_load_snapshot(self, force: bool = False) -> Any:
+        """Nobody balances load here."""
 
     def retire_unadmitted_request(self, req: Any, /) -> None:
         """Nobody is answered here."""

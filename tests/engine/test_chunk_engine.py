@@ -29,7 +29,7 @@ from sglang_cdsp.protocol.messages import (
 )
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
 from tests.engine.fake_kv import StrictAllocator
-from tests.engine.fake_stock import FakeScheduler
+from tests.engine.fake_stock import FakeBatch, FakeScheduler
 
 ROOM = 7
 CHUNKS = [(64, [0]), (64, [0, 1]), (64, [0, 1])]
@@ -43,6 +43,7 @@ class Rank:
         said: its reports, in order.
         written: its writes to decode; each is "flying", "landed" or "lost".
         breaks: chunks in which the model raises.
+        computed: tokens of each shard that was computed.
     """
 
     def __init__(self, instance: int = 0, tp_rank: int = 0) -> None:
@@ -51,6 +52,7 @@ class Rank:
         self.written: dict[int, str] = {}
         self.breaks: set[int] = set()
         self.admitted: list[Any] = []
+        self.computed: list[int] = []
         self.closed = 0
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
@@ -61,7 +63,9 @@ class Rank:
             scheduler=self.scheduler,
             manager=manager,
             reporter=reporter,
-            work=ChunkWork(self.scheduler, manager, reporter, runner, Agreement(None, 1)),
+            work=ChunkWork(
+                self.scheduler, manager, reporter, runner, Agreement(None, 1), self.computed.append
+            ),
             relink=lambda epoch: None,
             admit=self.admitted.append,
             abort=lambda rid: None,
@@ -269,7 +273,7 @@ def test_turns_and_tasks_start_in_the_pools_order() -> None:
     rank.engine.step()
     assert Ready not in rank.kinds(), "a chunk starts between SGLang's batches"
     first.output_ids.append(5)
-    rank.engine.stamp_end([first])
+    rank.engine.stamp_end(FakeBatch([first]))
     rank.engine.step()
     assert rank.last(Ready) == {"seq": 1, "chunk": 0}
     assert len(rank.admitted) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from sglang_cdsp.engine.stock_requests import StockTracker, take_compiling
 from sglang_cdsp.engine.tasks import StockRequest
-from sglang_cdsp.protocol.messages import FirstToken, StockEnded
-from tests.engine.fake_stock import FakeBatch, FakeReporter, FakeScheduler
+from sglang_cdsp.protocol.messages import FirstToken, StockBatch, StockEnded
+from tests.engine.fake_stock import FakeBatch, FakeReporter, FakeScheduler, Prefill
 
 
 class FakeReq:
@@ -23,6 +25,7 @@ class FakeReq:
         self.output_ids: list[int] = []
         self.to_finish: Any = None
         self.finished_reason: Any = None
+        self.time_stats = SimpleNamespace(wait_queue_entry_time=0.0, forward_entry_time=0.0)
 
 
 @pytest.fixture
@@ -85,9 +88,9 @@ def test_a_request_is_over_when_no_queue_has_it(
         tracker.poll()
         assert bool(tracker), queue
         assert reporter.said == []
-    tracker.stamp_start([req])
+    tracker.stamp_start(FakeBatch([req]))
     req.output_ids.append(5)
-    tracker.stamp_end([req])
+    tracker.stamp_end(FakeBatch([req]))
     place(scheduler, "", req)
     tracker.poll()
     assert not tracker
@@ -104,12 +107,12 @@ def test_it_prefills_until_its_first_token(tracker: StockTracker, reporter: Fake
     req = FakeReq("a")
     assert not tracker.prefilling()
     begun(tracker, req)
-    tracker.stamp_end([req])
+    tracker.stamp_end(FakeBatch([req]))
     assert tracker.prefilling(), "a chunk of its prompt ran, no token yet"
     assert reporter.said == []
     req.output_ids.append(5)
-    tracker.stamp_end([req])
-    tracker.stamp_end([req])
+    tracker.stamp_end(FakeBatch([req]))
+    tracker.stamp_end(FakeBatch([req]))
     assert not tracker.prefilling()
     assert [kind for kind, _ in reporter.said] == [FirstToken]
 
@@ -117,11 +120,11 @@ def test_it_prefills_until_its_first_token(tracker: StockTracker, reporter: Fake
 def test_the_first_batch_is_its_start(tracker: StockTracker) -> None:
     req = FakeReq("a")
     request = begun(tracker, req)
-    tracker.stamp_start([FakeReq("other")])
+    tracker.stamp_start(FakeBatch([FakeReq("other")]))
     assert request.start_s is None
-    tracker.stamp_start([req])
+    tracker.stamp_start(FakeBatch([req]))
     start_s = request.start_s
-    tracker.stamp_start([req])
+    tracker.stamp_start(FakeBatch([req]))
     assert request.start_s == start_s
 
 
@@ -145,7 +148,7 @@ def test_how_it_ended(
     req = FakeReq("a")
     begun(tracker, req)
     req.output_ids += [1] * tokens
-    tracker.stamp_end([req])
+    tracker.stamp_end(FakeBatch([req]))
     req.to_finish, req.finished_reason = to_finish, finished
     tracker.poll()
     kind, said = reporter.said[-1]
@@ -175,7 +178,7 @@ def test_an_id_used_again_is_another_request(tracker: StockTracker, reporter: Fa
     begun(tracker, first, 1)
     begun(tracker, second, 2)
     second.output_ids.append(5)
-    tracker.stamp_end([second])
+    tracker.stamp_end(FakeBatch([second]))
     assert [said["seq"] for _, said in reporter.said] == [2]
     tracker.poll()
     assert [said["error"] for _, said in reporter.said[1:]] == ["aborted", ""]
@@ -208,3 +211,39 @@ def test_a_request_is_taken_away_while_its_grammar_compiles(scheduler: FakeSched
     assert take_compiling(scheduler, "a") is req
     assert compiling.cancelled()
     assert [r.rid for r in scheduler.grammar_manager.grammar_queue] == ["ab"]
+
+
+def test_a_prefill_batch_is_measured_with_all_that_is_in_it(
+    tracker: StockTracker, reporter: FakeReporter
+) -> None:
+    """Others' requests share its time, so they count too; a batch without ours says nothing."""
+    ours, other = FakeReq("a"), FakeReq("other")
+    begun(tracker, ours)
+    batch = FakeBatch([ours, other], Prefill(True), [256, 0], [100, 30])
+    before_s = time.monotonic()
+    tracker.stamp_start(batch)
+    tracker.stamp_end(batch)
+    ((kind, said),) = reporter.said
+    assert kind is StockBatch
+    assert said["parts"] == [(256, 100), (0, 30)]
+    assert before_s <= said["start_s"] <= said["at_s"]
+    tracker.stamp_start(FakeBatch([other], Prefill(True), [0], [30]))
+    tracker.stamp_end(FakeBatch([other], Prefill(True), [0], [30]))
+    assert len(reporter.said) == 1
+
+
+def test_the_queue_time_of_a_stock_request_counts_from_its_arrival_at_the_pool(
+    tracker: StockTracker,
+) -> None:
+    req = FakeReq("a")
+    tracker.begin(StockRequest(1, "a", arrival_s=50.0))
+    tracker.count_waiting_from_arrival()
+    tracker.adopt(req)
+    tracker.count_waiting_from_arrival()
+    assert req.time_stats.wait_queue_entry_time == 0.0, "SGLang takes 0 for: not queued yet"
+    req.time_stats.wait_queue_entry_time = 80.0
+    tracker.count_waiting_from_arrival()
+    assert req.time_stats.wait_queue_entry_time == 50.0
+    req.time_stats.wait_queue_entry_time = req.time_stats.forward_entry_time = 90.0
+    tracker.count_waiting_from_arrival()
+    assert req.time_stats.wait_queue_entry_time == 90.0, "its forward has begun"

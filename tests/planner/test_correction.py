@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.planner import CorrectionOptions, LatencyModelError, OnlineCorrection
+from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from tests.planner.pools import MODEL, quick
 
 
@@ -79,3 +80,22 @@ def test_the_state_is_visible() -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(LatencyModelError, match="gain in"):
         CorrectionOptions(gain=0)
+
+
+def test_a_batch_pays_the_constant_once() -> None:
+    """Twice as slow as Equation 1 says, alone and in batches: the factor goes to 2 alike."""
+    base = LatencyModel(((1, Coefficients(0.5, 1e-3, 1e-7, 1e-7)),))
+    parts = ((0, 300), (256, 100), (0, 50))
+    alone_s = sum(base.predict(1, history, tokens) for history, tokens in parts)
+    batch_s = alone_s - 2 * 0.5
+    correction = OnlineCorrection(base, CorrectionOptions(bound=4.0))
+    for _ in range(200):
+        correction.observe_batch(1, parts, 2 * batch_s)
+    assert correction.snapshot()["sp"]["1"]["factor"] == pytest.approx(2.0, rel=0.01)
+    assert correction.snapshot()["sp"]["1"]["samples"] == 200
+
+
+def test_an_empty_batch_teaches_nothing() -> None:
+    correction = OnlineCorrection(LatencyModel(((1, Coefficients(0.5, 1e-3, 0, 0)),)))
+    correction.observe_batch(1, (), 1.0)
+    assert correction.snapshot()["ignored"] == 1

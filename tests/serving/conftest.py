@@ -33,6 +33,7 @@ def servers(
         prefill_flags=(
             *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
             *("--cdsp-plan-log", str(plan_log), "--max-total-tokens", str(INSTANCE_TOKENS)),
+            "--enable-metrics",
         ),
         flags=common,
     )

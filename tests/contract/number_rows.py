@@ -1,0 +1,113 @@
+"""What SGLang's own numbers are made of, into which the pool's are counted."""
+
+from __future__ import annotations
+
+from tests.contract.needs import Attributes, Fields, Order, Signature
+from tests.contract.row import row
+
+SCHEDULER = "sglang.srt.managers.scheduler"
+PARTS = "sglang.srt.managers.scheduler_components"
+COLLECTOR = "sglang.srt.observability.metrics_collector"
+STATS = "sglang.srt.observability.req_time_stats"
+SNAPSHOT = "sglang.srt.managers.load_snapshot"
+BATCH = "sglang.srt.managers.schedule_batch"
+FORWARD = "sglang.srt.model_executor.forward_batch_info"
+
+ROWS = (
+    row(
+        "engine.stock engine.stock_numbers",
+        "whether this rank has a collector, and what it published last",
+        Attributes(
+            f"{PARTS}.metrics_reporter",
+            "SchedulerMetricsReporter",
+            ("current_scheduler_metrics_enabled", "stats"),
+        ),
+    ),
+    row(
+        "engine.stock_numbers",
+        "all gauges are published here, from one record",
+        Signature(COLLECTOR, "SchedulerMetricsCollector.log_stats", ("stats",), exact=True),
+    ),
+    row(
+        "engine.stock_numbers",
+        "the record's counts of requests",
+        Fields(COLLECTOR, "SchedulerStats", ("num_running_reqs", "num_queue_reqs")),
+    ),
+    row("engine.stock_numbers", "a count", Fields(COLLECTOR, "QueueCount", ("total",))),
+    row(
+        "engine.stock_numbers",
+        "counters of prefilled tokens",
+        Signature(
+            COLLECTOR,
+            "SchedulerMetricsCollector.increment_realtime_tokens",
+            (),
+            ("dp_cooperation_info", "prefill_compute_tokens"),
+        ),
+    ),
+    row(
+        "engine.stock_numbers",
+        "counters of prefilled tokens, by where they came from",
+        Signature(
+            COLLECTOR,
+            "SchedulerMetricsCollector.increment_effective_prefill_tokens",
+            (),
+            ("input_tokens", "device_hit_tokens", "host_hit_tokens", "storage_hit_tokens"),
+        ),
+    ),
+    row(
+        "engine.stock_numbers",
+        "KV usage goes into the record",
+        Signature(f"{PARTS}.pool_stats_observer", "PoolStats.update_scheduler_stats", ("stats",)),
+    ),
+    row(
+        "engine.stock_numbers",
+        "loads are asked for when they are published",
+        Order(SCHEDULER, "Scheduler.publish_load_snapshot", ("self.load_inquirer.get_loads()",)),
+    ),
+    row(
+        "engine.stock engine.stock_numbers",
+        "at once, if so wished",
+        Signature(SCHEDULER, "Scheduler.publish_load_snapshot", ("force",)),
+    ),
+    row(
+        "engine.stock_numbers",
+        "what `/v1/loads` shows of a rank",
+        Fields(
+            SNAPSHOT,
+            "LoadSnapshot",
+            (
+                "num_running_reqs",
+                "num_waiting_reqs",
+                "num_waiting_uncached_tokens",
+                "num_total_tokens",
+                "num_active_tokens",
+                "queues",
+            ),
+        ),
+    ),
+    row("engine.stock_numbers", "its queues", Fields(SNAPSHOT, "QueueMetrics", ("waiting",))),
+    row(
+        "engine.chunk_engine engine.stock_requests",
+        "times from which the queue time is reckoned",
+        Fields(STATS, "SchedulerReqTimeStats", ("wait_queue_entry_time", "forward_entry_time")),
+    ),
+    row(
+        "engine.chunk_engine engine.chunk_work engine.stock_requests",
+        "the queue time is one subtraction, when the first forward begins",
+        Order(
+            STATS,
+            "SchedulerReqTimeStats.set_forward_entry_time",
+            ("if self.forward_entry_time == 0.0:", "ts - self.wait_queue_entry_time"),
+        ),
+    ),
+    row(
+        "engine.stock engine.stock_requests",
+        "what a batch computes, request by request",
+        Fields(BATCH, "ScheduleBatch", ("forward_mode", "prefix_lens", "extend_lens")),
+    ),
+    row(
+        "engine.stock engine.stock_requests",
+        "whether that is prefill",
+        Signature(FORWARD, "ForwardMode.is_extend", ()),
+    ),
+)

@@ -1,0 +1,81 @@
+"""SGLang's own numbers of a pool: gauges, counters and ``/v1/loads``, which routers read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serving.client import Client, text_tokens
+from tests.serving.conftest import POOL_SIZE
+
+TOKENS = "sglang:realtime_tokens_total"
+QUEUE_TIME = "sglang:queue_time_seconds_sum"
+RUNNING = "sglang:num_running_reqs"
+WITHIN_S = 30.0
+
+
+def metric(client: Client, name: str, **labels: str) -> float:
+    """The sum of a metric over all ranks and other labels."""
+    text = requests.get(f"{client.servers.urls['prefill']}/metrics", timeout=10).text
+    samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
+    fitting = (s for s in samples if s.name == name and labels.items() <= s.labels.items())
+    return sum(sample.value for sample in fitting)
+
+
+def loads(client: Client) -> list[dict[str, Any]]:
+    answer = requests.get(f"{client.servers.urls['prefill']}/v1/loads", timeout=10).json()
+    found: list[dict[str, Any]] = answer["loads"]
+    return found
+
+
+def in_hand(client: Client) -> int:
+    """Requests that the pool says it has."""
+    return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads(client))
+
+
+def until(reached: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + WITHIN_S
+    while not reached():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_prefilled_tokens_are_counted_wherever_they_were_computed(
+    client: Client, checkpoint: Path
+) -> None:
+    before = metric(client, TOKENS, mode="prefill_compute")
+    client.pool(text_tokens(checkpoint, 3000, 81), [(1000, [0]), (2000, [0, 1, 3])])
+    client.pool(text_tokens(checkpoint, 300, 82), [(300, [2])])
+    expected = before + 3300
+    assert until(lambda: metric(client, TOKENS, mode="prefill_compute") >= expected)
+    assert metric(client, TOKENS, mode="prefill_compute") == expected
+
+
+def test_queue_times_are_times_in_a_queue(client: Client, checkpoint: Path) -> None:
+    before, start_s = metric(client, QUEUE_TIME), time.monotonic()
+    client.pool(text_tokens(checkpoint, 2000, 83), [(1000, [1]), (1000, [1, 2])])
+    client.pool(text_tokens(checkpoint, 200, 84), [(200, [1])])
+    waited_s = metric(client, QUEUE_TIME) - before
+    assert 0 <= waited_s <= 2 * (time.monotonic() - start_s)
+
+
+def test_a_busy_pool_says_so_and_an_idle_one_too(client: Client, checkpoint: Path) -> None:
+    prompt = text_tokens(checkpoint, 20_000, 85)
+    assert len(loads(client)) == POOL_SIZE
+    assert until(lambda: in_hand(client) == 0)
+    with ThreadPoolExecutor(4) as threads:
+        jobs = [threads.submit(client.pool, prompt) for _ in range(4)]
+        assert until(lambda: in_hand(client) >= 2)
+        assert until(lambda: metric(client, RUNNING) >= 1)
+        for job in jobs:
+            job.result()
+    assert until(lambda: in_hand(client) == 0)
+    assert until(lambda: metric(client, RUNNING) == 0)
