@@ -13,6 +13,12 @@ from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.queue import WaitingQueue
+from sglang_cdsp.controller.queue_limits import (
+    PASSED_OVER,
+    QUEUE_FULL,
+    WAITED_TOO_LONG,
+    QueueLimits,
+)
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.errors import PlannerError
@@ -31,16 +37,20 @@ class Arrivals:
         queue: WaitingQueue,
         endings: Endings,
         decode: DecodeServers,
+        limits: QueueLimits,
         abort: Callable[[PoolRequest, str], None],
+        clock: Callable[[], float],
     ) -> None:
-        """``abort`` ends a request, wherever it is, for a reason."""
+        """``abort`` ends a request, wherever it is, for a reason; ``clock``: monotonic seconds."""
         self._table = table
         self._admission = admission
         self._rooms = rooms
         self._queue = queue
         self._endings = endings
         self._decode = decode
+        self._limits = limits
         self._abort = abort
+        self._clock = clock
 
     # -- in -------------------------------------------------------------------------------
 
@@ -55,6 +65,8 @@ class Arrivals:
         except (RefusedError, PlannerError) as error:
             self._endings.turn_away(request, str(error))
             return
+        if self._crowded_out(request):
+            return
         twin = self._rooms.user(request.room)
         reason = self._rooms.claim(request)
         if twin is not None:
@@ -65,6 +77,21 @@ class Arrivals:
         self._table.add(request)
         if self._rooms.known(request):
             self._enqueue(request)
+
+    def _crowded_out(self, request: PoolRequest) -> bool:
+        """Keep the queue to its length; whether the request itself was turned away."""
+        unavailable = HTTPStatus.SERVICE_UNAVAILABLE
+        priority = getattr(request.tokenized, "priority", None)
+        if reason := self._limits.refusal(priority):
+            self._endings.turn_away(request, reason, unavailable)
+            return True
+        leaves = self._limits.in_excess(self._table.without_plan, request)
+        if leaves is request:
+            self._endings.turn_away(request, QUEUE_FULL, unavailable)
+            return True
+        if leaves is not None:
+            self._refuse(leaves, unavailable, PASSED_OVER)
+        return False
 
     def pages_named(self, room: int, message: RoomMessage) -> None:
         """Decode named destination pages of a room."""
@@ -116,7 +143,9 @@ class Arrivals:
             self._refuse(request, HTTPStatus.BAD_REQUEST, reason)
 
     def end_overdue(self) -> None:
-        """Fail the requests that decode has not asked for in time."""
+        """Fail the requests that decode has not asked for, or that nothing started, in time."""
+        for request in self._limits.overdue(self._table.without_plan, self._clock()):
+            self._refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, WAITED_TOO_LONG)
         for request in self._rooms.without_pages(self._decode.patience_s):
             reason = self._decode.overdue(request.room, request.tokens)
             self._refuse(request, HTTPStatus.INTERNAL_SERVER_ERROR, reason)

@@ -54,6 +54,7 @@ from sglang_cdsp.controller.startup import (
     bootstrap_row,
     give_up,
     open_store,
+    queue_limits,
 )
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
@@ -102,6 +103,7 @@ class PoolController(DataParallelController):
             self._poller.register(socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._metrics = PoolMetrics()
+        self._limits = queue_limits()
         self._told_load, self._told_load_s = (0, 0), 0.0
         self._rooms = Rooms(self._tp_size)
         hello = self._meet()
@@ -210,6 +212,7 @@ class PoolController(DataParallelController):
             tp_size=self._tp_size,
             clock=time.monotonic,
             decode=self._decode,
+            limits=self._limits,
         )
 
     # -- status and updates ---------------------------------------------------------------
@@ -273,6 +276,7 @@ class PoolController(DataParallelController):
             tokens=len(tokenized.input_ids or ()),
             arrival_s=time.monotonic(),
             room=None if fake else tokenized.bootstrap_room,
+            urgency=self._limits.urgency(tokenized.priority),
         )
         custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.on_request(request, custom.get(PARAMETER))

@@ -41,11 +41,16 @@ class Endings:
             request.answered = True
             self._effects.answer(request, status, reason)
 
-    def turn_away(self, request: PoolRequest, reason: str) -> None:
+    def turn_away(
+        self,
+        request: PoolRequest,
+        reason: str,
+        status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+    ) -> None:
         """A request never got in: neither its id nor its room is its own."""
         request.error = reason
         request.advance(Event.REFUSE)
-        self.answer(request, HTTPStatus.BAD_REQUEST, reason)
+        self.answer(request, status, reason)
         self._rooms.turn_away(request, reason)
         self._effects.ended(request)
 

@@ -23,12 +23,15 @@ from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.queue import WaitingQueue
+from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
 
 logger = logging.getLogger(__name__)
+
+NO_LIMITS = QueueLimits()
 
 
 class Lifecycle:
@@ -45,6 +48,7 @@ class Lifecycle:
         tp_size: int,
         clock: Callable[[], float],
         decode: DecodeServers,
+        limits: QueueLimits = NO_LIMITS,
     ) -> None:
         """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
         self._effects = effects
@@ -66,7 +70,9 @@ class Lifecycle:
             queue=WaitingQueue(planning, ledger, clock),
             endings=self._endings,
             decode=decode,
+            limits=limits,
             abort=self.abort,
+            clock=clock,
         )
         self._progress = Progress(
             table=self._table,
@@ -87,7 +93,7 @@ class Lifecycle:
     @property
     def waiting(self) -> tuple[int, int]:
         """Requests that have no plan yet, and their prompt tokens together."""
-        tokens = [r.tokens for r in self._table.requests if r.phase in BEFORE_A_PLAN]
+        tokens = [request.tokens for request in self._table.without_plan]
         return len(tokens), sum(tokens)
 
     # -- from clients ---------------------------------------------------------------------

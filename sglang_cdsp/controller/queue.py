@@ -13,7 +13,8 @@ from sglang_cdsp.planner.types import Plan, PromptView
 
 
 class WaitingQueue:
-    """Requests that bring their plans, first come first served, and those the policy plans."""
+    """Requests that bring their plans, most urgent first and then first come, and those
+    that the policy plans."""
 
     def __init__(
         self, planning: Planning, ledger: InstanceLedger, clock: Callable[[], float]
@@ -30,9 +31,15 @@ class WaitingQueue:
         """A request waits from now on."""
         if request.forced is not None:
             self._forced.append(request)
+            self._forced.sort(key=lambda waiting: -waiting.urgency)
             return
         self._planned[request.rid] = request
-        view = PromptView(request.rid, request.tokens, arrival_s=request.arrival_s)
+        view = PromptView(
+            request.rid,
+            request.tokens,
+            arrival_s=request.arrival_s,
+            priority=request.urgency,
+        )
         self._policy.arrive(view, self._clock())
 
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:

@@ -36,6 +36,7 @@ class PoolRequest:
         tokenized: SGLang's tokenized request; None for a probe.
         tokens: prompt length.
         arrival_s: monotonic arrival.
+        urgency: place among those that wait, larger is sooner; see ``QueueLimits.urgency``.
         room: bootstrap room; None when no decode server takes the KV.
         forced: plan demanded by the request, ``(tokens, instances)`` per chunk.
         plan: what the policy decided, times relative to ``bound_s``.
@@ -57,6 +58,7 @@ class PoolRequest:
     tokens: int
     arrival_s: float
     room: int | None = None
+    urgency: int = 0
     forced: Placement | None = None
     plan: Plan | None = None
     policy: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sglang_cdsp.controller.phases import BEFORE_A_PLAN
 from sglang_cdsp.controller.request import PoolRequest
 
 
@@ -20,6 +21,11 @@ class RequestTable:
     def requests(self) -> tuple[PoolRequest, ...]:
         """Those that have their id, by arrival."""
         return tuple(self._by_rid.values())
+
+    @property
+    def without_plan(self) -> tuple[PoolRequest, ...]:
+        """Those that wait for decode or for a plan, by arrival."""
+        return tuple(r for r in self._by_rid.values() if r.phase in BEFORE_A_PLAN)
 
     @property
     def with_plan(self) -> tuple[PoolRequest, ...]:

@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 
 import psutil
 import zmq
-from sglang.srt.runtime_context import get_disagg, get_serving
+from sglang.srt.environ import envs
+from sglang.srt.runtime_context import get_disagg, get_schedule, get_serving
 from sglang.srt.utils.network import NetworkAddress
 from torch._C._distributed_c10d import TCPStore
 
+from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.protocol.messages import Hello, decode_report
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,19 @@ def await_hellos(
                 "others run without the CDSP hooks; install a tested sglang release"
             )
     return hellos
+
+
+def queue_limits() -> QueueLimits:
+    """What the server's flags and environment say about SGLang's queue."""
+    schedule = get_schedule()
+    timeout_s = float(envs.SGLANG_REQ_WAITING_TIMEOUT.get())
+    return QueueLimits(
+        by_priority=bool(schedule.enable_priority_scheduling),
+        low_first=bool(schedule.schedule_low_priority_values_first),
+        refuses_priority=bool(schedule.abort_on_priority_when_disabled),
+        most=schedule.max_queued_requests,
+        timeout_s=timeout_s if timeout_s > 0 else None,
+    )
 
 
 def open_store(host: str) -> TCPStore:

@@ -122,7 +122,7 @@ class PromptView:
     `history_tokens` is a multiple of the page size and lies evenly on `history_instances`, whose
     order becomes the start of the first group. Planning the rest of a request at a chunk boundary
     is the same call: `tokens` = what is left, history = what is placed.
-    `priority`: larger is more urgent; policies that keep arrival order ignore it.
+    `priority`: larger is more urgent; it goes before arrival among the prompts that wait.
     """
 
     rid: str

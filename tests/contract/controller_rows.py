@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contract.needs import Attributes, Names, Order, Signature
+from tests.contract.needs import Attributes, Fields, Names, Order, Signature
 from tests.contract.row import row
 
 CONTROLLER = "sglang.srt.managers.data_parallel_controller"
@@ -170,5 +170,28 @@ ROWS = (
         "controller.dispatcher",
         "the stamp itself",
         Attributes(STATS, "DPControllerReqTimeStats", ("set_dp_dispatch_time",)),
+    ),
+    row(
+        "controller.startup",
+        "options about order, length and time of the queue, honoured at the pool's",
+        Fields(
+            "sglang.srt.arg_groups.fields.schedule",
+            "Schedule",
+            (
+                "enable_priority_scheduling",
+                "schedule_low_priority_values_first",
+                "abort_on_priority_when_disabled",
+                "max_queued_requests",
+            ),
+        ),
+    ),
+    row(
+        "controller.queue_limits",
+        "a request without a priority comes last",
+        Order(
+            "sglang.srt.managers.scheduler",
+            "Scheduler._set_or_validate_priority",
+            ("req.priority = sys.maxsize", "req.priority = -sys.maxsize - 1"),
+        ),
     ),
 )

@@ -15,9 +15,10 @@ from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
-from sglang_cdsp.controller.lifecycle import Lifecycle
+from sglang_cdsp.controller.lifecycle import NO_LIMITS, Lifecycle
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.planning import make_planning
+from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.planner.latency import builtin_model
@@ -39,6 +40,7 @@ class FakePool:
 
     Attributes:
         answers: who answered each client, in order.
+        statuses: with which HTTP status the controller answered.
         entered: members that are or were inside a chunk, by ``(seq, chunk)``.
         safe: ``(room, rank)`` whose pages decode may have given to others.
         told_failed: rooms of which decode heard that they failed.
@@ -57,6 +59,7 @@ class FakePool:
         policy: str = "single-chunk",
         min_chunk: int = 16,
         decode_tokens: int | None = 1_000_000,
+        limits: QueueLimits = NO_LIMITS,
     ) -> None:
         self.tp_size = tp_size
         self.page_size = page_size
@@ -65,6 +68,7 @@ class FakePool:
         self.instances = [FakeInstance(i, self) for i in range(size)]
         self.channels: defaultdict[tuple[int, int], Reports] = defaultdict(deque)
         self.answers: defaultdict[Client, list[str]] = defaultdict(list)
+        self.statuses: dict[Client, int] = {}
         self.entered: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.safe: set[tuple[int, int]] = set()
         self.told_failed: set[int] = set()
@@ -104,6 +108,7 @@ class FakePool:
             tp_size=tp_size,
             clock=lambda: self.now_s,
             decode=self.decode_servers,
+            limits=limits,
         )
 
     # -- the world around the pool --------------------------------------------------------
@@ -123,9 +128,11 @@ class FakePool:
         rid: str | None = None,
         room: int | None = None,
         plan: Chunks | None = None,
+        urgency: int = 0,
     ) -> PoolRequest:
         """A client's request reaches the pool."""
         request = self.request(tokens, rid=rid, room=room)
+        request.urgency = urgency
         self.lifecycle.on_request(request, plan)
         return request
 
@@ -309,6 +316,7 @@ class FakePool:
         assert status >= HTTPStatus.BAD_REQUEST
         assert "controller" not in self.answers[request.tokenized]
         self.answered(request.tokenized, "controller")
+        self.statuses[request.tokenized] = int(status)
 
     def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
         """Decode's abort goes to a one-instance request's instance."""

@@ -1,7 +1,8 @@
 """Policies that bind each prompt when it arrives, first come first served, as the paper does.
 
 A prompt whose KV fits nowhere now waits, and those behind it wait too: overtaking would let short
-prompts keep the memory from a long one for ever.
+prompts keep the memory from a long one for ever. Among those that wait, a higher priority goes
+first.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class FirstComePolicy(Policy):
     def __init__(self, options: PolicyOptions) -> None:
         self.options = options
         self._waiting: dict[str, PromptView] = {}
+        self._ranked = False  # whether any prompt has had a priority
 
     @abstractmethod
     def search(
@@ -54,6 +56,10 @@ class FirstComePolicy(Policy):
         if self.options.regulator:
             self.options.regulator.observe_arrival(now_s)
         self._waiting[prompt.rid] = prompt
+        self._ranked = self._ranked or prompt.priority != 0
+        if self._ranked:
+            ordered = sorted(self._waiting.values(), key=lambda waiting: -waiting.priority)
+            self._waiting = {waiting.rid: waiting for waiting in ordered}
 
     def finish(self, rid: str, now_s: float) -> None:
         self._waiting.pop(rid, None)
