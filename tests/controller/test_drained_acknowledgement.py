@@ -20,8 +20,8 @@ from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.platforms.host_memory import calm_progress_thread
 from sglang_cdsp.protocol import messages
 from tests.controller.fake_pool import FakePool
+from tests.engine.fake_rank import PAGES, Rank
 from tests.engine.fake_transfer import ROOM, FakePoolManager
-from tests.engine.test_chunk_engine import PAGES, Rank
 
 nixl = pytest.importorskip("nixl._api", reason="NIXL is the transfer engine that is tried here")
 

@@ -1,153 +1,25 @@
-"""One rank's queue and work, with a real slot allocator and fakes for model, decode and SGLang."""
+"""One rank's queue and work: what is reported, written and freed, and in which order."""
 
 from __future__ import annotations
 
-from array import array
 from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from sglang_cdsp.engine.agreement import Agreement
-from sglang_cdsp.engine.chunk_engine import ChunkEngine
-from sglang_cdsp.engine.chunk_work import ChunkWork
-from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     Drained,
     Failed,
-    GoOrder,
-    PlanOrder,
     Ready,
     ReleaseOrder,
-    Report,
     StockEnded,
     StockOrder,
     WriteLost,
 )
-from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
-from tests.engine.fake_kv import StrictAllocator
-from tests.engine.fake_stock import FakeBatch, FakeScheduler
-
-ROOM = 7
-CHUNKS = [(64, [0]), (64, [0, 1]), (64, [0, 1])]
-PAGES = 400
-
-
-class Rank:
-    """A rank of instance 0, or of ``instance``, and everything around it.
-
-    Attributes:
-        said: its reports, in order.
-        written: its writes to decode; each is "flying", "landed" or "lost".
-        breaks: chunks in which the model raises.
-        computed: tokens of each shard that was computed.
-    """
-
-    def __init__(self, instance: int = 0, tp_rank: int = 0) -> None:
-        self.instance, self.tp_rank = instance, tp_rank
-        self.said: list[tuple[type[Report], dict[str, Any]]] = []
-        self.written: dict[int, str] = {}
-        self.breaks: set[int] = set()
-        self.admitted: list[Any] = []
-        self.computed: list[int] = []
-        self.closed = 0
-        self.allocator = StrictAllocator(PAGES, 1)
-        self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
-        reporter: Any = self
-        manager: Any = self
-        runner: Any = self
-        self.engine = ChunkEngine(
-            scheduler=self.scheduler,
-            manager=manager,
-            reporter=reporter,
-            work=ChunkWork(
-                self.scheduler, manager, reporter, runner, Agreement(None, 1), self.computed.append
-            ),
-            relink=lambda epoch: None,
-            admit=self.admitted.append,
-            abort=lambda rid: None,
-        )
-
-    # -- reporter -------------------------------------------------------------------------
-
-    leads = property(lambda self: self.tp_rank == 0)
-
-    def send(self, kind: type[Report], **fields: Any) -> None:
-        self.said.append((kind, fields))
-
-    def send_from_leader(self, kind: type[Report], **fields: Any) -> None:
-        if self.leads:
-            self.send(kind, **fields)
-
-    # -- manager --------------------------------------------------------------------------
-
-    kv_args = SimpleNamespace(page_size=1)
-
-    def knows_room(self, room: int) -> bool:
-        return room == ROOM
-
-    def await_room(self, room: int) -> None:
-        assert room == ROOM
-
-    def decode_prefix(self, room: int) -> int:
-        return 0
-
-    def forget_room(self, room: int) -> None:
-        assert "flying" not in self.written.values(), "a room is forgotten while it is written to"
-
-    def write_shard(self, room: int, pages: Any, *rest: Any, **more: Any) -> ShardWrite:
-        number = len(self.written)
-        self.written[number] = "flying"
-        return ShardWrite(room, [number])
-
-    def settled(self, write: ShardWrite) -> bool:
-        state = self.written[write.handles[0]]
-        if state == "lost":
-            raise TransferFailed("KV write failed")
-        return state == "landed"
-
-    # -- runner ---------------------------------------------------------------------------
-
-    def run(self, task: ChunkTask, chunk: int, failure: str) -> None:
-        assert not failure
-        task.slot_table.slots(task.layouts[chunk].shard(self.instance))
-        if chunk in self.breaks:
-            raise RuntimeError("the model broke")
-
-    def close_links(self) -> None:
-        self.closed += 1
-
-    # -- what the tests do ----------------------------------------------------------------
-
-    def plan(self, chunks: list[Any] | None = None, *, rid: str = "r", seq: int = 0) -> None:
-        """A plan arrives."""
-        chunks = chunks or CHUNKS
-        tokens = array("q", range(sum(tokens for tokens, _ in chunks))).tobytes()
-        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=ROOM))
-
-    def request(self, rid: str = "r") -> Any:
-        """SGLang's request object arrives at home."""
-        req = Mock(
-            rid=rid,
-            to_finish=None,
-            finished=lambda: False,
-            return_logprob=False,
-            metadata_buffer_index=3,
-        )
-        assert self.engine.adopt(req)
-        return req
-
-    def go(self, chunk: int, *, go: bool = True, seq: int = 0) -> None:
-        self.engine.on_go(GoOrder(seq=seq, chunk=chunk, go=go))
-
-    def kinds(self) -> list[type[Report]]:
-        return [kind for kind, _ in self.said]
-
-    def last(self, kind: type[Report]) -> dict[str, Any]:
-        return next(fields for said, fields in reversed(self.said) if said is kind)
+from tests.engine.fake_rank import CHUNKS, PAGES, Rank
+from tests.engine.fake_stock import FakeBatch
 
 
 def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() -> None:
