@@ -250,26 +250,25 @@ class PoolController(DataParallelController):
         for request in batch:
             self.on_request(request)
 
-    def on_request(self, request: TokenizedGenerateReqInput) -> None:
+    def on_request(self, tokenized: TokenizedGenerateReqInput) -> None:
         """A request from the tokenizer; SGLang's own checks take the stock way."""
-        if is_health_check_generate_req(request):
-            self.round_robin_scheduler(request)
+        if is_health_check_generate_req(tokenized):
+            self.round_robin_scheduler(tokenized)
             return
-        fake = request.bootstrap_host == FAKE_BOOTSTRAP_HOST
-        if request.routed_dp_rank is not None and (fake or request.bootstrap_room is None):
-            self.dispatching_with_trace(request)
+        fake = tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
+        if tokenized.routed_dp_rank is not None and (fake or tokenized.bootstrap_room is None):
+            self.dispatching_with_trace(tokenized)
             return
-        tokens = len(request.input_ids or ())
         request = PoolRequest(
-            rid=str(request.rid),
-            tokenized=request,
-            tokens=tokens,
+            rid=str(tokenized.rid),
+            tokenized=tokenized,
+            tokens=len(tokenized.input_ids or ()),
             arrival_s=time.monotonic(),
-            room=None if fake else request.bootstrap_room,
+            room=None if fake else tokenized.bootstrap_room,
         )
-        custom = request.sampling_params.custom_params or {}
+        custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.arrivals.submit(request, custom.get(PARAMETER))
-        order = grammar_order(request)
+        order = grammar_order(tokenized)
         if order is not None and request.phase is not Phase.ENDED:
             # Equal grammars to the same instance: its backend has compiled them already.
             worker = self.workers[hash(order.text) % len(self.workers)]
