@@ -18,8 +18,8 @@ from typing import Any
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
-# Releases whose hook targets were read and whose servers were run (see docs/structure.md).
-TESTED_SGLANG_VERSIONS = ("0.5.21",)
+# Releases whose hook targets were read and whose servers were run (see docs/releases.md).
+TESTED_SGLANG_VERSIONS = ("0.5.21", "0.5.23")
 
 
 class CdspConfigError(ValueError):

@@ -65,13 +65,9 @@ def _managers() -> dict[Any, Any]:
     """Our manager by SGLang's name of the transfer engine."""
     from sglang.srt.disaggregation.utils import TransferBackend
 
-    from sglang_cdsp.transfer.mooncake import MooncakePoolManager
-    from sglang_cdsp.transfer.nixl import NixlPoolManager
+    from sglang_cdsp.transfer.registry import TRANSFER_ENGINES
 
-    return {
-        TransferBackend.NIXL: NixlPoolManager,
-        TransferBackend.MOONCAKE: MooncakePoolManager,
-    }
+    return {TransferBackend(engine.name): engine.manager_class() for engine in TRANSFER_ENGINES}
 
 
 def _pool_manager(original: Callable[..., Any], backend: Any, class_type: Any) -> Any:

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
@@ -41,14 +40,14 @@ from sglang_cdsp.controller.calibration import calibrate, probe_runner
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
-from sglang_cdsp.controller.decode.wire import WIRE_FORMATS, PeerMessage, RoomAbort, RoomPages
+from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.dispatcher import Dispatcher
 from sglang_cdsp.controller.inbox import read_reports
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.plan_log import PlanLog
 from sglang_cdsp.controller.planning import Planning, ledger_snapshot, make_planning
-from sglang_cdsp.controller.request import AbortTarget, Phase, PoolRequest
+from sglang_cdsp.controller.request import Phase, PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order, unsupported
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
@@ -72,7 +71,8 @@ POLL_MS = 100
 class PoolController(DataParallelController):
     """Takes the place of SGLang's controller; see the module's text."""
 
-    def __init__(self, server_args: Any, port_args: Any, run: Callable[..., Any]) -> None:
+    def __init__(self, server_args: Any, port_args: Any, *more: Any) -> None:
+        """``more`` is SGLang's own: how to run a scheduler, and in 0.5.23 schedulers that run."""
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
@@ -94,9 +94,9 @@ class PoolController(DataParallelController):
             PoolAddresses(f"tcp://127.0.0.1:{port}", self._host, int(self._store.port))
         )
         self._rendezvous_ports = quiet_ports(int(get_parallel().dp_size))
-        super().__init__(server_args, port_args, run)
+        super().__init__(server_args, port_args, *more)
         self._tp_size = int(get_parallel().tp_size)
-        self._contact = DecodeEndpoint(self._tp_size, self._host, WIRE_FORMATS[backend])
+        self._contact = DecodeEndpoint(self._tp_size, self._host, wire_format(backend))
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._poller = zmq.Poller()
         for socket in (self._reports, self.recv_from_tokenizer, *self._contact.sockets):
@@ -338,7 +338,4 @@ class PoolController(DataParallelController):
             self._decode.connected(host, port, alive=alive)
 
     def _on_room_abort(self, abort: RoomAbort) -> None:
-        target = None
-        if abort.host is not None and abort.port is not None:
-            target = AbortTarget(abort.tp_rank, abort.host, abort.port)
-        self._lifecycle.abort_room(abort.room, target, abort.frames)
+        self._lifecycle.abort_room(abort.room, abort.target, abort.frames)

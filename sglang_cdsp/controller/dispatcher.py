@@ -125,7 +125,7 @@ class Dispatcher:
 
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
-        self._contact.ack_abort(room, target.tp_rank, target.host, target.port)
+        self._contact.ack_abort(room, target)
 
 
 def _plan_order(request: PoolRequest) -> PlanOrder:
