@@ -7,6 +7,7 @@ tells decode once all holders have reported that their writes are over (``Dispat
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from sglang.srt.disaggregation.nixl.conn import NixlKVManager
 
 from sglang_cdsp.releases import nixl_writes_notify
 from sglang_cdsp.transfer.manager import PoolKVManager
+
+logger = logging.getLogger(__name__)
 
 
 class NixlPoolManager(PoolKVManager, NixlKVManager):
@@ -60,11 +63,16 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
         )
 
     def _outcome(self, handle: Any) -> bool | None:
-        return {"DONE": True, "ERR": False}.get(self.agent.check_xfer_state(handle))
-
-    def _await_posted(self, handles: list[Any]) -> None:
-        self._await_handles(handles, failure_seen=True)
+        try:
+            return {"DONE": True, "ERR": False}.get(self.agent.check_xfer_state(handle))
+        except Exception as error:
+            # NIXL raises where the partner is gone. Its other writes, to live ones, go on.
+            logger.warning("a KV write to decode has failed: %s", error)
+            return False
 
     def _forget_posted(self, handles: list[Any]) -> None:
         for handle in handles:
-            self.agent.release_xfer_handle(handle)
+            try:
+                self.agent.release_xfer_handle(handle)
+            except Exception as error:
+                logger.warning("NIXL keeps the handle of a write that has ended: %s", error)

@@ -48,11 +48,6 @@ ROWS = (
     ),
     row(
         "transfer.nixl",
-        "waits for what was posted before an error",
-        Signature(NIXL, f"{MANAGER}._await_handles", ("handles",), ("failure_seen",)),
-    ),
-    row(
-        "transfer.nixl",
         "our numbers in stock's notifications, or when stock tells decode",
         Changed(
             Order(

@@ -31,9 +31,13 @@ class FakeAgent:
         return handle
 
     def check_xfer_state(self, handle: int) -> str:
+        if self.states[handle] == "GONE":
+            raise RuntimeError("the partner is gone")
         return self.states[handle]
 
     def release_xfer_handle(self, handle: int) -> None:
+        if self.states[handle] == "GONE":
+            raise RuntimeError("the partner is gone")
         assert handle not in self.released, "a handle is released twice"
         assert self.states[handle] in ("DONE", "ERR"), "a handle in flight is released"
         self.released.append(handle)

@@ -113,18 +113,43 @@ def test_a_failed_part_is_told_once_all_parts_have_ended(manager: FakePoolManage
     assert manager.agent.released == [1, 2]
 
 
-def test_what_was_posted_before_an_error_is_awaited(
-    manager: FakePoolManager, monkeypatch: pytest.MonkeyPatch
+def test_what_was_posted_before_an_error_ends_before_the_error_is_told(
+    manager: FakePoolManager,
 ) -> None:
     """Decode's pages may be answered for only after nothing writes to them."""
-    awaited: list[list[int]] = []
-    monkeypatch.setattr(
-        manager, "_await_handles", lambda handles, failure_seen: awaited.append(list(handles))
-    )
     manager.breaks_at = "aux"
-    with pytest.raises(TransferFailed, match="could not start: no such memory"):
-        write(manager, [5], [3], 0, last=True)
-    assert awaited == [[1]]
+    shard = write(manager, [5], [3], 0, last=True)
+    for _ in range(3):
+        assert not manager.settled(shard), "the pages are still being written"
+    manager.agent.end_all()
+    with pytest.raises(TransferFailed, match=f"room {ROOM} could not start: no such memory"):
+        manager.settled(shard)
+    assert manager.agent.released == [1]
+    assert manager.settled(shard), "an error is told once"
+
+
+def test_nothing_posted_is_an_error_at_once(manager: FakePoolManager) -> None:
+    manager.breaks_at = "kv"
+    with pytest.raises(TransferFailed, match="could not start"):
+        manager.settled(write(manager, [5], [3], 0))
+    del manager.transfer_infos[ROOM]
+    with pytest.raises(TransferFailed, match="could not start"):
+        manager.settled(write(manager, [5], [3], 0))
+
+
+def test_a_partner_that_is_gone_does_not_end_the_writes_to_others(
+    manager: FakePoolManager,
+) -> None:
+    """NIXL raises where it cannot reach a partner any more."""
+    manager.peer("b")
+    manager.pages("b", [20, 21, 22, 23], required=2)
+    shard = write(manager, [5], [1], 0)
+    manager.agent.states[1] = "GONE"
+    assert not manager.settled(shard), "the write to the other may still be under way"
+    manager.agent.states[2] = "DONE"
+    with pytest.raises(TransferFailed, match="failed"):
+        manager.settled(shard)
+    assert manager.agent.released == [2]
 
 
 # -- rooms ----------------------------------------------------------------------------------
