@@ -32,6 +32,12 @@ REFUSALS: tuple[Refusal, ...] = (
         "--cdsp runs a prefill pool: add --disaggregation-mode prefill and start a stock decode "
         "server with --disaggregation-mode decode",
     ),
+    # SGLang 0.5.23 makes --dp-size an --attn-dp-size when it resolves --enable-dp-attention.
+    Refusal(
+        lambda a: a.enable_dp_attention or getattr(a, "attn_dp_size", 1) > 1,
+        "--cdsp needs plain data parallelism: remove --enable-dp-attention and --attn-dp-size, and "
+        "set --dp-size to the number of instances",
+    ),
     Refusal(
         lambda a: a.dp_size < 2,
         "--cdsp needs a pool of at least two instances: set --dp-size to the number of instances",
@@ -43,12 +49,6 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         lambda a: a.pp_size > 1,
         "--cdsp does not combine with pipeline parallelism: set --pp-size 1",
-    ),
-    # SGLang 0.5.23 makes an --attn-dp-size of --dp-size when it resolves --enable-dp-attention.
-    Refusal(
-        lambda a: a.enable_dp_attention or getattr(a, "attn_dp_size", 1) > 1,
-        "--cdsp needs plain data parallelism: remove --enable-dp-attention and --attn-dp-size, and "
-        "set --dp-size to the number of instances",
     ),
     Refusal(
         lambda a: a.attn_cp_size > 1 or a.dcp_size > 1,
