@@ -64,5 +64,42 @@ check: lint
 test: lint
 	$(RUN) -m pytest
 
+# -- the newest tested SGLang, in an environment of its own ----------------------------------------
+
+NEWEST := .venv-newest
+NEWEST_RUN := $(NEWEST)/bin/python
+NEWEST_PIP := $(NEWEST_RUN) -m pip --disable-pip-version-check install --no-deps
+NEWEST_PINS := build/requirements-newest.txt
+# What of it differs by release, and on real servers parity, aborts and features of one kind of plan.
+NEWEST_TESTS := tests/contract tests/controller tests/engine tests/transfer tests/protocol \
+  tests/test_releases.py tests/test_checks.py tests/test_args.py tests/test_hooks.py \
+  tests/platforms --ignore tests/platforms/test_stock_servers.py
+NEWEST_SERVING := tests/serving/test_parity.py tests/serving/test_ends.py \
+  tests/serving/test_features.py tests/serving/test_requests.py
+NEWEST_SERVED := not forced_plan_alone and not turn and not planned
+
+.PHONY: newest test-newest
+
+newest: $(NEWEST)/.installed
+
+# cpu.txt with the pins of newest.txt in place of its own.
+$(NEWEST_PINS): requirements/cpu.txt requirements/newest.txt
+	@mkdir -p $(@D)
+	awk -F== 'NR == FNR { if (!/^\#/) pin[$$1] = $$0; next } { print ($$1 in pin) ? pin[$$1] : $$0 }' \
+	  requirements/newest.txt requirements/cpu.txt > $@
+
+$(NEWEST)/bin/pip:
+	$(PYTHON) -m venv $(NEWEST)
+
+$(NEWEST)/.installed: $(NEWEST_PINS) requirements/torch-cpu.txt requirements/dev.txt setup.py | $(NEWEST)/bin/pip
+	$(NEWEST_PIP) -r requirements/torch-cpu.txt || $(NEWEST_RUN) -m pip install torch==2.13.0
+	$(NEWEST_PIP) -r $(NEWEST_PINS) -r requirements/dev.txt
+	$(NEWEST_PIP) --no-build-isolation --editable .
+	@touch $@
+
+test-newest: newest
+	$(NEWEST_RUN) -m pytest $(NEWEST_TESTS)
+	$(NEWEST_RUN) -m pytest $(NEWEST_SERVING) -k "$(NEWEST_SERVED)"
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,8 +21,8 @@ from sglang_cdsp.planner.policies.registry import POLICY_HELP, find
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
-# Releases whose hook targets were read and whose servers were run (see docs/structure.md).
-TESTED_SGLANG_VERSIONS = ("0.5.21",)
+# Releases whose hook targets were read and whose servers were run (see docs/releases.md).
+TESTED_SGLANG_VERSIONS = ("0.5.21", "0.5.23")
 
 
 class CdspConfigError(ValueError):

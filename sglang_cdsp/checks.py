@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang_cdsp.args import TESTED_SGLANG_VERSIONS, CdspArgs, CdspConfigError
+from sglang_cdsp.transfer.registry import transfer_engine
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -32,6 +32,12 @@ REFUSALS: tuple[Refusal, ...] = (
         "--cdsp runs a prefill pool: add --disaggregation-mode prefill and start a stock decode "
         "server with --disaggregation-mode decode",
     ),
+    # SGLang 0.5.23 makes --dp-size an --attn-dp-size when it resolves --enable-dp-attention.
+    Refusal(
+        lambda a: a.enable_dp_attention or getattr(a, "attn_dp_size", 1) > 1,
+        "--cdsp needs plain data parallelism: remove --enable-dp-attention and --attn-dp-size, and "
+        "set --dp-size to the number of instances",
+    ),
     Refusal(
         lambda a: a.dp_size < 2,
         "--cdsp needs a pool of at least two instances: set --dp-size to the number of instances",
@@ -43,10 +49,6 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         lambda a: a.pp_size > 1,
         "--cdsp does not combine with pipeline parallelism: set --pp-size 1",
-    ),
-    Refusal(
-        lambda a: a.enable_dp_attention,
-        "--cdsp needs plain data parallelism: remove --enable-dp-attention",
     ),
     Refusal(
         lambda a: a.attn_cp_size > 1 or a.dcp_size > 1,
@@ -78,9 +80,13 @@ REFUSALS: tuple[Refusal, ...] = (
         "--cdsp runs on one node in this release: set --nnodes 1",
     ),
     Refusal(
-        lambda a: bool(a.enable_return_hidden_states or a.return_hidden_states_mode),
-        "--cdsp returns no hidden states: remove --enable-return-hidden-states and "
-        "--return-hidden-states-mode",
+        lambda a: bool(
+            a.enable_return_hidden_states
+            or a.return_hidden_states_mode
+            or getattr(a, "enable_return_aux_hidden_states", False)
+        ),
+        "--cdsp returns no hidden states: remove --enable-return-hidden-states, "
+        "--return-hidden-states-mode and --enable-return-aux-hidden-states",
     ),
     Refusal(
         lambda a: bool(a.enable_return_routed_experts or a.enable_return_indexer_topk),
@@ -90,6 +96,25 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         lambda a: bool(a.enable_mixed_chunk),
         "--cdsp prefill instances do not decode: remove --enable-mixed-chunk",
+    ),
+    Refusal(
+        lambda a: bool(a.disaggregation_enable_kv_checksum),
+        "--cdsp spreads a prompt's KV over instances, and no one of them can sum it up: remove "
+        "--disaggregation-enable-kv-checksum on both servers",
+    ),
+    # New in SGLang 0.5.23, hence the defaults.
+    Refusal(
+        lambda a: getattr(a, "disaggregation_decode_allocation_policy", "early") != "early",
+        "--cdsp writes KV to decode while a prompt is being prefilled: set "
+        "--disaggregation-decode-allocation-policy early on both servers",
+    ),
+    Refusal(
+        lambda a: getattr(a, "enable_kv_cache_sharding", False),
+        "--cdsp spreads a prompt's KV over instances itself: remove --enable-kv-cache-sharding",
+    ),
+    Refusal(
+        lambda a: getattr(a, "enable_watermark", False),
+        "--cdsp does not watermark a prompt's first token: remove --enable-watermark",
     ),
 )
 
@@ -122,42 +147,9 @@ def check_transfer_backend(backend: str) -> None:
     """Refuse a transfer backend, as resolved by SGLang (a platform may choose its default).
 
     Raises:
-        CdspConfigError: for any but NIXL and Mooncake, and where Mooncake cannot run.
+        CdspConfigError: it has no row in ``transfer.registry``, or cannot run here.
     """
-    if backend not in ("nixl", "mooncake"):
-        raise CdspConfigError(
-            f"--cdsp moves KV over NIXL or Mooncake, not over {backend}: set "
-            "--disaggregation-transfer-backend nixl on the prefill and on the decode server"
-        )
-    if backend == "mooncake":
-        _check_mooncake()
-
-
-def _check_mooncake() -> None:
-    instead = "or set --disaggregation-transfer-backend nixl on both servers"
-    try:
-        importlib.import_module("mooncake.engine")
-    except ModuleNotFoundError as error:
-        raise CdspConfigError(
-            f"Mooncake is not installed ({error}): install mooncake-transfer-engine (without CUDA: "
-            f"mooncake-transfer-engine-non-cuda), {instead}"
-        ) from error
-    except ImportError as error:
-        raise CdspConfigError(
-            f"Mooncake cannot be loaded ({error}): install the system package of that library "
-            f"(Debian, Ubuntu: libibverbs1, libnuma1, libcurl4), {instead}"
-        ) from error
-
-    from sglang.srt.disaggregation.mooncake.utils import check_mooncake_custom_mem_pool_enabled
-    from sglang.srt.environ import envs
-
-    _, pool = check_mooncake_custom_mem_pool_enabled()
-    if envs.SGLANG_MOONCAKE_SEND_AUX_TCP.get() or pool == "NVLINK":
-        # Home's metadata and the controller's last word would race on two connections.
-        raise CdspConfigError(
-            "--cdsp writes a request's metadata as it writes KV: unset "
-            f"SGLANG_MOONCAKE_SEND_AUX_TCP and SGLANG_MOONCAKE_CUSTOM_MEM_POOL=NVLINK, {instead}"
-        )
+    transfer_engine(backend).check()
 
 
 def check_server_args(cdsp: CdspArgs, server_args: ServerArgs) -> None:

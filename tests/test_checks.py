@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ from sglang_cdsp.args import TESTED_SGLANG_VERSIONS, CdspArgs, CdspConfigError
 from sglang_cdsp.checks import (
     REFUSALS,
     check_server_args,
-    check_transfer_backend,
     check_version,
     forced_settings,
 )
@@ -38,6 +35,15 @@ GOOD: dict[str, Any] = {
     "return_hidden_states_mode": None,
     "enable_return_routed_experts": False,
     "enable_return_indexer_topk": False,
+    "disaggregation_enable_kv_checksum": False,
+}
+# What SGLang 0.5.23 has besides; 0.5.21 does without.
+NEWER: dict[str, Any] = {
+    "attn_dp_size": 1,
+    "disaggregation_decode_allocation_policy": "early",
+    "enable_kv_cache_sharding": False,
+    "enable_return_aux_hidden_states": False,
+    "enable_watermark": False,
 }
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),
@@ -60,6 +66,15 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"return_hidden_states_mode": "last"}, "--return-hidden-states-mode"),
     ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
     ({"enable_return_indexer_topk": True}, "--enable-return-indexer-topk"),
+    ({"disaggregation_enable_kv_checksum": True}, "remove --disaggregation-enable-kv-checksum"),
+    ({"attn_dp_size": 2}, "--attn-dp-size, and set --dp-size"),
+    (
+        {"disaggregation_decode_allocation_policy": "prefill_complete"},
+        "set --disaggregation-decode-allocation-policy early on both servers",
+    ),
+    ({"enable_kv_cache_sharding": True}, "remove --enable-kv-cache-sharding"),
+    ({"enable_return_aux_hidden_states": True}, "--enable-return-aux-hidden-states"),
+    ({"enable_watermark": True}, "remove --enable-watermark"),
 ]
 
 
@@ -73,8 +88,9 @@ def refusal(cdsp: CdspArgs, **changed: Any) -> str:
     return str(caught.value)
 
 
-def test_a_pool_passes() -> None:
-    check_server_args(CdspArgs(sp_sizes=(1, 2, 4), instances_per_node=2), server_args())
+@pytest.mark.parametrize("more", [{}, NEWER], ids=["0.5.21", "0.5.23"])
+def test_a_pool_passes(more: dict[str, Any]) -> None:
+    check_server_args(CdspArgs(sp_sizes=(1, 2, 4), instances_per_node=2), server_args(**more))
 
 
 @pytest.mark.parametrize(("changed", "remedy"), CASES, ids=lambda case: str(case))
@@ -100,50 +116,6 @@ def test_sizes_beyond_the_pool() -> None:
 
 def test_nodes_that_do_not_divide_the_pool() -> None:
     assert "does not divide the pool of 4" in refusal(CdspArgs(instances_per_node=3))
-
-
-def test_the_transfer_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_transfer_backend("nixl")
-    with pytest.raises(CdspConfigError, match="set --disaggregation-transfer-backend nixl"):
-        check_transfer_backend("mori")
-    monkeypatch.setitem(sys.modules, "mooncake", ModuleType("mooncake"))
-    monkeypatch.setitem(sys.modules, "mooncake.engine", ModuleType("mooncake.engine"))
-    check_transfer_backend("mooncake")
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (ModuleNotFoundError("No module named 'mooncake'"), "install mooncake-transfer-engine"),
-        (ImportError("libibverbs.so.1: cannot open shared object file"), "libibverbs1"),
-    ],
-)
-def test_what_mooncake_lacks_is_named(
-    monkeypatch: pytest.MonkeyPatch, error: ImportError, remedy: str
-) -> None:
-    def load(name: str) -> None:
-        assert name == "mooncake.engine"
-        raise error
-
-    monkeypatch.setattr(importlib, "import_module", load)
-    with pytest.raises(CdspConfigError) as caught:
-        check_transfer_backend("mooncake")
-    assert str(error) in str(caught.value)
-    assert remedy in str(caught.value)
-    assert "--disaggregation-transfer-backend nixl" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("SGLANG_MOONCAKE_SEND_AUX_TCP", "1"), ("SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "NVLINK")],
-)
-def test_metadata_beside_mooncake_is_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setattr(importlib, "import_module", lambda name: None)
-    monkeypatch.setenv(name, value)
-    with pytest.raises(CdspConfigError, match=f"unset .*{name}"):
-        check_transfer_backend("mooncake")
 
 
 def test_tested_releases_pass_and_others_need_the_escape_flag() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,7 +35,7 @@ from sglang_cdsp.controller.calibration import measured_model
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
-from sglang_cdsp.controller.decode.wire import WIRE_FORMATS, PeerMessage, RoomAbort, RoomPages
+from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.dispatcher import Dispatcher
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
@@ -45,7 +44,7 @@ from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
 from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.reports import read_reports
-from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order, unsupported
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
@@ -74,7 +73,8 @@ TELL_LOAD_EVERY_S = 0.25
 class PoolController(DataParallelController):
     """SGLang's controller of data-parallel instances, which plans requests over all of them."""
 
-    def __init__(self, server_args: Any, port_args: Any, run: Callable[..., Any]) -> None:
+    def __init__(self, server_args: Any, port_args: Any, *more: Any) -> None:
+        """``more`` is SGLang's own: how to run a scheduler, and in 0.5.23 schedulers that run."""
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
@@ -88,9 +88,9 @@ class PoolController(DataParallelController):
         self._zmq = zmq.Context()
         self._reports = self._open_reports()
         self._rendezvous_ports = free_ports(int(get_parallel().dp_size))
-        super().__init__(server_args, port_args, run)
+        super().__init__(server_args, port_args, *more)
         self._tp_size = int(get_parallel().tp_size)
-        self._endpoint = DecodeEndpoint(self._tp_size, host, WIRE_FORMATS[backend])
+        self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._admin = AdminServer(
             self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
@@ -335,9 +335,6 @@ class PoolController(DataParallelController):
                 case RoomPages():
                     self._lifecycle.on_pages(message.room, message.message)
                 case RoomAbort():
-                    target = None
-                    if message.host is not None and message.port is not None:
-                        target = AbortTarget(message.tp_rank, message.host, message.port)
-                    self._lifecycle.on_room_abort(message.room, target, message.frames)
+                    self._lifecycle.on_room_abort(message.room, message.target, message.frames)
         for host, port, alive in self._endpoint.changes():
             self._lifecycle.on_decode_link(host, port, alive=alive)

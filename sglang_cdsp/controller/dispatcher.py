@@ -152,7 +152,7 @@ class Dispatcher:
 
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
-        self._endpoint.ack_abort(room, target.tp_rank, target.host, target.port)
+        self._endpoint.ack_abort(room, target)
 
     def ended(self, request: PoolRequest) -> None:
         """Nothing to send: the observers hear of it."""

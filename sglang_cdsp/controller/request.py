@@ -20,11 +20,19 @@ class ChunkTimes:
 
 @dataclass
 class AbortTarget:
-    """A decode rank that waits to hear that nobody writes to its pages any more."""
+    """A decode rank that waits to hear that nobody writes to its pages any more.
+
+    Attributes:
+        tp_rank: the prefill rank that it asked.
+        host, port: where it listens.
+        generation: decode's number of this abort, which the acknowledgement repeats; None where
+            aborts have none.
+    """
 
     tp_rank: int
     host: str
     port: int
+    generation: int | None = None
 
 
 @dataclass(eq=False)

@@ -1,10 +1,12 @@
 """The data-parallel controller's process, with plugins loaded.
 
-Up to SGLang 0.5.21 the stock controller process does not load plugins, so hooks registered for it
+In SGLang 0.5.21 the stock controller process does not load plugins, so hooks registered for it
 would have no effect there.
 """
 
 from typing import Any
+
+from sglang_cdsp.releases import controller_loads_plugins
 
 
 def run_controller_with_plugins(*args: Any, **kwargs: Any) -> None:
@@ -22,8 +24,11 @@ def run_controller_with_plugins(*args: Any, **kwargs: Any) -> None:
 def install_controller_entry() -> None:
     """Make the server start the controller through ``run_controller_with_plugins``.
 
-    Does nothing where the target is no longer SGLang's own: who replaced it loads the plugins.
+    Does nothing where SGLang's own target loads the plugins, nor where the target is no longer
+    SGLang's own: who replaced it loads them.
     """
+    if controller_loads_plugins():
+        return
     from sglang.srt.entrypoints import engine
     from sglang.srt.managers import data_parallel_controller
 

@@ -41,6 +41,12 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_dispatch_key_name(self) -> str:
         return "native"
 
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        """SGLang's own pool, which lives on any torch device, for each kind (SGLang 0.5.23)."""
+        return None
+
+    # What SGLang 0.5.21 asks instead.
+
     def get_mha_kv_pool_cls(self) -> type:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 

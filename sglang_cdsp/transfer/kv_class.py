@@ -7,13 +7,12 @@ from typing import Any
 
 from sglang.srt.disaggregation.utils import KVClassType, TransferBackend
 
-from sglang_cdsp.transfer.mooncake import MooncakePoolManager
-from sglang_cdsp.transfer.nixl import NixlPoolManager
+from sglang_cdsp.transfer.registry import TRANSFER_ENGINES
 
-POOL_MANAGERS = {
-    TransferBackend.NIXL: NixlPoolManager,
-    TransferBackend.MOONCAKE: MooncakePoolManager,
-}
+
+def pool_managers() -> dict[Any, Any]:
+    """Our manager by SGLang's name of the transfer engine."""
+    return {TransferBackend(engine.name): engine.manager_class() for engine in TRANSFER_ENGINES}
 
 
 def pool_kv_class(original: Callable[..., Any], backend: Any, class_type: Any) -> Any:
@@ -21,7 +20,7 @@ def pool_kv_class(original: Callable[..., Any], backend: Any, class_type: Any) -
 
     AROUND hook: ``original`` is SGLang's function, or what another plugin made of it.
     """
-    ours = POOL_MANAGERS.get(backend) if class_type == KVClassType.MANAGER else None
+    ours = pool_managers().get(backend) if class_type == KVClassType.MANAGER else None
     return ours or original(backend, class_type)
 
 
@@ -29,5 +28,5 @@ def gives_pool_managers(get_kv_class: Callable[[Any, Any], Any]) -> bool:
     """Whether a function in the place of ``get_kv_class`` chooses our managers."""
     return all(
         get_kv_class(backend, KVClassType.MANAGER) is ours
-        for backend, ours in POOL_MANAGERS.items()
+        for backend, ours in pool_managers().items()
     )

@@ -8,6 +8,7 @@ What differs by transfer engine is in ``nixl.py`` and ``mooncake.py``.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ import zmq
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.utils.network import NetworkAddress
 
+logger = logging.getLogger(__name__)
+
 
 class TransferFailed(RuntimeError):
     """A KV write to decode failed; names the room."""
@@ -26,10 +29,17 @@ class TransferFailed(RuntimeError):
 
 @dataclass
 class ShardWrite:
-    """Writes of one shard in flight; poll it with :meth:`PoolKVManager.settled`."""
+    """Writes of one shard in flight; poll it with :meth:`PoolKVManager.settled`.
+
+    Attributes:
+        room: bootstrap room.
+        handles: the transfer engine's transfers, until all have ended.
+        error: why a part of it could not be posted, "" for none.
+    """
 
     room: int
     handles: list[Any] = field(default_factory=list)
+    error: str = ""
 
 
 class PoolKVManager(CommonKVManager):
@@ -89,7 +99,10 @@ class PoolKVManager(CommonKVManager):
         last: bool,
         aux_index: int | None = None,
     ) -> ShardWrite:
-        """Start writing one shard's pages to every decode agent of the room.
+        """Start writing one shard's pages to every decode agent of the room; never blocks.
+
+        A part that cannot be posted is an error of the write, told by :meth:`settled`: parts that
+        were posted before go on writing to decode's pages until they have ended.
 
         Args:
             room: bootstrap room.
@@ -97,9 +110,6 @@ class PoolKVManager(CommonKVManager):
             dst_index: for each page its index in decode's page list, ``[pages]``.
             send_id: number of this transfer, see ``parallel.chunk_layout.number_sends``.
             last: home's final transfer: it also carries the metadata buffer ``aux_index``.
-
-        Raises:
-            TransferFailed: if a write cannot be posted; writes posted before are awaited.
         """
         write = ShardWrite(room)
         try:
@@ -117,23 +127,25 @@ class PoolKVManager(CommonKVManager):
                         self._post_metadata(info, aux_index, send_id, bare=not len(src_pages))
                     )
         except Exception as error:
-            self._await_posted(write.handles)
-            raise TransferFailed(f"KV write for room {room} could not start: {error}") from error
+            logger.exception("a KV write for room %d could not start", room)
+            write.error = f"could not start: {error}"
         return write
 
     def settled(self, write: ShardWrite) -> bool:
         """Whether the write has ended; never blocks.
 
         Raises:
-            TransferFailed: once it has ended and a part of it failed.
+            TransferFailed: once all that was posted has ended, if a part failed or was not posted.
         """
         outcomes = [self._outcome(handle) for handle in write.handles]
         if None in outcomes:
             return False
         self._forget_posted(write.handles)
         write.handles.clear()
-        if False in outcomes:
-            raise TransferFailed(f"KV write for room {write.room} failed")
+        error = write.error or ("failed" if False in outcomes else "")
+        write.error = ""
+        if error:
+            raise TransferFailed(f"KV write for room {write.room} {error}")
         return True
 
     def forget_room(self, room: int) -> None:
@@ -166,10 +178,6 @@ class PoolKVManager(CommonKVManager):
     @abstractmethod
     def _outcome(self, handle: Any) -> bool | None:
         """None while a transfer is in flight, then whether it went well."""
-
-    @abstractmethod
-    def _await_posted(self, handles: list[Any]) -> None:
-        """Wait until transfers have ended, however they end."""
 
     def _forget_posted(self, handles: list[Any]) -> None:
         """Give back what the engine keeps for transfers that have ended."""

@@ -7,7 +7,7 @@ The pool controller says it once all holders have reported that their writes are
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -120,9 +120,6 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
 
     def _outcome(self, handle: Any) -> bool | None:
         return handle.exception() is None if handle.done() else None
-
-    def _await_posted(self, handles: list[Any]) -> None:
-        wait(handles)
 
     def _forget_posted(self, handles: list[Any]) -> None:
         for handle in handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed, Not
 from tests.contract.needs import Attributes, Fields, Names, Order, Signature
 from tests.contract.row import row
 
@@ -10,39 +11,43 @@ CLASS = "DataParallelController"
 ENGINE = "sglang.srt.entrypoints.engine"
 STATS = "sglang.srt.observability.req_time_stats"
 
+BUILT = f"controller = {CLASS}(server_args, port_args, run_scheduler_process_func"
+
 ROWS = (
     # -- the controller process -----------------------------------------------------------------
     row(
         "controller.controller controller.process",
-        "built by position in the controller process",
+        "built by position in the controller process; what follows is passed on",
         Signature(
             CONTROLLER,
             f"{CLASS}.__init__",
             ("server_args", "port_args", "run_scheduler_process_func"),
-            exact=True,
         ),
     ),
     row(
         "controller.process platforms.controller",
-        "called by us with its own parameters",
+        "called by us with what its caller passes",
         Signature(
             CONTROLLER,
             "run_data_parallel_controller_process",
             ("server_args", "port_args", "pipe_writer", "run_scheduler_process_func"),
-            exact=True,
         ),
     ),
     row(
         "controller.process",
         "looks its class up in its module, tells its limits, then serves",
-        Order(
-            CONTROLLER,
-            "run_data_parallel_controller_process",
-            (
-                f"controller = {CLASS}(server_args, port_args, run_scheduler_process_func)",
-                "controller.max_req_input_len",
-                "controller.event_loop()",
+        Changed(
+            Order(
+                CONTROLLER,
+                "run_data_parallel_controller_process",
+                (BUILT, "controller.max_req_input_len", "controller.event_loop()"),
             ),
+            Order(
+                CONTROLLER,
+                "run_data_parallel_controller_process",
+                (BUILT, "controller.get_init_info()", "controller.event_loop()"),
+            ),
+            "nothing: the limits that the pool controller sets are read by that method",
         ),
     ),
     row(
@@ -67,8 +72,19 @@ ROWS = (
     ),
     row(
         "hooks controller.process platforms.controller",
-        "the class that is replaced; the schedulers' target, for callers that give none",
-        Names(CONTROLLER, ("run_scheduler_process", "DataParallelController")),
+        "the class that is replaced",
+        Names(CONTROLLER, ("DataParallelController",)),
+    ),
+    row(
+        "releases platforms.controller controller.process",
+        "hooks registered for the controller's process need plugins loaded there",
+        Changed(
+            Not(Names(CONTROLLER, ("load_plugins",))),
+            Order(CONTROLLER, "run_data_parallel_controller_process", ("load_plugins()",)),
+            "our targets of that process load them; the CPU platform leaves SGLang's own target "
+            "in place where that does (`platforms.controller`)",
+            "controller_loads_plugins",
+        ),
     ),
     # -- the controller class -------------------------------------------------------------------
     row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed
 from tests.contract.needs import Fields, Order, Sends
 from tests.contract.row import row
 
@@ -9,42 +10,56 @@ NIXL = "sglang.srt.disaggregation.nixl.conn"
 DECODE = "sglang.srt.disaggregation.decode"
 QUEUE = "DecodePreallocQueue"
 
+
+def registration(manager: str) -> tuple[str, ...]:
+    """A decode agent's registration; ``manager`` is what its manager is called there."""
+    return (
+        "GUARD",
+        "'None'.encode('ascii')",
+        f"{manager}.local_ip.encode('ascii')",
+        f"str({manager}.rank_port).encode('ascii')",
+        f"{manager}.agent.name.encode('ascii')",
+        f"{manager}.agent.get_agent_metadata()",
+        "packed_kv_data_ptrs",
+        "packed_aux_data_ptrs",
+        "packed_state_data_ptrs",
+        f"str({manager}.kv_args.gpu_id).encode('ascii')",
+        f"str({manager}.attn_tp_size).encode('ascii')",
+        f"str({manager}.kv_args.engine_rank).encode('ascii')",
+        "str(dst_kv_item_len).encode('ascii')",
+        "packed_state_item_lens",
+        "packed_state_dim_per_tensor",
+        "packed_staging_base_ptr",
+        "staging_total_size_str",
+        "str(dst_num_slots).encode('ascii')",
+    )
+
+
 ROWS = (
     row(
         "controller.decode.wire",
         "decode registers in these frames, the 18th is its number of pages",
-        Sends(
-            NIXL,
-            "NixlKVReceiver._register_kv_args",
-            (
-                "GUARD",
-                "'None'.encode('ascii')",
-                "self.kv_mgr.local_ip.encode('ascii')",
-                "str(self.kv_mgr.rank_port).encode('ascii')",
-                "self.kv_mgr.agent.name.encode('ascii')",
-                "self.kv_mgr.agent.get_agent_metadata()",
-                "packed_kv_data_ptrs",
-                "packed_aux_data_ptrs",
-                "packed_state_data_ptrs",
-                "str(self.kv_mgr.kv_args.gpu_id).encode('ascii')",
-                "str(self.kv_mgr.attn_tp_size).encode('ascii')",
-                "str(self.kv_mgr.kv_args.engine_rank).encode('ascii')",
-                "str(dst_kv_item_len).encode('ascii')",
-                "packed_state_item_lens",
-                "packed_state_dim_per_tensor",
-                "packed_staging_base_ptr",
-                "staging_total_size_str",
-                "str(dst_num_slots).encode('ascii')",
-            ),
+        Changed(
+            Sends(NIXL, "NixlKVReceiver._register_kv_args", registration("self.kv_mgr")),
+            Sends(NIXL, "NixlKVManager.build_receiver_registration_message", registration("self")),
+            "nothing: decode's manager writes the same frames, its receiver sends them",
         ),
     ),
     row(
         "controller.decode.servers",
         "pages of the whole buffer, the padding page included; 0 where there is none",
-        Order(
-            NIXL,
-            "NixlKVReceiver._register_kv_args",
-            ("kv_args.kv_data_lens[0] // dst_kv_item_len", "dst_num_slots = 0"),
+        Changed(
+            Order(
+                NIXL,
+                "NixlKVReceiver._register_kv_args",
+                ("kv_args.kv_data_lens[0] // dst_kv_item_len", "dst_num_slots = 0"),
+            ),
+            Order(
+                NIXL,
+                "NixlKVManager.build_receiver_registration_message",
+                ("dst_num_slots = num_kv_slots(", "dst_num_slots = 0"),
+            ),
+            "nothing: of all buffers the one with fewest pages counts",
         ),
     ),
     row(

@@ -13,19 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.contract import source
-from tests.contract.row import Row
+from tests.contract.changed import problem_with
 from tests.contract.source import Missing
 from tests.contract.table import ROWS
 
 OURS = Path(__file__).parents[2] / "sglang_cdsp"
-
-
-def problem_of(row: Row) -> str:
-    """What is wrong with a row, "" while all is well."""
-    try:
-        return row.need.problem()
-    except Missing as missing:
-        return str(missing)
 
 
 def modules() -> dict[str, ast.Module]:
@@ -62,7 +54,7 @@ def unresolved_imports() -> list[str]:
 
 def problems() -> list[str]:
     """Everything relied on that is not there, in the order of the table."""
-    rows = (f"{row.need.module}: {problem}" for row in ROWS if (problem := problem_of(row)))
+    rows = (f"{row.need.module}: {found}" for row in ROWS if (found := problem_with(row.need)))
     return [*rows, *unresolved_imports()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed
 from tests.contract.needs import (
     Attributes,
     Base,
@@ -19,6 +20,30 @@ MOONCAKE = "sglang.srt.disaggregation.mooncake.conn"
 COMMON = "sglang.srt.disaggregation.common.conn"
 ENGINE = "sglang.srt.distributed.device_communicators.mooncake_transfer_engine"
 MANAGER = "MooncakeKVManager"
+
+
+def registration(manager: str, session: str) -> tuple[str, ...]:
+    """A decode agent's registration; ``manager`` and ``session`` are decode's."""
+    return (
+        "'None'.encode('ascii')",
+        f"{manager}.local_ip.encode('ascii')",
+        f"str({manager}.rank_port).encode('ascii')",
+        f"{session}.encode('ascii')",
+    )
+
+
+def pages(request: str, manager: str, session: str) -> tuple[str, ...]:
+    """A room's pages; ``request`` stands before the room's fields."""
+    return (
+        f"str({request}bootstrap_room).encode('ascii')",
+        *registration(manager, session)[1:],
+        "kv_indices.tobytes() if not is_dummy else b''",
+        "str(aux_index).encode('ascii') if not is_dummy else b''",
+        "pack_int_lists(state_indices, 'i') if not is_dummy and state_indices else b''",
+        f"str({request}required_dst_info_num).encode('ascii')",
+        "str(decode_prefix_len or 0).encode('ascii')",
+    )
+
 
 ROWS = (
     # -- prefill: what a holder calls -----------------------------------------------------------
@@ -63,7 +88,7 @@ ROWS = (
         Signature(MOONCAKE, f"{MANAGER}.send_aux", ("req", "prefill_aux_index", "dst_aux_ptrs")),
     ),
     row(
-        "transfer.mooncake checks",
+        "transfer.mooncake transfer.installation",
         "metadata goes as KV does, unless one of these is set",
         Order(
             MOONCAKE,
@@ -76,14 +101,14 @@ ROWS = (
         ),
     ),
     row(
-        "checks",
+        "transfer.installation",
         "how those two are read",
         Names(
             "sglang.srt.disaggregation.mooncake.utils", ("check_mooncake_custom_mem_pool_enabled",)
         ),
     ),
     row(
-        "checks",
+        "transfer.installation",
         "how those two are read",
         Fields(
             "sglang.srt.environ",
@@ -122,7 +147,7 @@ ROWS = (
         ),
     ),
     row(
-        "checks",
+        "transfer.installation",
         "the module of the native engine",
         Order(
             ENGINE,
@@ -142,10 +167,18 @@ ROWS = (
     row(
         "transfer.mooncake",
         "a failed session is dead until it registers again",
-        Order(
-            MOONCAKE,
-            f"{MANAGER}.start_prefill_thread",
-            ("self.failed_sessions.remove(mooncake_session_id)",),
+        Changed(
+            Order(
+                MOONCAKE,
+                f"{MANAGER}.start_prefill_thread",
+                ("self.failed_sessions.remove(mooncake_session_id)",),
+            ),
+            Order(
+                MOONCAKE,
+                f"{MANAGER}._unblacklist_session",
+                ("self.failed_sessions.discard(session_id)",),
+            ),
+            "nothing: it has moved; the probes find sessions that we add",
         ),
     ),
     row(
@@ -206,34 +239,35 @@ ROWS = (
     row(
         "controller.decode.wire transfer.mooncake",
         "decode names its pages in these frames",
-        Sends(
-            MOONCAKE,
-            "MooncakeKVReceiver.send_metadata",
-            (
-                "str(self.bootstrap_room).encode('ascii')",
-                "self.kv_mgr.local_ip.encode('ascii')",
-                "str(self.kv_mgr.rank_port).encode('ascii')",
-                "self.session_id.encode('ascii')",
-                "kv_indices.tobytes() if not is_dummy else b''",
-                "str(aux_index).encode('ascii') if not is_dummy else b''",
-                "pack_int_lists(state_indices, 'i') if not is_dummy and state_indices else b''",
-                "str(self.required_dst_info_num).encode('ascii')",
-                "str(decode_prefix_len or 0).encode('ascii')",
+        Changed(
+            Sends(
+                MOONCAKE,
+                "MooncakeKVReceiver.send_metadata",
+                pages("self.", "self.kv_mgr", "self.session_id"),
             ),
+            Sends(
+                MOONCAKE,
+                f"{MANAGER}.build_receiver_metadata_message",
+                pages("", "self", "self.get_session_id()"),
+            ),
+            "nothing: decode's manager writes the same frames, its receiver sends them",
         ),
     ),
     row(
         "controller.decode.wire",
         "decode registers in these frames",
-        Sends(
-            MOONCAKE,
-            "MooncakeKVReceiver._register_kv_args",
-            (
-                "'None'.encode('ascii')",
-                "self.kv_mgr.local_ip.encode('ascii')",
-                "str(self.kv_mgr.rank_port).encode('ascii')",
-                "self.session_id.encode('ascii')",
+        Changed(
+            Sends(
+                MOONCAKE,
+                "MooncakeKVReceiver._register_kv_args",
+                registration("self.kv_mgr", "self.session_id"),
             ),
+            Sends(
+                MOONCAKE,
+                f"{MANAGER}.build_receiver_registration_message",
+                registration("self", "session_id"),
+            ),
+            "nothing: decode's manager writes the same frames, its receiver sends them",
         ),
     ),
     row(
@@ -244,14 +278,27 @@ ROWS = (
     row(
         "controller.decode.wire controller.lifecycle",
         "decode waits for as many ranks' words as it expects",
-        Order(
-            COMMON,
-            "CommonKVManager.apply_prefill_status",
-            (
-                "self.prefill_response_tracker[bootstrap_room].add(prefill_rank)",
-                "len(self.prefill_response_tracker[bootstrap_room]) < expected_response_num",
-                "self.update_status(bootstrap_room, KVPoll.Success)",
+        Changed(
+            Order(
+                COMMON,
+                "CommonKVManager.apply_prefill_status",
+                (
+                    "self.prefill_response_tracker[bootstrap_room].add(prefill_rank)",
+                    "len(self.prefill_response_tracker[bootstrap_room]) < expected_response_num",
+                    "self.update_status(bootstrap_room, KVPoll.Success)",
+                ),
             ),
+            Order(
+                COMMON,
+                "CommonKVManager.apply_prefill_status",
+                (
+                    "completed_ranks = self.prefill_response_tracker.get(bootstrap_room)",
+                    "completed_ranks.add(prefill_rank)",
+                    "len(completed_ranks) < expected_response_num",
+                    "self.update_status(bootstrap_room, KVPoll.Success)",
+                ),
+            ),
+            "nothing: the ranks that are done are looked up first",
         ),
     ),
     row(
@@ -266,27 +313,48 @@ ROWS = (
     row(
         "controller.decode.wire",
         "decode's listener takes acknowledgements of aborts, and statuses",
-        Order(
-            MOONCAKE,
-            f"{MANAGER}.start_decode_thread",
-            (
-                "msg[0] == b'ABORT_ACK'",
-                "self.note_abort_ack(ack_aborted_room, int(msg[2].decode('ascii')))",
-                "self.parse_kv_status_message(msg)",
+        Changed(
+            Order(
+                MOONCAKE,
+                f"{MANAGER}.start_decode_thread",
+                (
+                    "msg[0] == b'ABORT_ACK'",
+                    "self.note_abort_ack(ack_aborted_room, int(msg[2].decode('ascii')))",
+                    "self.parse_kv_status_message(msg)",
+                ),
             ),
+            Order(
+                MOONCAKE,
+                f"{MANAGER}.start_decode_thread",
+                ("self.handle_abort_ack_message(msg)", "self.parse_kv_status_message(msg)"),
+            ),
+            "the acknowledgement repeats the abort's generation (`controller.decode.wire`)",
+            "aborts_have_generations",
         ),
     ),
     row(
         "controller.lifecycle",
         "a one-instance request's own sender acknowledges once its writes are over",
-        Order(
-            MOONCAKE,
-            f"{MANAGER}.start_prefill_thread",
-            (
-                "self.update_status(room_to_be_aborted, KVPoll.Failed)",
-                "self.register_deferred_ack_target(",
-                "self._maybe_ack_drained_abort(room_to_be_aborted)",
+        Changed(
+            Order(
+                MOONCAKE,
+                f"{MANAGER}.start_prefill_thread",
+                (
+                    "self.update_status(room_to_be_aborted, KVPoll.Failed)",
+                    "self.register_deferred_ack_target(",
+                    "self._maybe_ack_drained_abort(room_to_be_aborted)",
+                ),
             ),
+            Order(
+                MOONCAKE,
+                f"{MANAGER}._handle_deferred_abort_notification",
+                (
+                    "self.update_status(room, KVPoll.Failed)",
+                    "self.register_deferred_ack_target(",
+                    "self._maybe_ack_drained_abort(room)",
+                ),
+            ),
+            "nothing: it has moved; decode's frames are passed on whole",
         ),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed
 from tests.contract.needs import Attributes, Base, Calls, Names, Options, Order, Signature
 from tests.contract.row import row
 
@@ -23,10 +24,17 @@ ROWS = (
                 "apply_server_args_defaults",
                 "get_default_attention_backend",
                 "get_dispatch_key_name",
-                "get_mha_kv_pool_cls",
-                "get_mla_kv_pool_cls",
                 "get_paged_allocator_cls",
             ),
+        ),
+    ),
+    row(
+        "platforms.cpu",
+        "asked for the KV pool's class, which may be SGLang's own",
+        Changed(
+            Attributes(INTERFACE, "SRTPlatform", ("get_mha_kv_pool_cls", "get_mla_kv_pool_cls")),
+            Attributes(INTERFACE, "SRTPlatform", ("get_kv_pool_cls",)),
+            "both are answered (`platforms.cpu`)",
         ),
     ),
     row(

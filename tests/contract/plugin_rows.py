@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed, Not
 from tests.contract.needs import Calls, Fields, Names, Options, Order, Signature
 from tests.contract.row import row
 
@@ -100,9 +101,28 @@ ROWS = (
                 "return_hidden_states_mode",
                 "enable_return_routed_experts",
                 "enable_return_indexer_topk",
+                "disaggregation_enable_kv_checksum",
                 "disable_radix_cache",
                 "disable_overlap_schedule",
             ),
+        ),
+    ),
+    row(
+        "checks",
+        "further options that are checked",
+        Changed(
+            Not(Options("sglang.srt.arg_groups.fields", ("enable_kv_cache_sharding",))),
+            Options(
+                "sglang.srt.arg_groups.fields",
+                (
+                    "attn_dp_size",
+                    "disaggregation_decode_allocation_policy",
+                    "enable_kv_cache_sharding",
+                    "enable_return_aux_hidden_states",
+                    "enable_watermark",
+                ),
+            ),
+            "refused unless they have their defaults, where they exist (`checks`)",
         ),
     ),
     row(

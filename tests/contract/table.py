@@ -41,12 +41,18 @@ INTRODUCTION = """\
 # What is relied on in SGLang
 
 Everything that the package hooks, subclasses, calls or reads in the tested SGLang releases, with
-the modules that rely on it. `tests/contract` holds the same table as code and checks it against
-the sources of the installed wheel, without importing them: drift upstream shows as a red test
-that names our modules, not as a wrong answer. This page is written from that table:
+the modules that rely on it (what differs between them: [releases.md](releases.md)).
+`tests/contract` holds the same table as code and checks it against the sources of the installed
+wheel, without importing them: drift upstream shows as a red test that names our modules, not as a
+wrong answer. This page is written from that table:
 
     python -m tests.contract.table > docs/upstream.md
 """
+
+
+def cell(text: str) -> str:
+    """A text for a Markdown table."""
+    return text.replace("|", "\\|")
 
 
 def page() -> str:
@@ -60,8 +66,7 @@ def page() -> str:
             parts.append("\n| relied on | why | by |\n|---|---|---|\n")
             for row in group:
                 by = ", ".join(f"`{name}`" for name in row.by)
-                words = row.need.words().replace("|", "\\|")
-                parts.append(f"| {words} | {row.why} | {by} |\n")
+                parts.append(f"| {cell(row.need.words())} | {row.why} | {by} |\n")
     return "".join(parts)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.drift import imports, modules, problem_of, unresolved_imports
+from tests.contract.changed import Changed, Not, problem_with
+from tests.contract.drift import imports, modules, unresolved_imports
 from tests.contract.needs import (
     Attributes,
     Base,
@@ -34,7 +35,7 @@ def label(row: Row) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_what_is_relied_on_is_there(row: Row) -> None:
-    problem = problem_of(row)
+    problem = problem_with(row.need)
     by = ", ".join(f"sglang_cdsp.{name}" for name in row.by)
     assert not problem, f"{row.need.module}: {problem}. {by} rely on it: {row.why}"
 
@@ -72,6 +73,7 @@ def test_the_page_says_the_same() -> None:
 
 SCHEDULER = "sglang.srt.managers.scheduler"
 NIXL = "sglang.srt.disaggregation.nixl.conn"
+COMMON = "sglang.srt.disaggregation.common.conn"
 BROKEN: list[tuple[Need, str]] = [
     (Names(SCHEDULER, ("Scheduler", "Gone")), "lacks Gone"),
     (Signature(SCHEDULER, "Scheduler.run_batch", ("other",)), "takes (batch, "),
@@ -84,12 +86,17 @@ BROKEN: list[tuple[Need, str]] = [
     (Base(NIXL, "NixlKVManager", "Gone"), "is no Gone"),
     (Calls(SCHEDULER, "Scheduler.on_idle", "self.gone"), "does not call self.gone"),
     (Calls(SCHEDULER, "Scheduler.on_idle", "self.is_fully_idle", in_loop=True), "in its loop"),
-    (Order(NIXL, "TransferStatus.is_done", ("return True", "self.received_aux")), "after the rest"),
-    (Sends(NIXL, "NixlKVReceiver.send_metadata", ("GUARD", "gone")), "sends no message"),
+    (Order(NIXL, "TransferInfo.from_zmq", ("return cls(", "is_dummy = False")), "after the rest"),
+    (Sends(COMMON, "CommonKVManager._encode_kv_status_message", ("gone",)), "sends no message"),
     (Value(NIXL, "GUARD", "b'other'"), "GUARD is "),
+    (Not(Names(SCHEDULER, ("Scheduler",))), "there now is"),
+    (
+        Changed(Names(SCHEDULER, ("Gone",)), Names(SCHEDULER, ("Never",)), ""),
+        "lacks Gone; sglang.srt.managers.scheduler lacks Never",
+    ),
     (
         Keys(
-            "sglang.srt.disaggregation.common.conn",
+            COMMON,
             "CommonKVManager.register_to_bootstrap",
             ("rank_ip", "gone"),
         ),

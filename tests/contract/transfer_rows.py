@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed, Not
+from tests.contract.decode_rows import NO_NOTES
 from tests.contract.needs import Attributes, Calls, Fields, Order, Signature
 from tests.contract.row import row
 
@@ -9,58 +11,66 @@ NIXL = "sglang.srt.disaggregation.nixl.conn"
 COMMON = "sglang.srt.disaggregation.common.conn"
 MANAGER = "NixlKVManager"
 
+SEND_PAGES = ("peer_name", "prefill_kv_indices", "dst_kv_ptrs", "dst_kv_indices", "dst_gpu_id")
+SEND_SLICE = ("peer_name", "prefill_kv_indices", "dst_kv_indices")
+SEND_METADATA = ("peer_name", "prefill_aux_index", "dst_aux_ptrs", "dst_aux_index")
+
 ROWS = (
     row(
         "transfer.nixl",
         "pages to decode, with a notification",
-        Signature(
-            NIXL,
-            f"{MANAGER}.send_kvcache",
-            (
-                "peer_name",
-                "prefill_kv_indices",
-                "dst_kv_ptrs",
-                "dst_kv_indices",
-                "dst_gpu_id",
-                "notif",
-            ),
-            ("dst_mem_kind",),
+        Changed(
+            Signature(NIXL, f"{MANAGER}.send_kvcache", (*SEND_PAGES, "notif"), ("dst_mem_kind",)),
+            Signature(NIXL, f"{MANAGER}.send_kvcache", SEND_PAGES, ("dst_mem_kind",), exact=True),
+            NO_NOTES,
+            "not nixl_writes_notify",
         ),
     ),
     row(
         "transfer.nixl",
         "pages to decode with another tensor-parallel size",
-        Signature(
-            NIXL,
-            f"{MANAGER}.send_kvcache_slice",
-            ("peer_name", "prefill_kv_indices", "dst_kv_indices", "notif"),
+        Changed(
+            Signature(NIXL, f"{MANAGER}.send_kvcache_slice", (*SEND_SLICE, "notif")),
+            Signature(NIXL, f"{MANAGER}.send_kvcache_slice", SEND_SLICE, exact=True),
+            NO_NOTES,
+            "not nixl_writes_notify",
         ),
     ),
     row(
         "transfer.nixl",
         "the metadata buffer",
-        Signature(
-            NIXL,
-            f"{MANAGER}.send_aux",
-            ("peer_name", "prefill_aux_index", "dst_aux_ptrs", "dst_aux_index", "notif"),
+        Changed(
+            Signature(NIXL, f"{MANAGER}.send_aux", (*SEND_METADATA, "notif")),
+            Signature(NIXL, f"{MANAGER}.send_aux", SEND_METADATA, exact=True),
+            NO_NOTES,
+            "not nixl_writes_notify",
         ),
     ),
     row(
         "transfer.nixl",
-        "waits for what was posted before an error",
-        Signature(NIXL, f"{MANAGER}._await_handles", ("handles",), ("failure_seen",)),
-    ),
-    row(
-        "transfer.nixl",
-        "our numbers in stock's notifications",
-        Order(
-            NIXL,
-            f"{MANAGER}.transfer_worker",
-            (
-                "f'{req.room}_kv_{kv_chunk.chunk_id}",
-                "f'{req.room}_aux'",
-                "f'_nokv_{self.transfer_source_rank}_{kv_chunk.chunk_id}'",
+        "our numbers in stock's notifications, or when stock tells decode",
+        Changed(
+            Order(
+                NIXL,
+                f"{MANAGER}.transfer_worker",
+                (
+                    "f'{req.room}_kv_{kv_chunk.chunk_id}",
+                    "f'{req.room}_aux'",
+                    "f'_nokv_{self.transfer_source_rank}_{kv_chunk.chunk_id}'",
+                ),
             ),
+            Order(
+                NIXL,
+                f"{MANAGER}.transfer_worker",
+                (
+                    "aux_xfer_handle = self.send_aux(",
+                    "handles.append(aux_xfer_handle)",
+                    "self._await_handles(handles, failure_seen=False)",
+                    "self.conclude_transfer(bootstrap_room=room, status=KVPoll.Success)",
+                ),
+            ),
+            NO_NOTES,
+            "not nixl_writes_notify",
         ),
     ),
     row(
@@ -75,7 +85,17 @@ ROWS = (
     row(
         "transfer.nixl",
         "what a holder reads of its manager",
-        Attributes(NIXL, MANAGER, ("agent", "transfer_source_rank", "src_mem_kind")),
+        Attributes(NIXL, MANAGER, ("agent", "src_mem_kind")),
+    ),
+    row(
+        "transfer.nixl",
+        "which prefill rank a write is said to come from",
+        Changed(
+            Attributes(NIXL, MANAGER, ("transfer_source_rank",)),
+            Not(Attributes(NIXL, MANAGER, ("transfer_source_rank",))),
+            NO_NOTES,
+            "not nixl_writes_notify",
+        ),
     ),
     row(
         "transfer.manager engine.writes engine.scheduler",
@@ -169,10 +189,18 @@ ROWS = (
     row(
         "transfer.manager",
         "a one-instance request's sender, told where decode looks for it",
-        Order(
-            COMMON,
-            "CommonKVSender.__init__",
-            ("get_parallel().dp_size > 1 and (not req_has_disagg_prefill_dp_rank)",),
+        Changed(
+            Order(
+                COMMON,
+                "CommonKVSender.__init__",
+                ("get_parallel().dp_size > 1 and (not req_has_disagg_prefill_dp_rank)",),
+            ),
+            Order(
+                COMMON,
+                "CommonKVSender.__init__",
+                ("get_parallel().num_dp_ranks > 1 and (not req_has_disagg_prefill_dp_rank)",),
+            ),
+            "nothing: the number has another name there",
         ),
     ),
     row(

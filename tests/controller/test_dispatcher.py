@@ -61,8 +61,8 @@ class FakeContact:
     def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
         self.told.append(("failed", room, rank.tp_rank, rank.port, reason))
 
-    def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
-        self.told.append(("safe", room, tp_rank, host, port))
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
+        self.told.append(("safe", room, target))
 
 
 class Wire:
@@ -184,7 +184,7 @@ def test_every_decode_rank_hears_of_a_failed_room(wire: Wire) -> None:
     assert wire.contact.told == [
         ("failed", ROOM, 0, 1, "no"),
         ("failed", ROOM, 1, 1, "no"),
-        ("safe", ROOM, 1, "host", 9),
+        ("safe", ROOM, AbortTarget(1, "host", 9)),
     ]
 
 

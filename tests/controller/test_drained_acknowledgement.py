@@ -57,27 +57,16 @@ class SlowManager(FakePoolManager):
         self.peer("decode")
         self.pages("decode", DECODE_PAGES)
 
-    def _hold(self, source: Iterable[int], target: Iterable[int], note: str) -> Any:
+    def _hold(self, source: Iterable[int], target: Iterable[int]) -> Any:
         local, remote = self.here.descriptors(source), self.decode.descriptors(target)
-        self.held.append(
-            self.here.agent.initialize_xfer("WRITE", local, remote, "decode", note.encode())
-        )
+        self.held.append(self.here.agent.initialize_xfer("WRITE", local, remote, "decode"))
         return self.held[-1]
 
-    def send_kvcache(
-        self,
-        peer_name: str,
-        prefill_kv_indices: Any,
-        dst_kv_ptrs: list[int],
-        dst_kv_indices: Any,
-        dst_gpu_id: int,
-        notif: str,
-        **kinds: Any,
-    ) -> Any:
-        return self._hold(prefill_kv_indices, dst_kv_indices, notif)
+    def send_kvcache(self, *given: Any, **kinds: Any) -> Any:
+        return self._hold(given[1], given[3])
 
-    def send_aux(self, peer: str, index: int, ptrs: Any, place: int, notif: str) -> Any:
-        return self._hold([0], [len(DECODE_PAGES)], notif)
+    def send_aux(self, *given: Any) -> Any:
+        return self._hold([0], [len(DECODE_PAGES)])
 
     def check_xfer_state(self, handle: Any) -> str:
         return "PROC" if handle in self.held else self.here.agent.check_xfer_state(handle)
@@ -121,6 +110,7 @@ class SlowPool(FakePool):
     def __init__(self, decode: Memory, sources: list[Memory]) -> None:
         super().__init__(size=len(sources))
         self.decode = decode
+        self.read: list[int] = []
         self.mail: list[Callable[[], None]] = []
         self.holders = [
             Holder(i, SlowManager(source, decode), self._tell) for i, source in enumerate(sources)
@@ -165,6 +155,11 @@ class SlowPool(FakePool):
     def ended(self, request: PoolRequest) -> None:
         pass
 
+    def finish_room(self, room: int) -> None:
+        """Decode reads the pages at once."""
+        self.told_finished[room] += 1
+        self.read = self.decode.rows[: len(DECODE_PAGES), 0].tolist()
+
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         self.acks[(room, target.tp_rank)] += 1
         self.decode.rows[:] = NEXT_OWNER
@@ -199,6 +194,26 @@ def test_no_write_lands_after_the_acknowledgement(memories: list[Memory], last: 
     assert (decode.rows == NEXT_OWNER).all(), "the next owner's KV was overwritten"
     assert early == {}
     assert request.outcome == "aborted"
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_decode_is_told_when_the_last_holders_bytes_are_there(
+    memories: list[Memory], last: int
+) -> None:
+    """Its only word from a transfer engine whose writes carry no notification."""
+    decode, *sources = memories
+    pool = SlowPool(decode, sources)
+    decode.rows[:] = 0
+    pool.submit(8, room=ROOM, plan=CHUNKS)
+    pool.decode_sends(ROOM, 0)
+    pool.turn()
+    pool.holders[1 - last].manager.land()
+    pool.turn()
+    assert pool.told_finished[ROOM] == 0
+    pool.holders[last].manager.land()
+    pool.turn()
+    assert pool.told_finished[ROOM] == 1
+    assert sorted(pool.read) == [1] * 4 + [2] * 4, "what decode read is not all holders' KV"
 
 
 def test_nothing_is_lost_without_an_abort(memories: list[Memory]) -> None:

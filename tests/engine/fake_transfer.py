@@ -1,14 +1,17 @@
-"""A pool member's KV manager over a fake NIXL agent, and a stock decode side to read it."""
+"""A pool member's KV manager over a fake NIXL agent, and stock decode sides to read it."""
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sglang.srt.disaggregation.nixl.conn import NixlKVManager, TransferInfo, TransferStatus
+from sglang.srt.disaggregation.nixl import conn
+from sglang.srt.disaggregation.nixl.conn import NixlKVManager, TransferInfo
 
+from sglang_cdsp.releases import nixl_writes_notify
 from sglang_cdsp.transfer.nixl import NixlPoolManager
 
 ROOM = 7
@@ -28,9 +31,13 @@ class FakeAgent:
         return handle
 
     def check_xfer_state(self, handle: int) -> str:
+        if self.states[handle] == "GONE":
+            raise RuntimeError("the partner is gone")
         return self.states[handle]
 
     def release_xfer_handle(self, handle: int) -> None:
+        if self.states[handle] == "GONE":
+            raise RuntimeError("the partner is gone")
         assert handle not in self.released, "a handle is released twice"
         assert self.states[handle] in ("DONE", "ERR"), "a handle in flight is released"
         self.released.append(handle)
@@ -41,9 +48,17 @@ class FakeAgent:
 
 
 class FakePoolManager(NixlPoolManager):
-    """``NixlPoolManager`` without sockets; ``sent`` keeps what stock's send methods were given."""
+    """``NixlPoolManager`` without sockets; ``sent`` keeps what stock's send methods were given.
 
-    def __init__(self, *, page_size: int = 1, tp_size: int = 1, rank: int = 0) -> None:
+    ``notify``: SGLang's calls take notifications, whatever the installed release does.
+    """
+
+    writes_notify = False
+
+    def __init__(
+        self, *, page_size: int = 1, tp_size: int = 1, rank: int = 0, notify: bool = True
+    ) -> None:
+        self.writes_notify = notify
         self.agent = FakeAgent()
         self.transfer_infos: dict[int, dict[str, Any]] = {}
         self.decode_kv_args_table: dict[str, Any] = {}
@@ -82,45 +97,45 @@ class FakePoolManager(NixlPoolManager):
         self.transfer_infos.setdefault(ROOM, {})[name] = info
         self.req_to_decode_prefix_len[ROOM] = prefix
 
-    def _sent(self, how: str, **fields: Any) -> int:
+    def _sent(self, how: str, call: Any, given: tuple[Any, ...], **fields: Any) -> int:
         if self.breaks_at == how:
             raise RuntimeError("no such memory")
-        self.sent.append((how, fields))
+        if self.writes_notify == nixl_writes_notify():
+            inspect.signature(call).bind(self, *given, **fields.pop("keywords", {}))
+        fields.pop("keywords", None)
+        self.sent.append(
+            (how, {**fields, "note": "".join(given[-1:] if self.writes_notify else ())})
+        )
         return self.agent.post()
 
-    def send_kvcache(
-        self,
-        peer_name: str,
-        prefill_kv_indices: Any,
-        dst_kv_ptrs: list[int],
-        dst_kv_indices: Any,
-        dst_gpu_id: int,
-        notif: str,
-        **kinds: Any,
-    ) -> int:
-        pages = list(zip(prefill_kv_indices.tolist(), dst_kv_indices.tolist(), strict=True))
-        return self._sent("kv", to=peer_name, pages=pages, note=notif, **kinds)
+    def send_kvcache(self, *given: Any, **kinds: Any) -> int:
+        to, source, _, target = given[:4]
+        pages = list(zip(source.tolist(), target.tolist(), strict=True))
+        call = NixlKVManager.send_kvcache
+        return self._sent("kv", call, given, to=to, pages=pages, keywords=kinds, **kinds)
 
-    def send_kvcache_slice(self, peer: str, pages: Any, dst_pages: Any, note: str) -> int:
-        return self._sent("slice", to=peer, note=note)
+    def send_kvcache_slice(self, *given: Any) -> int:
+        return self._sent("slice", NixlKVManager.send_kvcache_slice, given, to=given[0])
 
-    def send_aux(
-        self, peer_name: str, index: int, dst_ptrs: list[int], dst_index: int, notif: str
-    ) -> int:
-        return self._sent("aux", to=peer_name, source=index, place=dst_index, note=notif)
+    def send_aux(self, *given: Any) -> int:
+        to, source, _, place = given[:4]
+        return self._sent("aux", NixlKVManager.send_aux, given, to=to, source=source, place=place)
 
     def notes(self) -> list[str]:
-        """What decode's agents will read, in order of posting."""
+        """What decode's agents will read, in order of posting; "" for writes without."""
         return [fields["note"] for _, fields in self.sent]
 
 
-class StockDecode(NixlKVManager):
-    """Decode's bookkeeping of arrivals, all stock, over notes handed in by the test."""
+class CountingDecode(NixlKVManager):
+    """Decode's bookkeeping of arrivals, all stock, over notes handed in by the test.
+
+    Only for releases whose NIXL writes notify: ``releases.nixl_writes_notify``.
+    """
 
     def __init__(self) -> None:
         self.enable_staging = False
         self._staging_handler = None
-        self.transfer_statuses: dict[int, TransferStatus] = defaultdict(TransferStatus)
+        self.transfer_statuses: dict[int, Any] = defaultdict(conn.TransferStatus)
         self.required_prefill_response_num_table = {ROOM: 1}
         self.agent = self
         self._waiting: list[str] = []

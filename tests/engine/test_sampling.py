@@ -28,7 +28,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with ``--enable-deterministic-inference``, without which SGLang ignores seeds."""
     exec_options = SimpleNamespace(
         deterministic=SimpleNamespace(enable_deterministic_inference=True),
-        features=SimpleNamespace(enable_custom_logit_processor=False),
+        features=SimpleNamespace(enable_custom_logit_processor=False, enable_watermark=False),
     )
     monkeypatch.setattr(sampling_batch_info, "get_exec", lambda: exec_options)
     spec = SimpleNamespace(speculative_algorithm=None)

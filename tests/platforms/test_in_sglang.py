@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_cdsp.platforms import controller
 from sglang_cdsp.platforms.controller import install_controller_entry, run_controller_with_plugins
 from sglang_cdsp.platforms.hooks import PLATFORM_HOOKS
 
@@ -45,6 +46,7 @@ def test_every_hook_is_live_also_in_the_controller_process() -> None:
         "from sglang.srt.managers import data_parallel_controller as stock\n"
         "from sglang_cdsp.platforms import controller\n"
         "from sglang_cdsp.platforms.hooks import PLATFORM_HOOKS, check_hooks_live\n"
+        "controller.controller_loads_plugins = lambda: False\n"
         "controller.install_controller_entry()\n"
         "entry = engine.run_data_parallel_controller_process\n"
         "def controller_process(**given):\n"
@@ -60,9 +62,12 @@ def test_every_hook_is_live_also_in_the_controller_process() -> None:
     assert all(line.startswith("True sglang.") and line.endswith("42}") for line in lines)
 
 
-def test_a_controller_entry_of_someone_else_is_left_in_place(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_controller_entry_that_loads_plugins_is_left_in_place(
+    monkeypatch: pytest.MonkeyPatch, loads: bool
 ) -> None:
+    """Somebody else's, and SGLang's own where that does."""
+    monkeypatch.setattr(controller, "controller_loads_plugins", lambda: loads)
     modules = {
         "sglang.srt.entrypoints": SimpleNamespace(engine=(engine := SimpleNamespace())),
         "sglang.srt.managers": SimpleNamespace(
@@ -77,7 +82,10 @@ def test_a_controller_entry_of_someone_else_is_left_in_place(
     assert engine.run_data_parallel_controller_process is theirs
     engine.run_data_parallel_controller_process = stock.run_data_parallel_controller_process
     install_controller_entry()
-    assert engine.run_data_parallel_controller_process is run_controller_with_plugins
+    installed = engine.run_data_parallel_controller_process
+    assert installed is (
+        stock.run_data_parallel_controller_process if loads else run_controller_with_plugins
+    )
 
 
 def test_a_hook_without_its_target_stops_the_server_with_its_name() -> None:

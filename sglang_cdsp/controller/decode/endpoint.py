@@ -21,7 +21,14 @@ from zmq.utils.monitor import recv_monitor_message
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage
 from sglang_cdsp.controller.decode.servers import DecodeRank
-from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, WireFormat
+from sglang_cdsp.controller.decode.wire import (
+    PeerMessage,
+    RoomAbort,
+    RoomPages,
+    WireFormat,
+    acknowledgement,
+)
+from sglang_cdsp.controller.request import AbortTarget
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +107,9 @@ class DecodeEndpoint:
             parts = self._wire_format.status(room, KVPoll.Success, message.tp_rank)
             self._send(message.host, message.port, parts)
 
-    def ack_abort(self, room: int, tp_rank: int, host: str, port: int) -> None:
+    def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that nobody writes to an aborted room's pages any more."""
-        self._send(host, port, [b"ABORT_ACK", str(room).encode(), str(tp_rank).encode()])
+        self._send(target.host, target.port, acknowledgement(room, target))
 
     def _socket(self, host: str, port: int) -> zmq.Socket[bytes]:
         socket = self._outgoing.get((host, port))

@@ -1,6 +1,6 @@
 """What decode's side of each transfer engine says to a prefill rank, and wants to hear from it.
 
-Fields stand where the stock receivers of SGLang 0.5.21 put them.
+Fields stand where the stock receivers of all tested SGLang releases put them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from sglang.srt.disaggregation.nixl.conn import GUARD
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage
 from sglang_cdsp.controller.decode.servers import DecodeRank
+from sglang_cdsp.controller.request import AbortTarget
+from sglang_cdsp.releases import aborts_have_generations, nixl_writes_notify
 
 # After the guard, if there is one; the same for all engines.
 ROOM, HOST, PORT, AGENT = 0, 1, 2, 3
@@ -36,12 +38,15 @@ class RoomPages:
 
 @dataclass(frozen=True)
 class RoomAbort:
-    """Decode gave a room up and waits at ``host:port`` to hear that its pages are safe."""
+    """Decode gave a room up.
+
+    Attributes:
+        target: who waits to hear that the room's pages are safe, None if nobody does.
+        frames: the message as it came.
+    """
 
     room: int
-    tp_rank: int
-    host: str | None
-    port: int | None
+    target: AbortTarget | None
     frames: list[bytes]
 
 
@@ -55,6 +60,7 @@ class WireFormat:
         pages: where registrations say how many pages decode's KV buffers have, None for nowhere.
         status_tag: first frame of a room's status, None for no such frame.
         awaits_success: decode counts no arrivals, it waits for the status of each prefill rank.
+        generations: decode numbers its aborts; one without a number awaits no acknowledgement.
         ignored: first frames of further messages, which the pool has no use for.
     """
 
@@ -63,6 +69,7 @@ class WireFormat:
     pages: int | None
     status_tag: bytes | None
     awaits_success: bool
+    generations: bool
     ignored: frozenset[bytes] = frozenset()
 
     def parse(
@@ -74,9 +81,7 @@ class WireFormat:
             IndexError, ValueError: malformed.
         """
         if frames[0] == b"ABORT":
-            host = frames[2].decode() if len(frames) > 2 else None
-            port = int(frames[3]) if len(frames) > 3 else None
-            return RoomAbort(int(frames[1]), tp_rank, host, port, frames)
+            return RoomAbort(int(frames[1]), self._abort_target(tp_rank, frames), frames)
         if frames[0] in self.ignored:
             return None
         fields = frames
@@ -98,6 +103,13 @@ class WireFormat:
         )
         return RoomPages(int(fields[ROOM]), message)
 
+    def _abort_target(self, tp_rank: int, frames: list[bytes]) -> AbortTarget | None:
+        """Who waits for an abort's acknowledgement: frames 2 to 4 are host, port and generation."""
+        if len(frames) < (5 if self.generations else 4):
+            return None
+        generation = int(frames[4]) if self.generations else None
+        return AbortTarget(tp_rank, frames[2].decode(), int(frames[3]), generation)
+
     def _pages(self, fields: list[bytes]) -> int | None:
         """Pages of decode's KV buffers; 0 and nothing at all both mean that it does not say."""
         if self.pages is None or len(fields) <= self.pages or not fields[self.pages]:
@@ -112,16 +124,49 @@ class WireFormat:
         return [*parts, reason.encode()] if reason else parts
 
 
-WIRE_FORMATS = {
-    "nixl": WireFormat(
-        guard=GUARD, required=6, pages=16, status_tag=b"KV_STATUS", awaits_success=False
-    ),
-    "mooncake": WireFormat(
-        guard=None,
-        required=7,
-        pages=None,
-        status_tag=None,
-        awaits_success=True,
-        ignored=frozenset({b"WATERMARK", b"STAGING_RSP"}),
-    ),
-}
+def acknowledgement(room: int, target: AbortTarget) -> list[bytes]:
+    """The frames that tell ``target`` that nobody writes to the room's pages any more."""
+    numbers = [room, target.tp_rank]
+    if target.generation is not None:
+        numbers.append(target.generation)
+    return [b"ABORT_ACK", *(str(number).encode() for number in numbers)]
+
+
+def wire_formats(*, writes_notify: bool, generations: bool) -> dict[str, WireFormat]:
+    """Every transfer engine's messages, by its name in ``transfer.registry``.
+
+    Args:
+        writes_notify: NIXL writes carry notifications, see ``releases.nixl_writes_notify``.
+        generations: see ``releases.aborts_have_generations``.
+    """
+    return {
+        "nixl": WireFormat(
+            guard=GUARD,
+            required=6,
+            pages=16,
+            status_tag=b"KV_STATUS",
+            awaits_success=not writes_notify,
+            generations=generations,
+        ),
+        "mooncake": WireFormat(
+            guard=None,
+            required=7,
+            pages=None,
+            status_tag=None,
+            awaits_success=True,
+            generations=generations,
+            ignored=frozenset({b"WATERMARK", b"STAGING_RSP"}),
+        ),
+    }
+
+
+def wire_format(engine: str) -> WireFormat:
+    """A transfer engine's messages in the installed SGLang.
+
+    Raises:
+        KeyError: no such engine.
+    """
+    formats = wire_formats(
+        writes_notify=nixl_writes_notify(), generations=aborts_have_generations()
+    )
+    return formats[engine]

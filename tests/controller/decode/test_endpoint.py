@@ -1,4 +1,7 @@
-"""Decode's messages as the stock receivers of both transfer engines write them."""
+"""Decode's messages as the stock receivers of all transfer engines write them.
+
+Both forms of SGLang's protocol are tried with each release; what is stock is the installed one's.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,16 @@ from sglang.srt.disaggregation.nixl.conn import GUARD
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import RoomMessage
 from sglang_cdsp.controller.decode.servers import DecodeRank
-from sglang_cdsp.controller.decode.wire import WIRE_FORMATS, PeerMessage, RoomAbort, RoomPages
+from sglang_cdsp.controller.decode.wire import (
+    PeerMessage,
+    RoomAbort,
+    RoomPages,
+    acknowledgement,
+    wire_format,
+    wire_formats,
+)
+from sglang_cdsp.controller.request import AbortTarget
+from sglang_cdsp.releases import aborts_have_generations, nixl_writes_notify
 
 WHERE = (b"10.0.0.9", b"5001", b"agent-3")
 INDICES = b"\x01\x00\x00\x00\x04\x00\x00\x00"
@@ -32,6 +44,8 @@ REGISTRATION = {
     ],
     "mooncake": [b"None", *WHERE, b"8 bytes.", b"8 bytes.", b"", b"0", b"1", b"64"],
 }
+OLDER = wire_formats(writes_notify=True, generations=False)
+NEWER = wire_formats(writes_notify=False, generations=True)
 both = pytest.mark.parametrize("engine", ["nixl", "mooncake"])
 
 
@@ -39,21 +53,21 @@ both = pytest.mark.parametrize("engine", ["nixl", "mooncake"])
 def test_a_registration(engine: str) -> None:
     frames = REGISTRATION[engine]
     rank = DecodeRank(1, "10.0.0.9", 5001, 129 if engine == "nixl" else None)
-    assert WIRE_FORMATS[engine].parse(1, frames) == PeerMessage("agent-3", rank, frames)
+    assert wire_format(engine).parse(1, frames) == PeerMessage("agent-3", rank, frames)
     if engine == "nixl":
         assert nixl.KVArgsRegisterInfo.from_zmq(frames[1:]).dst_num_slots == 129
 
 
 @pytest.mark.parametrize("pages", [[], [b""], [b"0"]])
 def test_a_registration_that_does_not_say_how_much_decode_holds(pages: list[bytes]) -> None:
-    said = WIRE_FORMATS["nixl"].parse(0, [*REGISTRATION["nixl"][:-1], *pages])
+    said = wire_format("nixl").parse(0, [*REGISTRATION["nixl"][:-1], *pages])
     assert isinstance(said, PeerMessage)
     assert said.rank.pages is None
 
 
 @both
 def test_pages_of_a_room(engine: str) -> None:
-    said = WIRE_FORMATS[engine].parse(1, PAGES[engine])
+    said = wire_format(engine).parse(1, PAGES[engine])
     assert isinstance(said, RoomPages)
     assert said.room == 77
     assert said.message == RoomMessage(1, "agent-3", 2, "10.0.0.9", 5001, PAGES[engine])
@@ -62,7 +76,7 @@ def test_pages_of_a_room(engine: str) -> None:
 @both
 def test_the_fields_stand_where_stock_prefill_reads_them(engine: str) -> None:
     """Stock drops NIXL's guard and parses the rest; both readings must agree."""
-    said = WIRE_FORMATS[engine].parse(0, PAGES[engine])
+    said = wire_format(engine).parse(0, PAGES[engine])
     assert isinstance(said, RoomPages)
     stock: Any
     if engine == "nixl":
@@ -81,20 +95,67 @@ def test_the_fields_stand_where_stock_prefill_reads_them(engine: str) -> None:
 @both
 def test_an_abort_with_and_without_an_address(engine: str) -> None:
     frames = [b"ABORT", b"77", b"10.0.0.9", b"5001"]
-    wire_format = WIRE_FORMATS[engine]
-    assert wire_format.parse(0, frames) == RoomAbort(77, 0, "10.0.0.9", 5001, frames)
-    assert wire_format.parse(2, frames[:2]) == RoomAbort(77, 2, None, None, frames[:2])
+    target = AbortTarget(0, "10.0.0.9", 5001)
+    assert OLDER[engine].parse(0, frames) == RoomAbort(77, target, frames)
+    assert OLDER[engine].parse(2, frames[:2]) == RoomAbort(77, None, frames[:2])
+
+
+@both
+def test_an_abort_with_and_without_a_generation(engine: str) -> None:
+    """Without one decode had named no pages: it waits for nothing, and would complain of an ack."""
+    frames = [b"ABORT", b"77", b"10.0.0.9", b"5001", b"6"]
+    target = AbortTarget(1, "10.0.0.9", 5001, generation=6)
+    assert NEWER[engine].parse(1, frames) == RoomAbort(77, target, frames)
+    for fewer in (frames[:4], frames[:2]):
+        assert NEWER[engine].parse(1, fewer) == RoomAbort(77, None, fewer)
+
+
+def test_the_installed_releases_form() -> None:
+    forms = wire_formats(writes_notify=nixl_writes_notify(), generations=aborts_have_generations())
+    assert {engine: wire_format(engine) for engine in forms} == forms
+    assert forms in (OLDER, NEWER)
+
+
+class AbortedDecode(CommonKVManager):
+    """Decode's reading of acknowledgements, all stock, after it has aborted room 77."""
+
+    def __init__(self) -> None:
+        self.enable_deferred_decode_kv_release = True
+        self._deferred_abort_ack_tracker: dict[int, Any] = {}
+        self._deferred_abort_generation = 8
+
+    def abort(self) -> int | None:
+        """Arm the room anew; returns the abort's generation, None where there are none."""
+        return self.register_deferred_abort_room(77)
+
+    def hear(self, frames: list[bytes]) -> bool:
+        """Whether the pages may be freed after a message."""
+        if aborts_have_generations():
+            assert self.handle_abort_ack_message(frames)
+        else:
+            self.note_abort_ack(int(frames[1]), int(frames[2]))
+        return bool(self.is_abort_release_safe(77, 2))
+
+
+def test_an_abort_is_acknowledged_by_every_rank_of_its_own_generation() -> None:
+    decode = AbortedDecode()
+    first, second = decode.abort(), decode.abort()
+    older = [acknowledgement(77, AbortTarget(rank, "h", 1, first)) for rank in (0, 1)]
+    newer = [acknowledgement(77, AbortTarget(rank, "h", 1, second)) for rank in (0, 1)]
+    if aborts_have_generations():
+        assert not any(decode.hear(frames) for frames in older), "of a room's earlier life"
+    assert [decode.hear(frames) for frames in newer] == [False, True]
 
 
 @both
 @pytest.mark.parametrize("frames", [[b"WATERMARK", b"1"], [b"STAGING_RSP"]])
 def test_other_kinds_are_ignored(frames: list[bytes], engine: str) -> None:
-    assert WIRE_FORMATS[engine].parse(0, frames) is None
+    assert wire_format(engine).parse(0, frames) is None
 
 
 def malformed() -> list[tuple[str, list[bytes]]]:
     """By engine: cut short, and with a field that cannot be read."""
-    aborts = [[], [b"ABORT"], [b"ABORT", b"seven"], [b"ABORT", b"7", b"host", b"port"]]
+    aborts = [[], [b"ABORT"], [b"ABORT", b"seven"], [b"ABORT", b"7", b"host", b"port", b"1"]]
     found = [(engine, frames) for engine in PAGES for frames in aborts]
     for engine, pages in PAGES.items():
         room = pages.index(b"77")
@@ -110,12 +171,12 @@ def malformed() -> list[tuple[str, list[bytes]]]:
 @pytest.mark.parametrize(("engine", "frames"), malformed())
 def test_malformed_messages_raise_what_the_reader_catches(engine: str, frames: list[bytes]) -> None:
     with pytest.raises((IndexError, ValueError)):
-        WIRE_FORMATS[engine].parse(0, frames)
+        wire_format(engine).parse(0, frames)
 
 
 @both
 def test_a_malformed_message_does_not_stop_the_reader(engine: str) -> None:
-    contact = DecodeEndpoint(2, "127.0.0.1", WIRE_FORMATS[engine])
+    contact = DecodeEndpoint(2, "127.0.0.1", wire_format(engine))
     sender: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
     sender.setsockopt(zmq.LINGER, 0)
     sender.connect(contact.sockets[1].getsockopt_string(zmq.LAST_ENDPOINT))
@@ -126,7 +187,7 @@ def test_a_malformed_message_does_not_stop_the_reader(engine: str) -> None:
         for _ in range(2):
             assert contact.sockets[1].poll(5000)
             read.append(contact.receive(1))
-        assert read == [None, WIRE_FORMATS[engine].parse(1, PAGES[engine])]
+        assert read == [None, wire_format(engine).parse(1, PAGES[engine])]
     finally:
         sender.close()
 
@@ -161,7 +222,7 @@ class StockDecode(CommonKVManager):
 def test_what_decode_hears(engine: str) -> None:
     listener: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
     port = listener.bind_to_random_port("tcp://127.0.0.1")
-    contact = DecodeEndpoint(1, "127.0.0.1", WIRE_FORMATS[engine])
+    contact = DecodeEndpoint(1, "127.0.0.1", wire_format(engine))
     first, second = (RoomMessage(rank, "agent", 1, "127.0.0.1", port, []) for rank in (0, 1))
     decode = StockDecode(engine)
 
@@ -171,24 +232,29 @@ def test_what_decode_hears(engine: str) -> None:
 
     try:
         contact.finish_room(77, first)
-        if engine == "mooncake":
+        if wire_format(engine).awaits_success:
             assert decode.hear(heard()) == KVPoll.WaitingForInput, "one of two ranks is done"
+        contact.finish_room(77, first)
+        if wire_format(engine).awaits_success:
+            assert decode.hear(heard()) == KVPoll.WaitingForInput, "the same rank again"
         contact.finish_room(77, second)
-        if engine == "mooncake":
+        if wire_format(engine).awaits_success:
             assert decode.hear(heard()) == KVPoll.Success
         contact.fail_room(77, second, "out of slots")
         assert decode.hear(heard()) == KVPoll.Failed
         assert decode.reasons == ["out of slots"]
-        contact.ack_abort(77, 1, "127.0.0.1", port)
+        contact.ack_abort(77, AbortTarget(1, "127.0.0.1", port))
         assert heard() == [b"ABORT_ACK", b"77", b"1"]
+        contact.ack_abort(77, AbortTarget(1, "127.0.0.1", port, generation=6))
+        assert heard() == [b"ABORT_ACK", b"77", b"1", b"6"]
     finally:
         listener.close()
 
 
 def test_a_decode_server_that_is_gone_does_not_stop_the_pool() -> None:
-    contact = DecodeEndpoint(1, "127.0.0.1", WIRE_FORMATS["nixl"])
+    contact = DecodeEndpoint(1, "127.0.0.1", wire_format("nixl"))
     for room in range(2000):
-        contact.ack_abort(room, 0, "127.0.0.1", 1)
+        contact.ack_abort(room, AbortTarget(0, "127.0.0.1", 1))
 
 
 class Listener:
@@ -216,7 +282,7 @@ def next_change(contact: DecodeEndpoint) -> tuple[str, int, bool]:
 
 
 def test_a_watched_decode_rank_goes_and_comes_back() -> None:
-    contact = DecodeEndpoint(1, "127.0.0.1", WIRE_FORMATS["nixl"])
+    contact = DecodeEndpoint(1, "127.0.0.1", wire_format("nixl"))
     with Listener() as listener:
         port = int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
         rank = DecodeRank(0, "127.0.0.1", port, 9)

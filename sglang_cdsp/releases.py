@@ -1,0 +1,44 @@
+"""What the installed SGLang does, where the releases that are served differ.
+
+Each function looks at the part of SGLang that it asks about, never at the version: a build between
+two releases is told by what it has. ``tests/contract`` proves for each tested release that the
+answers follow from its sources; docs/releases.md lists what depends on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from typing import Any
+
+
+@functools.cache
+def nixl_writes_notify() -> bool:
+    """Whether a NIXL write carries a notification that decode counts (SGLang 0.5.21).
+
+    In 0.5.23 decode waits for a status message from every prefill rank instead, over NIXL as over
+    Mooncake.
+    """
+    manager = _module("disaggregation.nixl.conn").NixlKVManager
+    return "notif" in inspect.signature(manager.send_kvcache).parameters
+
+
+@functools.cache
+def aborts_have_generations() -> bool:
+    """Whether an abort from decode has a generation, which its acknowledgement repeats (0.5.23).
+
+    There an abort without one awaits no acknowledgement: decode had named no pages.
+    """
+    return hasattr(_module("disaggregation.common.conn"), "AbortAck")
+
+
+@functools.cache
+def controller_loads_plugins() -> bool:
+    """Whether the data-parallel controller's process loads plugins by itself (0.5.23)."""
+    return hasattr(_module("managers.data_parallel_controller"), "load_plugins")
+
+
+def _module(name: str) -> Any:
+    """A module of SGLang's runtime; imported late, since it brings torch with it."""
+    return importlib.import_module(f"sglang.srt.{name}")

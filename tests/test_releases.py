@@ -1,0 +1,30 @@
+"""What the installed SGLang is said to do, against what its parts show when they are used."""
+
+from __future__ import annotations
+
+import inspect
+
+from sglang.srt.disaggregation.common.conn import CommonKVManager
+from sglang.srt.disaggregation.nixl.conn import NixlKVManager
+from sglang.srt.managers import data_parallel_controller
+
+from sglang_cdsp import releases
+
+
+def test_nixl_writes_alike() -> None:
+    """All three of SGLang's calls take a notification, or none of them does."""
+    calls = (NixlKVManager.send_kvcache, NixlKVManager.send_kvcache_slice, NixlKVManager.send_aux)
+    for call in calls:
+        assert ("notif" in inspect.signature(call).parameters) is releases.nixl_writes_notify()
+    counts = hasattr(NixlKVManager, "update_transfer_status")
+    assert counts is releases.nixl_writes_notify(), "decode counts what prefill sends"
+
+
+def test_decode_wants_the_generation_that_it_sent() -> None:
+    taken = inspect.signature(CommonKVManager.note_abort_ack).parameters
+    assert ("generation" in taken) is releases.aborts_have_generations()
+
+
+def test_plugins_in_the_controllers_process() -> None:
+    target = inspect.getsource(data_parallel_controller.run_data_parallel_controller_process)
+    assert ("load_plugins()" in target) is releases.controller_loads_plugins()
