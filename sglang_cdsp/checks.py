@@ -94,6 +94,11 @@ REFUSALS: tuple[Refusal, ...] = (
         "--enable-return-routed-experts and --enable-return-indexer-topk",
     ),
     Refusal(
+        lambda a: bool(a.allow_auto_truncate),
+        "--cdsp does not shorten prompts, decode would shorten them to another length: remove "
+        "--allow-auto-truncate",
+    ),
+    Refusal(
         lambda a: bool(a.enable_mixed_chunk),
         "--cdsp prefill instances do not decode: remove --enable-mixed-chunk",
     ),

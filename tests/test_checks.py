@@ -14,37 +14,8 @@ from sglang_cdsp.checks import (
     check_version,
     forced_settings,
 )
+from tests.server_options import GOOD, NEWER
 
-GOOD: dict[str, Any] = {
-    "disaggregation_mode": "prefill",
-    "dp_size": 4,
-    "speculative_algorithm": None,
-    "pp_size": 1,
-    "enable_dp_attention": False,
-    "attn_cp_size": 1,
-    "dcp_size": 1,
-    "enable_lora": None,
-    "lora_paths": None,
-    "enable_multimodal": None,
-    "enable_hierarchical_cache": False,
-    "enable_pd_role_switch": False,
-    "tokenizer_worker_num": 1,
-    "nnodes": 1,
-    "enable_mixed_chunk": False,
-    "enable_return_hidden_states": False,
-    "return_hidden_states_mode": None,
-    "enable_return_routed_experts": False,
-    "enable_return_indexer_topk": False,
-    "disaggregation_enable_kv_checksum": False,
-}
-# What SGLang 0.5.23 has besides; 0.5.21 does without.
-NEWER: dict[str, Any] = {
-    "attn_dp_size": 1,
-    "disaggregation_decode_allocation_policy": "early",
-    "enable_kv_cache_sharding": False,
-    "enable_return_aux_hidden_states": False,
-    "enable_watermark": False,
-}
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),
     ({"disaggregation_mode": "decode"}, "add --disaggregation-mode prefill"),
@@ -62,6 +33,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer_worker_num": 2}, "set --tokenizer-worker-num 1"),
     ({"nnodes": 2}, "set --nnodes 1"),
     ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
+    ({"allow_auto_truncate": True}, "remove --allow-auto-truncate"),
     ({"enable_return_hidden_states": True}, "remove --enable-return-hidden-states"),
     ({"return_hidden_states_mode": "last"}, "--return-hidden-states-mode"),
     ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),

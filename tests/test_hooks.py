@@ -18,7 +18,7 @@ from sglang_cdsp import hook_table, hooks, plugin, routes
 from sglang_cdsp.args import ENV_VAR, CdspArgs, active_args
 from sglang_cdsp.hook_table import HookNotLive, resolve
 from sglang_cdsp.platforms.hooks import PLATFORM_HOOKS
-from tests.test_checks import GOOD
+from tests.server_options import GOOD
 
 REPORT = "REPORT "
 

@@ -36,7 +36,7 @@ class Admission:
 
         Args:
             view: gives the pool as it is.
-            max_input_tokens: the pool's prompt limit.
+            max_input_tokens: SGLang's prompt limit for the pool, the first length too long.
             decode: knows decode's.
             unsupported: says why a request cannot be served here, "" if it can.
         """
@@ -58,9 +58,9 @@ class Admission:
             raise RefusedError(reason)
         if request.tokens < 1:
             raise RefusedError("the prompt is empty; send at least one token")
-        if request.tokens > self._limit:
+        if request.tokens >= self._limit:
             raise RefusedError(
-                f"the prompt has {request.tokens} tokens, this pool takes at most {self._limit}; "
+                f"the prompt has {request.tokens} tokens, this pool takes at most {self._limit - 1}; "
                 "shorten it, or serve with a larger --context-length or --max-total-tokens"
             )
         self.check_decode(request)

@@ -35,6 +35,10 @@ LIMITS: tuple[Limit, ...] = (
         "no bootstrap_room: a prefill server needs one; send the request through the router",
     ),
     Limit(
+        lambda r: r.disagg_prefill_dp_rank not in (None, 0),
+        "disagg_prefill_dp_rank: a pool is one prefill replica; leave it out, or send 0",
+    ),
+    Limit(
         lambda r: (r.sampling_params.beam_width or 1) > 1,
         "beam_width: disaggregated serving has no beam search; leave it out",
     ),

@@ -97,6 +97,7 @@ ROWS = (
                 "tokenizer_worker_num",
                 "nnodes",
                 "enable_mixed_chunk",
+                "allow_auto_truncate",
                 "enable_return_hidden_states",
                 "return_hidden_states_mode",
                 "enable_return_routed_experts",

@@ -101,7 +101,7 @@ class FakePool:
                 policy=self.policy,
                 view=lambda: self.ledger.view(self.now_s),
                 page_size=page_size,
-                max_input_tokens=size * self.capacity,
+                max_input_tokens=size * self.capacity + 1,
                 allow_request_plans=True,
                 decode=self.decode_servers,
             ),

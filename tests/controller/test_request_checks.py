@@ -26,6 +26,7 @@ def asked(**fields: Any) -> Any:
         {"session_id": "s"},
         {"session_params": SessionParams()},
         {"priority": 2},
+        {"disagg_prefill_dp_rank": 0},
         {"return_logprob": True, "logprob_start_len": 4},
         {"logprob_start_len": 9},
         {"return_routed_experts": True, "routed_experts_start_len": 4},
@@ -41,6 +42,7 @@ def test_what_can_be_served(fields: dict[str, Any]) -> None:
     ("fields", "says"),
     [
         ({"bootstrap_room": None}, "through the router"),
+        ({"disagg_prefill_dp_rank": 1}, "one prefill replica"),
         ({"sampling_params": SamplingParams(beam_width=2)}, "beam_width"),
         ({"return_sampling_mask": True}, "return_sampling_mask"),
         ({"session_params": SessionParams(id="s")}, "send the whole prompt"),
