@@ -60,8 +60,8 @@ class Admission:
             raise RefusedError("the prompt is empty; send at least one token")
         if request.tokens >= self._limit:
             raise RefusedError(
-                f"the prompt has {request.tokens} tokens, this pool takes at most {self._limit - 1}; "
-                "shorten it, or serve with a larger --context-length or --max-total-tokens"
+                f"the prompt has {request.tokens} tokens, this pool takes at most "
+                f"{self._limit - 1}; shorten it, or serve with a larger --context-length or --max-total-tokens"
             )
         self.check_decode(request)
         samples = getattr(request.tokenized.sampling_params, "n", 1)
