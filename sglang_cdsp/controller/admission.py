@@ -61,7 +61,8 @@ class Admission:
         if request.tokens >= self._limit:
             raise RefusedError(
                 f"the prompt has {request.tokens} tokens, this pool takes at most "
-                f"{self._limit - 1}; shorten it, or serve with a larger --context-length or --max-total-tokens"
+                f"{self._limit - 1}; shorten it, or serve with a larger --context-length or "
+                "--max-total-tokens"
             )
         self.check_decode(request)
         samples = getattr(request.tokenized.sampling_params, "n", 1)
