@@ -31,9 +31,20 @@ class LockstepAttention:
     """
 
     def __init__(
-        self, attention: ShardAttention, on_failure: Callable[[], None], failure: str = ""
+        self,
+        attention: ShardAttention,
+        on_failure: Callable[[], None],
+        failure: str = "",
+        on_layer: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_failure`` is called at once; with ``failure`` nothing is attended at all."""
+        """Run ``attention``.
+
+        Args:
+            on_failure: called at once when it fails.
+            failure: what is wrong beforehand; then nothing is attended at all.
+            on_layer: called before each layer.
+        """
+        self._on_layer = on_layer
         self._attention: ShardAttention | None = attention
         self._on_failure = on_failure
         self.failure = ""
@@ -53,6 +64,7 @@ class LockstepAttention:
         **unknown: Any,
     ) -> torch.Tensor:
         """As ``ShardAttention.forward``; zeros of the same shape after a failure."""
+        self._on_layer()
         if self._attention is not None:
             try:
                 return self._attention.forward(

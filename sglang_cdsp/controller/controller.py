@@ -20,6 +20,7 @@ from sglang.srt.managers.data_parallel_controller import DataParallelController
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenizedGenerateReqInput,
+    HealthCheckOutput,
     TokenizedGenerateReqInput,
     sock_recv,
     sock_send,
@@ -37,6 +38,7 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.metrics import PoolMetrics
@@ -62,6 +64,7 @@ from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
 from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.protocol.progress import ProgressBoard
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +131,15 @@ class PoolController(DataParallelController):
         reports.setsockopt(zmq.RCVHWM, 0)
         port = reports.bind_to_random_port(f"tcp://{LOOPBACK}")
         self._store = open_store(LOOPBACK)
-        addresses = PoolAddresses(f"tcp://{LOOPBACK}:{port}", LOOPBACK, int(self._store.port))
-        publish_addresses(addresses)
+        self._progress = ProgressBoard.create(int(get_parallel().dp_size * get_parallel().tp_size))
+        publish_addresses(
+            PoolAddresses(
+                reports=f"tcp://{LOOPBACK}:{port}",
+                host=LOOPBACK,
+                store_port=int(self._store.port),
+                progress=str(self._progress.path),
+            )
+        )
         return reports
 
     def launch_tensor_parallel_group_thread(
@@ -150,6 +160,8 @@ class PoolController(DataParallelController):
             hellos = await_hellos(self._reports, size, self._tp_size)
         except PoolIncompleteError as error:
             give_up(str(error))
+        self._progress.forget_path()
+        self._health = PoolHealth(self._progress.read, self._tp_size, time.monotonic)
         first = hellos[(0, 0)]
         self._ledger = InstanceLedger(
             capacity=tuple(hellos[(i, 0)].kv_capacity for i in range(size)),
@@ -264,7 +276,7 @@ class PoolController(DataParallelController):
     def on_request(self, tokenized: TokenizedGenerateReqInput) -> None:
         """A request from the tokenizer; SGLang's own checks take the stock way."""
         if is_health_check_generate_req(tokenized):
-            self.round_robin_scheduler(tokenized)
+            self._on_health_check(tokenized)
             return
         fake = tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
         if tokenized.routed_dp_rank is not None and (fake or tokenized.bootstrap_room is None):
@@ -287,6 +299,18 @@ class PoolController(DataParallelController):
             assert worker is not None
             sock_send(worker, order)
 
+    def _on_health_check(self, tokenized: TokenizedGenerateReqInput) -> None:
+        """Answer for a pool that works on chunks; an idle one shows that it can generate."""
+        busy = self._lifecycle.busy_instances
+        self._health.observe(busy)
+        if stuck := self._health.stuck:
+            logger.error("sglang-cdsp: instances %s have come no further: not healthy", stuck)
+        elif busy:
+            worker = getattr(tokenized, "http_worker_ipc", None)
+            sock_send(self._tokenizer, HealthCheckOutput(http_worker_ipc=worker))
+        else:
+            self.round_robin_scheduler(tokenized)
+
     def _on_abort(self, abort: AbortReq) -> None:
         reason = abort.abort_message or "aborted by the client"
         self._lifecycle.on_abort(str(abort.rid), reason, everything=abort.abort_all)
@@ -306,6 +330,7 @@ class PoolController(DataParallelController):
             read_reports(self._reports, self._lifecycle)
             self._lifecycle.on_loop()
             self._tell_load()
+            self._health.observe(self._lifecycle.busy_instances)
             self._admin.serve()
 
     def _check_schedulers(self) -> None:

@@ -96,6 +96,18 @@ class Lifecycle:
         tokens = [request.tokens for request in self._table.without_plan]
         return len(tokens), sum(tokens)
 
+    @property
+    def busy_instances(self) -> frozenset[int]:
+        """Instances that run a chunk, or have one-instance requests without a first token."""
+        busy: set[int] = set()
+        for request in self._table.with_plan:
+            assert request.plan is not None
+            if request.phase is Phase.RUNNING:
+                busy.update(request.plan.chunks[request.next_chunk].instances)
+            elif request.phase is Phase.STOCK and request.first_token_s is None:
+                busy.update(request.plan.instances)
+        return frozenset(busy)
+
     # -- from clients ---------------------------------------------------------------------
 
     def on_request(self, request: PoolRequest, raw_plan: Any) -> None:

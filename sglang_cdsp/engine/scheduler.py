@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
@@ -43,6 +44,7 @@ from sglang_cdsp.protocol.messages import (
     StockOrder,
     register_orders,
 )
+from sglang_cdsp.protocol.progress import ProgressBoard
 from sglang_cdsp.transfer.manager import PoolKVManager
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class PoolScheduler(Scheduler):
         register_orders()
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
+        self._progress: ProgressBoard | None = None
+        self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
         hooks.verify(hooks.SCHEDULER_HOOKS)
@@ -74,6 +78,9 @@ class PoolScheduler(Scheduler):
         manager = self.disagg_prefill_bootstrap_queue.kv_manager
         assert isinstance(manager, PoolKVManager)
         reporter = Reporter(addresses.reports, instance, tp_rank)
+        self._rank = instance * int(parallel.tp_size) + tp_rank
+        ranks = int(parallel.dp_size) * int(parallel.tp_size)
+        self._progress = ProgressBoard(Path(addresses.progress), ranks)
 
         def connect(epoch: int) -> Mesh:
             return Mesh.connect(
@@ -89,7 +96,7 @@ class PoolScheduler(Scheduler):
             )
 
         agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
-        runner = ShardRunner(self, connect, instance, agreement)
+        runner = ShardRunner(self, connect, instance, agreement, self._come_on)
         self._numbers = StockNumbers(self, lambda: self._engine.load)
         work = ChunkWork(self, manager, reporter, runner, agreement, self._numbers.count_prefill)
         self._cdsp = ChunkEngine(
@@ -144,6 +151,11 @@ class PoolScheduler(Scheduler):
         assert self._cdsp is not None
         return self._cdsp
 
+    def _come_on(self) -> None:
+        """Count a layer or a batch, so that the controller sees this rank come on."""
+        if self._progress is not None:
+            self._progress.advance(self._rank)
+
     def _on_load(self, order: LoadOrder) -> None:
         assert self._numbers is not None
         self._numbers.elsewhere = Load(0, order.requests, order.tokens)
@@ -186,6 +198,7 @@ class PoolScheduler(Scheduler):
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self._cdsp is not None:
             self._cdsp.stamp_start(batch)
+            self._come_on()
         return super().run_batch(batch, *args, **kwargs)
 
     def process_batch_result(self, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:

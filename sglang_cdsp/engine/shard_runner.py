@@ -67,6 +67,7 @@ class ShardRunner:
         connect: Callable[[int], Mesh],
         instance: int,
         agreement: Agreement,
+        on_layer: Callable[[], None],
     ) -> None:
         """Link up with the other instances.
 
@@ -75,6 +76,7 @@ class ShardRunner:
             connect: makes the links of an epoch, together with every other instance.
             instance: this instance's number, which is also its rank in the mesh.
             agreement: among the ranks of this instance.
+            on_layer: called before each layer of a forward.
 
         Raises:
             UnsupportedLayer: the model has attention that chunk tasks cannot run.
@@ -84,6 +86,7 @@ class ShardRunner:
         self._connect = connect
         self._instance = instance
         self._agreement = agreement
+        self._on_layer = on_layer
         self._fault = requested_fault()
         modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
         for module in modules:
@@ -135,7 +138,9 @@ class ShardRunner:
             ask_for_rows(inputs, task.tokens, positions, spec)
         # Partners may wait for this instance inside the chunk: a closed link tells them.
         warn = self.close_links if len(layout.group) > 1 else lambda: None
-        attention = LockstepAttention(self._attention(task, chunk, shard.slots), warn, failure)
+        attention = LockstepAttention(
+            self._attention(task, chunk, shard.slots), warn, failure, self._on_layer
+        )
         return ShardForward(inputs, attention, positions, sampling, spec)
 
     def _finish(self, task: ChunkTask, forward: ShardForward, logits: Any) -> LogprobPart | None:

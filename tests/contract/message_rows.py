@@ -124,6 +124,11 @@ ROWS = (
     ),
     row(
         "controller.controller",
+        "whatever the tokenizer hears answers a health check; this is meant for it",
+        Fields(IO, "HealthCheckOutput", ("http_worker_ipc",)),
+    ),
+    row(
+        "controller.controller",
         "the tokenizer answers its client with the reason that we give",
         Order(
             TOKENIZER,

@@ -115,14 +115,23 @@ class Instance:
             attn_backend=SimpleNamespace(token_to_kv_pool=self.pool, req_to_token_pool=None),
         )
         scheduler = FakeScheduler(tp_worker=SimpleNamespace(model_runner=model_runner))
-        self.runner = ShardRunner(scheduler, lambda epoch: mesh, number, Agreement(None, 1))
+        self.layers: list[None] = []
+        self.runner = ShardRunner(
+            scheduler,
+            lambda epoch: mesh,
+            number,
+            Agreement(None, 1),
+            lambda: self.layers.append(None),
+        )
 
     def run(self, task: ChunkTask, chunk: int) -> dict[int, torch.Tensor]:
         """Runs a chunk as ``ChunkWork`` does; hidden states by prompt position."""
         layout = task.layouts[chunk]
         incoming = [move.span for move in layout.moves if move.dst == self.number]
         task.slot_table.take([*incoming, *layout.shard(self.number)])
+        before = len(self.layers)
         self.runner.run(task, chunk)
+        assert len(self.layers) > before, "whoever watches this rank sees it come on"
         task.slot_table.drop(move.span for move in layout.moves if move.src == self.number)
         spans = layout.shard(self.number)
         positions = [p for span in spans for p in range(span.start, span.stop)]

@@ -1,0 +1,45 @@
+"""Counters that processes share."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+from sglang_cdsp.protocol.progress import ProgressBoard
+
+
+def advance(board: ProgressBoard, rank: int, times: int) -> None:
+    for _ in range(times):
+        ProgressBoard(board.path, 3).advance(rank)
+
+
+def count_in_another_process(path: str, rank: int) -> None:
+    from pathlib import Path
+
+    board = ProgressBoard(Path(path), 3)
+    for _ in range(1000):
+        board.advance(rank)
+
+
+def test_each_rank_has_its_counter() -> None:
+    board = ProgressBoard.create(3)
+    assert board.read() == (0, 0, 0)
+    advance(board, 1, 5)
+    advance(board, 2, 1)
+    assert board.read() == (0, 5, 1)
+    board.forget_path()
+
+
+def test_other_processes_are_seen_and_no_file_is_left() -> None:
+    board = ProgressBoard.create(3)
+    context = multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=count_in_another_process, args=(str(board.path), rank))
+        for rank in (0, 2)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    board.forget_path()
+    assert not board.path.exists()
+    assert board.read() == (1000, 0, 1000)
