@@ -129,7 +129,7 @@ def document(outcomes: Sequence[Outcome], options: argparse.Namespace) -> dict[s
 
 
 def described_here(dry_run: bool) -> dict[str, Any]:
-    """The machine, where step 1 did not run; in a process of its own, as torch may not even load."""
+    """The machine, where step 1 did not run; in a process of its own, as torch may not load."""
     code = (
         "import json, sys; from bench.gpu.environment import described; "
         "from bench.gpu.target import target_for; "

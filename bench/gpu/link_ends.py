@@ -24,10 +24,15 @@ TIMES = 5
 def run_end(
     name: str, rank: int, peer: Connection, report: Connection, port: int, dry_run: bool
 ) -> None:
-    """Run one end and report; the entry point of its process."""
+    """Get ready, wait for the word to begin, run one end and report: a process's entry point."""
     try:
         torch.set_num_threads(1)
-        figures = ENDS[name](rank, peer, target_for(dry_run), port)
+        target = target_for(dry_run)
+        torch.zeros(1, device=target.device)
+        target.synchronize()
+        report.send("ready")
+        report.recv()
+        figures = ENDS[name](rank, peer, target, port)
         report.send((True, figures))
     except BaseException:
         report.send((False, "\n".join(traceback.format_exc().splitlines()[-8:])))

@@ -59,7 +59,10 @@ def gloo_group(
 
 def nccl_group(store: Store, rank: int, size: int, device: torch.device) -> ProcessGroup:
     """Make NCCL's communicator of all ranks at once, on ``device``."""
-    from torch._C._distributed_c10d import ProcessGroupNCCL  # absent from builds for the CPU
+    try:
+        from torch._C._distributed_c10d import ProcessGroupNCCL
+    except ImportError as error:
+        raise RuntimeError("this build of torch is without NCCL") from error
 
     options = ProcessGroupNCCL.Options()
     options._timeout = NO_TIMEOUT

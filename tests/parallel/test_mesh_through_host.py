@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore
 
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
 from sglang_cdsp.parallel.errors import LinkError
@@ -100,3 +101,9 @@ def test_the_pools_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BACKEND_VAR, "mpi")
     with pytest.raises(LinkError, match="SGLANG_CDSP_MESH_BACKEND='mpi'"):
         pool_backend("cpu")
+
+
+@pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")
+def test_a_torch_without_nccl_says_so() -> None:
+    with pytest.raises(LinkError, match="without NCCL"):
+        Mesh.from_store(HashStore(), 0, 1, "nccl", device=torch.device("cuda", 0))
