@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -222,16 +223,13 @@ def _compared(
 
 def checks(target: Target) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Name and work of every check of the step."""
-    for case in merge_cases(target.small):
-        yield f"merge_states, {case}", lambda case=case: check_merge_states(target, case)
-        yield f"merge_into, {case}", lambda case=case: check_merge_into(target, case)
-    yield "merge_states beyond 32-bit indices", lambda: check_merge_far(target)
+    for merge in merge_cases(target.small):
+        yield f"merge_states, {merge}", partial(check_merge_states, target, merge)
+        yield f"merge_into, {merge}", partial(check_merge_into, target, merge)
+    yield "merge_states beyond 32-bit indices", partial(check_merge_far, target)
     for case in attention_cases(target.small):
         for one in usable(target, case.head_dim):
-            yield (
-                f"{one.name}, {case}",
-                lambda one=one, case=case: check_attention(target, one, case),
-            )
+            yield f"{one.name}, {case}", partial(check_attention, target, one, case)
 
 
 def run(target: Target, recorder: Recorder) -> None:

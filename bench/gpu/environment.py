@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def described(target: Target) -> dict[str, Any]:
         found["memory_GiB"] = torch.cuda.get_device_properties(target.device).total_memory / 2**30
         found["nccl"] = attempt(lambda: ".".join(map(str, torch.cuda.nccl.version())))
     for package in PACKAGES:
-        version = attempt(lambda package=package: importlib.metadata.version(package), "")
+        version = attempt(partial(importlib.metadata.version, package), "")
         if version:
             found[package] = version
     found["torch"] = torch.__version__

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -38,7 +40,12 @@ def run(target: Target, recorder: Recorder) -> None:
     pairs = {name: Pair(name, target) for name in ENDS}
     for name, pair in pairs.items():
         judge = refused_or_not if name == "NCCL" else both
-        recorder.check(name, lambda judge=judge, pair=pair: judge(pair.run()))
+        recorder.check(name, partial(judged, pair, judge))
+
+
+def judged(pair: Pair, judge: Callable[[list[Answer]], dict[str, Any]]) -> dict[str, Any]:
+    """Run a pair and judge its answers."""
+    return judge(pair.run())
 
 
 Answer = tuple[bool, Any]

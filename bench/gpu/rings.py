@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,21 +57,28 @@ def checks(
         for case in ring_cases(size, target.small):
             for name, way in WAYS.items():
                 words = f"{name} ring of {size}, {case.tokens} tokens after {case.history}"
-                yield words, lambda way=way, case=case: check_ring(target, links, way, case)
-        yield f"moves among {size}", lambda size=size: check_moves(target, links, size)
+                yield words, partial(check_ring, target, links, way, case)
+        yield f"moves among {size}", partial(check_moves, target, links, size)
 
 
 def ring_cases(size: int, small: bool) -> list[RingCase]:
     """No history; a long one with a short chunk; one member with all of it; an odd remainder."""
     tokens, history = (129, 192) if small else (2047, 8192)
-    heads = {"q_heads": 8, "kv_heads": 2, "head_dim": 64, "value_dim": 64, "page_size": 64}
-    if small:
-        heads |= {"head_dim": 16, "value_dim": 16, "page_size": 16}
-    group = tuple(reversed(range(size)))
+    dim, page = (16, 16) if small else (64, 64)
+    first = RingCase(
+        group=tuple(reversed(range(size))),
+        history=0,
+        tokens=tokens,
+        page_size=page,
+        q_heads=8,
+        kv_heads=2,
+        head_dim=dim,
+        value_dim=dim,
+    )
     return [
-        RingCase(group, 0, tokens, **heads),
-        RingCase(group, history, tokens // 4, **heads, seed=1),
-        RingCase(group, history, tokens, **heads, seed=2, lopsided=True),
+        first,
+        replace(first, history=history, tokens=tokens // 4, seed=1),
+        replace(first, history=history, seed=2, lopsided=True),
     ]
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Servers:
         sampling: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_new_tokens": new}
         if plan is not None:
             sampling["custom_params"] = {"cdsp_plan": plan}
-        body = {
+        body: dict[str, Any] = {
             "input_ids": list(prompt),
             "sampling_params": sampling,
             "return_logprob": True,
@@ -228,7 +229,7 @@ def check_length(recorder: Recorder, servers: Servers, checkpoint: Path, length:
     for case in cases(length, servers.shape):
         recorder.check(
             f"{length} tokens, {case.name}",
-            lambda case=case: pool_answers(servers, prompt, case.plan, reference),
+            partial(pool_answers, servers, prompt, case.plan, reference),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,26 +27,27 @@ def run(target: Target, recorder: Recorder) -> None:
     """All of the step's checks."""
     for rows, keys in ((64, 256),) if target.small else ((2048, 16_384), (512, 65_536)):
         name = f"attention of {rows} queries to {keys} keys"
-        recorder.check(name, lambda rows=rows, keys=keys: parts_against_whole(target, rows, keys))
-    bandwidth: dict[str, float] = {}
-    recorder.check("copy bandwidth", lambda: bandwidth.update(copy=copy_bandwidth(target)))
+        recorder.check(name, partial(parts_against_whole, target, rows, keys))
     shapes = (
         (Shape(2, 64, 4, 64), Shape(4, 64, 4, 64))
         if target.small
         else (Shape(2, 4096, 32, 128), Shape(2, 32_768, 32, 128), Shape(8, 4096, 32, 128))
     )
     for shape in shapes:
-        name = f"merge of {shape.states} x {shape.tokens} tokens"
         recorder.check(
-            name, lambda shape=shape: measure(shape, target.dtype, bandwidth["copy"], target)
+            f"merge of {shape.states} x {shape.tokens} tokens", partial(merge, target, shape)
         )
-    recorder.check("gather and pack", lambda: gather_and_pack(target))
+    recorder.check("gather and pack", partial(gather_and_pack, target))
     for size in (1, 2, 8):
         for name, way in (("KV", ring_attention), ("Q", q_ring_attention)):
             recorder.check(
-                f"host, one layer, {name} ring of {size}",
-                lambda way=way, size=size: host_time(target, way, size),
+                f"host, one layer, {name} ring of {size}", partial(host_time, target, way, size)
             )
+
+
+def merge(target: Target, shape: Shape) -> dict[str, Any]:
+    """Our merge beside the device's copy bandwidth, plain torch and FlashInfer."""
+    return measure(shape, target.dtype, copy_bandwidth(target), target)
 
 
 def parts_against_whole(target: Target, rows: int, keys: int) -> dict[str, float]:
