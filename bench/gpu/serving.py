@@ -8,6 +8,7 @@ two forwards; the pool may be off by a few times that.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -244,7 +245,7 @@ def reference_of(servers: Servers, prompt: Sequence[int]) -> tuple[Reference, di
     servers.forget()
     half = len(prompt) // 2 // PAGE * PAGE
     servers.ask("single", prompt[:half], new=1)
-    rounding = gap_at_first_token(answer, servers.ask("single", prompt))
+    rounding = compare(answer, servers.ask("single", prompt), math.inf).worst
     tolerance = max(servers.floor, ROUNDINGS * rounding)
     if tolerance > 1:
         raise CheckFailed(f"stock differs from itself by {rounding}: the comparison is blind")
