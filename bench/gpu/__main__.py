@@ -12,15 +12,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.runner import ROOT, Outcome, run_step
-from bench.gpu.steps import Step, StepsError, chosen
-from sglang_cdsp.testing import reaper
+from bench.gpu.ahead import Ahead
+from bench.gpu.runner import Outcome, run_step
+from bench.gpu.steps import ROOT, StepsError, chosen
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -38,10 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     started = time.monotonic()
-    with compiling(steps, folder, options.dry_run):
+    with Ahead(steps, folder, options.dry_run) as ahead:
         for step in steps:
             limit = step.dry_limit_s if options.dry_run else step.limit_s
             say(f"step {step.number}, {step.title} (at most {limit:g} s)")
+            ahead.ready_for(step)
             outcome = run_step(step, folder, options.dry_run, say)
             outcomes.append(outcome)
             so_far = time.monotonic() - started
@@ -80,28 +80,6 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and RESULTS in out.resolve().parents:
         raise StepsError(f"--out {out} is a committed result: write elsewhere and copy it")
-
-
-@contextmanager
-def compiling(steps: Sequence[Step], folder: Path, dry_run: bool) -> Iterator[None]:
-    """Compile what step 2 needs meanwhile, in a process that ends with the block."""
-    if dry_run or not any(step.module == "bench.gpu.attention" for step in steps):
-        yield
-        return
-    with (folder / "warm.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu.warm"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            start_new_session=True,
-        )
-        try:
-            yield
-        finally:
-            reaper.kill_sessions({process.pid})
-            process.wait()
 
 
 def document(outcomes: Sequence[Outcome], options: argparse.Namespace) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from bench.gpu.child import SKIPPED, skip_file
 from bench.gpu.record import Check, line_of, read_checks
-from bench.gpu.steps import Step
+from bench.gpu.steps import ROOT, Step
 from sglang_cdsp.testing import reaper
 
 GRACE_S = 12.0
 """For a step that is over its limit, to end its servers, before it is killed."""
-ROOT = Path(__file__).parents[2]
 _TAIL_LINES = 150
 
 

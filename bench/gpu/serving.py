@@ -46,6 +46,8 @@ ONE_BILLION = LlamaShape(
     head_dim=128,
 )
 SMALL = LlamaShape()
+CHECKPOINT = "checkpoint"
+"""Its folder beside the step's result."""
 # Gains at which bfloat16's rounding moves the log-probabilities of a model this deep by a few
 # hundredths, and another first quarter of a prompt by several units.
 DEEP_SCALE = WeightScale(query_key=1.2, attention_output=2.0, mlp_output=0.5, logits=2.0)
@@ -93,7 +95,7 @@ IN_DRY_RUN = Sizes(SMALL, WeightScale(), "float32", (512, 1111), 8192, 1e-3, 120
 def run(target: Target, recorder: Recorder) -> None:
     """All of the step's checks."""
     sizes = IN_DRY_RUN if target.small else ON_GPU
-    checkpoint = recorder.folder / "checkpoint"
+    checkpoint = recorder.folder / CHECKPOINT
     if not recorder.check("checkpoint", lambda: written(checkpoint, sizes)):
         return
     os.environ[BACKEND_VAR] = "gloo-host"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The checkout."""
 
 
 class StepsError(ValueError):
@@ -20,6 +24,8 @@ class Step:
         limit_s: seconds after which that process and all that it started are ended.
         dry_limit_s: the same for a dry run, on a slow CPU.
         may_skip: whether it may say that this machine cannot run it.
+        ahead: work of ``bench.gpu.ahead`` that it needs, done beside the steps before it.
+        ahead_ends_first: whether that has to be done before the step begins.
     """
 
     number: int
@@ -28,15 +34,25 @@ class Step:
     limit_s: float
     dry_limit_s: float
     may_skip: bool = False
+    ahead: str = ""
+    ahead_ends_first: bool = False
 
 
 STEPS = (
     Step(1, "environment and ceilings", "bench.gpu.environment", 30, 60),
-    Step(2, "partial attention and merges", "bench.gpu.attention", 85, 120),
+    Step(2, "partial attention and merges", "bench.gpu.attention", 85, 120, ahead="attention"),
     Step(3, "rings among threads", "bench.gpu.rings", 40, 120),
     Step(4, "speed of the parts", "bench.gpu.speed", 40, 120),
     Step(5, "links between two processes", "bench.gpu.links", 40, 120, may_skip=True),
-    Step(6, "servers", "bench.gpu.serving", 180, 480),
+    Step(
+        6,
+        "servers",
+        "bench.gpu.serving",
+        180,
+        480,
+        ahead="checkpoint",
+        ahead_ends_first=True,
+    ),
 )
 """On a GPU 415 s in all."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu.runner import ROOT
+from bench.gpu.steps import ROOT
 
 
 def dry_run(steps: str, out: Path) -> dict[str, Any]:
