@@ -63,6 +63,7 @@ LATENCY_MODEL = Path(sglang_cdsp.__file__).parent / "planner/models/llama3-8b-a1
 """Spares the pool its calibration: every plan here is forced."""
 START_LIMIT_S = 120.0
 NEW_TOKENS = 8
+FREE_WITHIN_S = 10.0
 ROUNDINGS = 4.0
 """How many times stock's own rounding the pool may be off by."""
 
@@ -190,9 +191,9 @@ class Servers:
         """Check that every KV slot of the pool is free again.
 
         Raises:
-            CheckFailed: some are not, ten seconds after the last answer.
+            CheckFailed: some are not, ``FREE_WITHIN_S`` after the last answer.
         """
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + FREE_WITHIN_S
         while (now := self._free_tokens()) != self._free:
             if time.monotonic() > deadline:
                 raise CheckFailed(f"free slots are {now}, at the start they were {self._free}")
