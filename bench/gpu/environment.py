@@ -31,10 +31,11 @@ def run(target: Target, recorder: Recorder) -> None:
 
 def described(target: Target) -> dict[str, Any]:
     """Device, driver and versions. Nothing here raises: what cannot be found is named so."""
+    driver = nvidia_smi()
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(target.device) if target.cuda else cpu_name(),
-        "driver": nvidia_smi().get("driver_version", "unknown"),
-        "compute_mode": nvidia_smi().get("compute_mode", "unknown"),
+        "driver": driver.get("driver_version", "unknown"),
+        "compute_mode": driver.get("compute_mode", "unknown"),
         "cuda": str(torch.version.cuda),
         "python": platform.python_version(),
     }

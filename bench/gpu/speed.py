@@ -46,8 +46,9 @@ def run(target: Target, recorder: Recorder) -> None:
 
 
 def merge(target: Target, shape: Shape) -> dict[str, Any]:
-    """Our merge beside the device's copy bandwidth, plain torch and FlashInfer."""
-    return measure(shape, target.dtype, copy_bandwidth(target), target)
+    """Our merge beside the device's copy bandwidth and plain torch."""
+    bandwidth = copy_bandwidth(target)
+    return measure(shape, target.dtype, bandwidth, target, with_flashinfer=False)
 
 
 def parts_against_whole(target: Target, rows: int, keys: int) -> dict[str, float]:

@@ -64,8 +64,22 @@ def flashinfer_merge(
     return lambda: flashinfer.merge_states(values, logs)
 
 
-def measure(shape: Shape, dtype: torch.dtype, bandwidth: float, target: Target) -> dict[str, Any]:
-    """Check and time all merges of one shape; ``bandwidth`` is in bytes a millisecond."""
+def measure(
+    shape: Shape,
+    dtype: torch.dtype,
+    bandwidth: float,
+    target: Target,
+    *,
+    with_flashinfer: bool = True,
+) -> dict[str, Any]:
+    """Check and time all merges of one shape.
+
+    Args:
+        shape, dtype: of the states.
+        bandwidth: of a copy on the device, in bytes a millisecond.
+        target: the device.
+        with_flashinfer: beside FlashInfer's merge too, which it may have to compile for a minute.
+    """
     draw = target.generator(0)
     size = (shape.states, shape.tokens, shape.heads)
     outs = torch.randn(*size, shape.dim, generator=draw, device=target.device).to(dtype)
@@ -84,7 +98,7 @@ def measure(shape: Shape, dtype: torch.dtype, bandwidth: float, target: Target) 
         "of_copy_bandwidth": moved / ours / bandwidth,
         "torch_ratio": milliseconds(target, lambda: merge_states_reference(outs, lses)) / ours,
     }
-    rival = flashinfer_merge(outs, lses) if target.cuda else None
+    rival = flashinfer_merge(outs, lses) if target.cuda and with_flashinfer else None
     if rival is not None:
         torch.testing.assert_close(rival()[0], expected, atol=2e-2, rtol=2e-2)
         result["flashinfer_ratio"] = milliseconds(target, rival) / ours
