@@ -131,12 +131,26 @@ def check_attention(
         raise CheckFailed(f"output is {out.dtype}, log-sum-exp {lse.dtype}")
     return {
         "out off by": within("output", out, expected, target.tolerance),
-        "lse off by": within("log-sum-exp", lse, expected_lse, LSE_TOLERANCE),
+        "lse off by": within("log-sum-exp", lse, expected_lse, LSE_TOLERANCE, unit=1.0),
     }
 
 
-def within(what: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> float:
-    """The largest error over 1 plus the expected size.
+def spread(values: torch.Tensor) -> float:
+    """Root mean square: the size of a typical value, 1 where all are zero."""
+    return float(values.double().square().mean().sqrt()) or 1.0
+
+
+def within(
+    what: str,
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    tolerance: float,
+    *,
+    unit: float | None = None,
+) -> float:
+    """The largest error, each over its expected size plus ``unit``, by default their spread.
+
+    (Attention to thousands of keys gives small values: in units of 1 even zeros would be near.)
 
     Raises:
         CheckFailed: it is above ``tolerance``, NaN, or infinite where the other is not.
@@ -144,7 +158,8 @@ def within(what: str, found: torch.Tensor, expected: torch.Tensor, tolerance: fl
     if found.shape != expected.shape:
         raise CheckFailed(f"{what} is {tuple(found.shape)}, not {tuple(expected.shape)}")
     same = found == expected  # infinities of one sign among them
-    gap = (found.double() - expected.double()).abs() / (1 + expected.double().abs())
+    unit = spread(expected) if unit is None else unit
+    gap = (found.double() - expected.double()).abs() / (unit + expected.double().abs())
     worst = float(gap.masked_fill(same, 0.0).max()) if gap.numel() else 0.0
     if not worst <= tolerance:
         raise CheckFailed(f"{what} is off by {worst:.3g}, more than {tolerance:.3g}")
@@ -217,7 +232,7 @@ def _compared(
     rounding = 1e-2 if out.dtype == torch.bfloat16 else 1e-4
     return {
         "out off by": within("merged output", out, expected, rounding),
-        "lse off by": within("merged log-sum-exp", lse, expected_lse, 1e-5),
+        "lse off by": within("merged log-sum-exp", lse, expected_lse, 1e-5, unit=1.0),
     }
 
 

@@ -35,8 +35,8 @@ class Target:
 
     @property
     def tolerance(self) -> float:
-        """Absolute and relative: of attention outputs of order 1, against float64."""
-        return {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[self.dtype]
+        """Of attention outputs against float64, over their size plus their spread."""
+        return {torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}[self.dtype]
 
     def synchronize(self) -> None:
         """Wait until the device has done everything."""

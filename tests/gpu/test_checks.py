@@ -51,6 +51,8 @@ def broken(change: str) -> Implementation:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if change == "mask":
             causal = not causal and q.shape[0] == k.shape[0]
+        if change == "zeros":
+            v = torch.zeros_like(v)
         if change == "last key":
             k, v = k[:-1], v[:-1]
         if change == "heads":  # neighbours share a KV head, not every eighth
@@ -66,12 +68,14 @@ def broken(change: str) -> Implementation:
         ("base", "log-sum-exp is off"),
         ("mask", "is off"),
         ("last key", "is off"),
+        ("zeros", "output is off"),
         ("heads", "is off"),
     ],
 )
 def test_wrong_attention_fails(change: str, words: str) -> None:
     causal = change == "mask"
-    case = attention.AttentionCase(64, 4, causal, False, 65, 65 if causal else 131)
+    keys = {"mask": 65, "zeros": 4001}.get(change, 131)
+    case = attention.AttentionCase(64, 4, causal, False, 65, keys)
     with pytest.raises(CheckFailed, match=words):
         check_attention(CPU, broken(change), case)
 
