@@ -19,6 +19,8 @@ from sglang_cdsp.parallel.mesh import Mesh, Message
 POLL_LIMIT_S = 20.0
 CONNECT_LIMIT = timedelta(seconds=20)
 TIMES = 5
+READY = "ready"
+"""What an end says when its turn may come."""
 
 
 def run_end(
@@ -30,7 +32,7 @@ def run_end(
         target = target_for(dry_run)
         torch.zeros(1, device=target.device)
         target.synchronize()
-        report.send("ready")
+        report.send(READY)
         report.recv()
         figures = ENDS[name](rank, peer, target, port)
         report.send((True, figures))

@@ -14,13 +14,13 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from bench.gpu.environment import nvidia_smi
-from bench.gpu.link_ends import ENDS, run_end
+from bench.gpu.link_ends import ENDS, READY, run_end
 from bench.gpu.record import CheckFailed, Recorder, Skipped
 from bench.gpu.target import Target
 from sglang_cdsp.testing.processes import free_ports
 
-READY_S = 60.0
-"""For the imports of a pair of processes (the step's own limit may be shorter)."""
+READY_S = 90.0
+"""For the imports of all processes; the step's own limit on a GPU is shorter."""
 PAIR_LIMIT_S = 25.0
 """For one link."""
 OTHER_END_S = 10.0
@@ -77,9 +77,9 @@ class Pair:
     def run(self, limit_s: float = PAIR_LIMIT_S) -> list[Answer]:
         """Let both begin; return their answers and end them."""
         for pipe in self._pipes:
-            with contextlib.suppress(EOFError, OSError):  # a dead end shows when it is read again
-                if pipe.poll(READY_S):
-                    pipe.recv()
+            # The word stays in the pipe; a dead end shows when it is read.
+            with contextlib.suppress(OSError):
+                pipe.poll(READY_S)
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send("go")
@@ -97,7 +97,9 @@ class Pair:
             for pipe in wait(open_pipes, timeout=left):
                 rank = next(rank for rank, one in enumerate(self._pipes) if one is pipe)
                 try:
-                    answers[rank] = self._pipes[rank].recv()
+                    said = self._pipes[rank].recv()
+                    if said != READY:
+                        answers[rank] = said
                 except (EOFError, OSError):
                     answers[rank] = (False, CRASHED)
             if any(not done for done, _ in answers.values()):
