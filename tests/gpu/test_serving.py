@@ -18,6 +18,7 @@ from bench.gpu import serving
 from bench.gpu.record import Recorder
 from bench.gpu.target import target_for
 from sglang_cdsp.parallel.mesh import BACKEND_VAR
+from sglang_cdsp.testing.stack import RunningStack
 
 DRY = target_for(dry_run=True)
 
@@ -115,7 +116,7 @@ def run(
             assert [c.name for c in plan.commands] == ["prefill", "decode", "router", "single"]
             with served(fake) as url:
                 urls = dict.fromkeys(("prefill", "decode", "router", "single"), url)
-                yield serving.RunningStack(url, urls, {}, 1.0)
+                yield RunningStack(url, urls, {}, 1.0)
 
         monkeypatch.setattr(serving, "running", running)
         recorder = Recorder(tmp_path / "step6.jsonl", lambda line: None)
