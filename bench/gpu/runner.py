@@ -60,8 +60,8 @@ def run_step(step: Step, folder: Path, dry_run: bool, echo: Callable[[str], None
     command = [sys.executable, "-m", "bench.gpu.child", step.module, str(result.resolve())]
     try:
         status = _run(command + ["--dry-run"] * dry_run, log, limit_s)
-    except OSError as error:
-        status, words = 1, f"cannot start: {error}"
+    except Exception as error:  # the steps after this one still run
+        status, words = 1, f"cannot be run: {error!r}"
     else:
         words = f"ended after its limit of {limit_s:g} s" if status is None else ""
     checks = read_checks(result)
