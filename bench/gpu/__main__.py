@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from bench.gpu.ahead import Ahead
@@ -174,5 +176,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """End as an error would, so that every process that was started is ended too."""
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, leave)
     sys.exit(main())

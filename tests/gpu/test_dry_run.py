@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.gpu.steps import ROOT
@@ -42,3 +45,33 @@ def test_servers(tmp_path: Path) -> None:
     answers = [found for name, found in figures.items() if "tokens, " in name and "tokens" in found]
     assert len(answers) == 10
     assert sum(found["tokens"] for found in answers) > 8 * 8
+
+
+@pytest.mark.slow
+def test_a_program_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--steps", "2"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "gpu.json")], cwd=ROOT, stdout=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        assert b"step 2" in program.stdout.readline()
+        deadline = time.monotonic() + 30
+        while not (started := descendants(program.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert started
+        program.terminate()
+        assert program.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not [process for process in started if process.is_running() and alive(process)]
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Processes that it has started, and those that they have."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it is more than an entry that nobody has reaped."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
