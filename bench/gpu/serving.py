@@ -269,7 +269,7 @@ def other_prompt_shows(
     gap = gap_at_first_token(reference.answer, servers.ask("single", other))
     if not gap > 2 * reference.tolerance:
         raise CheckFailed(f"another prompt differs by {gap:.3g} only: the comparison is blind")
-    return {"gap": gap}
+    return {"gap": gap if math.isfinite(gap) else "no candidate in common"}
 
 
 def pool_answers(
