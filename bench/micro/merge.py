@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import math
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,8 +23,8 @@ import torch
 from sglang_cdsp.kernels.merge import merge_into, merge_states
 from sglang_cdsp.kernels.merge_reference import merge_into_reference, merge_states_reference
 
-REPEATS = 50
-WARM_UP = 10
+from bench.gpu.environment import described
+from bench.gpu.target import Target, copy_bandwidth, milliseconds, target_for
 
 
 @dataclass(frozen=True)
@@ -51,28 +49,6 @@ SHAPES = (
 )
 
 
-def milliseconds(work: Callable[[], Any]) -> float:
-    """Return the median time of ``work`` on the current CUDA stream."""
-    for _ in range(WARM_UP):
-        work()
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def copy_bandwidth() -> float:
-    """Return bytes a millisecond, read plus written, of a large device copy."""
-    source = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
-
-
 def flashinfer_merge(
     outs: torch.Tensor, lses: torch.Tensor
 ) -> Callable[[], tuple[torch.Tensor, torch.Tensor]] | None:
@@ -88,47 +64,50 @@ def flashinfer_merge(
     return lambda: flashinfer.merge_states(values, logs)
 
 
-def measure(shape: Shape, dtype: torch.dtype, bandwidth: float) -> dict[str, Any]:
-    """Check and time all merges of one shape."""
-    draw = torch.Generator(device="cuda").manual_seed(0)
+def measure(
+    shape: Shape,
+    dtype: torch.dtype,
+    bandwidth: float,
+    target: Target,
+    *,
+    with_flashinfer: bool = True,
+) -> dict[str, Any]:
+    """Check and time all merges of one shape.
+
+    Args:
+        shape, dtype: of the states.
+        bandwidth: of a copy on the device, in bytes a millisecond.
+        target: the device.
+        with_flashinfer: beside FlashInfer's merge too, which it may have to compile for a minute.
+    """
+    draw = target.generator(0)
     size = (shape.states, shape.tokens, shape.heads)
-    outs = torch.randn(*size, shape.dim, generator=draw, device="cuda").to(dtype)
-    lses = torch.randn(size, generator=draw, device="cuda") * 5
+    outs = torch.randn(*size, shape.dim, generator=draw, device=target.device).to(dtype)
+    lses = torch.randn(size, generator=draw, device=target.device) * 5
     expected, _ = merge_states_reference(outs, lses)
     torch.testing.assert_close(merge_states(outs, lses)[0], expected, atol=2e-2, rtol=2e-2)
 
-    ours = milliseconds(lambda: merge_states(outs, lses))
+    ours = milliseconds(target, lambda: merge_states(outs, lses))
     # Every state read once, one written; a log-sum-exp is 4 bytes.
     row = shape.dim * outs.element_size() + 4
     moved = (shape.states + 1) * shape.tokens * shape.heads * row
     result: dict[str, Any] = {
         **asdict(shape),
         "dtype": str(dtype).removeprefix("torch."),
-        "triton_ms": ours,
+        "ours_ms": ours,
         "of_copy_bandwidth": moved / ours / bandwidth,
-        "torch_ratio": milliseconds(lambda: merge_states_reference(outs, lses)) / ours,
+        "torch_ratio": milliseconds(target, lambda: merge_states_reference(outs, lses)) / ours,
     }
-    rival = flashinfer_merge(outs, lses)
+    rival = flashinfer_merge(outs, lses) if target.cuda and with_flashinfer else None
     if rival is not None:
         torch.testing.assert_close(rival()[0], expected, atol=2e-2, rtol=2e-2)
-        result["flashinfer_ratio"] = milliseconds(rival) / ours
+        result["flashinfer_ratio"] = milliseconds(target, rival) / ours
     if shape.states == 2:
         running = outs[0].float(), lses[0].clone()
-        into = milliseconds(lambda: merge_into(*running, outs[1], lses[1]))
-        plain = milliseconds(lambda: merge_into_reference(*running, outs[1], lses[1]))
+        into = milliseconds(target, lambda: merge_into(*running, outs[1], lses[1]))
+        plain = milliseconds(target, lambda: merge_into_reference(*running, outs[1], lses[1]))
         result |= {"into_ms": into, "into_torch_ratio": plain / into}
     return result
-
-
-def versions() -> dict[str, str]:
-    """Return the device and the versions that matter."""
-    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    for package in ("triton", "flashinfer-python", "sglang"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def main() -> int:
@@ -144,10 +123,12 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    about = versions()
+    target = target_for(dry_run=False)
+    about = described(target)
     print("  ".join(f"{name} {version}" for name, version in about.items()))
-    bandwidth = copy_bandwidth()
-    results = [measure(shape, getattr(torch, options.dtype), bandwidth) for shape in SHAPES]
+    bandwidth = copy_bandwidth(target)
+    dtype = getattr(torch, options.dtype)
+    results = [measure(shape, dtype, bandwidth, target) for shape in SHAPES]
     columns = list(results[0])  # the first shape has two states, so it has every column
     print("  ".join(f"{name:>{max(8, len(name))}}" for name in columns))
     for result in results:

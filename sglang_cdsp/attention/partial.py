@@ -77,9 +77,23 @@ def partial_attention(
             q.new_zeros((queries, heads, value_dim)),
             torch.full((queries, heads), -math.inf, dtype=torch.float32, device=q.device),
         )
-    width = max(q.shape[2], value_dim)
-    implementation = select(q.device, q.dtype, width)
+    implementation = select(q.device, q.dtype, max(q.shape[2], value_dim))
+    return attend_with(implementation, q, k, v, causal=causal, scale=scale)
+
+
+def attend_with(
+    implementation: Implementation,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what ``partial_attention`` does with one implementation; there are queries and keys."""
+    value_dim = v.shape[2]
     # Zeros beyond D leave every logit as it is; zeros beyond Dv are cut off again below.
+    width = max(q.shape[2], value_dim)
     width += -width % implementation.head_multiple
     q, k, v = (F.pad(x, (0, width - x.shape[2])) if x.shape[2] < width else x for x in (q, k, v))
     out, lse = implementation.run(q, k, v, causal, scale)

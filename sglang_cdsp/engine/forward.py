@@ -101,7 +101,12 @@ def run_forward(
 ) -> Any:
     """Run the model eagerly under the chunk's attention; returns the logits output.
 
-    CUDA graphs are bypassed: a captured graph holds the configured backend.
+    CUDA graphs are bypassed: a captured graph holds the configured backend. On CUDA the host waits
+    until the device is done: only then is the chunk over, for whoever measures it and for whoever
+    reads its KV outside of the stream.
     """
     with forward_context(ForwardContext(attn_backend=attention)):
-        return model_runner.eager_runner.execute(forward)
+        logits = model_runner.eager_runner.execute(forward)
+    if torch.device(model_runner.device).type == "cuda":
+        torch.cuda.current_stream().synchronize()
+    return logits

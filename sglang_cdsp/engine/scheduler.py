@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_parallel
@@ -26,7 +27,7 @@ from sglang_cdsp.engine.model_check import check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.mesh import Mesh, pool_backend
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
@@ -88,10 +89,11 @@ class PoolScheduler(Scheduler):
                 int(parallel.dp_size),
                 addresses.host,
                 addresses.store_port,
-                "nccl" if self.device == "cuda" else "gloo",
+                pool_backend(self.device),
                 hosts_store=False,
                 name=f"sp-mesh-tp{tp_rank}-{epoch}",
                 bind_host=addresses.host,
+                device=torch.device(self.device),
                 timeout=MESH_TIMEOUT,
             )
 

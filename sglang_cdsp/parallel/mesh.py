@@ -7,32 +7,47 @@ pickled.
 
 There is no time limit inside an operation: a gloo time-out closes all of a rank's links, healthy
 ones too. Whoever supervises the instances notices a missing partner and closes the mesh.
+
+Backends: ``gloo`` for tensors on the CPU, ``nccl`` for CUDA, ``gloo-host`` for CUDA tensors that
+gloo carries by way of host memory. The last is for several ranks on one GPU, which NCCL refuses.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
 # The classes that torch.distributed re-exports without saying so in its types.
-from torch._C._distributed_c10d import (
-    PrefixStore,
-    ProcessGroup,
-    ProcessGroupGloo,
-    Store,
-    TCPStore,
-)
+from torch._C._distributed_c10d import PrefixStore, ProcessGroup, Store, TCPStore
 
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.host_copies import arrive, landing, to_host
+from sglang_cdsp.parallel.process_groups import NO_TIMEOUT, gloo_links, nccl_group
+
+BACKENDS = ("gloo", "nccl", "gloo-host")
+BACKEND_VAR = "SGLANG_CDSP_MESH_BACKEND"
+"""Environment variable that names the pool's backend where the device's own will not do."""
 
 _CONNECT_TIMEOUT = timedelta(seconds=300)
-CONNECT_TRIES = 3
-# torch has no "never"; ten years in milliseconds still fits every integer on the way to gloo.
-_NO_TIMEOUT = timedelta(days=3650)
+
+
+def pool_backend(device: str) -> str:
+    """Return the backend of a pool whose tensors live on ``device`` ("cuda", "cpu").
+
+    ``SGLANG_CDSP_MESH_BACKEND`` takes precedence over the device's own.
+
+    Raises:
+        LinkError: the variable names no backend.
+    """
+    chosen = os.environ.get(BACKEND_VAR, "")
+    if chosen and chosen not in BACKENDS:
+        raise LinkError(f"{BACKEND_VAR}={chosen!r} is no mesh backend: use one of {BACKENDS}")
+    return chosen or ("nccl" if device == "cuda" else "gloo")
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,15 @@ class Work:
     _limited: bool = False
     """gloo waits as long as it may take to connect, unless told otherwise at each wait. NCCL must
     not be told: it would block the host until the data is there."""
+    _arrivals: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    """``(tensor, host)``: what lands in host memory first, and the tensor that it is meant for."""
+    _carried: tuple[torch.Tensor, ...] = ()
+    """Copies in host memory of what is being sent."""
 
     def wait(self) -> None:
         """Return when every tensor may be used again (on CUDA: order the current stream after).
+
+        Call it once: gloo would wait for another message.
 
         Raises:
             LinkError: a partner is gone, or the mesh was closed.
@@ -71,7 +92,7 @@ class Work:
         try:
             for pending in self._pending:
                 if self._limited:
-                    pending.wait(_NO_TIMEOUT)
+                    pending.wait(NO_TIMEOUT)
                 else:
                     pending.wait()
         except RuntimeError as error:
@@ -80,6 +101,8 @@ class Work:
                 f"a link to mesh rank(s) {peers} broke: their instance ended or closed its mesh; "
                 f"close this mesh too and connect it anew ({error})"
             ) from error
+        for tensor, host in self._arrivals:
+            arrive(tensor, host)
 
 
 class Mesh:
@@ -95,10 +118,21 @@ class Mesh:
         size: number of ranks.
     """
 
-    def __init__(self, group: ProcessGroup, device: torch.device | None = None) -> None:
-        """Take over ``group``, whose tensors live on ``device`` (default: the CPU)."""
+    def __init__(
+        self,
+        group: ProcessGroup,
+        device: torch.device | None = None,
+        *,
+        through_host: bool = False,
+    ) -> None:
+        """Take over ``group``, for tensors on ``device`` (default: the CPU).
+
+        With ``through_host`` the group itself carries host memory, to and from which the mesh
+        copies.
+        """
         self._group: ProcessGroup | None = group
         self._device = device or torch.device("cpu")
+        self._through_host = through_host
         self.rank = int(group.rank())
         self.size = int(group.size())
 
@@ -123,12 +157,12 @@ class Mesh:
             rank: this process's number, 0 to ``size - 1``.
             size: number of ranks.
             store_host, store_port: where the store listens.
-            backend: ``gloo`` for tensors on the CPU, ``nccl`` for CUDA.
+            backend: ``gloo`` for tensors on the CPU, ``nccl`` or ``gloo-host`` for CUDA.
             hosts_store: whether this process opens the store; by default rank 0 does.
             name: prefix of this mesh's keys; a mesh that is connected anew needs a new name.
             bind_host: gloo only: the address or host name whose interface carries the links;
                 by default the one that this machine's own host name resolves to.
-            device: NCCL only: this rank's CUDA device; by default the current one.
+            device: not for ``gloo``: this rank's CUDA device; by default the current one.
             timeout: how long to wait for the other ranks.
 
         Raises:
@@ -167,14 +201,21 @@ class Mesh:
         timeout: timedelta = _CONNECT_TIMEOUT,
     ) -> Mesh:
         """Build the links over a store that all ranks reach. See ``connect``."""
-        if backend not in ("gloo", "nccl"):
-            raise LinkError(f"unknown mesh backend {backend!r}: use 'gloo' (CPU) or 'nccl' (CUDA)")
+        if backend not in BACKENDS:
+            raise LinkError(
+                f"unknown mesh backend {backend!r}: use 'gloo' (CPU), 'nccl' (CUDA) or 'gloo-host' "
+                "(CUDA, through host memory)"
+            )
         keys = PrefixStore(name, store)
         try:
             if backend == "gloo":
-                return cls(_gloo_links(keys, rank, size, bind_host, timeout))
-            device = device or torch.device("cuda", torch.cuda.current_device())
-            return cls(_nccl_group(keys, rank, size, device), device)
+                return cls(gloo_links(keys, rank, size, bind_host, timeout))
+            if device is None or (device.type == "cuda" and device.index is None):
+                device = torch.device("cuda", torch.cuda.current_device())
+            if backend == "gloo-host":
+                links = gloo_links(keys, rank, size, bind_host, timeout)
+                return cls(links, device, through_host=True)
+            return cls(nccl_group(keys, rank, size, device), device)
         except RuntimeError as error:
             raise LinkError(
                 f"mesh rank {rank} could not reach all {size} ranks of {name!r} within "
@@ -193,7 +234,9 @@ class Mesh:
         """Start all of ``sends`` and ``recvs`` together, receives first.
 
         On NCCL they form one group call, so that two neighbours that send to each other cannot
-        block. Empty tensors are left out on both sides.
+        block. Empty tensors are left out on both sides. Through host memory, the host waits here
+        until what is sent has been computed and copied, and ``Work.wait`` copies what came to the
+        device on the current stream.
 
         Raises:
             LinkError: the mesh is closed, or a message does not fit it.
@@ -205,13 +248,18 @@ class Mesh:
         messages = (*recvs, *sends)
         if not messages:
             return Work((), ())
-        grouped = self._device.type == "cuda"
+        grouped = self._device.type == "cuda" and not self._through_host
         group: Any = self._group
+        into, out = [m.tensor for m in recvs], [m.tensor for m in sends]
+        arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if self._through_host:
+            into, out = [landing(tensor) for tensor in into], to_host(out)
+            arrivals = [(m.tensor, host) for m, host in zip(recvs, into, strict=True)]
         try:
             if grouped:
                 group._start_coalescing(self._device)
-            pending = [group.recv([m.tensor], m.peer, m.tag) for m in recvs]
-            pending += [group.send([m.tensor], m.peer, m.tag) for m in sends]
+            pending = [group.recv([t], m.peer, m.tag) for t, m in zip(into, recvs, strict=True)]
+            pending += [group.send([t], m.peer, m.tag) for t, m in zip(out, sends, strict=True)]
             if grouped:
                 pending = [group._end_coalescing(self._device)]
         except RuntimeError as error:
@@ -220,7 +268,8 @@ class Mesh:
                 f"{sorted({m.peer for m in messages})}: close this mesh and connect it anew "
                 f"({error})"
             ) from error
-        return Work(tuple(pending), messages, _limited=not grouped)
+        carried = tuple(out) if self._through_host else ()
+        return Work(tuple(pending), messages, not grouped, tuple(arrivals), carried)
 
     def close(self) -> None:
         """Drop all links. Partners that wait for this rank get a ``LinkError``.
@@ -248,65 +297,3 @@ class Mesh:
         if not tensor.is_contiguous():
             raise LinkError("only contiguous tensors travel: call .contiguous() first")
         return tensor.numel() > 0
-
-
-def _gloo_links(
-    store: Store, rank: int, size: int, bind_host: str | None, timeout: timedelta
-) -> ProcessGroup:
-    """Connect all ranks; all of them again, a few times, if one could not.
-
-    Gloo's handshake fails now and then ("connection closed by peer") although everybody is there.
-    The ranks tell each other through the store how it went, so that all of them try again.
-    """
-    for attempt in range(CONNECT_TRIES):
-        keys = PrefixStore(f"try{attempt}", store)
-        group, failure = None, ""
-        try:
-            group = _gloo_group(keys, rank, size, bind_host, timeout)
-        except RuntimeError as error:
-            failure = str(error)
-        keys.set(f"end{rank}", failure)
-        names = [f"end{other}" for other in range(size)]
-        keys.wait(names, timeout)
-        ends = [keys.get(key).decode() for key in names]
-        if group is not None and not any(ends):
-            return group
-        if group is not None:
-            group.shutdown()
-    raise RuntimeError(f"{CONNECT_TRIES} tries failed, the last: {next(filter(None, ends))}")
-
-
-def _gloo_group(
-    store: Store, rank: int, size: int, bind_host: str | None, timeout: timedelta
-) -> ProcessGroup:
-    options: Any = cast(Any, ProcessGroupGloo)._Options()
-    options._timeout = timeout  # for meeting each other; Work.wait sets its own
-    options._threads = 1  # point-to-point does not use gloo's threads for collectives
-    options._devices = [
-        ProcessGroupGloo.create_device(hostname=bind_host)
-        if bind_host
-        else ProcessGroupGloo.create_default_device()
-    ]
-    backend = ProcessGroupGloo(store, rank, size, options)
-    return _wrapped(store, rank, size, backend, ProcessGroup.BackendType.GLOO, "cpu")
-
-
-def _nccl_group(store: Store, rank: int, size: int, device: torch.device) -> ProcessGroup:
-    from torch._C._distributed_c10d import ProcessGroupNCCL  # absent from builds for the CPU
-
-    options = ProcessGroupNCCL.Options()
-    options._timeout = _NO_TIMEOUT
-    backend = ProcessGroupNCCL(store, rank, size, options)
-    # Grouped point-to-point calls use the communicator of all ranks. Made lazily, it would wait
-    # for ranks outside the SP group that happens to be first.
-    backend.eager_connect_single_device(device)
-    return _wrapped(store, rank, size, backend, ProcessGroup.BackendType.NCCL, "cuda")
-
-
-def _wrapped(
-    store: Store, rank: int, size: int, backend: Any, kind: Any, device: str
-) -> ProcessGroup:
-    group = ProcessGroup(store, rank, size)
-    group._register_backend(torch.device(device), kind, backend)
-    group._set_default_backend(kind)
-    return group

@@ -62,8 +62,8 @@ class WeightScale:
     logits: float = 5.0
 
 
-def llama_config(shape: LlamaShape) -> dict[str, object]:
-    """Return the checkpoint's ``config.json``."""
+def llama_config(shape: LlamaShape, dtype: str = "float32") -> dict[str, object]:
+    """Return the ``config.json`` of a checkpoint whose weights are kept in ``dtype``."""
     sizes = asdict(shape)
     theta = sizes.pop("rope_theta")
     return {
@@ -77,7 +77,7 @@ def llama_config(shape: LlamaShape) -> dict[str, object]:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
@@ -122,7 +122,13 @@ def draw_weights(
 
 
 def write_checkpoint(
-    directory: Path, seed: int = 0, shape: LlamaShape | None = None, *, force: bool = False
+    directory: Path,
+    seed: int = 0,
+    shape: LlamaShape | None = None,
+    *,
+    scale: WeightScale | None = None,
+    dtype: str = "float32",
+    force: bool = False,
 ) -> Path:
     """Write a complete checkpoint into ``directory``, or leave one that is there already.
 
@@ -130,13 +136,15 @@ def write_checkpoint(
         directory: made if it does not exist.
         seed: of the weights; the same seed, shape and Python installation give the same files.
         shape: sizes of the model.
+        scale: gains of its weights.
+        dtype: that they are kept in, float32 or bfloat16.
         force: write even when the directory holds this very checkpoint.
 
     Returns:
         ``directory``.
     """
-    shape = shape or LlamaShape()
-    recipe = {"seed": seed, "shape": asdict(shape), "scale": asdict(WeightScale())}
+    shape, scale = shape or LlamaShape(), scale or WeightScale()
+    recipe = {"seed": seed, "shape": asdict(shape), "scale": asdict(scale), "dtype": dtype}
     marker = directory / COMPLETE
     if not force and marker.exists() and json.loads(marker.read_text()) == recipe:
         return directory
@@ -145,13 +153,25 @@ def write_checkpoint(
     tokenizer = train_tokenizer(shape.vocab_size)
     write_tokenizer(directory, tokenizer, shape.max_position_embeddings)
     generation = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
-    _write_json(directory / "config.json", llama_config(shape))
+    _write_json(directory / "config.json", llama_config(shape, dtype))
     _write_json(directory / "generation_config.json", {**generation, "do_sample": False})
-    weights = dict(draw_weights(shape, seed))
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    _save(draw_weights(shape, seed, scale), directory / WEIGHTS, dtype)
     (directory / WEIGHTS).chmod(0o644)  # the library writes it for its owner alone
     _write_json(marker, recipe)
     return directory
+
+
+def _save(weights: Iterator[tuple[str, Array]], path: Path, dtype: str) -> None:
+    if dtype == "float32":
+        save_file(dict(weights), path, metadata={"format": "pt"})
+        return
+    # numpy has no bfloat16.
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    kept = getattr(torch, dtype)
+    tensors = {name: torch.from_numpy(array).to(kept) for name, array in weights}
+    save_tensors(tensors, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -125,7 +125,7 @@ ROWS = (
     row(
         "controller.controller",
         "whatever the tokenizer hears answers a health check; this is meant for it",
-        Fields(IO, "HealthCheckOutput", ("http_worker_ipc",)),
+        Names(IO, ("HealthCheckOutput",)),
     ),
     row(
         "controller.controller",

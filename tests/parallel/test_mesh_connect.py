@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from sglang_cdsp.parallel import mesh as mesh_module
+from sglang_cdsp.parallel import process_groups
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.mesh import Mesh
 
 
 def test_all_ranks_connect_again_when_one_could_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gloo's handshake fails now and then; the others must not be left with half a mesh."""
-    connect, calls = mesh_module._gloo_group, [0, 0]
+    connect, calls = process_groups.gloo_group, [0, 0]
 
     def flaky(store: Any, rank: int, *more: Any) -> Any:
         group = connect(store, rank, *more)
@@ -25,7 +25,7 @@ def test_all_ranks_connect_again_when_one_could_not(monkeypatch: pytest.MonkeyPa
             raise RuntimeError("connection closed by peer")
         return group
 
-    monkeypatch.setattr(mesh_module, "_gloo_group", flaky)
+    monkeypatch.setattr(process_groups, "gloo_group", flaky)
     store = HashStore()
     with ThreadPoolExecutor(2) as threads:
         jobs = [threads.submit(Mesh.from_store, store, rank, 2) for rank in range(2)]
@@ -44,6 +44,6 @@ def test_a_mesh_that_cannot_be_connected_says_why(monkeypatch: pytest.MonkeyPatc
     def broken(*_: Any) -> Any:
         raise RuntimeError("no route")
 
-    monkeypatch.setattr(mesh_module, "_gloo_group", broken)
+    monkeypatch.setattr(process_groups, "gloo_group", broken)
     with pytest.raises(LinkError, match=r"3 tries failed.*no route"):
         Mesh.from_store(HashStore(), 0, 1)

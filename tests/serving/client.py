@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
-from tokenizers import Tokenizer
 
+from sglang_cdsp.testing.answers import TOP, Answer, compare
+from sglang_cdsp.testing.prompts import cut_ids
 from sglang_cdsp.testing.stack import RunningStack
-from sglang_cdsp.testing.text import manual_text
 
-TOP = 5
+__all__ = ["FAKE_HOST", "TOP", "Answer", "Client", "Plan", "difference", "read", "text_tokens"]
+
 FAKE_HOST = "2.2.2.2"
 Plan = list[tuple[int, list[int]]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Generated tokens with their log-probabilities.
-
-    Attributes:
-        tokens: ids in order.
-        logprobs: of each token.
-        top: per token, the ``TOP`` best as ``{id: logprob}``.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top: tuple[dict[int, float], ...]
-
-    def margin(self, index: int) -> float:
-        """How far the best token lies ahead of the second."""
-        best, second, *_ = sorted(self.top[index].values(), reverse=True)
-        return best - second
 
 
 class Client:
@@ -119,24 +98,12 @@ class Client:
 def read(response: requests.Response) -> Answer:
     """Read an answer; fails with the server's words if it is none."""
     assert response.status_code == 200, response.text
-    data = response.json()
-    meta = data["meta_info"]
-    entries = meta["output_token_logprobs"]
-    return Answer(
-        tokens=tuple(int(token) for token in data["output_ids"]),
-        logprobs=tuple(float(entry[0]) for entry in entries),
-        top=tuple({int(e[1]): float(e[0]) for e in tops} for tops in meta["output_top_logprobs"]),
-    )
+    return Answer.of(response.json())
 
 
 def text_tokens(checkpoint: Path, length: int, seed: int) -> list[int]:
     """A prompt of ``length`` tokens of real text, from a place that the seed chooses."""
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    text = manual_text()
-    start = random.Random(seed).randrange(len(text) // 2)
-    ids = tokenizer.encode(text[start : start + 8 * length + 64]).ids
-    assert len(ids) >= length
-    return list(ids[:length])
+    return cut_ids(checkpoint, length, seed)
 
 
 def difference(stock: Answer, ours: Answer, tolerance: float) -> tuple[int, bool]:
@@ -149,20 +116,5 @@ def difference(stock: Answer, ours: Answer, tolerance: float) -> tuple[int, bool
     Raises:
         AssertionError: on a difference.
     """
-    assert len(stock.tokens) == len(ours.tokens)
-    for index, token in enumerate(stock.tokens):
-        for candidate, logprob in stock.top[index].items():
-            if candidate in ours.top[index]:
-                gap = abs(ours.top[index][candidate] - logprob)
-                assert gap <= tolerance, f"token {index}: candidate {candidate} is off by {gap}"
-        worst = min(stock.top[index].values())
-        strangers = set(stock.top[index]) ^ set(ours.top[index])
-        for candidate in strangers:
-            seen = {**ours.top[index], **stock.top[index]}[candidate]
-            assert abs(seen - worst) <= tolerance, f"token {index}: top {TOP} differ"
-        if ours.tokens[index] != token:
-            assert stock.margin(index) < tolerance, (
-                f"token {index}: {ours.tokens} for {stock.tokens}"
-            )
-            return index, True
-    return len(stock.tokens), False
+    found = compare(stock, ours, tolerance)
+    return found.compared, found.early

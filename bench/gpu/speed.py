@@ -1,0 +1,133 @@
+"""Step 4: what the parts cost. Results are checked, times are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from sglang_cdsp.kernels.merge import merge_states
+
+from bench.gpu.attention import within
+from bench.gpu.record import Recorder
+from bench.gpu.target import Target, copy_bandwidth, host_milliseconds, milliseconds
+from bench.micro.merge import Shape, measure
+from sglang_cdsp.attention.blocks import pack_block
+from sglang_cdsp.attention.partial import partial_attention
+from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
+from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+from sglang_cdsp.testing.rings import Attention, RingCase
+
+PARTS = 8
+HEADS, KV_HEADS, DIM = 32, 8, 128
+
+
+def run(target: Target, recorder: Recorder) -> None:
+    """All of the step's checks."""
+    for rows, keys in ((64, 256),) if target.small else ((2048, 16_384), (512, 65_536)):
+        name = f"attention of {rows} queries to {keys} keys"
+        recorder.check(name, partial(parts_against_whole, target, rows, keys))
+    shapes = (
+        (Shape(2, 64, 4, 64), Shape(4, 64, 4, 64))
+        if target.small
+        else (Shape(2, 4096, 32, 128), Shape(2, 32_768, 32, 128), Shape(8, 4096, 32, 128))
+    )
+    for shape in shapes:
+        recorder.check(
+            f"merge of {shape.states} x {shape.tokens} tokens", partial(merge, target, shape)
+        )
+    recorder.check("gather and pack", partial(gather_and_pack, target))
+    for size in (1, 2, 8):
+        for name, way in (("KV", ring_attention), ("Q", q_ring_attention)):
+            recorder.check(
+                f"host, one layer, {name} ring of {size}", partial(host_time, target, way, size)
+            )
+
+
+def merge(target: Target, shape: Shape) -> dict[str, Any]:
+    """Our merge beside the device's copy bandwidth and plain torch."""
+    bandwidth = copy_bandwidth(target)
+    return measure(shape, target.dtype, bandwidth, target, with_flashinfer=False)
+
+
+def parts_against_whole(target: Target, rows: int, keys: int) -> dict[str, float]:
+    """Attention to all keys at once, beside ``PARTS`` calls and their merge."""
+    q = target.randn(rows, HEADS, DIM, seed=1)
+    k, v = (target.randn(keys, KV_HEADS, DIM, seed=seed) for seed in (2, 3))
+    scale = DIM**-0.5
+    blocks = list(zip(k.chunk(PARTS), v.chunk(PARTS), strict=True))
+
+    def whole() -> torch.Tensor:
+        return partial_attention(q, k, v, causal=False, scale=scale)[0]
+
+    def attended() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [partial_attention(q, *block, causal=False, scale=scale) for block in blocks]
+
+    def merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        outs, lses = (torch.stack([part[i] for part in parts]) for i in (0, 1))
+        return merge_states(outs, lses)[0]
+
+    apart = within("8 parts against whole", merged(attended()), whole(), target.tolerance)
+    whole_ms = milliseconds(target, whole)
+    parts_ms = milliseconds(target, lambda: merged(attended()))
+    done = attended()
+    return {
+        "whole ms": whole_ms,
+        "TFLOP/s": 4 * rows * keys * HEADS * DIM / whole_ms / 1e9,
+        f"{PARTS} parts and merge ms": parts_ms,
+        "ratio": parts_ms / whole_ms,
+        "of it stack and merge ms": milliseconds(target, lambda: merged(done)),
+        "apart": apart,
+    }
+
+
+def gather_and_pack(target: Target) -> dict[str, float]:
+    """KV rows out of a pool in random order, and a member's block as one message."""
+    slots, rows = (1024, 256) if target.small else (65_536, 16_384)
+    pool = [target.randn(slots, KV_HEADS, DIM, seed=seed) for seed in (1, 2)]
+    held = torch.randperm(slots, generator=torch.Generator().manual_seed(0))[:rows]
+    held = held.to(target.device)
+    k, v = (target.randn(rows // 8, KV_HEADS, DIM, seed=seed) for seed in (3, 4))
+    gathered = pool[0][held], pool[1][held]
+    message = pack_block(k, v, *gathered)
+    expected = torch.cat([gathered[0], k]).flatten()
+    within("packed keys", message[: expected.numel()], expected, 0.0)
+    gather_ms = milliseconds(target, lambda: (pool[0][held], pool[1][held]))
+    pack_ms = milliseconds(target, lambda: pack_block(k, v, *gathered))
+    moved = 2 * sum(x.nbytes for x in gathered)  # read and written
+    return {
+        "gather ms": gather_ms,
+        "gather GB/s": moved / gather_ms / 1e6,
+        "pack ms": pack_ms,
+        "pack GB/s": 2 * message.nbytes / pack_ms / 1e6,
+    }
+
+
+class UnlinkedMesh(Mesh):
+    """Sends nothing and leaves what is received as it is: the host's work without partners."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Work:
+        return Work((), ())
+
+
+def host_time(target: Target, way: Attention, size: int) -> dict[str, Any]:
+    """Milliseconds for which one layer's attention keeps the host, and the device.
+
+    The chunk is short, so that the device is not what the host waits for.
+    """
+    tokens, history = (64 * size, 256 * size) if target.small else (256 * size, 2048 * size)
+    case = RingCase(
+        tuple(range(size)), history, tokens, 64, HEADS, KV_HEADS, head_dim=DIM, value_dim=DIM
+    )
+    inputs = case.member_inputs(0, target.dtype, target.device)
+    layout, mesh = case.layout(0), UnlinkedMesh(0, size)
+
+    def layer() -> torch.Tensor:
+        return way(*inputs, layout, mesh, scale=case.scale)
+
+    host = host_milliseconds(target, layer)
+    return {"host ms": host, "in all ms": milliseconds(target, layer)}
