@@ -41,6 +41,11 @@ a word that 0.5.21 does not send, and neither takes the other's acknowledgement 
 """
 
 NOTES = """
+## What clients see differ
+
+- `output_token_ids_logprobs` of a disaggregated request: decode is not told the first token's. In
+  0.5.21 its list starts with the second token, in 0.5.23 it starts with an empty entry.
+
 ## What later work meets in 0.5.23
 
 Read in its sources; `0.5.21` form first.
