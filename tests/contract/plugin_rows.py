@@ -106,6 +106,22 @@ ROWS = (
         ),
     ),
     row(
+        "launch",
+        "what is checked before the start",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            (
+                "dp_size",
+                "page_size",
+                "host",
+                "port",
+                "disaggregation_bootstrap_port",
+                "grpc_port",
+                "disaggregation_transfer_backend",
+            ),
+        ),
+    ),
+    row(
         "controller.startup",
         "the bootstrap server's address",
         Names("sglang.srt.runtime_context", ("get_disagg", "get_serving", "get_parallel")),
