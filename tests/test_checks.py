@@ -47,6 +47,8 @@ UNREFUSED: dict[str, Any] = {
     "grpc_port": None,
     "page_size": None,
     "disaggregation_transfer_backend": "mooncake",
+    "model_path": "some/model",
+    "json_model_override_args": "{}",
 }
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError
 from sglang_cdsp.checks import check_transfer_backend, check_version, refusals
-from sglang_cdsp.launch import options, ports
+from sglang_cdsp.launch import model, options, ports
 
 SGLANG_DEFAULT_BACKEND = "mooncake"
 
@@ -29,6 +29,7 @@ def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
         *_transfer(server_args.disaggregation_transfer_backend),
         *options.problems(cdsp, server_args),
         *ports.problems(server_args),
+        *model.problems(server_args),
     ]
 
 

@@ -73,7 +73,7 @@ ROWS = (
             ('getattr(route, "endpoint", None)', 'getattr(endpoint, "_auth_level", None)'),
         ),
     ),
-    row("plugin hook_table", "the release", Names("sglang", ("__version__",))),
+    row("launch.command_line hook_table", "the release", Names("sglang", ("__version__",))),
     row(
         "checks plugin",
         "options that are refused or set by `--cdsp`",
@@ -106,7 +106,7 @@ ROWS = (
         ),
     ),
     row(
-        "launch",
+        "launch.command_line launch.options launch.ports launch.model",
         "what is checked before the start",
         Options(
             "sglang.srt.arg_groups.fields",
@@ -118,6 +118,8 @@ ROWS = (
                 "disaggregation_bootstrap_port",
                 "grpc_port",
                 "disaggregation_transfer_backend",
+                "model_path",
+                "json_model_override_args",
             ),
         ),
     ),
