@@ -103,9 +103,18 @@ def fault(names: Sequence[str] | None, config: Mapping[str, Any]) -> str:
     if unread:
         return (
             f"the model's architecture {', '.join(unread)} is not among those that were read and "
-            f"found to have plain attention (docs/features.md); {REMEDY}"
+            f"found to have plain attention (docs/support.md); {REMEDY}"
         )
     tricks = sorted({what for key, what in TRICKS.items() if config.get(key)})
     if tricks:
         return f"the model has {' and '.join(tricks)}; {REMEDY}"
     return ""
+
+
+def table() -> str:
+    """The architectures as a Markdown table, for the documentation."""
+    lines = ["| read in `sglang.srt.models` | architectures |", "|---|---|"]
+    for module in sorted(set(PLAIN.values())):
+        names = ", ".join(f"`{name}`" for name in sorted(PLAIN) if PLAIN[name] == module)
+        lines.append(f"| `{module}` | {names} |")
+    return "\n".join(lines) + "\n"

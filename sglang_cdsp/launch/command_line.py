@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError
 from sglang_cdsp.checks import check_transfer_backend, check_version, refusals
-from sglang_cdsp.launch import model, options, ports
+from sglang_cdsp.launch import model, options, ports, stock_options
 
 SGLANG_DEFAULT_BACKEND = "mooncake"
 
@@ -26,6 +26,7 @@ def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
         return list(error.problems)
     return [
         *refusals(server_args),
+        *stock_options.problems(server_args),
         *_transfer(server_args.disaggregation_transfer_backend),
         *options.problems(cdsp, server_args),
         *ports.problems(server_args),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sglang_cdsp.launch.stock_options import OPTIONS, Effect
 from tests.contract.needs import Calls, Fields, Names, Options, Order, Signature
 from tests.contract.row import row
 
@@ -120,6 +121,18 @@ ROWS = (
                 "disaggregation_transfer_backend",
                 "model_path",
                 "json_model_override_args",
+            ),
+        ),
+    ),
+    row(
+        "launch.stock_options",
+        "options about order, time-outs and limits that are refused",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            tuple(
+                option.field
+                for option in OPTIONS
+                if option.effect is Effect.REFUSED and option.name.startswith("--")
             ),
         ),
     ),
