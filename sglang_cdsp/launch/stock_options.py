@@ -174,6 +174,7 @@ OPTIONS: tuple[Option, ...] = (
     nothing("--enable-mixed-chunk", "refused: instances do not decode"),
     refused("--prefill-only-disable-kv-cache", "prompts need their KV; remove it"),
     nothing("--prefill-decode-interval", DECODE_ONLY),
+    nothing("--prefill-decode-interval-min-bs", DECODE_ONLY),
     nothing("--num-continuous-decode-steps", DECODE_ONLY),
     nothing("--retraction-policy", DECODE_ONLY),
     nothing("SGLANG_FORCE_STREAM_INTERVAL", DECODE_ONLY),

@@ -66,12 +66,16 @@ def test_every_variable_of_sglangs_queue_and_disaggregation_is_in_the_table() ->
     assert environment() <= set(NAMES)
 
 
+# Flags of the table that SGLang 0.5.21 does not have yet.
+NEWER = {"--prefill-decode-interval-min-bs"}
+
+
 def test_the_table_names_nothing_that_sglang_does_not_have() -> None:
     fields = {f.name for f in msgspec.structs.fields(ServerArgs)}
     source = Path(sglang.srt.environ.__file__).read_text(encoding="utf-8")
     for option in OPTIONS:
         if option.name.startswith("--"):
-            assert option.field in fields
+            assert option.field in fields or option.name in NEWER
         else:
             assert f"    {option.name} = Env" in source
 
