@@ -12,8 +12,8 @@ import json
 import os
 import secrets
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.planner.errors import OptionError
@@ -21,12 +21,47 @@ from sglang_cdsp.planner.policies.registry import POLICY_HELP, find
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
+# The namespace's attribute for complaints about ``--cdsp-*`` flags that there are not.
+UNKNOWN_FLAGS = "cdsp_unknown_flags"
+
 # Releases whose hook targets were read and whose servers were run (see docs/releases.md).
 TESTED_SGLANG_VERSIONS = ("0.5.21", "0.5.23")
 
 
 class CdspConfigError(ValueError):
-    """An option, or a combination of options, that the pool cannot serve; names the remedy."""
+    """What the pool cannot be started with, everything that was found.
+
+    Attributes:
+        problems: one line each, with the remedy.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A flag's text that is not the number it should be; told later, with all other mistakes."""
+
+    text: str
+    wanted: str
+
+
+def _number(kind: type[int] | type[float], wanted: str) -> Callable[[str], int | float | Unread]:
+    """An argparse type that leaves a mistake to :func:`from_namespace`."""
+
+    def read(text: str) -> int | float | Unread:
+        try:
+            return kind(text)
+        except ValueError:
+            return Unread(text, wanted)
+
+    return read
+
+
+_integer = _number(int, "an integer")
+_fraction = _number(float, "a number")
 
 
 @dataclass(frozen=True)
@@ -100,7 +135,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cdsp-improvement-rate",
-        type=float,
+        type=_fraction,
         default=default.improvement_rate,
         metavar="R",
         help="Fraction by which a larger SP size must cut TTFT to be taken, in [0, 1) "
@@ -115,7 +150,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cdsp-min-chunk",
-        type=int,
+        type=_integer,
         default=default.min_chunk,
         metavar="TOKENS",
         help=f"Smallest planned chunk in tokens (default: {default.min_chunk}).",
@@ -128,7 +163,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cdsp-instances-per-node",
-        type=int,
+        type=_integer,
         default=None,
         metavar="N",
         help="Instances that share a node, for the planner (default: the whole pool).",
@@ -147,7 +182,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cdsp-decode-max-total-tokens",
-        type=int,
+        type=_integer,
         default=None,
         metavar="TOKENS",
         help="KV tokens that a decode server holds, if larger prompts are to be refused before it "
@@ -177,46 +212,70 @@ def parse_sp_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def from_namespace(namespace: argparse.Namespace) -> CdspArgs | None:
-    """Read the group's values from a parsed command line; None when ``--cdsp`` was not given.
+_POSITIVE = {
+    "min_chunk": "it is a number of tokens, try 256",
+    "instances_per_node": "leave it out if all instances share a node",
+    "decode_max_total_tokens": "leave it out to hear it from decode",
+}
 
-    Raises:
-        CdspConfigError: for a value that no server could use, or for ``--cdsp-*`` options
-            without ``--cdsp``.
+
+def from_namespace(namespace: argparse.Namespace) -> tuple[CdspArgs | None, list[str]]:
+    """Read the group's values from a parsed command line.
+
+    Returns:
+        The options, None when ``--cdsp`` was not given, and what is wrong with the values by
+        themselves. A wrong value is replaced by its default, so that the other checks can go on.
     """
     names = [field.name for field in fields(CdspArgs) if not field.name.startswith("admin")]
     values = {name: getattr(namespace, f"cdsp_{name}", None) for name in names}
-    values["sp_sizes"] = parse_sp_sizes(values["sp_sizes"] or "")
     default = CdspArgs()
+    problems = list(getattr(namespace, UNKNOWN_FLAGS, ()))
     if not getattr(namespace, "cdsp", False):
+        values["sp_sizes"] = values["sp_sizes"] or ()
         given = [n for n in names if values[n] is not None and values[n] != getattr(default, n)]
         if given:
-            flags = ", ".join("--cdsp-" + name.replace("_", "-") for name in given)
-            raise CdspConfigError(f"{flags} given without --cdsp; add --cdsp or remove them")
+            flags = ", ".join(_flag(name) for name in given)
+            problems.append(f"{flags} given without --cdsp; add --cdsp or remove them")
+        return None, problems
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            read = _read(name, value)
+        except CdspConfigError as error:
+            problems += error.problems
+            continue
+        if read is not None:
+            kept[name] = read
+    return CdspArgs(**kept), problems
+
+
+def _flag(name: str) -> str:
+    return "--cdsp-" + name.replace("_", "-")
+
+
+def _read(name: str, value: Any) -> Any:
+    """One flag's value, None for one that was not given.
+
+    Raises:
+        CdspConfigError: no server could use it.
+    """
+    flag = _flag(name)
+    if name == "sp_sizes":
+        return parse_sp_sizes(value or "")
+    if value is None:
         return None
-    args = CdspArgs(**{k: v for k, v in values.items() if v is not None})
-    try:
-        find(args.policy)
-    except OptionError as error:
-        raise CdspConfigError(f"--cdsp-policy: {error}") from None
-    if not 0.0 <= args.improvement_rate < 1.0:
-        raise CdspConfigError(
-            f"--cdsp-improvement-rate {args.improvement_rate} is outside [0, 1); try 0.1"
-        )
-    if args.min_chunk < 1:
-        raise CdspConfigError(f"--cdsp-min-chunk {args.min_chunk} must be at least 1 token")
-    if args.instances_per_node is not None and args.instances_per_node < 1:
-        raise CdspConfigError("--cdsp-instances-per-node must be at least 1")
-    if args.decode_max_total_tokens is not None and args.decode_max_total_tokens < 1:
-        raise CdspConfigError("--cdsp-decode-max-total-tokens must be at least 1")
-    if args.improvement_rates is not None and not Path(args.improvement_rates).is_file():
-        raise CdspConfigError(f"--cdsp-improvement-rates {args.improvement_rates}: no such file")
-    if args.latency_model is not None and not Path(args.latency_model).is_file():
-        raise CdspConfigError(
-            f"--cdsp-latency-model {args.latency_model}: no such file; write one with "
-            "'python -m sglang_cdsp profile' or leave the option out"
-        )
-    return args
+    if isinstance(value, Unread):
+        raise CdspConfigError(f"{flag} {value.text!r} is not {value.wanted}")
+    if name == "policy":
+        try:
+            find(value)
+        except OptionError as error:
+            raise CdspConfigError(f"{flag}: {error}") from None
+    if name == "improvement_rate" and not 0.0 <= value < 1.0:
+        raise CdspConfigError(f"{flag} {value} is outside [0, 1); try 0.1")
+    if name in _POSITIVE and value < 1:
+        raise CdspConfigError(f"{flag} {value} must be at least 1; {_POSITIVE[name]}")
+    return value
 
 
 def active_args() -> CdspArgs | None:

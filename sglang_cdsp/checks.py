@@ -157,23 +157,6 @@ def check_transfer_backend(backend: str) -> None:
     transfer_engine(backend).check()
 
 
-def check_server_args(cdsp: CdspArgs, server_args: ServerArgs) -> None:
-    """Refuse combinations that the pool cannot serve.
-
-    Raises:
-        CdspConfigError: names the option and the remedy; the first that applies.
-    """
-    for refusal in REFUSALS:
-        if refusal.applies(server_args):
-            raise CdspConfigError(refusal.message)
-    too_large = [size for size in cdsp.sp_sizes if size > server_args.dp_size]
-    if too_large:
-        raise CdspConfigError(
-            f"--cdsp-sp-sizes {too_large} exceed the pool of {server_args.dp_size} instances; "
-            "lower them or raise --dp-size"
-        )
-    if cdsp.instances_per_node is not None and server_args.dp_size % cdsp.instances_per_node:
-        raise CdspConfigError(
-            f"--cdsp-instances-per-node {cdsp.instances_per_node} does not divide the pool of "
-            f"{server_args.dp_size} instances"
-        )
+def refusals(server_args: ServerArgs) -> list[str]:
+    """What the pool cannot serve with, one line each with the remedy."""
+    return [refusal.message for refusal in REFUSALS if refusal.applies(server_args)]

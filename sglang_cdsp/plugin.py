@@ -13,15 +13,16 @@ from typing import Any
 
 from sglang_cdsp import hook_table, hooks, routes
 from sglang_cdsp.args import (
-    CdspConfigError,
     activate,
     active_args,
     add_cli_args,
     from_namespace,
     with_admin,
 )
-from sglang_cdsp.checks import check_server_args, check_version, forced_settings
+from sglang_cdsp.checks import forced_settings
 from sglang_cdsp.hook_table import HookNotLive
+from sglang_cdsp.launch.command_line import problems_of
+from sglang_cdsp.launch.unknown_flags import keep_unknown_flags
 
 logger = logging.getLogger(__name__)
 
@@ -52,30 +53,32 @@ def offer_options(result: Any, parser: argparse.ArgumentParser) -> None:
         logger.error("--cdsp is not offered: %s. %s", "; ".join(unread), hooks.REMEDY)
         return
     add_cli_args(parser)
+    keep_unknown_flags(parser)
 
 
 def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     """AROUND hook on ``ServerArgs.from_cli_args``: read ``--cdsp`` and its options.
 
     Raises:
-        SystemExit: one line on what cannot work, before anything starts.
+        SystemExit: a line on each thing that cannot work, before anything starts.
     """
-    try:
-        cdsp = from_namespace(namespace)
-        if cdsp is None:
-            return original(cls, namespace)
-        from sglang import __version__
-
-        check_version(cdsp, __version__)
-        for name, value in forced_settings(cdsp).items():
-            setattr(namespace, name, value)
-        server_args = original(cls, namespace)
-        check_server_args(cdsp, server_args)
-    except CdspConfigError as error:
-        raise SystemExit(f"sglang-cdsp: {error}") from error
+    cdsp, problems = from_namespace(namespace)
+    if cdsp is None:
+        _end(problems)
+        return original(cls, namespace)
+    for name, value in forced_settings(cdsp).items():
+        setattr(namespace, name, value)
+    server_args = original(cls, namespace)
+    _end(problems + problems_of(cdsp, server_args))
     cdsp = with_admin(cdsp)
     activate(cdsp)
     routes.install(cdsp.admin, cdsp.admin_key)
     hook_table.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     return server_args
+
+
+def _end(problems: list[str]) -> None:
+    """End the process if there is any problem, with a line on each."""
+    if problems:
+        raise SystemExit("\n".join(f"sglang-cdsp: {problem}" for problem in problems))

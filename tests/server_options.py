@@ -35,3 +35,15 @@ NEWER: dict[str, Any] = {
     "enable_return_aux_hidden_states": False,
     "enable_watermark": False,
 }
+
+# What a pool's server needs besides that is not refused.
+UNREFUSED: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 0,
+    "disaggregation_bootstrap_port": 0,
+    "grpc_port": None,
+    "page_size": None,
+    "disaggregation_transfer_backend": "mooncake",
+    "model_path": "some/model",
+    "json_model_override_args": "{}",
+}

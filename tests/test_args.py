@@ -12,7 +12,6 @@ from sglang_cdsp.args import (
     ENV_VAR,
     TESTED_SGLANG_VERSIONS,
     CdspArgs,
-    CdspConfigError,
     activate,
     active_args,
     add_cli_args,
@@ -29,8 +28,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parsed(*flags: str) -> CdspArgs | None:
+def read(*flags: str) -> tuple[CdspArgs | None, list[str]]:
     return from_namespace(parser().parse_args(flags))
+
+
+def parsed(*flags: str) -> CdspArgs | None:
+    args, problems = read(*flags)
+    assert problems == []
+    return args
 
 
 def given(*flags: str) -> CdspArgs:
@@ -40,9 +45,9 @@ def given(*flags: str) -> CdspArgs:
 
 
 def refusal(*flags: str) -> str:
-    with pytest.raises(CdspConfigError) as caught:
-        parsed(*flags)
-    return str(caught.value)
+    [problem] = read(*flags)[1]
+    assert "\n" not in problem
+    return problem
 
 
 # -- reading --------------------------------------------------------------------------------
@@ -95,7 +100,7 @@ def test_every_option_has_a_flag_and_a_line_of_help() -> None:
 
 
 def test_a_namespace_of_another_parser_means_off() -> None:
-    assert from_namespace(argparse.Namespace(model_path="x")) is None
+    assert from_namespace(argparse.Namespace(model_path="x")) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -121,16 +126,31 @@ def test_sp_sizes_that_are_none(text: str) -> None:
         (["--cdsp-improvement-rate", "nan"], "is outside [0, 1); try 0.1"),
         (["--cdsp-policy", "fastest"], "unknown policy 'fastest'; choose one of cdsp, "),
         (["--cdsp-policy", "fixed-sp:0"], "give a positive integer after the colon"),
-        (["--cdsp-min-chunk", "0"], "must be at least 1 token"),
+        (["--cdsp-improvement-rate", "a lot"], "'a lot' is not a number"),
+        (["--cdsp-min-chunk", "0"], "must be at least 1; it is a number of tokens"),
+        (["--cdsp-min-chunk", "1e3"], "'1e3' is not an integer"),
         (["--cdsp-instances-per-node", "0"], "must be at least 1"),
-        (["--cdsp-latency-model", "/nowhere.json"], "profile' or leave the option out"),
-        (["--cdsp-improvement-rates", "/nowhere.json"], "/nowhere.json: no such file"),
+        (["--cdsp-decode-max-total-tokens", "-5"], "must be at least 1; leave it out"),
     ],
 )
 def test_values_that_no_server_could_use(flags: list[str], remedy: str) -> None:
     message = refusal("--cdsp", *flags)
     assert remedy in message
     assert flags[0] in message
+
+
+def test_several_mistakes_are_told_together() -> None:
+    wrong = {
+        "--cdsp-policy": "fastest",
+        "--cdsp-sp-sizes": "0",
+        "--cdsp-min-chunk": "few",
+        "--cdsp-improvement-rate": "1",
+    }
+    args, problems = read("--cdsp", *(word for pair in wrong.items() for word in pair))
+    assert args == CdspArgs(), "wrong values are replaced, so that what depends on them is checked"
+    assert len(problems) == len(wrong)
+    for flag in wrong:
+        assert any(flag in problem for problem in problems)
 
 
 def test_options_without_the_flag_are_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from sglang_cdsp import hook_table, hooks, plugin, routes
 from sglang_cdsp.args import ENV_VAR, CdspArgs, active_args
 from sglang_cdsp.hook_table import HookNotLive, resolve
 from sglang_cdsp.platforms.hooks import PLATFORM_HOOKS
-from tests.server_options import GOOD
+from tests.server_options import GOOD, UNREFUSED
 
 REPORT = "REPORT "
 
@@ -198,7 +199,7 @@ def launch(*flags: str, **server: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     plugin.offer_options(None, parser)
     namespace = parser.parse_args(flags)
-    vars(namespace).update({**GOOD, **server})
+    vars(namespace).update({**GOOD, **UNREFUSED, **server})
 
     def original(cls: type, given: argparse.Namespace) -> argparse.Namespace:
         assert cls is SimpleNamespace
@@ -282,3 +283,17 @@ def test_an_untested_release_is_refused(
         launch("--cdsp")
     launch("--cdsp", "--cdsp-any-sglang-version")
     assert launched == ["routes", "apply", "verify"]
+
+
+def test_all_mistakes_of_a_command_line_are_told_at_once(launched: list[str]) -> None:
+    flags = ("--cdsp", "--cdsp-policy", "fixed-sp:9", "--cdsp-min-chunk", "few", "--cdsp-polcy=x")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as caught:
+        launch(*flags, pp_size=2, disaggregation_bootstrap_port=taken.getsockname()[1])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("sglang-cdsp: ") for line in lines)
+    told = ("fixed-sp:9", "'few'", "--cdsp-polcy", "--pp-size", "--disaggregation-bootstrap-port")
+    for what in told:
+        assert sum(what in line for line in lines) == 1
+    assert launched == []
+    assert active_args() is None

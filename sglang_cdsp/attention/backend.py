@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
+from sglang_cdsp.attention.layer_check import check_layer
 from sglang_cdsp.attention.ring import (
     RingLayout,
     choose_circulation,
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
     from sglang_cdsp.parallel.rebalancer import Rebalancer
-
-
-class UnsupportedLayer(NotImplementedError):
-    """The model has an attention layer that a chunk task cannot run exactly."""
 
 
 class ShardAttention:
@@ -80,9 +76,10 @@ class ShardAttention:
         """Store the shard's KV and return its attention output, ``[rows, heads * head_dim]``.
 
         The rows may be more than the shard's tokens: a member without tokens runs one padding
-        row, whose output is zero.
+        row, whose output is zero. Without ``save_kv_cache`` the model has stored the KV already
+        (some kernels rotate and store in one go), and what it stored is what counts.
         """
-        check_layer(layer, unknown)
+        check_layer(layer, unknown, k, v)
         pool = self.token_to_kv_pool
         if save_kv_cache:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
@@ -99,11 +96,15 @@ class ShardAttention:
             value_dim=layer.v_head_dim,
             element_size=k.element_size(),
         )
+        own_k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens]
+        own_v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens]
+        if not save_kv_cache:
+            own_k, own_v = keys[self._own], values[self._own]
         attend = ring_attention if circulation == "kv" else q_ring_attention
         out = attend(
             q.view(shape)[:tokens],
-            k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
-            v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],
+            own_k,
+            own_v,
             keys[self._history],
             values[self._history],
             self._layout,
@@ -116,25 +117,3 @@ class ShardAttention:
         result = q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
         result[:tokens] = out.flatten(1)
         return result
-
-
-def check_layer(layer: RadixAttention, unknown: dict[str, Any]) -> None:
-    """Refuse what would make the merged result differ from stock's.
-
-    Raises:
-        UnsupportedLayer: names the property.
-    """
-    refused = {
-        "a logit soft cap": bool(layer.logit_cap),
-        "a sliding window": layer.sliding_window_size is not None
-        and layer.sliding_window_size > -1,
-        "cross attention": layer.is_cross_attention,
-        "bidirectional attention": layer.attn_type != AttentionType.DECODER,
-        f"attention arguments {sorted(unknown)}": bool(unknown),
-    }
-    for what, present in refused.items():
-        if present:
-            raise UnsupportedLayer(
-                f"layer {layer.layer_id} has {what}, which --cdsp cannot run; serve this model "
-                "without --cdsp"
-            )

@@ -23,7 +23,7 @@ from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
-from sglang_cdsp.engine.model_check import check_model
+from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
@@ -70,6 +70,11 @@ class PoolScheduler(Scheduler):
         hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
         self._join_pool()
+
+    def init_model_config(self) -> None:
+        """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
+        super().init_model_config()
+        check_config(self.model_config)
 
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from sglang_cdsp.attention.backend import ShardAttention, check_layer
+from sglang_cdsp.attention.backend import ShardAttention
 from sglang_cdsp.attention.lockstep import LockstepAttention
 from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.agreement import Agreement
@@ -77,9 +77,6 @@ class ShardRunner:
             instance: this instance's number, which is also its rank in the mesh.
             agreement: among the ranks of this instance.
             on_layer: called before each layer of a forward.
-
-        Raises:
-            UnsupportedLayer: the model has attention that chunk tasks cannot run.
         """
         self._scheduler = scheduler
         self._model_runner = scheduler.tp_worker.model_runner
@@ -89,8 +86,6 @@ class ShardRunner:
         self._on_layer = on_layer
         self._fault = requested_fault()
         modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
-        for module in modules:
-            check_layer(module, {})
         self._layers = sorted(module.layer_id for module in modules)
         self._mesh = connect(0)
 

@@ -37,6 +37,7 @@ class KVPool(Protocol):
     """Keys and values by layer and slot: ``MHATokenToKVPool``."""
 
     dtype: torch.dtype
+    kv_cache_layout: str
 
     def get_key_buffer(self, layer_id: int, /) -> torch.Tensor:
         """K of a layer, ``[slots, Hkv, D]``."""
@@ -61,7 +62,11 @@ class ModelConfig(Protocol):
     is_multimodal: bool
     is_generation: bool
     is_encoder_decoder: bool
+    is_hybrid_swa: bool
     attention_arch: Any
+    attention_chunk_size: int | None
+    num_hidden_layers: int
+    hf_config: Any
     context_len: int
     vocab_size: int
 

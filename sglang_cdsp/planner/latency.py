@@ -156,6 +156,8 @@ class LatencyModel:
             ) from error
         except LatencyModelError as error:
             raise LatencyModelError(f"{path}: {error}") from error
+        except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
+            raise LatencyModelError(f"{path}: not JSON: {error}") from error
 
 
 def builtin_model(name: str = "llama3-8b-a100") -> LatencyModel:
@@ -175,7 +177,10 @@ def _row(key: Any, value: Any) -> tuple[int, Coefficients]:
         number = value.get(name)
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise LatencyModelError(f"SP {sp}: coefficient {name} is {number!r}, not a number")
-        numbers.append(float(number))
+        try:
+            numbers.append(float(number))
+        except OverflowError:
+            raise LatencyModelError(f"SP {sp}: coefficient {name} is too large") from None
     try:
         return sp, Coefficients(*numbers)
     except LatencyModelError as error:

@@ -185,7 +185,7 @@ def read_rates(path: Path, flag: str) -> Mapping[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{flag} {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{flag} {path}: not JSON: {error}") from error
     return data.get(MAPPING_KEY, data) if isinstance(data, dict) else data
 
@@ -225,6 +225,9 @@ def _sizes(value: Any, allowed: frozenset[int]) -> tuple[int, ...]:
 
 
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise UpdateError(f"{name} is {value!r}; give a finite number")
-    return float(value)
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond every float
+        pass
+    raise UpdateError(f"{name} is {value!r}; give a finite number")

@@ -115,7 +115,7 @@ ROWS = (
         ),
     ),
     row(
-        "attention.backend engine.shard_runner",
+        "attention.backend attention.layer_check engine.shard_runner engine.plain_model",
         "what is read of an attention layer",
         Attributes(
             RADIX,
@@ -132,11 +132,14 @@ ROWS = (
                 "sliding_window_size",
                 "is_cross_attention",
                 "attn_type",
+                "use_irope",
+                "xai_temperature_len",
+                "pos_encoding_mode",
             ),
         ),
     ),
     row(
-        "attention.backend",
+        "attention.layer_check",
         "causal attention of a decoder",
         Fields(RADIX, "AttentionType", ("DECODER",)),
     ),
@@ -149,6 +152,46 @@ ROWS = (
         "engine.model_check",
         "the format that KV is kept in",
         Attributes(POOL, "KVCache", ("dtype",)),
+    ),
+    row(
+        "engine.model_check",
+        "the layout that KV is kept in",
+        Attributes(POOL, "MHATokenToKVPool", ("kv_cache_layout",)),
+    ),
+    row(
+        "engine.scheduler engine.model_check",
+        "the configuration is there before the weights are loaded",
+        Order(
+            "sglang.srt.managers.scheduler",
+            "Scheduler.__init__",
+            ("self.init_model_config()", "self.init_model_worker("),
+        ),
+    ),
+    row(
+        "engine.model_check",
+        "a backend for prefill and one for decode",
+        Attributes(
+            "sglang.srt.layers.attention.hybrid_attn_backend",
+            "HybridAttnBackend",
+            ("prefill_backend", "decode_backend"),
+        ),
+    ),
+    row(
+        "engine.model_check",
+        "backends that were read, as they are registered",
+        Order(
+            "sglang.srt.layers.attention.attention_registry",
+            "",
+            (
+                "FlashInferAttnBackend(",
+                "TritonAttnBackend(",
+                "TorchNativeAttnBackend(",
+                "TorchFlexAttnBackend(",
+                "FlashAttentionBackend(",
+                "TRTLLMHAAttnBackend(",
+                "IntelAMXAttnBackend(",
+            ),
+        ),
     ),
     row(
         "attention.backend",
@@ -211,6 +254,10 @@ ROWS = (
                 "is_generation",
                 "attention_arch",
                 "is_encoder_decoder",
+                "is_hybrid_swa",
+                "attention_chunk_size",
+                "num_hidden_layers",
+                "hf_config",
                 "context_len",
                 "vocab_size",
             ),
@@ -234,7 +281,7 @@ ROWS = (
         ),
     ),
     row(
-        "attention.backend",
+        "engine.plain_model engine.shard_runner",
         "a layer is a module that can be found by its class",
         Base(RADIX, "RadixAttention", "nn.Module"),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sglang_cdsp.launch.stock_options import OPTIONS, Effect
 from tests.contract.changed import Changed, Not
 from tests.contract.needs import Calls, Fields, Names, Options, Order, Signature
 from tests.contract.row import row
@@ -74,7 +75,7 @@ ROWS = (
             ('getattr(route, "endpoint", None)', 'getattr(endpoint, "_auth_level", None)'),
         ),
     ),
-    row("plugin hook_table", "the release", Names("sglang", ("__version__",))),
+    row("launch.command_line hook_table", "the release", Names("sglang", ("__version__",))),
     row(
         "checks plugin",
         "options that are refused or set by `--cdsp`",
@@ -124,6 +125,36 @@ ROWS = (
                 ),
             ),
             "refused unless they have their defaults, where they exist (`checks`)",
+        ),
+    ),
+    row(
+        "launch.command_line launch.options launch.ports launch.model",
+        "what is checked before the start",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            (
+                "dp_size",
+                "page_size",
+                "host",
+                "port",
+                "disaggregation_bootstrap_port",
+                "grpc_port",
+                "disaggregation_transfer_backend",
+                "model_path",
+                "json_model_override_args",
+            ),
+        ),
+    ),
+    row(
+        "launch.stock_options",
+        "options about order, time-outs and limits that are refused",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            tuple(
+                option.field
+                for option in OPTIONS
+                if option.effect is Effect.REFUSED and option.name.startswith("--")
+            ),
         ),
     ),
     row(

@@ -29,6 +29,7 @@ from sglang_cdsp.controller.decode.wire import (
     acknowledgement,
 )
 from sglang_cdsp.controller.request import AbortTarget
+from sglang_cdsp.controller.startup import give_up
 
 logger = logging.getLogger(__name__)
 
@@ -134,17 +135,25 @@ class DecodeEndpoint:
 
 
 def _register(url: str, rows: list[dict[str, Any]]) -> None:
-    """Keep trying: the bootstrap server lives in the launching process and may come up later."""
+    """Keep trying: the bootstrap server lives in the launching process and may come up later.
+
+    Without it the pool serves nobody, so the server ends where it does not come up.
+    """
     pause = threading.Event()
     for row in rows:
+        reason = ""
         for _ in range(REGISTER_TRIES):
             try:
-                if requests.put(url, json=row, timeout=5).status_code == 200:
+                answer = requests.put(url, json=row, timeout=5)
+                if answer.status_code == 200:
                     break
-            except requests.RequestException:
-                pass
+                reason = f"{answer.status_code} {answer.reason}"
+            except requests.RequestException as error:
+                reason = str(error)
             pause.wait(REGISTER_PAUSE_S)
         else:
-            logger.error("cannot register the pool at %s: decode servers will not find it", url)
-            return
+            give_up(
+                f"cannot register the pool at {url}, so no decode server would find it ({reason}): "
+                "set --disaggregation-bootstrap-port to a free port"
+            )
     logger.info("pool registered for decode at %s (%d ranks)", url, len(rows))

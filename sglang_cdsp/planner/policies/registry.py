@@ -54,6 +54,8 @@ class Entry:
         origin: whose it is.
         argument: of what kind; None for policies without.
         regulated: whether the improvement rate means anything to it.
+        own_sizes: SP sizes that it uses whatever the candidates are, from its argument and the
+            number of instances.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Entry:
     origin: Origin
     argument: Argument | None = None
     regulated: bool = False
+    own_sizes: Callable[[int, int], tuple[int, ...]] = lambda argument, instances: ()
 
     @property
     def usage(self) -> str:
@@ -106,6 +109,7 @@ POLICIES = (
         "the pool cut into groups of K once; least queue",
         Origin.RIVAL,
         Argument.SP_SIZE,
+        own_sizes=lambda size, instances: (size,),
     ),
     Entry(
         "loongserve",
@@ -119,12 +123,14 @@ POLICIES = (
         "one instance (least queue) below N uncached tokens, every instance that is up above",
         Origin.RIVAL,
         Argument.TOKENS,
+        own_sizes=lambda tokens, instances: (1, instances),
     ),
     Entry(
         "data-parallel",
         f"{_HERE}.rivals:DataParallel",
         "one instance, least queue",
         Origin.RIVAL,
+        own_sizes=lambda none, instances: (1,),
     ),
 )
 
@@ -152,6 +158,16 @@ def find(name: str) -> tuple[Entry, int | None]:
         if entry.name == kind and (entry.argument is not None) == bool(colon):
             return entry, _positive(argument, name) if colon else None
     raise OptionError(f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
+
+
+def needed_sizes(name: str, instances: int) -> tuple[int, ...]:
+    """The SP sizes that a policy needs beside the candidates, in a pool of that many instances.
+
+    Raises:
+        OptionError: the name is unknown, or its argument wrong; see `find`.
+    """
+    entry, argument = find(name)
+    return entry.own_sizes(argument or 0, instances)
 
 
 def make_policy(name: str, options: PolicyOptions) -> Policy:

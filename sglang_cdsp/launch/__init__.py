@@ -1,0 +1,1 @@
+"""What the launching process checks before anything starts: values, files and ports."""

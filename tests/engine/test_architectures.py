@@ -1,0 +1,112 @@
+"""Every architecture of the installed SGLang is either read and found plain, or refused."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sglang.srt.models
+
+from sglang_cdsp.architectures import PLAIN, TRICKS, fault
+
+MODELS = Path(next(iter(sglang.srt.models.__path__)))
+
+# What a plain layer is made of and called with. A window is seen in the built layer and sinks in
+# the built model, so a class that has them as options may be on the list.
+MADE_WITH = {
+    "num_heads",
+    "head_dim",
+    "scaling",
+    "num_kv_heads",
+    "layer_id",
+    "quant_config",
+    "prefix",
+    "sliding_window_size",
+}
+CALLED_WITH = {"q", "k", "v", "forward_batch", "save_kv_cache", "sinks"}
+HAVE_WINDOW_OR_SINKS = {"granite", "granitemoe", "olmo2"}
+
+
+@cache
+def registered() -> dict[str, str]:
+    """Every architecture that SGLang registers, and the module that does, read from the source.
+
+    SGLang's own registry leaves out modules that cannot be imported on this machine.
+    """
+    found = {}
+    for path in MODELS.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if any(isinstance(t, ast.Name) and t.id == "EntryClass" for t in targets):
+                assert isinstance(node, ast.Assign)
+                for name in ast.walk(node.value):
+                    if isinstance(name, ast.Name):
+                        found[name.id] = path.stem
+    return found
+
+
+def calls(module: str, function: str) -> Iterator[ast.Call]:
+    tree = ast.parse((MODELS / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == function:
+            yield node
+
+
+def test_the_registry_is_read() -> None:
+    assert len(registered()) > 200
+    assert registered()["Llama4ForCausalLM"] == "llama4"
+
+
+def test_every_architecture_is_served_or_refused() -> None:
+    served = {name for name in registered() if not fault([name], {})}
+    assert served == set(PLAIN)
+    for name in set(registered()) - served:
+        assert name in fault([name], {})
+
+
+def test_what_was_read_is_where_it_was_read() -> None:
+    assert {name: registered()[name] for name in PLAIN} == PLAIN
+
+
+@pytest.mark.parametrize("module", sorted(set(PLAIN.values())))
+def test_attention_is_made_and_called_as_plain_attention_is(module: str) -> None:
+    """So that a new release of SGLang, which may change any of them, is noticed."""
+    for call in calls(module, "RadixAttention"):
+        assert {word.arg for word in call.keywords} <= MADE_WITH
+    for call in calls(module, "self.attn"):
+        given = {word.arg for word in call.keywords}
+        own_module = {"hidden_states", "positions", "position_ids"} & given
+        assert own_module or given <= CALLED_WITH
+        assert own_module or len(call.args) <= 4
+    source = (MODELS / f"{module}.py").read_text(encoding="utf-8")
+    odd = ("sliding_window_size=", "sinks=", "use_irope", "get_attn_backend", "attn_type")
+    assert module in HAVE_WINDOW_OR_SINKS or not any(word in source for word in odd)
+
+
+@pytest.mark.parametrize("key", sorted(TRICKS))
+def test_a_configuration_that_says_so_is_refused(key: str) -> None:
+    assert TRICKS[key] in fault(["LlamaForCausalLM"], {key: 1})
+    assert fault(["LlamaForCausalLM"], {key: None}) == ""
+
+
+@pytest.mark.parametrize("names", [None, []])
+def test_no_name_is_refused(names: list[str] | None) -> None:
+    assert "names no architecture" in fault(names, {})
+
+
+def test_one_unread_name_among_several_is_refused() -> None:
+    assert "NewForCausalLM" in fault(["LlamaForCausalLM", "NewForCausalLM"], {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"),
+        *("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"),
+    ],
+)
+def test_the_common_ones_are_served(name: str) -> None:
+    assert fault([name], {"sliding_window": 4096, "architectures": [name]}) == ""

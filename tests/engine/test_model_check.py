@@ -1,0 +1,175 @@
+"""Models, KV pools and attention backends that are not known to be plain end the start."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.layers.attention import attention_registry
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.models.llama import LlamaForCausalLM
+from torch import nn
+
+from sglang_cdsp.engine.model_check import (
+    BACKENDS,
+    UnsupportedModel,
+    check_config,
+    check_model,
+)
+
+LAYERS = 2
+PLAIN: dict[str, Any] = {
+    "is_multimodal": False,
+    "is_generation": True,
+    "attention_arch": AttentionArch.MHA,
+    "is_hybrid_swa": False,
+    "attention_chunk_size": None,
+    "is_encoder_decoder": False,
+    "num_hidden_layers": LAYERS,
+}
+
+
+class Config(SimpleNamespace):
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+
+def model_config(architecture: str = "LlamaForCausalLM", **changed: Any) -> Any:
+    ours = {name: changed.pop(name) for name in list(changed) if name in PLAIN}
+    config = Config(architectures=[architecture], **changed)
+    return SimpleNamespace(**{**PLAIN, **ours}, hf_config=config)
+
+
+def unmade(kind: type, **attributes: Any) -> Any:
+    """An object of a class of SGLang's, without what its constructor needs."""
+    made: Any = object.__new__(kind)
+    if isinstance(made, nn.Module):
+        nn.Module.__init__(made)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def backend(name: str) -> Any:
+    return type(name, (), {})()
+
+
+def scheduler(**changed: Any) -> Any:
+    layers = nn.ModuleList(RadixAttention(2, 2, 0.5, 2, layer_id=i) for i in range(LAYERS))
+    runner = {
+        "model": unmade(LlamaForCausalLM, layers=layers),
+        "token_to_kv_pool": unmade(MHATokenToKVPool, dtype=torch.bfloat16, kv_cache_layout="nhd"),
+        "dtype": torch.bfloat16,
+        "attn_backend": backend("TritonAttnBackend"),
+    }
+    runner |= {name: changed.pop(name) for name in list(changed) if name in runner}
+    return SimpleNamespace(
+        model_config=model_config(),
+        is_hybrid_swa=False,
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(**runner)),
+        **changed,
+    )
+
+
+def test_a_plain_model_passes() -> None:
+    check_config(model_config())
+    check_model(scheduler())
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"is_multimodal": True}, "takes images, audio or video"),
+        ({"is_generation": False}, "generates nothing"),
+        ({"attention_arch": AttentionArch.MLA}, "uses multi-head latent attention"),
+        ({"is_hybrid_swa": True}, "has sliding-window layers"),
+        ({"attention_chunk_size": 8192}, "has chunked attention"),
+        ({"is_encoder_decoder": True}, "encodes before it decodes"),
+        ({"architecture": "Llama4ForCausalLM"}, "Llama4ForCausalLM is not among those"),
+        ({"architecture": "MiniMaxM3SparseForCausalLM"}, "MiniMaxM3SparseForCausalLM is not"),
+        ({"dual_chunk_attention_config": {"chunk_size": 1}}, "has dual chunk attention"),
+        ({"kv_lora_rank": 512}, "has multi-head latent attention"),
+        ({"num_kv_shared_layers": 15}, "has layers that share keys and values"),
+    ],
+)
+def test_a_configuration_is_refused(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        check_config(model_config(**changed))
+    assert says in str(caught.value)
+    assert "serve this model without --cdsp" in str(caught.value)
+
+
+def refusal(**changed: Any) -> str:
+    with pytest.raises(UnsupportedModel) as caught:
+        check_model(scheduler(**changed))
+    message = str(caught.value)
+    assert message.startswith("sglang-cdsp: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_built_model_with_a_trick_is_refused() -> None:
+    layers = [RadixAttention(2, 2, 0.5, 2, layer_id=i, use_irope=True) for i in range(LAYERS)]
+    message = refusal(model=unmade(LlamaForCausalLM, layers=nn.ModuleList(layers)))
+    assert "2 layers have chunked attention; serve this model without --cdsp" in message
+
+
+def test_a_plain_name_built_by_somebody_else_is_refused() -> None:
+    """``--model-impl transformers``, or an external package that registers the same name."""
+    foreign = type("LlamaForCausalLM", (nn.Module,), {"__module__": "elsewhere.llama"})
+    assert "built as elsewhere.llama.LlamaForCausalLM" in refusal(model=foreign())
+    other = type("TransformersForCausalLM", (nn.Module,), {"__module__": "sglang.srt.models.t"})
+    assert "leave out --model-impl" in refusal(model=other())
+
+
+@pytest.mark.parametrize(
+    ("pool", "says"),
+    [
+        (unmade(MHATokenToKVPool, dtype=torch.bfloat16, kv_cache_layout="hnd"), "layout hnd"),
+        (
+            unmade(MHATokenToKVPool, dtype=torch.bfloat16, kv_cache_layout="vectorized_5d"),
+            "unset SGLANG_USE_HND_KVCACHE and SGLANG_AITER_KV_CACHE_LAYOUT",
+        ),
+        (
+            unmade(type("PageMajor", (MHATokenToKVPool,), {}), kv_cache_layout="nhd"),
+            "KV is kept by PageMajor",
+        ),
+        (
+            unmade(MHATokenToKVPool, dtype=torch.float16, kv_cache_layout="nhd"),
+            "remove --kv-cache-dtype",
+        ),
+    ],
+)
+def test_kv_that_is_not_kept_in_plain_slots_is_refused(pool: Any, says: str) -> None:
+    assert says in refusal(token_to_kv_pool=pool)
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_a_backend_that_was_read_passes(name: str) -> None:
+    check_model(scheduler(attn_backend=backend(name)))
+
+
+@pytest.mark.parametrize("name", ["WaveAttnBackend", "TboAttnBackend", "DualChunkBackend"])
+def test_any_other_backend_is_refused(name: str) -> None:
+    message = refusal(attn_backend=backend(name))
+    assert f"the attention backend {name} was not tried" in message
+    assert "set --attention-backend to one of fa3 or fa4, flashinfer" in message
+
+
+def test_both_halves_of_a_split_backend_count() -> None:
+    split = backend("HybridAttnBackend")
+    split.prefill_backend = backend("FlashAttentionBackend")
+    split.decode_backend = backend("FlashInferAttnBackend")
+    check_model(scheduler(attn_backend=split))
+    split.decode_backend = backend("AiterAttnBackend")
+    assert "AiterAttnBackend" in refusal(attn_backend=split)
+
+
+def test_every_backend_that_was_read_is_one_of_sglangs() -> None:
+    for flags in BACKENDS.values():
+        for flag in flags.split(" or "):
+            assert flag in attention_registry.ATTENTION_BACKENDS

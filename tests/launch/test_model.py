@@ -1,0 +1,47 @@
+"""A model that is not known to be plain is refused by its folder, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_cdsp.launch.model import problems
+
+
+def found(folder: Path, *, override: str = "{}", **config: object) -> list[str]:
+    (folder / "config.json").write_text(json.dumps(config))
+    args = SimpleNamespace(model_path=str(folder), json_model_override_args=override)
+    return problems(args)
+
+
+def test_a_plain_model_passes(tmp_path: Path) -> None:
+    assert found(tmp_path, architectures=["LlamaForCausalLM"]) == []
+
+
+@pytest.mark.parametrize("name", ["Llama4ForCausalLM", "Gemma2ForCausalLM", "UnheardOf"])
+def test_any_other_is_named(tmp_path: Path, name: str) -> None:
+    [line] = found(tmp_path, architectures=[name])
+    assert line.startswith(f"--model-path {tmp_path}: ")
+    assert name in line
+    assert "without --cdsp" in line
+
+
+def test_what_the_command_line_changes_counts(tmp_path: Path) -> None:
+    plain = {"architectures": ["LlamaForCausalLM"]}
+    [line] = found(tmp_path, override='{"attention_chunk_size": 8192}', **plain)
+    assert "chunked attention" in line
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7"])
+def test_what_cannot_be_read_is_left_to_sglang(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    args = SimpleNamespace(model_path=str(tmp_path), json_model_override_args="{}")
+    assert problems(args) == []
+
+
+def test_a_name_on_a_hub_is_left_to_the_instances() -> None:
+    args = SimpleNamespace(model_path="some/model", json_model_override_args="{}")
+    assert problems(args) == []
