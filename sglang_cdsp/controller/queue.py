@@ -28,6 +28,7 @@ class WaitingQueue:
 
     def add(self, request: PoolRequest) -> None:
         """A request waits from now on."""
+        self._planning.watch(request.tokens)
         if request.forced is not None:
             self._forced.append(request)
             return

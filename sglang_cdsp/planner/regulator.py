@@ -185,7 +185,7 @@ def read_rates(path: Path, flag: str) -> Mapping[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{flag} {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{flag} {path}: not JSON: {error}") from error
     return data.get(MAPPING_KEY, data) if isinstance(data, dict) else data
 

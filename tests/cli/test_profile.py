@@ -12,16 +12,9 @@ from typing import Any
 import pytest
 
 from sglang_cdsp.__main__ import main
-from sglang_cdsp.cli.profile import (
-    MOST_PER_LENGTH,
-    Chain,
-    Point,
-    ProfileError,
-    chains,
-    measure,
-    noise,
-    typical,
-)
+from sglang_cdsp.cli.grid import MOST_PER_LENGTH, Chain, Point, chains, noise, typical
+from sglang_cdsp.cli.profile import measure
+from sglang_cdsp.cli.profile_checks import ProfileError
 from sglang_cdsp.planner.fit import fit_model
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 

@@ -36,8 +36,9 @@ def test_a_seed_fixes_every_byte(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_has_a_line_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capsys, "simulate", *FEW, "--policy", "cdsp,fixed-sp:16")
     assert (status, err) == (0, "")
-    heads, cdsp, fixed = out.splitlines()
+    heads, units, cdsp, fixed = out.splitlines()
     assert heads.split()[0] == "TTFT"
+    assert units.split()[:7] == ["s"] * 6 + ["req/s"]
     assert cdsp.startswith("cdsp ")
     assert fixed.startswith("fixed-sp:16 ")
     assert fixed.endswith("SP 16:60")
@@ -73,7 +74,7 @@ def test_a_trace_is_replayed_at_its_speed(
 
 def test_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = (*FEW, "--policy", "cdsp,fixed-sp:8", "--out", str(out))
+    flags = (*FEW, "--policy", "cdsp,fixed-sp:8", "--out", str(out), "--token-times")
     shown = simulated(capsys, *flags)
     assert sorted(path.name for path in out.iterdir()) == [
         "bench_serving.jsonl",
@@ -105,7 +106,8 @@ def test_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_the_chrome_trace_shows_every_chunk_and_no_instance_twice_at_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    simulated(capsys, "--requests", "200", "--rate", "4", "--out", str(tmp_path))
+    flags = ("--requests", "200", "--rate", "4", "--policy", "cdsp")
+    simulated(capsys, *flags, "--out", str(tmp_path))
     events = json.loads((tmp_path / "trace-cdsp.json").read_text())["traceEvents"]
     assert {event["ph"] for event in events} == {"M", "X", "b", "e"}
     tracks: dict[int, list[tuple[float, float]]] = {}
