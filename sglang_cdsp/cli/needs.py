@@ -36,9 +36,16 @@ def remedy(module: str) -> str:
 
 def lacking(modules: tuple[str, ...]) -> str:
     """Which of the modules are not installed, with the remedies; "" if all are."""
-    gone = [module for module in modules if importlib.util.find_spec(module) is None]
+    gone = [module for module in modules if not _installed(module)]
     remedies = dict.fromkeys(remedy(module) for module in gone)
     return f"needs {', '.join(gone)}: {'; '.join(remedies)}" if gone else ""
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def explain(error: ImportError) -> str:
