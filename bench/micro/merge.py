@@ -8,7 +8,6 @@ checked against the reference before anything is timed.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +23,9 @@ from typing import Any
 import torch
 from sglang_cdsp.kernels.merge import merge_into, merge_states
 from sglang_cdsp.kernels.merge_reference import merge_into_reference, merge_states_reference
+
+from sglang_cdsp.cli.outputs import OutputError, check_file
+from sglang_cdsp.cli.parser import OneLineParser
 
 REPEATS = 50
 WARM_UP = 10
@@ -133,7 +135,9 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     """Print a table; write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = OneLineParser(
+        prog="python -m bench.micro.merge", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--output", type=Path, help="write the results as JSON here")
     options = parser.parse_args()
@@ -144,6 +148,10 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    try:
+        check_file(options.output, "--output")
+    except OutputError as error:
+        parser.error(str(error))
     about = versions()
     print("  ".join(f"{name} {version}" for name, version in about.items()))
     bandwidth = copy_bandwidth()

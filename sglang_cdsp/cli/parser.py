@@ -105,15 +105,27 @@ def positive_numbers(text: str) -> tuple[float, ...]:
     return found
 
 
+def improvement_rates(text: str) -> tuple[float, ...]:
+    """`numbers` in [0, 1)."""
+    found = numbers(text)
+    for position, value in enumerate(found):
+        if not 0 <= value < 1:
+            raise argparse.ArgumentTypeError(f"item {position} is {value:g}; it is not in [0, 1)")
+    return found
+
+
 def policies(text: str) -> tuple[str, ...]:
     """`cdsp,fixed-sp:8`: policies by name, each once; ArgumentTypeError lists those there are."""
-    names = tuple(dict.fromkeys(text.split(",")))
-    for name in names:
-        try:
-            find(name)
-        except OptionError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return names
+    return tuple(dict.fromkeys(map(policy, text.split(","))))
+
+
+def policy(text: str) -> str:
+    """A policy's name; ArgumentTypeError lists those there are."""
+    try:
+        find(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def shown(text: str) -> str:
