@@ -22,7 +22,7 @@ from bench.paper.curves import (
     tbt_p99,
     throughput,
 )
-from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, SHOWN, TRACES, WHY
+from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, NOT_TOLD, SHOWN, TRACES, WHY
 from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 
 UNKNOWN = "-"
@@ -34,7 +34,10 @@ OURS = ("cdsp-paper", "cdsp", "cdsp-late")
 
 def paper_report(studies: Sequence[Study], requests: int) -> str:
     """`paper-8b.md`."""
-    blocks = [DRAWN.format(requests=requests), side_by_side(studies), MAX_LOAD, max_loads(studies)]
+    loads = [side_by_side(studies), MAX_LOAD, max_loads(studies)]
+    if any(f" {UNKNOWN} " in block for block in loads):
+        loads.append(NOT_TOLD)
+    blocks = [DRAWN.format(requests=requests), *loads]
     blocks += [CRITICAL, *(b for s in studies for b in critical(s))]
     blocks += [FIXED, fixed_rates(studies)]
     blocks += ["## All rates", *(sweep(s, "req/s") for s in studies), WHY]

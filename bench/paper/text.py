@@ -29,6 +29,10 @@ for the sweeps, 5 at the critical rates. Same seed, same requests for all.
 
 Short / Medium / Long at the critical rate of `fixed-sp:8`; above 1 ours is better."""
 
+NOT_TOLD = """\
+`-` and "above": the sweep does not tell. In so short a run no queue grows as long as the limit;
+give more `--requests`."""
+
 MAX_LOAD = "## Maximum load, requests/s, and against `fixed-sp:8`"
 
 CRITICAL = """\

@@ -64,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser, *, policies: str, seeds: int) -> 
         default=IMPROVEMENT_RATES,
         help="which to choose the best of, default: those of the tuner",
     )
-    add("--requests", type=integer(20, 1_000_000), default=1500)
+    add("--requests", type=integer(1, 1_000_000), default=1500)
     add("--seeds", type=integer(1), default=seeds)
 
 
