@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,15 @@ def test_it_learns_from_profiled_sizes_only() -> None:
     assert made.model.predict(2, 0, 100) > 1.5 * before
     assert made.model.predict(1, 0, 100) == MODEL.predict(1, 0, 100)
     assert made.correction.snapshot()["ignored"] == 0
+
+
+def test_one_warning_about_prompts_far_beyond_what_was_measured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = replace(MODEL, fit={"max_tokens": 1000})
+    made = make_planning(CdspArgs(policy="data-parallel"), measured, (1, 2), 16)
+    for tokens in (900, 2000, 2001, 128_000):
+        made.watch(tokens)
+    (record,) = caplog.records
+    assert "a prompt of 2001 tokens" in record.getMessage()
+    assert "measured up to 1000" in record.getMessage()
