@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_cdsp import __main__ as program
 from sglang_cdsp.__main__ import commands
 from tests.cli.calls import call
 
@@ -30,7 +29,7 @@ def test_ctrl_c_is_one_line(
         raise KeyboardInterrupt
 
     module = SimpleNamespace(add_arguments=lambda parser: None, run=stop)
-    monkeypatch.setattr(program.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr("importlib.import_module", lambda name: module)
     assert call(capsys, "plan") == (130, "", "stopped\n")
 
 

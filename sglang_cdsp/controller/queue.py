@@ -28,10 +28,10 @@ class WaitingQueue:
 
     def add(self, request: PoolRequest) -> None:
         """A request waits from now on."""
-        self._planning.watch(request.tokens)
         if request.forced is not None:
             self._forced.append(request)
             return
+        self._planning.watch(request.tokens)
         self._planned[request.rid] = request
         view = PromptView(request.rid, request.tokens, arrival_s=request.arrival_s)
         self._policy.arrive(view, self._clock())

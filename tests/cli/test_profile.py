@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.cli import profile, profile_checks
+from sglang_cdsp.cli import profile
 from sglang_cdsp.cli.grid import MOST_PER_LENGTH, Chain, Point, chains, noise, typical
 from sglang_cdsp.cli.profile import measure
 from sglang_cdsp.cli.profile_checks import ProfileError, check_fit
@@ -118,7 +118,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         raise ServerFailedError(f"prefill ended; see {given[-1]}/logs/prefill.log")
 
     monkeypatch.setattr(profile, "_serve_and_measure", start)
-    monkeypatch.setattr(profile_checks.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     return begun
 
 
