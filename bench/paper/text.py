@@ -3,7 +3,7 @@
 DRAWN = """\
 # The paper's evaluation, simulated: LLaMA3-8B
 
-`python -m bench.paper.run`
+`python -m bench.paper.run --out bench/results`
 
 Set-up: 16 prefill instances (TP1) in nodes of 8, 2 decode instances (TP8), the Table I fit,
 Poisson arrivals, {requests} requests a run, the first tenth left out of latencies.
@@ -82,7 +82,7 @@ WHY = """\
 TRACES = """\
 # Traces, simulated
 
-`python -m bench.paper.run --traces DIR`
+`python -m bench.paper.run --traces DIR --out bench/results`
 
 The set-up of [paper-8b.md](paper-8b.md) under recorded arrivals and lengths: Mooncake's
 conversation trace (FAST'25; prompts of 12,000 tokens on average, 3.4 requests/s at speed 1), alone
