@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sglang_cdsp import cli
+from sglang_cdsp.cli.needs import leave
 from sglang_cdsp.cli.parser import OneLineParser
 
 
@@ -45,15 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: str = parser.parse_args(given[:1]).command
     try:
         module = importlib.import_module(f"sglang_cdsp.cli.{command}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("sglang_cdsp"):
-            raise
-        parser.error(f"{command} needs {error.name}: pip install 'sglang-cdsp[demo]'")
+    except ImportError as error:
+        leave(f"python -m sglang_cdsp {command}", error)
     own = OneLineParser(
         prog=f"python -m sglang_cdsp {command}", description=known[command], allow_abbrev=False
     )
     module.add_arguments(own)
-    status: int = module.run(own.parse_args(given[1:]))
+    options = own.parse_args(given[1:])
+    try:
+        status: int = module.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read stdout has gone; what is still buffered for it must not raise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return status
 
 

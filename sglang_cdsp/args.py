@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sglang_cdsp.planner.errors import OptionError
-from sglang_cdsp.planner.policies.registry import POLICY_HELP, find
+from sglang_cdsp.planner.policies.options import DEFAULT_IMPROVEMENT_RATE, DEFAULT_MIN_CHUNK
+from sglang_cdsp.planner.policies.registry import DEFAULT_POLICY, POLICY_HELP, find
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
@@ -84,10 +85,10 @@ class CdspArgs:
         admin_key: what the HTTP process proves itself with; chosen at start.
     """
 
-    policy: str = "cdsp-late"
+    policy: str = DEFAULT_POLICY
     sp_sizes: tuple[int, ...] = ()
-    improvement_rate: float = 0.1
-    min_chunk: int = 256
+    improvement_rate: float = DEFAULT_IMPROVEMENT_RATE
+    min_chunk: int = DEFAULT_MIN_CHUNK
     latency_model: str | None = None
     instances_per_node: int | None = None
     plan_log: str | None = None

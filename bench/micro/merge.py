@@ -8,7 +8,6 @@ checked against the reference before anything is timed.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import json
@@ -25,6 +24,8 @@ from sglang_cdsp.kernels.merge_reference import merge_into_reference, merge_stat
 
 from bench.gpu.environment import described
 from bench.gpu.target import Target, copy_bandwidth, milliseconds, target_for
+from sglang_cdsp.cli.outputs import OutputError, check_file
+from sglang_cdsp.cli.parser import OneLineParser
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def measure(
 
 def main() -> int:
     """Print a table; write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = OneLineParser(
+        prog="python -m bench.micro.merge", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--output", type=Path, help="write the results as JSON here")
     options = parser.parse_args()
@@ -123,6 +126,10 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    try:
+        check_file(options.output, "--output")
+    except OutputError as error:
+        parser.error(str(error))
     target = target_for(dry_run=False)
     about = described(target)
     print("  ".join(f"{name} {version}" for name, version in about.items()))

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from sglang_cdsp.cli.parser import OneLineParser, integer, number, policies, positive_integers
 from sglang_cdsp.planner import (
     LatencyModel,
     PolicyOptions,
@@ -116,12 +118,12 @@ def random_queue(rng: np.random.Generator, kind: str) -> tuple[float, ...]:
 def gaps(kind: str, per_node: int, args: argparse.Namespace) -> dict[str, dict[int, np.ndarray]]:
     """Relative gap to the optimum, per policy and prompt length in k tokens."""
     model: LatencyModel = builtin_model()
-    names = args.policy.split(",")
+    names = args.policy
     options = PolicyOptions(model, SP_SIZES, spread_cost=args.spread_cost)
     policies = {name: make_policy(name, options) for name in names}
     rows = [model.coefficients(s) for s in SP_SIZES]
     coef = np.array([(r.a, r.b, r.c, r.d) for r in rows])
-    lengths = [int(k) for k in args.lengths.split(",")]
+    lengths = args.lengths
     out = {name: {k: np.empty(args.states) for k in lengths} for name in names}
     rng = np.random.default_rng(args.seed)
     for state in range(args.states):
@@ -147,17 +149,22 @@ def summary(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for every kind of states, policy and length."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="single-chunk,cdsp-paper,cdsp")
-    parser.add_argument("--states", type=int, default=1000)
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS_K)), help="k tokens")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--grid", type=int, default=256, help="prompt positions in the table")
-    parser.add_argument("--spread-cost", type=float, default=0.0)
+    parser = OneLineParser(
+        prog="python -m bench.micro.plan_quality", description=__doc__.splitlines()[0]
+    )
+    chosen = ("single-chunk", "cdsp-paper", "cdsp")
+    parser.add_argument("--policy", type=policies, default=chosen, help="NAME,NAME,...")
+    parser.add_argument("--states", type=integer(1, 1_000_000), default=1000)
+    parser.add_argument("--lengths", type=positive_integers, default=LENGTHS_K, help="k tokens")
+    parser.add_argument("--seed", type=integer(0, 1 << 32), default=0)
+    parser.add_argument(
+        "--grid", type=integer(2), default=256, help="prompt positions in the table"
+    )
+    parser.add_argument("--spread-cost", type=number(0.0, 100.0), default=0.0)
     parser.add_argument("--json", action="store_true", help="one JSON line per row")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not args.json:
         print("states       nodes of  prompt k  policy         mean %    p90 %    p99 %    max %")
     for kind in ("independent", "grouped"):

@@ -8,14 +8,14 @@ with the work halved and the step cost doubled per doubling; that is for timing 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sglang_cdsp.cli.parser import OneLineParser, integer, number, policies, positive_integers
 from sglang_cdsp.planner import (
     Coefficients,
     LatencyModel,
@@ -101,18 +101,21 @@ def measure(
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for every policy and pool, or one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="cdsp,cdsp-paper,single-chunk")
-    parser.add_argument("--pools", default=",".join(map(str, POOLS)))
-    parser.add_argument("--states", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--improvement-rate", type=float, default=0.0)
+    parser = OneLineParser(
+        prog="python -m bench.micro.planner", description=__doc__.splitlines()[0]
+    )
+    chosen = ("cdsp", "cdsp-paper", "single-chunk")
+    parser.add_argument("--policy", type=policies, default=chosen, help="NAME,NAME,...")
+    parser.add_argument("--pools", type=positive_integers, default=POOLS, help="N,N,...")
+    parser.add_argument("--states", type=integer(1, 1_000_000), default=1000)
+    parser.add_argument("--seed", type=integer(0, 1 << 32), default=0)
+    parser.add_argument("--improvement-rate", type=number(0.0, 0.999), default=0.0)
     parser.add_argument("--limited-memory", action="store_true", help="give instances few KV slots")
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=integer(1),
         default=1,
         help="plan every state so often and count its least time: takes out the machine's noise",
     )
@@ -122,12 +125,12 @@ def main() -> None:
         help="count the thread's CPU time, not wall time: for machines that do other work too",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     results = {
         name: {
-            int(pool): measure(
+            pool: measure(
                 name,
-                int(pool),
+                pool,
                 count=args.states,
                 seed=args.seed,
                 rate=args.improvement_rate,
@@ -135,9 +138,9 @@ def main() -> None:
                 repeats=args.repeats,
                 clock=time.thread_time_ns if args.cpu else time.perf_counter_ns,
             )
-            for pool in args.pools.split(",")
+            for pool in args.pools
         }
-        for name in args.policy.split(",")
+        for name in args.policy
     }
     if args.json:
         print(json.dumps(results))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from sglang_cdsp.cli.progress import over
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.metrics import Summary, light_load, summarise, ttfts
 from sglang_cdsp.simulator.setup import Setup
@@ -104,25 +103,52 @@ def _give_way() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
-def run_cases(cases: Iterable[Case], processes: int, cache: Path | None) -> dict[Case, Outcome]:
-    """Every case once, on some processes that give way to all others; known ones from the cache."""
-    known: dict[Case, Outcome] = {}
-    if cache is not None and cache.exists():
-        known = pickle.loads(cache.read_bytes())
+def run_cases(
+    cases: Iterable[Case], processes: int, cache: Path | None, name: str = "runs"
+) -> dict[Case, Outcome]:
+    """Every case once, on some processes that give way to all others; known ones from the cache.
+
+    `name`: what the runs are for, in the progress.
+    """
+    known = read_cache(cache)
     wanted = set(cases)
     todo = sorted(wanted - known.keys(), key=lambda c: -c.rate)  # the slowest first
     if todo:
         with multiprocessing.get_context("spawn").Pool(processes, _give_way) as pool:
             done = pool.imap_unordered(run_case, todo, chunksize=4)
-            known |= dict(tqdm(done, total=len(todo), file=sys.stderr, disable=None, unit="run"))
+            known |= dict(over(done, name, len(todo)))
         if cache is not None:
             cache.write_bytes(pickle.dumps(known))
     return {case: known[case] for case in wanted}
 
 
+class CacheError(ValueError):
+    """The cache cannot be used; names the file and the remedy."""
+
+
+def read_cache(cache: Path | None) -> dict[Case, Outcome]:
+    """The runs in the cache; none if there is no such file yet.
+
+    Raises:
+        CacheError: the file is not a cache of this version's runs.
+    """
+    if cache is None or not cache.exists() or not cache.stat().st_size:
+        return {}
+    try:
+        known = pickle.loads(cache.read_bytes())
+        if not isinstance(known, dict) or not all(isinstance(case, Case) for case in known):
+            raise TypeError("it holds something else")
+    except Exception as error:  # what a file that is no pickle raises is anything
+        raise CacheError(
+            f"--cache {cache}: not the runs of an earlier call ({type(error).__name__}); name "
+            "another file, or remove it"
+        ) from None
+    return known
+
+
 def forget(cache: Path, policy: str) -> None:
     """Drops a policy's runs from the cache: it has changed."""
-    known: dict[Case, Outcome] = pickle.loads(cache.read_bytes())
+    known = read_cache(cache)
     kept = {case: outcome for case, outcome in known.items() if case.policy != policy}
     cache.write_bytes(pickle.dumps(kept))
 

@@ -139,10 +139,23 @@ class Study:
 
 
 def critical_rate(study: Study, policy: str) -> float:
-    """The highest rate, in steps of 0.05, with P50 TTFT at most 5 times that at light load."""
+    """The highest rate, in steps of 0.05, with P50 TTFT at most 5 times that at light load.
+
+    Where the sweep does not tell, because runs are too short for a queue to grow or every rate is
+    too high, it is the sweep's last or first rate.
+    """
     light = study.light(p50).mean()
-    factors = np.array([study.best(policy, r).mean(p50) / light for r in study.load.rates])
-    return math.floor(crossing(study.load.rates, factors, BEARABLE) * 20) / 20
+    rates = study.load.rates
+    factors = np.array([study.best(policy, r).mean(p50) / light for r in rates])
+    found = crossing(rates, factors, BEARABLE)
+    if math.isinf(found):
+        return rates[-1] if found > 0 else rates[0]
+    return math.floor(found * 20) / 20
+
+
+def critical_is_known(study: Study, policy: str) -> bool:
+    """Whether the policy's critical rate lies inside the sweep."""
+    return study.load.rates[0] < study.critical[policy] < study.load.rates[-1]
 
 
 def crossing(rates: Sequence[float], factors: np.ndarray, limit: float) -> float:

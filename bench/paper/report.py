@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -12,6 +13,7 @@ from bench.paper.curves import (
     Point,
     Read,
     Study,
+    critical_is_known,
     mean_ttft,
     p50,
     p99,
@@ -20,8 +22,11 @@ from bench.paper.curves import (
     tbt_p99,
     throughput,
 )
-from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, SHOWN, TRACES, WHY
+from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, NOT_TOLD, SHOWN, TRACES, WHY
 from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
+
+UNKNOWN = "-"
+"""Where the sweep does not tell: runs too short for a queue to grow, or no such request."""
 
 RIVALS = ("fixed-sp:8", "loongserve", "single-chunk")
 OURS = ("cdsp-paper", "cdsp", "cdsp-late")
@@ -29,7 +34,10 @@ OURS = ("cdsp-paper", "cdsp", "cdsp-late")
 
 def paper_report(studies: Sequence[Study], requests: int) -> str:
     """`paper-8b.md`."""
-    blocks = [DRAWN.format(requests=requests), side_by_side(studies), MAX_LOAD, max_loads(studies)]
+    loads = [side_by_side(studies), MAX_LOAD, max_loads(studies)]
+    if any(f" {UNKNOWN} " in block for block in loads):
+        loads.append(NOT_TOLD)
+    blocks = [DRAWN.format(requests=requests), *loads]
     blocks += [CRITICAL, *(b for s in studies for b in critical(s))]
     blocks += [FIXED, fixed_rates(studies)]
     blocks += ["## All rates", *(sweep(s, "req/s") for s in studies), WHY]
@@ -68,18 +76,28 @@ def side_by_side(studies: Sequence[Study]) -> str:
     own = _ours(studies[0])
 
     def cells(read: Callable[[Study, str], float]) -> list[str]:
-        return [" / ".join(f"{read(study, name):.2f}" for study in studies) for name in own]
+        values = [[read(study, name) for study in studies] for name in own]
+        return [
+            " / ".join(f"{v:.2f}" if math.isfinite(v) else UNKNOWN for v in row) for row in values
+        ]
 
     def at_critical(study: Study, name: str, rival: str, read: Read, exponent: float) -> float:
         rate = study.critical["fixed-sp:8"]
         return float(ratio(study.best(rival, rate), study.best(name, rate), read)[0] ** exponent)
 
-    loads = cells(lambda s, name: float((s.max_load(name) / s.max_load("fixed-sp:8")).mean()))
+    loads = cells(lambda s, name: _load_ratio(s, name, "fixed-sp:8"))
     rows = [["maximum load over that of `fixed-sp:8`", "1.20 to 1.45", *loads]]
     for what, rival, read, paper, exponent in SIDE_BY_SIDE:
         ratios = cells(partial(at_critical, rival=rival, read=read, exponent=exponent))
         rows.append([what.format(rival), paper, *ratios])
     return table(["", "the paper", *(f"`{name}`" for name in own)], rows)
+
+
+def _load_ratio(study: Study, name: str, rival: str) -> float:
+    """Mean over the seeds of a policy's maximum load over a rival's; NaN where one is unknown."""
+    mine, other = study.max_load(name), study.max_load(rival)
+    known = np.isfinite(mine).all() and np.isfinite(other).all()
+    return float((mine / other).mean()) if known else math.nan
 
 
 def max_loads(studies: Sequence[Study]) -> str:
@@ -88,12 +106,13 @@ def max_loads(studies: Sequence[Study]) -> str:
     for name in studies[0].policies:
         row = [f"`{name}`"]
         for study in studies:
-            loads, rival = study.max_load(name), study.max_load("fixed-sp:8")
+            loads, more = study.max_load(name), _load_ratio(study, name, "fixed-sp:8") - 1
             if np.isinf(loads).any():
                 low, *_, high = study.load.rates
                 row.append(f"above {high:g}" if loads.max() > 0 else f"below {low:g}")
             else:
-                row.append(f"{_spread(loads, 2)} ({(loads / rival).mean() - 1:+.0%})")
+                beside = f" ({more:+.0%})" if math.isfinite(more) else ""
+                row.append(f"{_spread(loads, 2)}{beside}")
         rows.append(row)
     return table(["policy", *(study.load.name.title() for study in studies)], rows)
 
@@ -106,6 +125,8 @@ def critical(study: Study) -> list[str]:
         by_rate.setdefault(rate, []).append(name)
     for rate, names in by_rate.items():
         whose = "critical rate of " + " and ".join(f"`{name}`" for name in names)
+        if not all(critical_is_known(study, name) for name in names):
+            whose += " or beyond it: the sweep does not tell"
         blocks.append(f"### {study.load.name.title()}, {rate:g} req/s, {whose}")
         rows = []
         for name in study.policies:
@@ -164,8 +185,8 @@ def _row(name: str, point: Point, regulated: bool) -> list[str]:
         _spread(point.figures(p99), 1),
         f"{point.mean(mean_ttft):.2f}",
         f"{max(point.figures(lambda s: s.longest_wait_s)):.1f}",
-        f"{point.mean(tbt_p50) * 1000:.1f}",
-        f"{point.mean(tbt_p99) * 1000:.1f}",
+        _number(point.mean(tbt_p50) * 1000, ".1f"),
+        _number(point.mean(tbt_p99) * 1000, ".1f"),
         f"{point.mean(lambda s: s.throughput_rps):.2f}",
         f"{point.mean(lambda s: s.idle_fraction):.0%}",
     ]
@@ -177,8 +198,9 @@ def _ratios(study: Study, rate: float, rival: str, own: str) -> str:
     pair = study.best(rival, rate), study.best(own, rate)
     cells = []
     for read in (p50, p99):
-        middle, least, greatest = ratio(*pair, read)
-        cells.append(f"{middle:.2f} ({least:.2f} to {greatest:.2f})")
+        found = ratio(*pair, read)
+        known = all(map(math.isfinite, found))
+        cells.append("{:.2f} ({:.2f} to {:.2f})".format(*found) if known else UNKNOWN)
     return ", ".join(cells)
 
 
@@ -187,9 +209,15 @@ def _pair(point: Point) -> str:
 
 
 def _short(point: Point, read: Read) -> str:
-    return f"{point.mean(read):.3g}"
+    return _number(point.mean(read), ".3g")
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else UNKNOWN
 
 
 def _spread(values: np.ndarray, digits: int) -> str:
+    if not np.isfinite(values).all():
+        return UNKNOWN
     low, high = values.min(), values.max()
     return f"{values.mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

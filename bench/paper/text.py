@@ -3,7 +3,7 @@
 DRAWN = """\
 # The paper's evaluation, simulated: LLaMA3-8B
 
-`python -m bench.paper.run`
+`python -m bench.paper.run --out bench/results`
 
 Set-up: 16 prefill instances (TP1) in nodes of 8, 2 decode instances (TP8), the Table I fit,
 Poisson arrivals, {requests} requests a run, the first tenth left out of latencies.
@@ -28,6 +28,10 @@ for the sweeps, 5 at the critical rates. Same seed, same requests for all.
 ## Beside the paper
 
 Short / Medium / Long at the critical rate of `fixed-sp:8`; above 1 ours is better."""
+
+NOT_TOLD = """\
+`-` and "above": the sweep does not tell. In so short a run no queue grows as long as the limit;
+give more `--requests`."""
 
 MAX_LOAD = "## Maximum load, requests/s, and against `fixed-sp:8`"
 
@@ -78,7 +82,7 @@ WHY = """\
 TRACES = """\
 # Traces, simulated
 
-`python -m bench.paper.run --traces DIR`
+`python -m bench.paper.run --traces DIR --out bench/results`
 
 The set-up of [paper-8b.md](paper-8b.md) under recorded arrivals and lengths: Mooncake's
 conversation trace (FAST'25; prompts of 12,000 tokens on average, 3.4 requests/s at speed 1), alone

@@ -21,7 +21,6 @@ import shlex
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +30,13 @@ import requests
 
 from bench.servers.ab_client import BENCHMARK, Clients, only
 from bench.servers.ab_report import Slo, report
+from bench.servers.flags import check
 from bench.servers.mix import lengths
+from sglang_cdsp.cli.parser import OneLineParser, integer, number, policies, positive_numbers
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.processes import Command
 from sglang_cdsp.testing.prompts import cut_prompts
+from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import RunningStack, Side, running, side_by_side
 
 STOCK = "stock"
@@ -190,38 +192,55 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def floats(text: str) -> list[float]:
-    """``1,2.5``."""
-    return [float(part) for part in text.split(",")]
+def slo(text: str) -> tuple[float, ...]:
+    """``1,4,0.1``: TTFT of short prompts, TTFT of long ones, TPOT, in seconds."""
+    found = positive_numbers(text)
+    if len(found) != 3:
+        raise argparse.ArgumentTypeError(f"{len(found)} numbers; give three like 1,4,0.1")
+    return found
 
 
-def main() -> None:
+def read_runs(path: Path, parser: OneLineParser) -> list[dict[str, Any]]:
+    """The lines of an earlier `--out`; one line and status 2 if it is something else."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError("a line is no JSON object")
+    except OSError as error:
+        parser.error(f"--read {path}: {error.strerror or error}; give what --out wrote")
+    except (ValueError, RecursionError) as error:
+        parser.error(f"--read {path}: {error}; give what --out wrote")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables; or print them again from a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(prog="python -m bench.servers.ab", description=__doc__)
     add = parser.add_argument
-    add("--policies", type=lambda text: text.split(","), default=["cdsp-paper", "cdsp"])
+    add("--policies", type=policies, default=("cdsp-paper", "cdsp"), help="NAME,NAME,...")
     add("--latency-model", type=Path, help="of `profile`; else each pool measures itself")
-    add("--rates", type=floats, default=[1.0, 2.0, 3.0], help="requests/s")
-    add("--seconds", type=float, default=20.0, help="of arrivals in each run")
-    add("--repeats", type=int, default=3)
-    add("--output-tokens", type=int, default=8)
+    add("--rates", type=positive_numbers, default=(1.0, 2.0, 3.0), help="requests/s")
+    add("--seconds", type=number(1.0, 86_400.0), default=20.0, help="of arrivals in each run")
+    add("--repeats", type=integer(1), default=3)
+    add("--output-tokens", type=integer(1), default=8)
     add("--router", type=shlex.split, default=ROUTER, help="router flags")
     add("--pool-flags", type=shlex.split, default=[], help="for every server with --cdsp")
-    add("--slo", type=floats, default=[1.0, 4.0, 0.1], help="TTFT short, TTFT long, TPOT: seconds")
+    add("--slo", type=slo, default=(1.0, 4.0, 0.1), help="TTFT short, TTFT long, TPOT: seconds")
     add("--out", type=Path, help="every run with its command, JSON lines")
     add("--read", type=Path, help="only print the tables of such a file")
     add("--log-directory", type=Path, help="keep the servers' logs there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.read:
-        lines = [json.loads(line) for line in options.read.read_text().splitlines()]
+        lines = read_runs(options.read, parser)
     else:
+        check(parser, options, files=("out",), folders=("log_directory",))
         if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
             say(
                 "this kernel shares cores out by session, and a pool is one where stock's two "
                 f"servers are two; better: echo 0 > {AUTOGROUP} while this runs"
             )
-        with tempfile.TemporaryDirectory() as scratch:
-            lines = measure(options, Path(scratch))
+        with kept_on_failure("bench-ab") as scratch:
+            lines = measure(options, scratch)
     print(report([line for line in lines if "side" in line], Slo(*options.slo)))
 
 

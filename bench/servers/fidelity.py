@@ -9,9 +9,7 @@ each. A seeded Poisson mix arrives; `python -m sglang_cdsp replay` compares.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.servers.flags import check
 from bench.servers.mix import lengths, poisson
 from sglang_cdsp.__main__ import main as sglang_cdsp
+from sglang_cdsp.cli.parser import OneLineParser, integer, number, policy
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.first_token import post_prompt, prompt_tokens
+from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import prefill_only, running
 
 
@@ -44,20 +45,21 @@ def drive(url: str, prompts: Sequence[int], arrivals_s: Sequence[float]) -> None
             answer.result()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Record and replay; returns replay's exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(prog="python -m bench.servers.fidelity", description=__doc__)
     parser.add_argument("--latency-model", type=Path, required=True, help="of `profile`")
-    parser.add_argument("--policy", default="cdsp-paper")
-    parser.add_argument("--rate", type=float, default=2.0, help="requests/s")
-    parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policy", type=policy, default="cdsp-paper")
+    parser.add_argument("--rate", type=number(0.001, 1000.0), default=2.0, help="requests/s")
+    parser.add_argument("--requests", type=integer(1, 10_000), default=150)
+    parser.add_argument("--seed", type=integer(0, 1 << 32), default=1)
     parser.add_argument("--plan-log", type=Path, help="keep the recorded run there")
     parser.add_argument("--out", type=Path, help="each request's TTFTs, JSON lines")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = write_checkpoint(Path(scratch) / "checkpoint")
-        plan_log = (options.plan_log or Path(scratch) / "plans.jsonl").resolve()
+    options = parser.parse_args(arguments)
+    check(parser, options, files=("plan_log", "out"))
+    with kept_on_failure("bench-fidelity") as scratch:
+        checkpoint = write_checkpoint(scratch / "checkpoint")
+        plan_log = (options.plan_log or scratch / "plans.jsonl").resolve()
         plan_log.unlink(missing_ok=True)
         flags = (
             *("--cdsp", "--dp-size", "2", "--cdsp-policy", options.policy),
@@ -65,7 +67,7 @@ def main() -> int:
             *("--cdsp-plan-log", str(plan_log)),
         )
         with running(
-            prefill_only(checkpoint, flags=flags), Path(scratch) / "logs", progress=print
+            prefill_only(checkpoint, flags=flags), scratch / "logs", progress=print
         ) as stack:
             for tokens in (200, 8000, 8000):  # first use of buffers and links
                 send(stack.url, f"warm-up-{tokens}", tokens, tokens)

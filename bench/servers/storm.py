@@ -11,26 +11,26 @@ new request gets stock's answer. Exit status 1 if anything is wrong, with the se
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import requests
 from tqdm import tqdm
 
+from bench.servers.flags import check
+from sglang_cdsp.cli.parser import OneLineParser, integer, number
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.first_token import prompt_tokens
+from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 
 POOL = 4
@@ -293,24 +293,27 @@ def fault(job: Job, end: End, reference: dict[Prompt, Prompt]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Start the servers, run the storm, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--abort", type=float, default=0.3, help="share that is given up")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--at-once", type=int, default=8)
+    parser = OneLineParser(prog="python -m bench.servers.storm", description=__doc__)
+    parser.add_argument("--requests", type=integer(1, 1_000_000), default=300)
+    parser.add_argument(
+        "--abort", type=number(0.0, 1.0), default=0.3, help="share that is given up"
+    )
+    parser.add_argument("--seed", type=integer(0, 1 << 32), default=1)
+    parser.add_argument("--at-once", type=integer(1, 1024), default=8)
     parser.add_argument("--backend", choices=["nixl", "mooncake"], default="nixl")
     options = parser.parse_args(arguments)
+    check(parser, options)
     # Mooncake's own default wants RDMA devices.
     os.environ.setdefault("MOONCAKE_PROTOCOL", "tcp")
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = Path(scratch) / "checkpoint"
+    with kept_on_failure("bench-storm") as scratch:
+        checkpoint = scratch / "checkpoint"
         write_checkpoint(checkpoint)
         flags = ("--cdsp", "--dp-size", str(POOL), "--cdsp-allow-request-plans")
         context = ("--context-length", str(CONTEXT_LENGTH))
         both = (*context, "--disaggregation-transfer-backend", options.backend)
         pool = disaggregated(checkpoint, prefill_flags=flags, flags=both)
         servers = together(pool, single(checkpoint, flags=context))
-        with running(servers, Path(scratch) / "logs") as stack:
+        with running(servers, scratch / "logs") as stack:
             wrong = storm(
                 stack,
                 count=options.requests,

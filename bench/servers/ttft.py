@@ -3,23 +3,27 @@
 Each instance has one core. Both sides run in the same process on the same machine, one server
 after the other, and every figure is a median.
 
-    python -m bench.servers.ttft [--tokens 8000] [--repeats 5] [--out bench/results/ttft.json]
+    python -m bench.servers.ttft [--tokens 8000] [--repeats 5] [--out build/ttft.json]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.servers.flags import check
+from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.first_token import Plan, post_prompt, prompt_tokens
+from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import prefill_only, running
+
+MOST_TOKENS = 65_000
+"""The checkpoint's context ends a little above."""
 
 
 def ttft(url: str, tokens: int, seed: int, plan: Plan | None) -> float:
@@ -41,21 +45,22 @@ def series(url: str, tokens: int, plans: Sequence[Plan | None], repeats: int) ->
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run both servers and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=8000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    parser = OneLineParser(prog="python -m bench.servers.ttft", description=__doc__)
+    parser.add_argument("--tokens", type=integer(2, MOST_TOKENS), default=8000)
+    parser.add_argument("--repeats", type=integer(1), default=5)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="every time, JSON")
+    options = parser.parse_args(arguments)
+    check(parser, options, files=("out",))
     tokens = options.tokens
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = Path(scratch) / "checkpoint"
+    with kept_on_failure("bench-ttft") as scratch:
+        checkpoint = scratch / "checkpoint"
         write_checkpoint(checkpoint)
         pool = prefill_only(
             checkpoint, flags=("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
         )
-        with running(pool, Path(scratch) / "pool") as stack:
+        with running(pool, scratch / "pool") as stack:
             plans: list[Plan | None] = [[(tokens, [0])], [(tokens, [0, 1])]]
             plans.append([(tokens // 2, [0]), (tokens - tokens // 2, [0, 1])])
             one, two, grown = series(stack.url, tokens, plans, options.repeats)
@@ -63,7 +68,7 @@ def main() -> None:
         # past the first chunk of a prompt that is longer than its chunk size.
         one_chunk = ("--chunked-prefill-size", str(2 * tokens))
         plan = prefill_only(checkpoint, flags=one_chunk, cpus=(0,))
-        with running(plan, Path(scratch) / "stock") as stack:
+        with running(plan, scratch / "stock") as stack:
             (stock,) = series(stack.url, tokens, [None], options.repeats)
     base = statistics.median(stock)
     rows = {
@@ -78,7 +83,6 @@ def main() -> None:
         spread = f"{min(times):.2f} to {max(times):.2f}"
         print(f"  {name:30s} {median:6.2f} s  ({spread})  {median / base:5.2f} x stock")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"tokens": tokens, "seconds": rows}, indent=2) + "\n")
 
 

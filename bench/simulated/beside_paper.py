@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.cli.parser import improvement_rates, integer, positive_numbers
+from sglang_cdsp.cli.parser import policies as policy_names
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.metrics import summarise
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.tune import IMPROVEMENT_RATES
 from sglang_cdsp.simulator.types import Request
-from sglang_cdsp.simulator.workload import poisson
+from sglang_cdsp.simulator.workload import WORKLOADS, poisson
 
 PAPER, LATE = "cdsp-paper", "cdsp-late"
 WARM_UP = 0.1
@@ -53,25 +55,34 @@ class Runs:
 def add_flags(parser: argparse.ArgumentParser, *, policies: str, seeds: int) -> None:
     """The flags of both: policies, loads, improvement rates."""
     add = parser.add_argument
-    add("--workload", default="short,medium,long")
-    add("--rates", help="arrival rates in requests/s; default: per workload")
-    add("--policy", default=policies, help=f"default: {policies}")
+    add("--workload", type=_workloads, default=tuple(WORKLOADS), help=",".join(WORKLOADS))
+    add("--rates", type=positive_numbers, help="arrival rates in requests/s; default: per workload")
+    add("--policy", type=policy_names, default=policies.split(","), help=f"default: {policies}")
     add(
         "--improvement-rates",
-        default=",".join(map(str, IMPROVEMENT_RATES)),
+        type=improvement_rates,
+        default=IMPROVEMENT_RATES,
         help="which to choose the best of, default: those of the tuner",
     )
-    add("--requests", type=int, default=1500)
-    add("--seeds", type=int, default=seeds)
+    add("--requests", type=integer(1, 1_000_000), default=1500)
+    add("--seeds", type=integer(1), default=seeds)
+
+
+def _workloads(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in WORKLOADS:
+            known = ", ".join(WORKLOADS)
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {known}")
+    return names
 
 
 def drawn(
     args: argparse.Namespace, rates: Mapping[str, Sequence[float]]
 ) -> Iterator[tuple[str, list[Load]]]:
     """The loads that the flags ask for, each with its name: one run a seed."""
-    for workload in args.workload.split(","):
-        chosen = map(float, args.rates.split(",")) if args.rates else rates[workload]
-        for rate in chosen:
+    for workload in args.workload:
+        for rate in args.rates or rates[workload]:
             seeds = range(args.seeds)
             yield (
                 f"{workload} {rate:g}/s",
@@ -100,8 +111,8 @@ def show(setup: Setup, args: argparse.Namespace, name: str, loads: Sequence[Load
 
 def _compare(setup: Setup, args: argparse.Namespace, loads: Sequence[Load]) -> Iterator[Runs]:
     """Every policy at its best rate, then `cdsp-late` at the default rate if it was tried."""
-    rates = [float(rate) for rate in args.improvement_rates.split(",")]
-    for policy in args.policy.split(","):
+    rates = args.improvement_rates
+    for policy in args.policy:
         tried = {}
         for rate in rates:
             chosen = replace(setup, policy=policy, improvement_rate=rate)

@@ -9,12 +9,13 @@ shown at the server's default rate at every load.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.simulated.beside_paper import add_flags, drawn, heading, show
+from sglang_cdsp.cli.parser import OneLineParser, positive_numbers
 from sglang_cdsp.simulator.setup import Setup
-from sglang_cdsp.simulator.traces import read_trace
+from sglang_cdsp.simulator.traces import TraceError, read_trace
 from sglang_cdsp.simulator.workload import at_speed
 
 RATES = {
@@ -24,17 +25,24 @@ RATES = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for every load and policy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(
+        prog="python -m bench.simulated.late", description=__doc__.splitlines()[0]
+    )
     add_flags(parser, policies="cdsp-paper,cdsp,cdsp-late", seeds=5)
     parser.add_argument("--trace", type=Path, help="a recorded trace in place of the workloads")
-    parser.add_argument("--speeds", default="3,3.5", help="how many times as fast to replay it")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--speeds", type=positive_numbers, default=(3.0, 3.5), help="how many times as fast"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        recorded = read_trace(args.trace) if args.trace else ()
+    except TraceError as error:
+        parser.error(str(error))
     heading()
     if args.trace:
-        recorded = read_trace(args.trace)
-        for speed in map(float, args.speeds.split(",")):
+        for speed in args.speeds:
             show(Setup(), args, f"trace x{speed:g}", [at_speed(recorded, speed)])
         return
     for name, loads in drawn(args, RATES):

@@ -9,21 +9,24 @@ seed.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 
 from bench.simulated.beside_paper import add_flags, drawn, heading, show
+from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.planner.problem import NO_LIMIT
 from sglang_cdsp.simulator.setup import Setup
 
 RATES = {"short": (2.0, 3.5, 5.0), "medium": (1.5, 2.5, 3.5), "long": (0.5, 1.0, 1.5, 2.0)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for every load and policy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(
+        prog="python -m bench.simulated.planner_load", description=__doc__.splitlines()[0]
+    )
     add_flags(parser, policies="cdsp-paper,cdsp,single-chunk", seeds=8)
-    parser.add_argument("--instances-per-node", type=int, default=8)
-    args = parser.parse_args()
+    parser.add_argument("--instances-per-node", type=integer(1), default=8)
+    args = parser.parse_args(arguments)
     setup = Setup(
         instances_per_node=args.instances_per_node, kv_tokens=NO_LIMIT, decode_instances=0
     )

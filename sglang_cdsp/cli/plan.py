@@ -7,19 +7,33 @@ import json
 import sys
 import time
 
-from sglang_cdsp.cli.parser import integers, numbers
+from sglang_cdsp.cli.parser import MOST, MOST_TOKENS, integer, integers, numbers
 from sglang_cdsp.planner.errors import OptionError, PlannerError
 from sglang_cdsp.planner.explanation import chunk_table, considered_table, gantt
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
-from sglang_cdsp.planner.policies import POLICY_HELP, Policy, PolicyOptions, make_policy
+from sglang_cdsp.planner.measured_range import MeasuredRange
+from sglang_cdsp.planner.policies import (
+    DEFAULT_POLICY,
+    POLICY_HELP,
+    Policy,
+    PolicyOptions,
+    make_policy,
+)
+from sglang_cdsp.planner.policies.options import (
+    DEFAULT_IMPROVEMENT_RATE,
+    DEFAULT_MIN_CHUNK,
+    DEFAULT_SPREAD_COST,
+)
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
+    tokens, page = integer(most=MOST_TOKENS), integer(most=MOST)
+    rate, least, spread = DEFAULT_IMPROVEMENT_RATE, DEFAULT_MIN_CHUNK, DEFAULT_SPREAD_COST
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
-    add("--tokens", type=int, required=True, metavar="N", help="uncached prompt tokens")
+    add("--tokens", type=tokens, required=True, metavar="N", help="uncached prompt tokens")
     add(
         "--queue",
         type=numbers,
@@ -27,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S,...",
         help="remaining work of each instance in seconds; 0*8,0.31*8 repeats",
     )
-    add("--history", type=int, default=0, metavar="H", help="cached tokens in front")
+    add("--history", type=tokens, default=0, metavar="H", help="cached tokens in front")
     add("--history-instances", type=integers, default=(), metavar="I,...", help="their holders")
     add("--sp-sizes", type=integers, metavar="S,...", help="default: the model's, up to the pool")
-    add("--instances-per-node", type=int, default=8, metavar="N", help="default 8")
+    add("--instances-per-node", type=page, default=8, metavar="N", help="default 8")
     add(
         "--free-tokens",
         type=integers,
@@ -38,23 +52,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="free KV slots of each instance, or one number for all; default: no limit",
     )
     add("--down", type=integers, default=(), metavar="I,...", help="instances that are down")
-    add("--improvement-rate", type=float, default=0.0, metavar="R", help="in [0, 1), default 0")
-    add("--min-chunk", type=int, default=256, metavar="M", help="tokens, default 256")
-    add("--page-size", type=int, default=1, metavar="P", help="KV page in tokens, default 1")
-    add("--spread-cost", type=float, default=0.05, metavar="F", help="for cdsp, default 0.05")
-    add("--policy", default="cdsp", metavar="NAME", help=f"{POLICY_HELP} (default: cdsp)")
+    add("--improvement-rate", type=float, default=rate, metavar="R", help=f"default {rate:g}")
+    add("--min-chunk", type=tokens, default=least, metavar="M", help=f"tokens, default {least}")
+    add("--page-size", type=page, default=1, metavar="P", help="KV page in tokens, default 1")
+    add("--spread-cost", type=float, default=spread, metavar="F", help=f"default {spread:g}")
+    add(
+        "--policy", default=DEFAULT_POLICY, metavar="NAME", help=f"{POLICY_HELP} ({DEFAULT_POLICY})"
+    )
     add("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the plan. Exit status 1: the prompt must wait; 2: a flag or file is wrong."""
     try:
-        policy, prompt, pool = _read(options)
+        model = (
+            LatencyModel.load(options.latency_model) if options.latency_model else builtin_model()
+        )
+        policy, prompt, pool = _read(options, model)
         plan, considered = policy.explain(prompt, pool)
         planning_us = _planning_us(policy, prompt, pool)
     except PlannerError as error:
         print(f"python -m sglang_cdsp plan: {error}", file=sys.stderr)
         return 2
+    warning = MeasuredRange(model).warning(prompt.tokens + prompt.history_tokens)
+    if warning:
+        print(f"python -m sglang_cdsp plan: {warning}", file=sys.stderr)
     if options.json:
         print(json.dumps(_object(policy, plan, considered, planning_us)))
     else:
@@ -62,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if plan else 1
 
 
-def _read(options: argparse.Namespace) -> tuple[Policy, PromptView, PoolView]:
+def _read(options: argparse.Namespace, model: LatencyModel) -> tuple[Policy, PromptView, PoolView]:
     """Policy, prompt and pool from the flags; PlannerError names the flag that is wrong."""
     queue: tuple[float, ...] = options.queue
     n = len(queue)
@@ -84,7 +106,6 @@ def _read(options: argparse.Namespace) -> tuple[Policy, PromptView, PoolView]:
         raise OptionError(
             f"--free-tokens: give one number >= 0, or one for each of the {n} instances of --queue"
         )
-    model = LatencyModel.load(options.latency_model) if options.latency_model else builtin_model()
     sizes = options.sp_sizes or tuple(s for s in model.sp_sizes if s <= n)
     if not sizes or max(sizes) > n:
         raise OptionError(f"--sp-sizes: {list(sizes)} do not fit a pool of {n} instances")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_cdsp.cli.parser import integers
+from sglang_cdsp.cli.parser import integer, integers
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.planner.measured_range import MeasuredRange
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.traces import read_trace
 from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.workload import WORKLOADS, arrival_rate, at_speed, poisson
+
+MOST_REQUESTS = 10_000_000
+"""Drawn in one run: more is a slip, and would fill the memory."""
+
+MOST_SEED = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -44,15 +50,24 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--workload", choices=WORKLOADS, help="drawn requests (default: short)")
     add(
-        "--requests", type=int, metavar="N", help="drawn (default: 1000), or the first N of a trace"
+        "--requests",
+        type=integer(most=MOST_REQUESTS),
+        metavar="N",
+        help="drawn (default: 1000), or the first N of a trace",
     )
     for name in ("instances", "instances_per_node", "decode_instances"):
         value = getattr(default, name)
         flag = "--" + name.replace("_", "-")
-        add(flag, type=int, default=value, metavar="N", help=f"default: {value}")
+        add(flag, type=integer(), default=value, metavar="N", help=f"default: {value}")
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
     add("--sp-sizes", type=integers, metavar="N,N,...", help="default: those of the latency model")
-    add("--seed", type=int, default=0, metavar="N", help="of drawn requests and noise")
+    add(
+        "--seed",
+        type=integer(0, MOST_SEED),
+        default=0,
+        metavar="N",
+        help="of drawn requests and noise",
+    )
 
 
 def read_setup(options: argparse.Namespace) -> Setup:
@@ -66,6 +81,11 @@ def read_setup(options: argparse.Namespace) -> Setup:
         decode_instances=options.decode_instances,
         seed=options.seed,
     )
+
+
+def range_warning(setup: Setup, requests: Iterable[Request]) -> str | None:
+    """What to say if the longest prompt is far beyond what the latency model was measured on."""
+    return MeasuredRange(setup.model).warning(max(r.prompt_tokens for r in requests))
 
 
 def read_source(options: argparse.Namespace) -> Source:

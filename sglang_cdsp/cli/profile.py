@@ -10,79 +10,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import requests
-from tqdm import tqdm
 
-from sglang_cdsp.cli.parser import integers
+from sglang_cdsp.cli.grid import Chain, Point, chains, noise, typical
+from sglang_cdsp.cli.outputs import unwritable
+from sglang_cdsp.cli.parser import MOST_TOKENS, integer, positive_integers
+from sglang_cdsp.cli.profile_checks import ProfileError, check_all
+from sglang_cdsp.cli.progress import over
 from sglang_cdsp.planner.errors import LatencyModelError
-from sglang_cdsp.planner.fit import ErrorReport, Sample, fit_model
-from sglang_cdsp.planner.latency import builtin_model
+from sglang_cdsp.planner.fit import ErrorReport, fit_model
+from sglang_cdsp.planner.latency import MEASURED_KEY, LatencyModel, builtin_model
 from sglang_cdsp.simulator.plan_log import read_lines
 from sglang_cdsp.testing.first_token import post_prompt
 from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import prefill_only, running
 
 TOKEN = 7
 LOGGED_WITHIN_S = 10.0
-MOST_PER_LENGTH = 8
-"""Chunks of one length that count: short ones would else outnumber the long ones in the fit."""
-
-
-class ProfileError(RuntimeError):
-    """The pool could not be measured; says why."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One cell of the grid: a chunk of ``tokens`` after ``history`` on ``size`` instances."""
-
-    size: int
-    history: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A prompt of ``count`` chunks of ``tokens`` tokens on groups of ``size`` instances."""
-
-    size: int
-    tokens: int
-    count: int
-
-    def plan(self, group: int) -> list[tuple[int, list[int]]]:
-        """The forced plan on the pool's ``group``-th group of this size."""
-        members = list(range(group * self.size, (group + 1) * self.size))
-        return [(self.tokens, members)] * self.count
-
-    def points(self) -> dict[int, Point]:
-        """The grid points that it measures, by chunk index: evenly spread over the prompt."""
-        stride = -(-self.count // MOST_PER_LENGTH)
-        return {
-            index: Point(self.size, index * self.tokens, self.tokens)
-            for index in range(0, self.count, stride)
-        }
-
-
-def chains(sizes: Sequence[int], longest: int, steps: int) -> list[Chain]:
-    """Prompts of up to ``longest`` tokens; lengths fall by a quarter and by a third in turn.
-
-    The grid is the triangle that one prompt can reach: history and chunk together are never
-    longer than ``longest``.
-    """
-    halves = [longest >> step for step in range((steps + 1) // 2)]
-    lengths = [length for half in halves for length in (half, half * 3 // 4)][:steps]
-    return [Chain(s, t, longest // t) for s in sizes for t in lengths if t]
 
 
 def measure(
@@ -99,7 +52,7 @@ def measure(
     found: dict[Point, list[float]] = {p: [] for plan in plans for p in plan.points().values()}
     warm_up = [min((c for c in plans if c.size == s), key=_chunks) for s in {c.size for c in plans}]
     rounds = [*warm_up, *(plan for _ in range(repeats) for plan in plans)]
-    for index, plan in enumerate(tqdm(rounds, desc="measuring", unit="prompt", file=sys.stderr)):
+    for index, plan in enumerate(over(rounds, "measuring")):
         groups = range(instances // plan.size)
         rids = [f"profile-{index}-{group}" for group in groups]
         with ThreadPoolExecutor(len(rids)) as threads:
@@ -110,28 +63,6 @@ def measure(
                 for chunk, point in plan.points().items():
                     found[point].append(times[chunk])
     return found
-
-
-def typical(found: Mapping[Point, Sequence[float]]) -> list[Sample]:
-    """One sample a point: the first quartile of its runs.
-
-    Other work on the machine only ever adds time; the quartile bears up to half of the runs being
-    disturbed, and unlike the minimum does not chase the luckiest one.
-    """
-    return [Sample(p.size, p.history, p.tokens, _quartile(s)) for p, s in found.items()]
-
-
-def noise(found: Mapping[Point, Sequence[float]]) -> float:
-    """Median deviation of single runs from what counts for their point, as a share of it."""
-    return statistics.median(
-        abs(value / _quartile(values) - 1) for values in found.values() for value in values
-    )
-
-
-def _quartile(values: Sequence[float]) -> float:
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=4, method="inclusive")[0]
 
 
 def _chunks(chain: Chain) -> int:
@@ -170,71 +101,132 @@ def format_errors(reports: Sequence[ErrorReport]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--model-path", type=Path, required=True, help="the model to serve")
-    parser.add_argument(
-        "--sp-sizes", type=integers, default=(1, 2), help="SP sizes to measure (default 1,2)"
+    add = parser.add_argument
+    add("--model-path", required=True, metavar="MODEL", help="a folder, or a name on the hub")
+    add(
+        "--sp-sizes",
+        type=positive_integers,
+        default=(1, 2),
+        metavar="N,N,...",
+        help="SP sizes to measure (default 1,2)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="latency model file to write")
-    parser.add_argument(
-        "--max-tokens", type=int, default=8192, help="longest prompt: history and chunk (8192)"
+    add("--out", type=Path, required=True, metavar="FILE", help="latency model file to write")
+    add(
+        "--max-tokens",
+        type=integer(1, MOST_TOKENS),
+        default=8192,
+        metavar="N",
+        help="longest prompt, history and chunk; the times of longer ones are extrapolated, so "
+        "give the longest that you serve (8192)",
     )
-    parser.add_argument(
-        "--steps", type=int, default=11, help="chunk lengths, 3/4 and 2/3 of the one before (11)"
+    add(
+        "--steps",
+        type=integer(1, 64),
+        default=11,
+        metavar="N",
+        help="chunk lengths, 3/4 and 2/3 of the one before (11)",
     )
-    parser.add_argument(
-        "--repeats", type=int, default=4, help="rounds; their first quartile counts"
+    add(
+        "--repeats",
+        type=integer(1),
+        default=4,
+        metavar="N",
+        help="rounds; their first quartile counts (4)",
     )
-    parser.add_argument("--samples", type=Path, help="write every measured time there, JSON lines")
-    parser.add_argument("--log-directory", type=Path, help="keep the server's log there")
-    parser.add_argument("flags", nargs="*", help="further server flags, after a bare --")
+    add("--samples", type=Path, metavar="FILE", help="write every time there, JSON lines")
+    add("--log-directory", type=Path, metavar="DIR", help="keep the server's log there")
+    add("flags", nargs="*", help="further server flags, after a bare --")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, fit, write, report; returns the exit status."""
+    """Measure, fit, write, report; exit status 2: a flag is wrong; 1: the measurement failed."""
     sizes = sorted(set(options.sp_sizes))
-    if sizes[0] < 1 or options.repeats < 1 or options.steps < 3:
-        print("profile: give SP sizes and --repeats >= 1, and --steps >= 3", file=sys.stderr)
-        return 2
     try:
-        found, info = _serve_and_measure(options, sizes)
+        path = check_all(options, sizes)
+    except ProfileError as error:
+        return _failed(str(error), 2)
+    try:
+        with kept_on_failure("sglang-cdsp-profile") as scratch:
+            found, info = _serve_and_measure(options, path, sizes, scratch)
         model, reports = fit_model(
             typical(found),
-            model=options.model_path.name,
+            model=Path(options.model_path).name,
             device=str(info.get("device") or "unknown"),
             tp_size=int(info.get("tp_size") or 1),
         )
-    except (ProfileError, ServerFailedError, LatencyModelError) as error:
-        print(f"profile: {error}", file=sys.stderr)
-        return 1
-    measured = {"repeats": options.repeats, "max_tokens": options.max_tokens, "noise": noise(found)}
-    model = dataclasses.replace(model, fit={**model.fit, **measured})
-    model.save(options.out)
-    if options.samples:
-        lines = [json.dumps({**dataclasses.asdict(p), "seconds": s}) for p, s in found.items()]
-        options.samples.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except (ProfileError, ServerFailedError, LatencyModelError, requests.RequestException) as error:
+        return _failed(str(error), 1)
+    model = dataclasses.replace(model, fit={**model.fit, **_measured(options, found)})
     print(format_errors(reports))
     print(f"half of all single runs lie within {noise(found):.1%} of what was fitted")
-    print(f"latency model of {model.model} on {model.device} written to {options.out}")
-    return 0
+    print(_range(found, options.max_tokens))
+    return _write(options, model, found)
+
+
+def _failed(message: str, status: int) -> int:
+    print(f"python -m sglang_cdsp profile: {message}", file=sys.stderr)
+    return status
+
+
+def _measured(
+    options: argparse.Namespace, found: Mapping[Point, Sequence[float]]
+) -> dict[str, Any]:
+    """What was measured, for the model file's `fit`."""
+    return {
+        "repeats": options.repeats,
+        MEASURED_KEY: options.max_tokens,
+        "chunk_tokens": [min(p.tokens for p in found), max(p.tokens for p in found)],
+        "history_tokens": [0, max(p.history for p in found)],
+        "noise": noise(found),
+    }
+
+
+def _range(found: Mapping[Point, object], longest: int) -> str:
+    least, most = min(p.tokens for p in found), max(p.tokens for p in found)
+    history = max(p.history for p in found)
+    return (
+        f"measured: chunks of {least} to {most} tokens after up to {history}, prompts of up to "
+        f"{longest}; times of longer prompts are extrapolated (--max-tokens)"
+    )
+
+
+def _write(
+    options: argparse.Namespace, model: LatencyModel, found: Mapping[Point, Sequence[float]]
+) -> int:
+    """Writes model and samples. What cannot be written goes to stdout: it took minutes."""
+    lines = [json.dumps({**dataclasses.asdict(p), "seconds": s}) for p, s in found.items()]
+    texts = [("--out", options.out, json.dumps(model.to_json(), indent=2) + "\n")]
+    if options.samples:
+        texts.append(("--samples", options.samples, "\n".join(lines) + "\n"))
+    status = 0
+    for flag, path, text in texts:
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(text, end="")
+            status = _failed(f"{unwritable(path, flag, error)}; it stands above instead", 1)
+    if not status:
+        print(f"latency model of {model.model} on {model.device} written to {options.out}")
+    return status
 
 
 def _serve_and_measure(
-    options: argparse.Namespace, sizes: Sequence[int]
+    options: argparse.Namespace, model: Path | str, sizes: Sequence[int], scratch: Path
 ) -> tuple[dict[Point, list[float]], dict[str, Any]]:
+    """Starts the server, measures, ends it. `scratch`: where plan log and server log go."""
     instances = max(2, sizes[-1])
-    with tempfile.TemporaryDirectory() as scratch:
-        plan_log, stand_in = Path(scratch) / "plans.jsonl", Path(scratch) / "stand-in.json"
-        builtin_model().save(stand_in)  # plans are forced; the server need not measure itself
-        flags = (
-            *("--cdsp", "--dp-size", str(instances), "--cdsp-allow-request-plans"),
-            *("--cdsp-plan-log", str(plan_log), "--cdsp-latency-model", str(stand_in)),
-            *options.flags,
-        )
-        with running(
-            prefill_only(options.model_path, flags=flags),
-            options.log_directory or Path(scratch) / "logs",
-            progress=lambda line: print(line, file=sys.stderr, flush=True),
-        ) as stack:
-            info = requests.get(f"{stack.url}/server_info", timeout=30).json()
-            plans = chains(sizes, options.max_tokens, options.steps)
-            return measure(stack.url, plan_log, plans, options.repeats, instances), info
+    plan_log, stand_in = scratch / "plans.jsonl", scratch / "stand-in.json"
+    builtin_model().save(stand_in)  # plans are forced; the server need not measure itself
+    flags = (
+        *("--cdsp", "--dp-size", str(instances), "--cdsp-allow-request-plans"),
+        *("--cdsp-plan-log", str(plan_log), "--cdsp-latency-model", str(stand_in)),
+        *options.flags,
+    )
+    with running(
+        prefill_only(model, flags=flags),
+        options.log_directory or scratch / "logs",
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    ) as stack:
+        info = requests.get(f"{stack.url}/server_info", timeout=30).json()
+        plans = chains(sizes, options.max_tokens, options.steps)
+        return measure(stack.url, plan_log, plans, options.repeats, instances), info

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from sglang_cdsp.args import CdspArgs
-from sglang_cdsp.cli.parser import integers
+from sglang_cdsp.cli.outputs import OutputError, check_file, unwritable
+from sglang_cdsp.cli.parser import MOST, MOST_TOKENS, integer, integers
+from sglang_cdsp.cli.pool_flags import range_warning
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import default_sp_sizes
@@ -41,13 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("plan_log", type=Path, metavar="PLANLOG", help="what --cdsp-plan-log wrote")
     add("--latency-model", type=Path, required=True, metavar="FILE", help="of the pool: `profile`")
     add("--policy", metavar="NAME", help="default: the one that planned most of the log")
-    add("--instances", type=int, metavar="N", help="default: as many as the log's plans name")
-    add("--instances-per-node", type=int, metavar="N", help="default: the whole pool")
+    add("--instances", type=integer(), metavar="N", help="default: as many as the log's plans name")
+    add("--instances-per-node", type=integer(), metavar="N", help="default: the whole pool")
     add("--sp-sizes", type=integers, metavar="N,N,...", help="default: powers of two")
     add("--improvement-rate", type=float, default=server.improvement_rate, metavar="R")
-    add("--min-chunk", type=int, default=server.min_chunk, metavar="TOKENS")
-    add("--page-size", type=int, default=1, metavar="TOKENS")
-    add("--kv-tokens", type=int, default=65_536, metavar="N", help="KV slots per instance")
+    add("--min-chunk", type=integer(most=MOST_TOKENS), default=server.min_chunk, metavar="TOKENS")
+    add("--page-size", type=integer(most=MOST), default=1, metavar="TOKENS")
+    add(
+        "--kv-tokens",
+        type=integer(most=MOST_TOKENS),
+        default=65_536,
+        metavar="N",
+        help="KV slots per instance",
+    )
     add("--fit-speed", action="store_true", help="one factor per SP size, from the log's chunks")
     add("--json", action="store_true", help="print one JSON object")
     add("--out", type=Path, metavar="FILE", help="write each request's TTFTs, JSON lines")
@@ -58,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         recorded = read_plan_log(options.plan_log)
         setup = _setup(options, recorded)
+        check_file(options.out, "--out")
+        warning = range_warning(setup, [r.request for r in recorded])
+        if warning:
+            print(f"python -m sglang_cdsp replay: {warning}", file=sys.stderr)
         true_model = setup.model
         if options.fit_speed:
             true_model = fitted_speed(recorded, setup.model)
@@ -67,11 +79,9 @@ def run(options: argparse.Namespace) -> int:
             "planned anew": replay(recorded, setup, plans=False),
         }
         chunks = np.abs(chunk_errors(recorded, true_model))
-    except (PlannerError, SimulationError) as error:
+    except (PlannerError, SimulationError, OutputError) as error:
         print(f"python -m sglang_cdsp replay: {error}", file=sys.stderr)
         return 2
-    if options.out:
-        options.out.write_text(_lines(recorded, found), encoding="utf-8")
     shown = {name: comparison.to_dict() for name, comparison in found.items()}
     if options.json:
         model = {"mean": float(chunks.mean()), "worst": float(chunks.max())}
@@ -80,6 +90,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"{len(recorded)} requests under {setup.policy}, {len(chunks)} chunks")
         print(f"chunk times: off by {chunks.mean():.1%} on average, {chunks.max():.1%} at worst")
         print(_table(shown))
+    return _write(options.out, _lines(recorded, found)) if options.out else 0
+
+
+def _write(path: Path, text: str) -> int:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        line = unwritable(path, "--out", error)
+        print(f"python -m sglang_cdsp replay: {line}", file=sys.stderr)
+        return 1
     return 0
 
 

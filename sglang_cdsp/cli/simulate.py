@@ -17,11 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from sglang_cdsp.cli.pool_flags import Source, add_pool_flags, read_setup, read_source
+from sglang_cdsp.cli.outputs import OutputError, check_folder
+from sglang_cdsp.cli.parser import number
+from sglang_cdsp.cli.pool_flags import (
+    Source,
+    add_pool_flags,
+    range_warning,
+    read_setup,
+    read_source,
+)
+from sglang_cdsp.cli.progress import Progress, over
 from sglang_cdsp.planner.errors import OptionError, PlannerError
-from sglang_cdsp.planner.policies import POLICY_HELP, make_policy
+from sglang_cdsp.planner.policies import DEFAULT_POLICY, POLICY_HELP, make_policy
+from sglang_cdsp.planner.policies.options import DEFAULT_IMPROVEMENT_RATE
 from sglang_cdsp.planner.regulator import MAPPING_KEY, read_rates
 from sglang_cdsp.simulator.engine import Result, simulate
 from sglang_cdsp.simulator.errors import InvariantError, SimulationError
@@ -43,29 +52,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rate", type=float, metavar="R", help="requests/s (default: 1, or as recorded)")
     add("--speed", type=float, metavar="S", help="replay a trace S times as fast")
-    known = f"{UNIFIED}, {POLICY_HELP} (default: cdsp)"
-    add("--policy", default="cdsp", metavar="NAME[,NAME...]", help=known)
-    add("--improvement-rate", default="0.1", metavar="R|auto|FILE", help="FILE: what `tune` wrote")
-    add("--noise", type=float, default=0.0, metavar="SIGMA", help="lognormal, on chunk times")
+    known = f"{UNIFIED}, {POLICY_HELP} (default: the server's, {DEFAULT_POLICY})"
+    add("--policy", default=DEFAULT_POLICY, metavar="NAME[,NAME...]", help=known)
+    add(
+        "--improvement-rate",
+        default=f"{DEFAULT_IMPROVEMENT_RATE:g}",
+        metavar="R|auto|FILE",
+        help=f"FILE: what `tune` wrote (default: the server's, {DEFAULT_IMPROVEMENT_RATE:g})",
+    )
+    add(
+        "--noise",
+        type=number(0.0, 10.0),
+        default=0.0,
+        metavar="SIGMA",
+        help="lognormal, on chunk times",
+    )
     add("--find-max-rate", action="store_true", help="the highest rate that keeps to --slo")
     add("--slo", type=_times, default=25.0, metavar="25x", help="times light-load latency")
     add("--json", action="store_true", help="print one JSON object")
     add("--out", type=Path, metavar="DIR", help="write request lines, Chrome traces, figures")
+    add(
+        "--token-times",
+        action="store_true",
+        help="write with --out the gap before every output token too: megabytes",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the policies; exit status 2 if a flag or a trace is wrong."""
     try:
         policies, setup, source, speed = _read(options)
+        check_folder(options.out, "--out")
         variants = {name: variant(setup, name) for name in policies}
         rates = _ImprovementRates(options.improvement_rate, source, options.seed)
-        report = _find if options.find_max_rate else _run
-        shown = report(variants, rates, source, speed, options)
+        if options.find_max_rate:
+            shown = _find(variants, rates, source, speed, options)
+        else:
+            results = _run(variants, rates, source, speed, options)
+            shown = {name: summarise(result).to_dict() for name, result in results.items()}
     except InvariantError:
         raise
-    except (PlannerError, SimulationError, TraceError, PlotsError, OSError) as error:
-        print(f"python -m sglang_cdsp simulate: {error}", file=sys.stderr)
+    except (PlannerError, SimulationError, TraceError, OutputError) as error:
+        _say(error)
         return 2
+    status = 0
+    written: dict[Path, str] = {}
+    if options.out and not options.find_max_rate:
+        status, written = _write(results, options)
     if options.json:
         described = {
             **setup.to_dict(),
@@ -74,10 +107,35 @@ def run(options: argparse.Namespace) -> int:
             "improvement_rate": options.improvement_rate,
         }
         del described["policy"], described["unified"]  # differ by policy
-        print(json.dumps({"policies": shown, "setup": described}, allow_nan=False))
+        files = {"files": [str(path) for path in written]} if written else {}
+        print(json.dumps({"policies": shown, "setup": described, **files}, allow_nan=False))
     else:
         print(_table(shown))
-    return 0
+        for path, what in written.items():
+            print(f"wrote {path}: {what}")
+    return status
+
+
+def _say(message: object) -> None:
+    print(f"python -m sglang_cdsp simulate: {message}", file=sys.stderr)
+
+
+def _write(results: dict[str, Result], options: argparse.Namespace) -> tuple[int, dict[Path, str]]:
+    """Writes the files; exit status 1 if that fails. Without matplotlib there is no figure."""
+    try:
+        written = write_outputs(
+            results, options.instances_per_node, options.out, tokens=options.token_times
+        )
+        figure = options.out / "ttft.png"
+        try:
+            _plot(results, figure)
+            written[figure] = "TTFT in seconds by share of requests and by length; chunks"
+        except PlotsError as error:
+            _say(f"no {figure.name}: {error}")
+    except OSError as error:
+        _say(f"--out {options.out}: {error.strerror or error}; the table is all there is")
+        return 1, {}
+    return 0, written
 
 
 class _ImprovementRates:
@@ -103,7 +161,7 @@ class _ImprovementRates:
         if not self.tuned or not is_regulated(setup.policy):
             return replace(setup, improvement_rate=self.rate, improvement_rates=self.table)
         tuned = []
-        for s in _bar([speed * factor for factor in factors], f"{setup.policy}: tuning"):
+        for s in over([speed * factor for factor in factors], f"{setup.policy}: tuning"):
             tuned.append(tune(setup, s * self.source.rate, [self.source.at(s, self.seed)]))
         return replace(setup, improvement_rates=table(tuned)[MAPPING_KEY])
 
@@ -132,25 +190,25 @@ def _run(
     source: Source,
     speed: float,
     options: argparse.Namespace,
-) -> dict[str, dict[str, Any]]:
-    """Simulates every policy once; returns the JSON object of each."""
+) -> dict[str, Result]:
+    """Simulates every policy once."""
     requests = source.at(speed, options.seed)
+    warning = range_warning(next(iter(variants.values())), requests)
+    if warning:
+        _say(warning)
     results: dict[str, Result] = {}
     for name, setup in variants.items():
         suited = rates.at(setup, speed, NEARBY)
-        with _bar(requests, name) as bar:
+        with Progress(name, len(requests)) as progress:
 
-            def show(ended: int, _: int, bar: Any = bar) -> None:
-                bar.update(ended - bar.n)
+            def show(ended: int, _: int, progress: Progress = progress) -> None:
+                progress.update(ended - progress.done)
 
             results[name] = simulate(suited, requests, progress=show)
         failed = [r.error for r in results[name].records if r.error]
         if failed:
             print(f"{name}: {len(failed)} failed, the first: {failed[0]}", file=sys.stderr)
-    if options.out:
-        write_outputs(results, options.instances_per_node, options.out)
-        _plot(results, options.out)
-    return {name: summarise(result).to_dict() for name, result in results.items()}
+    return results
 
 
 def _find(
@@ -165,10 +223,10 @@ def _find(
     light = light_load(base, source.at(1.0, options.seed))
     found = {}
     for name, setup in variants.items():
-        with _bar(None, f"{name}: bisecting") as bar:
+        with Progress(f"{name}: bisecting") as progress:
 
-            def once(speed: float, setup: Setup = setup, bar: Any = bar) -> Summary:
-                bar.update()
+            def once(speed: float, setup: Setup = setup, progress: Progress = progress) -> Summary:
+                progress.update()
                 requests = source.at(speed, options.seed)
                 return summarise(simulate(rates.at(setup, speed), requests))
 
@@ -178,11 +236,6 @@ def _find(
             **(figures.to_dict() if figures else {}),
         }
     return found
-
-
-def _bar(items: Sequence[Any] | None, name: str) -> Any:
-    """A progress bar over the items, on stderr where that is a terminal, else nothing."""
-    return tqdm(items, desc=name, file=sys.stderr, disable=None, leave=False)
 
 
 def _times(text: str) -> float:
@@ -195,24 +248,28 @@ def _times(text: str) -> float:
     return factor
 
 
-def _plot(results: dict[str, Result], folder: Path) -> None:
+def _plot(results: dict[str, Result], path: Path) -> None:
     done = {n: [r for r in x.records if r.ttft_s is not None] for n, x in results.items()}
     run_plots(
         {name: np.array([r.ttft_s for r in records]) for name, records in done.items()},
         {n: np.array([r.request.prompt_tokens for r in records]) for n, records in done.items()},
         {name: summarise(result).sp_histogram for name, result in results.items()},
-        folder / "ttft.png",
+        path,
     )
 
 
 def _table(shown: dict[str, dict[str, Any]]) -> str:
-    """One line a policy; seconds unless the heading says otherwise."""
+    """One line a policy; the second heading has the units."""
     width = max(map(len, shown), default=0)
-    heads = ("TTFT mean", "P50", "P90", "P99", "TBT P50", "P99", "req/s", "done", "failed", "idle")
+    heads = ("TTFT mean", "P50", "P90", "P99", "TBT P50", "P99", "rate", "done", "failed", "idle")
+    units = (*["s"] * 6, "req/s", *["requests"] * 2, "of time")
     found = any("max_rate_rps" in figures for figures in shown.values())
+    most = ("max rate", "req/s") if found else ("", "")
     lines = [
-        " " * width + (f"{'max rate':>10}" if found else "") + "".join(f"{h:>10}" for h in heads)
+        f"{'':{width}}" + (f"{first:>10}" if found else "") + "".join(f"{h:>10}" for h in rest)
+        for first, rest in zip(most, (heads, units), strict=True)
     ]
+    lines[1] += "  chunks by SP size"
     for name, figures in shown.items():
         line = f"{name:<{width}}"
         if found:

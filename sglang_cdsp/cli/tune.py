@@ -12,16 +12,18 @@ import math
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
-from sglang_cdsp.cli.parser import numbers
-from sglang_cdsp.cli.pool_flags import add_pool_flags, read_setup, read_source
+from sglang_cdsp.cli.outputs import OutputError, check_file, unwritable
+from sglang_cdsp.cli.parser import integer, numbers
+from sglang_cdsp.cli.pool_flags import add_pool_flags, range_warning, read_setup, read_source
+from sglang_cdsp.cli.progress import over
 from sglang_cdsp.planner.errors import OptionError, PlannerError
-from sglang_cdsp.planner.policies import REGULATED_NAMES, make_policy
+from sglang_cdsp.planner.policies import DEFAULT_POLICY, REGULATED_NAMES, make_policy
 from sglang_cdsp.simulator.errors import InvariantError, SimulationError
 from sglang_cdsp.simulator.sweep import is_regulated, variant
 from sglang_cdsp.simulator.traces import TraceError
 from sglang_cdsp.simulator.tune import IMPROVEMENT_RATES, Tuned, table, tune
+
+MOST_RATES = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--policy",
-        default="cdsp",
+        default=DEFAULT_POLICY,
         metavar="NAME",
-        help=f"{', '.join(REGULATED_NAMES)} (default: cdsp)",
+        help=f"{', '.join(REGULATED_NAMES)} (default: the server's, {DEFAULT_POLICY})",
     )
     add("--from", dest="first", type=float, default=0.5, metavar="R", help="least arrival rate")
     add("--to", type=float, default=4.0, metavar="R", help="greatest arrival rate, requests/s")
     add("--step", type=float, default=0.5, metavar="R", help="between two (default: 0.5)")
     add("--improvement-rates", type=numbers, default=IMPROVEMENT_RATES, metavar="R,R,...")
-    add("--seeds", type=int, default=3, metavar="N", help="seeds of drawn requests (default: 3)")
+    add(
+        "--seeds",
+        type=integer(),
+        default=3,
+        metavar="N",
+        help="seeds of drawn requests (default: 3)",
+    )
     add("--out", type=Path, metavar="FILE", help="write the table there, print all means instead")
 
 
@@ -48,20 +56,34 @@ def run(options: argparse.Namespace) -> int:
         arrival_rates = _arrival_rates(options)
         setup, source = variant(read_setup(options), options.policy), read_source(options)
         make_policy(setup.policy, setup.make_options())
+        check_file(options.out, "--out")
         # A trace is the same for every seed.
         seeds = range(options.seed, options.seed + (1 if options.trace else options.seeds))
+        warning = range_warning(setup, source.at(1.0, options.seed))
+        if warning:
+            print(f"python -m sglang_cdsp tune: {warning}", file=sys.stderr)
         tuned = []
-        for rate in tqdm(arrival_rates, desc="tuning", file=sys.stderr, disable=None, leave=False):
+        for rate in over(arrival_rates, "tuning"):
             runs = [source.at(source.speed(rate), seed) for seed in seeds]
             tuned.append(tune(setup, rate, runs, options.improvement_rates))
-        if options.out:
-            options.out.write_text(json.dumps(table(tuned)) + "\n", encoding="utf-8")
     except InvariantError:
         raise
-    except (PlannerError, SimulationError, TraceError, OSError) as error:
+    except (PlannerError, SimulationError, TraceError, OutputError) as error:
         print(f"python -m sglang_cdsp tune: {error}", file=sys.stderr)
         return 2
-    print(_means(tuned) if options.out else json.dumps(table(tuned)))
+    text = json.dumps(table(tuned))
+    if options.out is None:
+        print(text)
+        return 0
+    print(_means(tuned))
+    try:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        print(text)
+        line = unwritable(options.out, "--out", error)
+        print(f"python -m sglang_cdsp tune: {line}; the table stands above", file=sys.stderr)
+        return 1
+    print(f"wrote {options.out}: improvement rates by arrival rate, for --cdsp-improvement-rates")
     return 0
 
 
@@ -76,7 +98,10 @@ def _arrival_rates(options: argparse.Namespace) -> list[float]:
             raise OptionError(f"--improvement-rates: {rate:g} is not in [0, 1)")
     if options.seeds < 1:
         raise OptionError(f"--seeds is {options.seeds}; give at least 1")
-    return [round(first + i * step, 6) for i in range(int((last - first) / step + 1e-9) + 1)]
+    count = (last - first) / step + 1
+    if count > MOST_RATES:
+        raise OptionError(f"--step {step:g} makes more than {MOST_RATES} rates; give a larger one")
+    return [round(first + i * step, 6) for i in range(int(count + 1e-9))]
 
 
 def _means(tuned: list[Tuned]) -> str:

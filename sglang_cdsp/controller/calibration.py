@@ -19,7 +19,7 @@ from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.fit import Sample, fit_coefficients
-from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.latency import MEASURED_KEY, LatencyModel
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,7 @@ def calibrate(
         RuntimeError: a probe failed, or the pool holds too few tokens to measure.
     """
     rows = []
+    longest_measured = 0
     for size in sizes:
         samples: list[Sample] = []
         for index, length in enumerate(probe_lengths(longest, page_size)):
@@ -114,6 +115,7 @@ def calibrate(
                 run(plan)  # first use of buffers and links
             measured = samples_of(run(plan))
             samples += measured
+            longest_measured = max(longest_measured, plan.tokens)
             if measured[0].seconds > LONG_ENOUGH_S and index + 1 >= MIN_LENGTHS:
                 break
         try:
@@ -123,9 +125,11 @@ def calibrate(
                 f"the pool cannot be measured at SP size {size}: {error}; give --cdsp-latency-model"
             ) from error
         logger.info("measured SP size %d: %d samples, up to %s", size, len(samples), samples[-1])
-    return LatencyModel(
-        tuple(rows), model, device, fit={"method": "measured at server start, all samples fitted"}
-    )
+    about = {
+        "method": "measured at server start, all samples fitted",
+        MEASURED_KEY: longest_measured,
+    }
+    return LatencyModel(tuple(rows), model, device, fit=about)
 
 
 def measured_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.measured_range import MeasuredRange
 from sglang_cdsp.planner.policies import Policy, PolicyOptions, make_policy
 from sglang_cdsp.planner.regulator import Regulator, make_regulator, read_rates
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,13 @@ class Planning:
         policy: decides.
         correction: the latency model, corrected from measured chunk times.
         regulator: the improvement rate, by arrival rate.
+        measured: which prompts the latency model was measured on.
     """
 
     policy: Policy
     correction: OnlineCorrection
     regulator: Regulator
+    measured: MeasuredRange
 
     @property
     def model(self) -> LatencyModel:
@@ -42,6 +48,12 @@ class Planning:
         """Learn from a batch on one instance: ``(history, tokens)`` of each request in it."""
         if self.model.sp_sizes[0] == 1:
             self.correction.observe_batch(1, parts, seconds)
+
+    def watch(self, tokens: int) -> None:
+        """Warn once when a prompt is far beyond what the latency model was measured on."""
+        warning = self.measured.warning(tokens)
+        if warning:
+            logger.warning("%s", warning)
 
     def update(self, body: Any) -> None:
         """Change the regulation at run time.
@@ -84,4 +96,5 @@ def make_planning(
         regulator=regulator,
         correction=correction,
     )
-    return Planning(make_policy(args.policy, options), correction, regulator)
+    policy = make_policy(args.policy, options)
+    return Planning(policy, correction, regulator, MeasuredRange(model))

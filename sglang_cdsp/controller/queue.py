@@ -33,6 +33,7 @@ class WaitingQueue:
             self._forced.append(request)
             self._forced.sort(key=lambda waiting: -waiting.urgency)
             return
+        self._planning.watch(request.tokens)
         self._planned[request.rid] = request
         view = PromptView(
             request.rid,

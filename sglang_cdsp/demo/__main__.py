@@ -5,17 +5,26 @@ import sys
 import time
 from pathlib import Path
 
-from sglang_cdsp.demo.client import (
-    Answer,
-    chunks_at_once,
-    format_table,
-    send_burst,
-)
-from sglang_cdsp.simulator.plan_log import read_lines
-from sglang_cdsp.testing.checkpoint import write_checkpoint
-from sglang_cdsp.testing.processes import ServerFailedError
-from sglang_cdsp.testing.prompts import cut_prompts
-from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
+from sglang_cdsp.cli.needs import EXTRAS, SERVER, lacking, leave
+from sglang_cdsp.cli.outputs import OutputError, check_folder
+from sglang_cdsp.cli.parser import OneLineParser, integer
+
+PROGRAM = "python -m sglang_cdsp.demo"
+
+try:
+    from sglang_cdsp.demo.client import (
+        Answer,
+        chunks_at_once,
+        format_table,
+        send_burst,
+    )
+    from sglang_cdsp.simulator.plan_log import read_lines
+    from sglang_cdsp.testing.checkpoint import write_checkpoint
+    from sglang_cdsp.testing.processes import ServerFailedError
+    from sglang_cdsp.testing.prompts import cut_prompts
+    from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
+except ImportError as error:
+    leave(PROGRAM, error)
 
 BURST = (8000, 150, 6500, 400, 7200, 100, 1000, 2500, 250, 5000, 700, 3600)
 """Prompt lengths in tokens, sent at once: long ones and short ones mixed."""
@@ -52,16 +61,22 @@ def main() -> int:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sglang_cdsp.demo", description=__doc__)
+    parser = OneLineParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--serve", action="store_true", help="keep the servers until Ctrl-C")
     parser.add_argument(
         "--stock", action="store_true", help="stock SGLang with one instance, for comparison"
     )
-    parser.add_argument("--dp-size", type=int, default=4, help="instances of the pool")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the checkpoint's weights")
-    parser.add_argument("--output-tokens", type=int, default=32, help="tokens generated a prompt")
+    parser.add_argument("--dp-size", type=integer(1, 64), default=4, help="instances of the pool")
     parser.add_argument(
-        "--port", type=int, help=f"the router's port; default {SERVE_PORT} with --serve, else free"
+        "--seed", type=integer(0, 1 << 32), default=0, help="seed of the checkpoint's weights"
+    )
+    parser.add_argument(
+        "--output-tokens", type=integer(1), default=32, help="tokens generated a prompt"
+    )
+    parser.add_argument(
+        "--port",
+        type=integer(1, 65535),
+        help=f"the router's port; default {SERVE_PORT} with --serve, else free",
     )
     parser.add_argument(
         "--directory",
@@ -72,7 +87,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "flags", nargs="*", help="further flags for the prefill server, after a bare --"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    gone = lacking((*SERVER, *EXTRAS["demo"]))
+    if gone:
+        parser.error(gone)
+    try:
+        check_folder(options.directory, "--directory")
+    except OutputError as error:
+        parser.error(str(error))
+    return options
 
 
 def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) -> Deployment:

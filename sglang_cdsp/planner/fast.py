@@ -1,32 +1,29 @@
 """The compiled search behind the policies: prompt and pool in, plan out, in microseconds.
 
-`warm_up` compiles the search, or loads it from numba's cache; whoever makes a policy calls it, so
-that no request pays for it.
+`compiled_search` compiles it, or loads it from numba's cache. Every `FastPlanner` has it from the
+start, so no request pays for it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sglang_cdsp.planner.errors import PlannerError
-from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner import compiled
+from sglang_cdsp.planner.compiled.keep import compile_kept
+from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.problem import NO_LIMIT, check_prompt, usable_sizes
 from sglang_cdsp.planner.search import SATURATED_RATE, SMALLEST_RATE, price
 from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
 
-try:
-    from sglang_cdsp.planner import compiled
-except RuntimeError as error:  # numba finds no folder to cache in
-    raise PlannerError(
-        f"the planner cannot be compiled: {error}; set NUMBA_CACHE_DIR to a writable folder"
-    ) from error
-
 Array = np.ndarray[Any, Any]
+Search = Callable[..., tuple[float, float, Array, Array]]
+"""`compiled.solve`, compiled."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,12 @@ class Settings:
 class FastPlanner:
     """One of the compiled searches for one latency model; keeps tables and constant arrays."""
 
-    def __init__(self, mode: int, model: LatencyModel, policy: str) -> None:
+    def __init__(
+        self, mode: int, model: LatencyModel, policy: str, search: Search | None = None
+    ) -> None:
+        """`search` is `compiled_search()` if not given."""
         self.model = model
+        self._solve = search or compiled_search()
         self._mode = mode
         self._policy = policy
         self._tables: dict[tuple[int, ...], Table] = {}
@@ -84,7 +85,7 @@ class FastPlanner:
         total = prompt.tokens + prompt.history_tokens
         free, roomy = self._free(pool, total + (2 * n + 2) * page)
         history = prompt.history_instances
-        ttft, single, numbers, times = compiled.solve(
+        ttft, single, numbers, times = self._solve(
             self._mode,
             queue,
             free,
@@ -134,22 +135,14 @@ class FastPlanner:
         return table
 
 
-def warm_up(model: LatencyModel) -> None:
-    """Makes the compiled search ready to run: compiles it the first time, loads it after that."""
-    _discard_stale_code()
-    size = model.sp_sizes[0]
-    FastPlanner(compiled.CDSP, model, "warm-up").plan(
-        PromptView("warm-up", 1), PoolView((0.0,) * size, None, size), (size,), Settings(1, 1, 0, 0)
-    )
+@functools.cache
+def compiled_search() -> Search:
+    """The search, compiled once a process: from numba's cache, or anew, which takes 10 s or so."""
+    return compile_kept(compiled.solve, compiled.OPTIONS, _run_once)
 
 
-def _discard_stale_code() -> None:
-    """Drops compiled code that is older than any of its source files.
-
-    numba itself only looks at the file of `solve`, not at those of the functions inside it.
-    """
-    sources = Path(compiled.__file__).parent.glob("*.py")
-    newest = max(source.stat().st_mtime for source in sources)
-    for index in Path(compiled.solve.stats.cache_path).glob("solve.solve-*.nbi"):
-        if index.stat().st_mtime < newest:
-            index.unlink(missing_ok=True)
+def _run_once(search: Search) -> None:
+    """Plans one token, which compiles the search or loads it."""
+    model = LatencyModel(((1, Coefficients(0.0, 1.0, 0.0, 0.0)),))
+    planner = FastPlanner(compiled.CDSP, model, "warm-up", search)
+    planner.plan(PromptView("warm-up", 1), PoolView((0.0,), None, 1), (1,), Settings(1, 1, 0, 0))

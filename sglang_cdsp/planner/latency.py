@@ -18,6 +18,12 @@ from typing import Any
 
 from sglang_cdsp.planner.errors import LatencyModelError
 
+MOST_INSTANCES = 65536
+"""Of a pool, and so of an SP group."""
+
+MEASURED_KEY = "max_tokens"
+"""Of a model file's `fit`: the longest prompt that was measured, in tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
@@ -74,6 +80,13 @@ class LatencyModel:
             raise LatencyModelError("the latency model has no SP size; profile at least SP 1")
         if sizes != sorted(set(sizes)) or sizes[0] < 1:
             raise LatencyModelError(f"SP sizes {sizes} must be positive, unique and ascending")
+
+    @property
+    def measured_tokens(self) -> int | None:
+        """The longest prompt, history and chunk, that was measured; None if the file is silent."""
+        tokens = self.fit.get(MEASURED_KEY)
+        known = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0
+        return tokens if known else None
 
     @property
     def sp_sizes(self) -> tuple[int, ...]:
@@ -170,6 +183,8 @@ def _row(key: Any, value: Any) -> tuple[int, Coefficients]:
         sp = int(key)
     except (TypeError, ValueError):
         raise LatencyModelError(f'"sp" has the key {key!r}; SP sizes are integers') from None
+    if sp > MOST_INSTANCES:
+        raise LatencyModelError(f'"sp" has the key {sp:.0e}; no pool has so many instances')
     if not isinstance(value, Mapping):
         raise LatencyModelError(f"SP {sp}: give an object with a, b, c and d")
     numbers = []

@@ -1,15 +1,17 @@
 """A run as files: request lines, bench_serving's object, and a Chrome trace.
 
 `requests-NAME.jsonl` has one line a request with the names of bench_serving's own record of a
-request; `bench_serving.jsonl` has one line a policy, as `sglang.bench_serving --output-file
---output-details` appends it; `trace-NAME.json` opens in Perfetto or chrome://tracing.
+request; `bench_serving.jsonl` has one line a policy, as `sglang.bench_serving --output-file`
+appends it; `trace-NAME.json` opens in Perfetto or chrome://tracing. The gaps between all tokens
+(`itl`, `itls`), by far the most of it, and the other lists of `--output-details` are written only
+when they are asked for.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +24,46 @@ from sglang_cdsp.simulator.types import Record, gaps
 MICROSECONDS = 1e6
 
 
-def write_outputs(results: Mapping[str, Result], instances_per_node: int, folder: Path) -> None:
-    """Writes the three kinds of files for every policy's result."""
+def write_outputs(
+    results: Mapping[str, Result], instances_per_node: int, folder: Path, *, tokens: bool = False
+) -> dict[Path, str]:
+    """Writes the three kinds of files for every policy's result.
+
+    Args:
+        results: by policy.
+        instances_per_node: for the trace's processes.
+        folder: made if need be.
+        tokens: write the gap before every token as well.
+
+    Returns:
+        What was written: each file, and in a few words what it holds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(bench_serving(name, result)) for name, result in results.items()]
-    (folder / "bench_serving.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    summary = folder / "bench_serving.jsonl"
+    lines = [json.dumps(bench_serving(name, r, tokens=tokens)) for name, r in results.items()]
+    summary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    written = {summary: "a line a policy, in the form of sglang.bench_serving"}
     for name, result in results.items():
         stem = re.sub(r"\W+", "-", name)
-        with (folder / f"requests-{stem}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(request_line(r)) + "\n" for r in result.records)
-        trace = json.dumps({"traceEvents": list(trace_events(result, instances_per_node))})
-        (folder / f"trace-{stem}.json").write_text(trace, encoding="utf-8")
+        requests, trace = folder / f"requests-{stem}.jsonl", folder / f"trace-{stem}.json"
+        with requests.open("w", encoding="utf-8") as file:
+            rows = (request_line(r, tokens=tokens) for r in result.records)
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        written[requests] = f"a line a request under {name}, seconds and tokens"
+        events = json.dumps({"traceEvents": list(trace_events(result, instances_per_node))})
+        trace.write_text(events, encoding="utf-8")
+        written[trace] = f"chunks and phases under {name}, for https://ui.perfetto.dev"
+    return written
 
 
-def request_line(record: Record) -> dict[str, Any]:
-    """One request: bench_serving's names, then what only a pool knows. Seconds and tokens."""
+def request_line(record: Record, *, tokens: bool = False) -> dict[str, Any]:
+    """One request: bench_serving's names, then what only a pool knows. Seconds and tokens.
+
+    `tbt_mean` and `tbt_max` are of the gaps between its tokens, None where there is only one;
+    `itl`, with `tokens` only, are all of them.
+    """
     request = record.request
+    between = token_gaps([record])
     return {
         "rid": request.rid,
         "start_time": request.arrival_s,
@@ -45,7 +71,9 @@ def request_line(record: Record) -> dict[str, Any]:
         "output_len": _output_tokens(record),
         "success": _completed(record),
         "ttft": record.ttft_s,
-        "itl": token_gaps([record]).tolist(),
+        **({"itl": between.tolist()} if tokens else {}),
+        "tbt_mean": float(between.mean()) if len(between) else None,
+        "tbt_max": float(between.max()) if len(between) else None,
         "latency": record.end_s - request.arrival_s if record.end_s is not None else None,
         "error": record.error,
         "bound_s": record.bound_s,
@@ -56,8 +84,8 @@ def request_line(record: Record) -> dict[str, Any]:
     }
 
 
-def bench_serving(name: str, result: Result) -> dict[str, Any]:
-    """One run as bench_serving reports it, with details; its `tag` is the policy."""
+def bench_serving(name: str, result: Result, *, tokens: bool = False) -> dict[str, Any]:
+    """One run as bench_serving reports it; its `tag` is the policy. `tokens`: with details."""
     records = result.records
     done = [r for r in records if _completed(r)]
     start = records[0].request.arrival_s
@@ -85,6 +113,13 @@ def bench_serving(name: str, result: Result) -> dict[str, Any]:
         **_milliseconds("ttft", first),
         **_milliseconds("tpot", np.array([g.mean() for g in done_gaps])),
         **_milliseconds("itl", np.concatenate(done_gaps) if done_gaps else np.array([])),
+        **(_details(records, itls) if tokens else {}),
+    }
+
+
+def _details(records: Sequence[Record], itls: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What `--output-details` adds, a list of one entry a request each."""
+    return {
         "input_lens": [r.request.prompt_tokens for r in records],
         "output_lens": [_output_tokens(r) for r in records],
         "ttfts": [r.ttft_s or 0.0 for r in records],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp.planner.latency import MOST_INSTANCES
 from sglang_cdsp.planner.types import Placement
 from sglang_cdsp.simulator.errors import SimulationError
 from sglang_cdsp.simulator.types import Request
@@ -43,11 +45,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise PlanLogError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise PlanLogError(f"{path}: not UTF-8 text; give what --cdsp-plan-log wrote") from error
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad_line(path, number, error) from error
         if not isinstance(record, dict):
             raise _bad_line(path, number, TypeError("not an object"))
@@ -66,7 +70,7 @@ def read_plan_log(path: Path) -> tuple[Recorded, ...]:
         try:
             if record["outcome"] == "finished" and record["ttft_s"]["measured"] is not None:
                 found.append(_recorded(record))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise _bad_line(path, number, error) from error
     if not found:
         raise PlanLogError(f"{path}: no request finished; record a run with --cdsp-plan-log")
@@ -90,14 +94,25 @@ def instances_named(recorded: Iterable[Recorded]) -> int:
 def _recorded(record: dict[str, Any]) -> Recorded:
     arrival_s = float(record["arrival_s"])
     chunks = record["chunks"]
-    return Recorded(
+    recorded = Recorded(
         Request(str(record["rid"]), arrival_s, int(record["prompt_tokens"]), 1),
         str(record["policy"]),
         arrival_s + float(record["bound_s"]),
-        tuple((int(c["tokens"]), tuple(c["instances"])) for c in chunks),
+        tuple((int(c["tokens"]), tuple(map(int, c["instances"]))) for c in chunks),
         float(record["ttft_s"]["measured"]),
         tuple(float(c["end_s"]) - float(c["start_s"]) for c in chunks),
     )
+    times = (recorded.ttft_s, *recorded.chunk_s)
+    if not all(0 < seconds < math.inf for seconds in times) or not math.isfinite(recorded.bound_s):
+        raise ValueError("a time is not above 0")
+    if recorded.request.prompt_tokens != sum(tokens for tokens, _ in recorded.chunks):
+        raise ValueError("the chunks are not the prompt")
+    for tokens, group in recorded.chunks:
+        if tokens < 1 or not group or len(set(group)) < len(group):
+            raise ValueError("a chunk without tokens, or whose instances are not a group")
+        if not all(0 <= i < MOST_INSTANCES for i in group):
+            raise ValueError(f"no pool has the instances {group}")
+    return recorded
 
 
 def _bad_line(path: Path, number: int, error: Exception) -> PlanLogError:

@@ -45,7 +45,7 @@ def cdf(axes: Axes, ttfts_s: Mapping[str, np.ndarray], title: str) -> None:
         if len(values):
             shares = np.arange(1, len(values) + 1) / len(values)
             axes.step(np.sort(values), shares, label=name, linewidth=1.2, where="post")
-    axes.set(title=title, xlabel="TTFT (s)", ylabel="share of requests", xscale="log")
+    axes.set(title=title, xlabel="TTFT (s)", ylabel="share of requests (0 to 1)", xscale="log")
     _label(axes.xaxis)
     axes.grid(alpha=0.3)
 
@@ -79,12 +79,15 @@ def run_plots(
     """One run's figure: TTFT CDF, TTFT over prompt length, chunks by SP size."""
     drawn, grid = figure(3)
     distribution, scatter, sizes = grid[0]
-    cdf(distribution, ttfts_s, "TTFT")
+    cdf(distribution, ttfts_s, "TTFT, all requests")
     distribution.legend(fontsize="small")
     for name, values in ttfts_s.items():
         scatter.scatter(lengths[name] / 1024, values, s=4, alpha=0.5, label=name)
     scatter.set(
-        title="TTFT by prompt", xlabel="prompt (1024 tokens)", ylabel="TTFT (s)", yscale="log"
+        title="TTFT by prompt length",
+        xlabel="prompt length (1024 tokens)",
+        ylabel="TTFT (s)",
+        yscale="log",
     )
     _label(scatter.yaxis)
     scatter.grid(alpha=0.3)
@@ -94,5 +97,5 @@ def run_plots(
         places = np.arange(len(present)) + index * width
         sizes.bar(places, [histogram.get(s, 0) for s in present], width, label=name)
     sizes.set_xticks(np.arange(len(present)) + 0.4 - width / 2, [str(size) for size in present])
-    sizes.set(title="Chunks by SP size", xlabel="SP size", ylabel="chunks")
+    sizes.set(title="Chunks by SP size", xlabel="SP size (instances)", ylabel="chunks (number)")
     save(drawn, path)

@@ -9,7 +9,8 @@ from typing import Any
 
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
-from sglang_cdsp.planner.policies import PolicyOptions
+from sglang_cdsp.planner.policies import DEFAULT_POLICY, PolicyOptions
+from sglang_cdsp.planner.policies.options import DEFAULT_MIN_CHUNK
 from sglang_cdsp.planner.regulator import make_regulator
 from sglang_cdsp.simulator.errors import SetupError
 
@@ -61,13 +62,13 @@ class Setup:
         unified_merge: a request joins a decode group that runs, if one has the room.
     """
 
-    policy: str = "cdsp"
+    policy: str = DEFAULT_POLICY
     model: LatencyModel = field(default_factory=builtin_model)
     true_model: LatencyModel | None = None
     straddle_cost: float = 0.0
     sp_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     page_size: int = 1
-    min_chunk: int = 256
+    min_chunk: int = DEFAULT_MIN_CHUNK
     instances: int = 16
     instances_per_node: int = 8
     kv_tokens: int = 425_984

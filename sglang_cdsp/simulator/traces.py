@@ -25,6 +25,9 @@ from typing import Any
 
 from sglang_cdsp.simulator.types import Request
 
+MOST_TOKENS = 1 << 40
+"""Of a prompt or an answer: more is a slip, and products would leave 64 bits."""
+
 
 class TraceError(ValueError):
     """A trace cannot be read; names the file, the line and what is wrong with it."""
@@ -57,7 +60,7 @@ class Format:
                 raise ValueError(f"{name} is missing")
         try:
             arrival = self.seconds(row[self.time])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             arrival = math.nan
         if not math.isfinite(arrival):
             raise ValueError(f"{self.time} is {row[self.time]!r}, not a time")
@@ -121,7 +124,7 @@ def _reader(first: str) -> tuple[Format, Callable[[str], Mapping[str, Any]], int
 def _json_object(line: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
@@ -147,6 +150,7 @@ def _count(row: Mapping[str, Any], name: str, least: int) -> int:
         count = int(value)
     except (TypeError, ValueError, OverflowError):
         count = least - 1
-    if count < least or float(value) != count or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, not an integer of at least {least}")
+    fits = least <= count <= MOST_TOKENS
+    if not fits or float(value) != count or isinstance(value, bool):
+        raise ValueError(f"{name} is {repr(value)[:40]}, not an integer from {least} to 2^40")
     return count

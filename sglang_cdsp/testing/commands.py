@@ -11,16 +11,19 @@ HOST = "127.0.0.1"
 
 def server_command(
     name: str,
-    checkpoint: Path,
+    checkpoint: Path | str,
     ports: Iterator[int],
     flags: Sequence[str],
     cpus: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[Command, str]:
-    """A server on the next of ``ports``, and its URL."""
+    """A server on the next of ``ports``, and its URL; ``checkpoint``: a folder, or a hub's name."""
     port = next(ports)
     url = f"http://{HOST}:{port}"
-    model = str(checkpoint.resolve())
+    if isinstance(checkpoint, Path):
+        model, offline = str(checkpoint.resolve()), {"HF_HUB_OFFLINE": "1"}
+    else:
+        model, offline = checkpoint, {}
     if "--dp-size" not in flags:
         # SGLang would pick an ephemeral port long before it listens there.
         flags = ("--nccl-port", str(next(ports)), *flags)
@@ -33,7 +36,7 @@ def server_command(
         arguments,
         f"{url}/health",
         cpus=tuple(cpus) if cpus is not None else None,
-        environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
+        environment={**offline, **(environment or {})},
     )
     return command, url
 

@@ -162,9 +162,9 @@ def single(
 
 
 def prefill_only(
-    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+    checkpoint: Path | str, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
 ) -> Deployment:
-    """Plan a prefill server alone.
+    """Plan a prefill server alone, with the model in a folder or, a string, by its name on a hub.
 
     Requests of ``testing.first_token`` are answered without any decode server; SGLang warms
     prefill servers up that way.

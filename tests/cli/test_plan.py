@@ -7,7 +7,10 @@ import pytest
 
 from tests.cli.calls import call
 
-BUSY = ("plan", "--tokens", "131072", "--queue", "0*8,0.31*8", "--instances-per-node", "16")
+BUSY = (
+    *("plan", "--tokens", "131072", "--queue", "0*8,0.31*8", "--instances-per-node", "16"),
+    *("--policy", "cdsp", "--improvement-rate", "0"),
+)
 
 
 def test_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,20 @@
 """`python -m sglang_cdsp simulate` through the real command line."""
 
+import argparse
+import importlib
 import json
+import re
+import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.simulator import plots
+from sglang_cdsp.simulator.setup import Setup
 from tests.cli.calls import FEW, call, simulated
 
 
@@ -36,8 +45,9 @@ def test_a_seed_fixes_every_byte(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_has_a_line_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capsys, "simulate", *FEW, "--policy", "cdsp,fixed-sp:16")
     assert (status, err) == (0, "")
-    heads, cdsp, fixed = out.splitlines()
+    heads, units, cdsp, fixed = out.splitlines()
     assert heads.split()[0] == "TTFT"
+    assert units.split()[:7] == ["s"] * 6 + ["req/s"]
     assert cdsp.startswith("cdsp ")
     assert fixed.startswith("fixed-sp:16 ")
     assert fixed.endswith("SP 16:60")
@@ -73,7 +83,7 @@ def test_a_trace_is_replayed_at_its_speed(
 
 def test_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = (*FEW, "--policy", "cdsp,fixed-sp:8", "--out", str(out))
+    flags = (*FEW, "--policy", "cdsp,fixed-sp:8", "--out", str(out), "--token-times")
     shown = simulated(capsys, *flags)
     assert sorted(path.name for path in out.iterdir()) == [
         "bench_serving.jsonl",
@@ -102,10 +112,100 @@ def test_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert report["request_throughput"] == pytest.approx(figures["throughput_rps"])
 
 
+def test_without_token_times_the_files_are_small_and_say_as_much(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    short, full = tmp_path / "short", tmp_path / "full"
+    flags = ("--requests", "200", "--rate", "2", "--policy", "cdsp")
+    simulated(capsys, *flags, "--out", str(short))
+    simulated(capsys, *flags, "--out", str(full), "--token-times")
+    name = "requests-cdsp.jsonl"
+    assert (full / name).stat().st_size > 5 * (short / name).stat().st_size
+    (summary,) = map(json.loads, (short / "bench_serving.jsonl").open())
+    (details,) = map(json.loads, (full / "bench_serving.jsonl").open())
+    lists = {"input_lens", "output_lens", "ttfts", "itls", "errors"}
+    assert {**summary, **{key: details[key] for key in lists}} == details
+    for few, all_gaps in zip((short / name).open(), (full / name).open(), strict=True):
+        line = json.loads(all_gaps)
+        itl = line.pop("itl")
+        assert json.loads(few) == line
+        if itl:
+            assert line["tbt_mean"] == pytest.approx(sum(itl) / len(itl))
+            assert line["tbt_max"] == max(itl)
+        else:
+            assert line["tbt_mean"] is line["tbt_max"] is None
+
+
+def test_what_was_written_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = ("simulate", *FEW, "--out", str(tmp_path), "--policy", "cdsp,fixed-sp:8")
+    status, out, err = call(capsys, *flags)
+    assert (status, err) == (0, "")
+    said = [line.split(" ", 1)[1].split(": ")[0] for line in out.splitlines()[4:]]
+    assert sorted(said) == sorted(str(path) for path in tmp_path.iterdir())
+    files = json.loads(call(capsys, *flags, "--json")[1])["files"]
+    assert sorted(files) == sorted(said)
+
+
+def test_without_matplotlib_only_the_figure_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = call(capsys, "simulate", *FEW, "--policy", "cdsp", "--out", str(tmp_path))
+    assert status == 0
+    assert "no ttft.png: figures need matplotlib: pip install 'sglang-cdsp[plots]'" in err
+    assert err.count("\n") == 1
+    assert out.splitlines()[2].startswith("cdsp ")
+    assert "ttft.png" not in out
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_disk_that_fills_up_costs_the_files_and_not_the_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bench_serving.jsonl").symlink_to("/dev/full")
+    status, out, err = call(capsys, "simulate", *FEW, "--policy", "cdsp", "--out", str(tmp_path))
+    assert status == 1
+    assert out.splitlines()[2].startswith("cdsp ")
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
+
+
+def test_figures_have_units(tmp_path: Path) -> None:
+    drawn = []
+
+    def keep(figure: Any, path: Path) -> None:
+        drawn.append(figure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", keep)
+        plots.run_plots(
+            {"cdsp": np.array([1.0, 2.0])},
+            {"cdsp": np.array([1000, 2000])},
+            {"cdsp": {1: 2}},
+            tmp_path / "f.png",
+        )
+    labels = [label for axes in drawn[0].axes for label in (axes.get_xlabel(), axes.get_ylabel())]
+    assert len(labels) == 6
+    assert all(re.search(r"\(.+\)$", label) for label in labels), labels
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate", "tune"])
+def test_policy_and_improvement_rate_default_to_the_servers(command: str) -> None:
+    server = CdspArgs()
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"sglang_cdsp.cli.{command}").add_arguments(parser)
+    assert parser.get_default("policy") == server.policy == Setup().policy
+    if command != "tune":
+        assert float(parser.get_default("improvement_rate")) == server.improvement_rate
+    if command == "plan":
+        assert parser.get_default("min_chunk") == server.min_chunk == Setup().min_chunk
+
+
 def test_the_chrome_trace_shows_every_chunk_and_no_instance_twice_at_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    simulated(capsys, "--requests", "200", "--rate", "4", "--out", str(tmp_path))
+    flags = ("--requests", "200", "--rate", "4", "--policy", "cdsp")
+    simulated(capsys, *flags, "--out", str(tmp_path))
     events = json.loads((tmp_path / "trace-cdsp.json").read_text())["traceEvents"]
     assert {event["ph"] for event in events} == {"M", "X", "b", "e"}
     tracks: dict[int, list[tuple[float, float]]] = {}

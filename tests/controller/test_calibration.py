@@ -44,9 +44,12 @@ def calibrated(pool: KnownPool, longest: int, page_size: int = 1) -> LatencyMode
 
 
 def test_the_known_model_is_recovered() -> None:
-    found = calibrated(KnownPool(), 32768)
+    pool = KnownPool()
+    found = calibrated(pool, 32768)
     assert found.sp_sizes == (1, 2, 4)
     assert (found.model, found.device) == ("m", "d")
+    # On four instances 4,096 tokens take 0.37 s: two such chunks are the longest probe.
+    assert found.measured_tokens == max(plan.tokens for plan in pool.plans) == 8192
     for size in found.sp_sizes:
         for history, tokens in ((0, 100), (0, 3000), (3000, 500), (2000, 2000)):
             assert found.predict(size, history, tokens) == pytest.approx(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.planning import Planning, make_planning
+from sglang_cdsp.controller.queue import WaitingQueue
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
+from tests.controller.fake_pool import FakePool
 
 MODEL = LatencyModel(((1, Coefficients(1.0, 0.01, 0.0, 0.0)), (2, Coefficients(2, 0.005, 0, 0))))
 
@@ -61,3 +64,29 @@ def test_it_learns_from_profiled_sizes_only() -> None:
     assert made.model.predict(2, 0, 100) > 1.5 * before
     assert made.model.predict(1, 0, 100) == MODEL.predict(1, 0, 100)
     assert made.correction.snapshot()["ignored"] == 0
+
+
+def test_one_warning_about_prompts_far_beyond_what_was_measured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = replace(MODEL, fit={"max_tokens": 1000})
+    made = make_planning(CdspArgs(policy="data-parallel"), measured, (1, 2), 16)
+    for tokens in (900, 2000, 2001, 128_000):
+        made.watch(tokens)
+    (record,) = caplog.records
+    assert "a prompt of 2001 tokens" in record.getMessage()
+    assert "measured up to 1000" in record.getMessage()
+
+
+def test_the_pool_watches_the_prompts_that_it_plans(caplog: pytest.LogCaptureFixture) -> None:
+    measured = replace(MODEL, fit={"max_tokens": 50})
+    made = make_planning(CdspArgs(policy="data-parallel"), measured, (1, 2), 1)
+    pool = FakePool(size=2)
+    queue = WaitingQueue(made, pool.ledger, lambda: 0.0)
+    forced = pool.request(1000)
+    forced.forced = ((1000, (0,)),)
+    queue.add(forced)
+    assert not caplog.records  # its plan came with it: no time was looked up to choose it
+    queue.add(pool.request(1000))
+    queue.add(pool.request(2000))
+    assert ["a prompt of 1000 tokens" in r.getMessage() for r in caplog.records] == [True]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tomlkit
 
+from sglang_cdsp.cli.needs import EXTRAS as STATED
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sglang_cdsp"
 PROJECT = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8")).unwrap()["project"]
@@ -49,6 +51,13 @@ def test_the_demonstration_and_profile_get_by_with_the_extra() -> None:
 def test_no_extra_asks_for_more_than_is_imported(extra: str) -> None:
     parts = {"plots": ("simulator",), "demo": ("demo", "testing", "cli")}[extra]
     assert EXTRAS[extra] - {"sglang-router"} <= imported(*parts)
+
+
+def test_what_commands_say_of_the_extras_is_what_the_metadata_says() -> None:
+    stated = {extra: {name.replace("_", "-") for name in names} for extra, names in STATED.items()}
+    assert stated == {
+        extra: {name.replace("_", "-") for name in names} for extra, names in EXTRAS.items()
+    }
 
 
 def test_what_is_needed_is_pinned_for_a_machine_without_an_accelerator() -> None:

@@ -146,7 +146,8 @@ def test_the_regulator_runs_in_simulated_time() -> None:
     30 s of 4 requests/s plans are small, whatever their prompts would like."""
     table = {"0": 0.0, "1000000": 0.0, "4": 0.95}
     work = [Request(f"r{n}", n / 4, 30_000, 1) for n in range(300)]
-    records = simulate(Setup(improvement_rates=table, decode_instances=0), work).records
+    setup = Setup(policy="cdsp", improvement_rates=table, decode_instances=0)
+    records = simulate(setup, work).records
     sizes = {
         early: {c.sp_size for r in records if (there(r.bound_s) < 30) is early for c in r.chunks}
         for early in (True, False)

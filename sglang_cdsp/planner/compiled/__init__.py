@@ -6,10 +6,10 @@ are nested, so one stack serves all depths: MEMBERS[:size] is the group placed s
 HOLDING say which instances and how many per node it has.
 
 `arrays` says where the numbers lie, `solve` is the entry. Only `solve` is cached, beside its file;
-`fast.warm_up` compiles it or loads it before the first request.
+`fast.compiled_search` compiles it or loads it before the first request.
 """
 
 from sglang_cdsp.planner.compiled.arrays import CDSP, PAPER, SINGLE
-from sglang_cdsp.planner.compiled.solve import solve
+from sglang_cdsp.planner.compiled.solve import OPTIONS, solve
 
-__all__ = ["CDSP", "PAPER", "SINGLE", "solve"]
+__all__ = ["CDSP", "OPTIONS", "PAPER", "SINGLE", "solve"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from sglang_cdsp.planner.compiled.arrays import (
     ADD,
@@ -87,7 +86,10 @@ def finish(i: Any, f: Any, g: Given, history: int, plan: Any, times: Any) -> Non
             placed += tokens
 
 
-@njit(cache=True, error_model="numpy")
+OPTIONS = {"error_model": "numpy"}
+"""What `solve` is to be compiled with, as arguments of numba's `njit`."""
+
+
 def solve(
     mode: int,
     queue: Any,

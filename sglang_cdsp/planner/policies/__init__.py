@@ -3,6 +3,7 @@
 from sglang_cdsp.planner.policies.base import Policy
 from sglang_cdsp.planner.policies.options import PolicyOptions, default_sp_sizes
 from sglang_cdsp.planner.policies.registry import (
+    DEFAULT_POLICY,
     POLICY_HELP,
     POLICY_NAMES,
     REGULATED_NAMES,
@@ -10,6 +11,7 @@ from sglang_cdsp.planner.policies.registry import (
 )
 
 __all__ = [
+    "DEFAULT_POLICY",
     "POLICY_HELP",
     "POLICY_NAMES",
     "REGULATED_NAMES",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from sglang_cdsp.planner.compiled import CDSP, PAPER, SINGLE
-from sglang_cdsp.planner.fast import FastPlanner, Settings, warm_up
+from sglang_cdsp.planner.fast import FastPlanner, Settings
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
@@ -25,7 +25,6 @@ class Chunkwise(FirstComePolicy):
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)
         self._fast = FastPlanner(self.mode, options.current_model(), self.name)
-        warm_up(options.model)
 
     @abstractmethod
     def best(self, problem: Problem, report: Report) -> Candidate | None:

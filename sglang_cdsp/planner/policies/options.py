@@ -9,6 +9,15 @@ from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.regulator import Regulator
 
+DEFAULT_IMPROVEMENT_RATE = 0.1
+"""Where no user gave one: of the server, and of the commands that plan as it does."""
+
+DEFAULT_MIN_CHUNK = 256
+"""Fewest tokens in any chunk but the last where no user gave a number."""
+
+DEFAULT_SPREAD_COST = 0.05
+"""`spread_cost` where no user gave one."""
+
 
 @dataclass(frozen=True)
 class PolicyOptions:
@@ -29,11 +38,11 @@ class PolicyOptions:
     model: LatencyModel
     sp_sizes: tuple[int, ...]
     page_size: int = 1
-    min_chunk: int = 256
+    min_chunk: int = DEFAULT_MIN_CHUNK
     improvement_rate: float = 0.0
     regulator: Regulator | None = None
     correction: OnlineCorrection | None = None
-    spread_cost: float = 0.05
+    spread_cost: float = DEFAULT_SPREAD_COST
 
     def __post_init__(self) -> None:
         sizes = self.sp_sizes

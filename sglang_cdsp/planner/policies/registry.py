@@ -134,6 +134,9 @@ POLICIES = (
     ),
 )
 
+DEFAULT_POLICY = "cdsp-late"
+"""The policy where no user named one: of the server, and of the commands that plan as it does."""
+
 POLICY_NAMES = tuple(entry.usage for entry in POLICIES)
 """What `--cdsp-policy` accepts; the letters stand for positive integers."""
 

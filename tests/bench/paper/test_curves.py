@@ -1,5 +1,6 @@
 """The comparison with the paper: parts of traces, and what is read off the curves."""
 
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.paper import run
 from bench.paper.cases import PART_S, Case, Load, Outcome, run_case
 from bench.paper.curves import Study, critical_rate, crossing, p50, ratio
 from bench.paper.report import paper_report, trace_report
@@ -98,3 +100,62 @@ def test_a_trace_is_cut_into_parts_and_mixed(tmp_path: Path) -> None:
     assert result.summary.completed == 4
     assert result.summary.sp_histogram == {8: 4}
     assert len(result.ttfts) == 4
+
+
+@pytest.mark.parametrize("ttft_s", [1.0, 1e4])
+def test_a_sweep_that_does_not_tell_gives_no_nan_and_says_so(ttft_s: float) -> None:
+    """Runs too short for any queue, and rates that are all beyond saturation."""
+    made = study()
+    flat = {case: outcome(ttft_s) for case in made.outcomes}
+    blind = replace(made, outcomes=flat)
+    critical = {name: critical_rate(blind, name) for name in ("fixed-sp:8", "loongserve")}
+    assert set(critical.values()) == {3.0 if ttft_s < 5 else 1.0}
+    for name, seed in product(("single-chunk", "cdsp-paper", "cdsp"), (0, 1)):
+        case = Case(made.load, critical["loongserve"], name, 0.0, seed, blind.table(name))
+        flat[case] = outcome(ttft_s)
+    text = paper_report([replace(blind, outcomes=flat, critical=critical)], 10)
+    assert not re.search(r"\b(nan|inf)\b", text)
+    assert "1.20 to 1.45 | - | - |" in text
+    assert "more `--requests`" in text
+    assert "or beyond it: the sweep does not tell" in text
+    assert "more `--requests`" not in paper_report([made], 10)
+
+
+def test_requests_of_one_token_have_no_time_between_tokens() -> None:
+    none = Spread.of(np.array([]))
+    made = study()
+    silent = {
+        case: Outcome(replace(o.summary, tbt_s=none), o.ttfts) for case, o in made.outcomes.items()
+    }
+    text = paper_report([replace(made, outcomes=silent)], 10)
+    assert not re.search(r"\b(nan|inf)\b", text)
+
+
+def test_what_is_committed_is_not_replaced_by_default(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert not run.RESULTS.is_relative_to(Path("build/paper").resolve())
+    assert (run.RESULTS / "paper-8b.md").exists()
+    broken, traces = tmp_path / "broken", tmp_path / "traces"
+    broken.write_bytes(b"no pickle")
+    traces.mkdir()
+    (traces / run.TRACE).write_text("no trace\n")
+    for flags, says in (
+        (("--requests", "5", "--out", str(run.RESULTS)), "holds what is committed"),
+        (("--requests", "0"), "not from 1"),
+        (("--only", "traces"), "needs --traces DIR"),
+        (("--traces", str(tmp_path / "none")), "No such file"),
+        (("--traces", str(traces)), "no known trace format"),
+        (("--forget", "cdsp"), "give both"),
+        (("--forget", "best", "--cache", str(tmp_path / "c")), "not one of"),
+        (("--cache", str(broken)), "not the runs of an earlier call"),
+        (("--cache", str(tmp_path)), "Is a directory"),
+        (("--out", str(broken)), "--out"),
+        (("--processes", "0"), "not from 1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run.main(flags if "--out" in flags else (*flags, "--out", str(tmp_path / "out")))
+        err = capsys.readouterr().err
+        assert stop.value.code == 2, flags
+        assert says in err
+        assert err.count("\n") == 1
