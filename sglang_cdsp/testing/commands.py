@@ -16,6 +16,7 @@ def server_command(
     flags: Sequence[str],
     cpus: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
+    nice: int = 0,
 ) -> tuple[Command, str]:
     """A server on the next of ``ports``, and its URL."""
     port = next(ports)
@@ -34,6 +35,7 @@ def server_command(
         f"{url}/health",
         cpus=tuple(cpus) if cpus is not None else None,
         environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
+        nice=nice,
     )
     return command, url
 
