@@ -73,7 +73,7 @@ def test_nothing_that_can_be_asked_for_is_left_out() -> None:
         for name, method in inspect.getmembers(TorchCpuPlatform, inspect.isfunction)
         if "raise NotImplementedError" in inspect.getsource(method)
     }
-    assert raising == UNREACHABLE
+    assert raising <= UNREACHABLE
     platform = TorchCpuPlatform()
     assert not platform.support_cuda_graph()
     assert not platform.support_piecewise_cuda_graph()
