@@ -17,7 +17,8 @@ import torch
 
 _Stock = Callable[..., torch.Tensor]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_EXACT = (torch.float32, torch.float64)
+_DTYPES = (*_EXACT, torch.bfloat16, torch.float16)
 
 
 def extend(
@@ -105,10 +106,12 @@ def decode(
 ) -> torch.Tensor:
     """AROUND hook on ``TorchNativeAttnBackend._run_sdpa_forward_decode``.
 
-    One query a request; the rest as in ``extend``.
+    One query a request; the rest as in ``extend``. Half precision stays stock's: its logits would
+    have to be summed up in float32, which torch's matrix product does not offer.
     """
     window = sliding_window_size is not None and sliding_window_size > -1
-    if encoder_lens is not None or window or not _plain(query, k_cache, v_cache):
+    exact = query.dtype == k_cache.dtype == v_cache.dtype and query.dtype in _EXACT
+    if encoder_lens is not None or window or not exact or not _plain(query, k_cache, v_cache):
         return stock(
             backend,
             *(query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens),
@@ -122,15 +125,19 @@ def decode(
     _, heads, width = query.shape
     kv_heads = k_cache.shape[1]
     # The heads that share a KV head become queries of that head: nothing is repeated.
-    grouped = query.reshape(-1, kv_heads, heads // kv_heads, width).transpose(1, 2)
+    grouped = query.reshape(-1, kv_heads, heads // kv_heads, width)
+    scale = width**-0.5 if scaling is None else scaling
     for index, (row, length) in enumerate(
         zip(req_pool_indices.tolist(), seq_lens.tolist(), strict=True)
     ):
-        parts = [
-            _attend(grouped[index], _at(k_cache, part), _at(v_cache, part), True, scaling)
-            for part in _runs(req_to_token[row, :length])
-        ]
-        output[index] = _merge(parts).transpose(0, 1).reshape(heads, width)
+        # At one query a row plain products are up to twice as fast as torch's attention kernel.
+        parts = _runs(req_to_token[row, :length])
+        keys = [_at(k_cache, part).permute(1, 2, 0) for part in parts]
+        values = [_at(v_cache, part).transpose(0, 1) for part in parts]
+        logits = torch.cat([torch.bmm(grouped[index], k) for k in keys], dim=-1) * scale
+        weights = logits.softmax(dim=-1).split([len(part) for part in parts], dim=-1)
+        out = torch.stack([torch.bmm(w, v) for w, v in zip(weights, values, strict=True)]).sum(0)
+        output[index] = out.reshape(heads, width)
     return output
 
 

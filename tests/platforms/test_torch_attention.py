@@ -1,5 +1,6 @@
 """The platform's attention gives what SGLang's torch backend gives, from the new queries alone."""
 
+import dataclasses
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,9 @@ def test_extend_gives_what_stock_gives(batch: Batch) -> None:
 @settings(print_blob=True, deadline=None, max_examples=60)
 @given(batch=batches())
 def test_decode_gives_what_stock_gives(batch: Batch) -> None:
+    if batch.dtype not in (torch.float32, torch.float64):
+        batch = dataclasses.replace(batch, dtype=torch.float32)
+    batch = dataclasses.replace(batch, cache_dtype=batch.dtype)
     query = batch.queries(len(batch.lengths))
     stock, ours = both("decode", query, batch.tensors())
     torch.testing.assert_close(ours, stock, atol=TOLERANCE[batch.dtype], rtol=0)
@@ -191,6 +195,15 @@ def test_a_window_in_decode_is_left_to_stock() -> None:
     STOCK["decode"](BACKEND, query, expected, **arguments)
     torch_attention.decode(STOCK["decode"], BACKEND, query, output, **arguments)
     assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decode_in_half_precision_is_left_to_stock(dtype: torch.dtype) -> None:
+    batch = dataclasses.replace(plain([(30, 1)]), dtype=dtype, cache_dtype=dtype)
+    query = batch.queries(1)
+    stock = mock.Mock()
+    torch_attention.decode(stock, BACKEND, query, query.clone(), **batch.tensors())
+    stock.assert_called_once()
 
 
 def test_values_of_another_width_are_left_to_stock() -> None:
