@@ -63,9 +63,9 @@ def sides(
     common = ("--disable-radix-cache", "--max-total-tokens", "40000")
     found = []
     for number, tokens in enumerate(stock_chunks):
-        flags = (*common, "--chunked-prefill-size", str(tokens))
+        stock = (*common, "--chunked-prefill-size", str(tokens))
         name = f"{STOCK}-{tokens}" if number else STOCK
-        found.append(Side(name, (flags,) * len(CORES), CORES))
+        found.append(Side(name, (stock,) * len(CORES), CORES))
     for policy in policies:
         flags = (
             *(*common, "--cdsp", "--dp-size", str(len(CORES)), "--cdsp-policy", policy),
