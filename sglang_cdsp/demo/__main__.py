@@ -13,7 +13,7 @@ from sglang_cdsp.demo.client import (
 )
 from sglang_cdsp.simulator.plan_log import read_lines
 from sglang_cdsp.testing.checkpoint import write_checkpoint
-from sglang_cdsp.testing.directory_lock import DirectoryInUseError, locked
+from sglang_cdsp.testing.directory_lock import locked
 from sglang_cdsp.testing.processes import ServerFailedError, check_ports
 from sglang_cdsp.testing.prompts import cut_prompts
 from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
@@ -34,7 +34,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped")
         return 130
-    except (ServerFailedError, DirectoryInUseError) as error:
+    except ServerFailedError as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -43,8 +43,7 @@ def demonstrate(options: argparse.Namespace) -> int:
     """Start the servers and use them; returns the exit status.
 
     Raises:
-        ServerFailedError: a port is in use, or a server failed.
-        DirectoryInUseError: another program's servers write their logs there.
+        ServerFailedError: a port or the directory of logs is in use, or a server failed.
     """
     started = time.monotonic()
     checkpoint = options.directory / "checkpoint"

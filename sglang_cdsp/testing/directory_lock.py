@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from sglang_cdsp.testing.processes import ServerFailedError
+
 LOCK_FILE = ".lock"
 
 
-class DirectoryInUseError(RuntimeError):
-    """Another program works in the directory; one line that names it and the remedy."""
+class DirectoryInUseError(ServerFailedError):
+    """Nothing was started, since another program works in the directory; names it."""
 
 
 @contextlib.contextmanager
