@@ -7,7 +7,16 @@ SGLang's own benchmark drives them through the router with many short prompts an
 All servers stay up; only the one that is measured runs, the others' processes are stopped.
 
     python -m bench.servers.ab --latency-model FILE [--policies cdsp-paper,fixed-sp:2,...]
-        [--rates 1,2,3] [--seconds 20] [--repeats 3] [--out FILE.jsonl]
+        [--rates 1,2,3] [--seconds 20] [--repeats 3] [--stock-chunks 4096] [--out FILE.jsonl]
+
+Stock's chunk size is given to it, not left to it: `--stock-chunks 2048,4096,8192 --policies ''`
+measures several, and the first one named is what the others are compared with. On the CPU platform
+the attention of a prompt costs the same at any size (`bench.micro.torch_attention`: 575 to 605 ms
+for 8,000 tokens at 512 to 8,192), so what is left to the size is how many prompts share a forward;
+the default is SGLang's own.
+
+Decode has a core of its own where the machine has more than two, else prefill gives way to it, for
+all sides alike.
 
 About 4 GB for decode and stock, and 3.5 GB a policy; about a minute of start-up a policy.
 """
@@ -32,7 +41,14 @@ from bench.servers.ab_client import BENCHMARK, Clients, only
 from bench.servers.ab_report import Slo, report
 from bench.servers.flags import check
 from bench.servers.mix import lengths
-from sglang_cdsp.cli.parser import OneLineParser, integer, number, policies, positive_numbers
+from sglang_cdsp.cli.parser import (
+    OneLineParser,
+    integer,
+    number,
+    policies,
+    positive_integers,
+    positive_numbers,
+)
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.processes import Command
 from sglang_cdsp.testing.prompts import cut_prompts
@@ -40,6 +56,7 @@ from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import RunningStack, Side, running, side_by_side
 
 STOCK = "stock"
+STOCK_CHUNK = 4096
 CORES = ("0", "1")
 WARM_UP_SEED = 1000
 ROUTER_READY_S = 90.0
@@ -48,10 +65,16 @@ ROUTER = ["--policy", "power_of_two", "--disable-health-check", "--log-level", "
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
-def sides(policies: Sequence[str], pool_flags: Sequence[str], plan_logs: Path) -> list[Side]:
-    """Stock and each policy; nobody keeps a prefix cache, because the pool has none."""
+def sides(
+    policies: Sequence[str], pool_flags: Sequence[str], plan_logs: Path, stock_chunks: Sequence[int]
+) -> list[Side]:
+    """Stock at each chunk size, and each policy; nobody keeps a prefix cache: the pool has none."""
     common = ("--disable-radix-cache", "--max-total-tokens", "40000")
-    found = [Side(STOCK, (common,) * len(CORES), CORES)]
+    found = []
+    for index, tokens in enumerate(stock_chunks):
+        stock = (*common, "--chunked-prefill-size", str(tokens))
+        name = f"{STOCK}-{tokens}" if index else STOCK
+        found.append(Side(name, (stock,) * len(CORES), CORES))
     for policy in policies:
         flags = (
             *(*common, "--cdsp", "--dp-size", str(len(CORES)), "--cdsp-policy", policy),
@@ -135,7 +158,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     if options.latency_model:
         model = shutil.copyfile(options.latency_model, scratch / "latency-model.json")
         pool_flags = ["--cdsp-latency-model", str(model), *pool_flags]
-    chosen = sides(options.policies, pool_flags, scratch)
+    chosen = sides(options.policies, pool_flags, scratch, options.stock_chunks)
     decode = ("--max-total-tokens", "80000")
     plan = side_by_side(checkpoint, chosen, decode_flags=decode, router_flags=options.router)
     servers = {c.name: plain(described(c), scratch) for c in plan.commands}
@@ -192,6 +215,11 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+def rivals(text: str) -> tuple[str, ...]:
+    """Policies by name; none from an empty text."""
+    return policies(text) if text else ()
+
+
 def slo(text: str) -> tuple[float, ...]:
     """``1,4,0.1``: TTFT of short prompts, TTFT of long ones, TPOT, in seconds."""
     found = positive_numbers(text)
@@ -217,7 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables; or print them again from a file."""
     parser = OneLineParser(prog="python -m bench.servers.ab", description=__doc__)
     add = parser.add_argument
-    add("--policies", type=policies, default=("cdsp-paper", "cdsp"), help="NAME,NAME,...")
+    add("--policies", type=rivals, default=("cdsp-paper", "cdsp"), help="'' for stock alone")
+    add(
+        "--stock-chunks",
+        type=positive_integers,
+        default=(STOCK_CHUNK,),
+        help="stock's chunk sizes: tokens",
+    )
     add("--latency-model", type=Path, help="of `profile`; else each pool measures itself")
     add("--rates", type=positive_numbers, default=(1.0, 2.0, 3.0), help="requests/s")
     add("--seconds", type=number(1.0, 86_400.0), default=20.0, help="of arrivals in each run")

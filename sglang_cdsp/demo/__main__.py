@@ -20,7 +20,8 @@ try:
     )
     from sglang_cdsp.simulator.plan_log import read_lines
     from sglang_cdsp.testing.checkpoint import write_checkpoint
-    from sglang_cdsp.testing.processes import ServerFailedError
+    from sglang_cdsp.testing.directory_lock import locked
+    from sglang_cdsp.testing.processes import ServerFailedError, check_ports
     from sglang_cdsp.testing.prompts import cut_prompts
     from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
 except ImportError as error:
@@ -35,26 +36,38 @@ SERVE_PORT = 30_000
 def main() -> int:
     """Run the demonstration and return the exit status."""
     options = parse_options()
-    started = time.monotonic()
-    print("writing the checkpoint", flush=True)
-    checkpoint = write_checkpoint(options.directory / "checkpoint", options.seed)
-    plan_log = options.directory / "plans.jsonl"
-    plan_log.unlink(missing_ok=True)
-    print("starting prefill, decode and router", flush=True)
     try:
-        with running(
-            plan_servers(options, checkpoint, plan_log), options.directory / "logs", progress=say
-        ) as stack:
-            if options.serve:
-                serve(stack)
-            else:
-                show_burst(stack, checkpoint, plan_log, options.output_tokens, started)
+        # Before anything in it is written or deleted: another demonstration may be using it.
+        with locked(options.directory):
+            return demonstrate(options)
     except KeyboardInterrupt:
         print("\nstopped")
         return 130
     except ServerFailedError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def demonstrate(options: argparse.Namespace) -> int:
+    """Start the servers and use them; returns the exit status.
+
+    Raises:
+        ServerFailedError: a port or the directory of logs is in use, or a server failed.
+    """
+    started = time.monotonic()
+    checkpoint = options.directory / "checkpoint"
+    plan_log = options.directory / "plans.jsonl"
+    plan = plan_servers(options, checkpoint, plan_log)
+    check_ports(plan.commands)
+    print("writing the checkpoint", flush=True)
+    write_checkpoint(checkpoint, options.seed)
+    plan_log.unlink(missing_ok=True)
+    print("starting prefill, decode and router", flush=True)
+    with running(plan, options.directory / "logs", progress=say) as stack:
+        if options.serve:
+            serve(stack)
+        else:
+            show_burst(stack, checkpoint, plan_log, options.output_tokens, started)
     print("all servers ended")
     return 0
 

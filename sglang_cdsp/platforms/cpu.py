@@ -6,6 +6,7 @@ every operator's torch-native forward instead.
 
 from typing import Any
 
+import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 
@@ -64,3 +65,14 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def is_pin_memory_available(self, device: Any = None) -> bool:
         return False
+
+    def get_torch_profiler_activity(self) -> Any:
+        return torch.profiler.ProfilerActivity.CPU
+
+    def get_torch_profiler_activity_str(self) -> str:
+        """Name the device's activity beside SGLang's own names.
+
+        Not "CPU": SGLang has that one already, and a second profiler under the same name (with
+        ``SGLANG_PROFILE_V2``) cannot start beside the first.
+        """
+        return "HOST"

@@ -40,6 +40,27 @@ PLATFORM_HOOKS = (
         Kind.REPLACE,
         "sgl_kernel is not there to bind threads",
     ),
+    Hook(
+        "sglang.srt.layers.attention.torch_native_backend"
+        ".TorchNativeAttnBackend._run_sdpa_forward_extend",
+        "sglang_cdsp.platforms.torch_attention:extend",
+        Kind.AROUND,
+        "a chunk must not compute its prefix's queries again",
+    ),
+    Hook(
+        "sglang.srt.layers.attention.torch_native_backend"
+        ".TorchNativeAttnBackend._run_sdpa_forward_decode",
+        "sglang_cdsp.platforms.torch_attention:decode",
+        Kind.AROUND,
+        "decode must not copy the keys and values that it reads",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.profiler_manager"
+        ".SchedulerProfilerManager._profile",
+        "sglang_cdsp.platforms.profiling:refuse_device_activities",
+        Kind.AROUND,
+        "a profile of what a CPU lacks would end the server",
+    ),
 )
 
 REMEDY = (

@@ -16,6 +16,7 @@ def server_command(
     flags: Sequence[str],
     cpus: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
+    nice: int = 0,
 ) -> tuple[Command, str]:
     """A server on the next of ``ports``, and its URL; ``checkpoint``: a folder, or a hub's name."""
     port = next(ports)
@@ -37,6 +38,7 @@ def server_command(
         f"{url}/health",
         cpus=tuple(cpus) if cpus is not None else None,
         environment={**offline, **(environment or {})},
+        nice=nice,
     )
     return command, url
 

@@ -1,21 +1,30 @@
 """Server processes that never outlive the program that started them."""
 
+import contextlib
+import http.client
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from sglang_cdsp.testing import reaper
+from sglang_cdsp.protocol.ports import is_free
+from sglang_cdsp.testing import listeners, reaper
 
-TERMINATE_GRACE_S = 10.0
-"""How long a server may take to end after SIGTERM before its whole session is killed."""
+TERMINATE_GRACE_S = 60.0
+"""How long a server may take to end after SIGTERM before its whole session is killed.
+
+SGLang looks for the signal every 5 s, waits for its requests, and ends its processes one by one:
+some 22 s in all on two busy cores.
+"""
+
+_SAY_EVERY_S = 5.0
 
 ORPHAN_GRACE_S = 1.0
 """How long a server's children may outlive it: they end with it, or not at all by themselves."""
@@ -37,6 +46,7 @@ class Command:
         health_url: answers 200 once it serves.
         cpus: cores that it may use; None for all.
         environment: variables beside this program's own.
+        nice: how far its processes give way to others: 0 not at all, 19 to everything.
     """
 
     name: str
@@ -44,6 +54,14 @@ class Command:
     health_url: str
     cpus: tuple[int, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    nice: int = 0
+
+    @property
+    def port(self) -> int:
+        """Where it serves."""
+        port = urllib.parse.urlsplit(self.health_url).port
+        assert port is not None
+        return port
 
 
 class ServerProcess:
@@ -66,6 +84,8 @@ class ServerProcess:
             )
         if command.cpus is not None:
             os.sched_setaffinity(self._popen.pid, command.cpus)
+        if command.nice:
+            _give_way(self._popen.pid, command.nice)
 
     @property
     def pid(self) -> int:
@@ -90,16 +110,22 @@ class ServerProcess:
             )
 
     def healthy(self) -> bool:
-        """Say whether the health URL answers 200.
+        """Say whether this server, and no other, answers 200 at the health URL.
 
         Raises:
-            ServerFailedError: the process has ended.
+            ServerFailedError: the process has ended, or its port is another program's.
         """
         self.check_alive()
+        holders = listeners.holders(self.command.port)
+        if not holders.intersection(self.members()):
+            if holders:
+                raise ServerFailedError(taken(self.command, holders))
+            return False
         try:
             with urllib.request.urlopen(self.command.health_url, timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        # A server that is coming up may also close the connection or answer half a line.
+        except (OSError, http.client.HTTPException):
             return False
 
     def log_tail(self) -> str:
@@ -111,8 +137,10 @@ class ServerProcess:
 class ServerGroup:
     """Servers that end with the ``with`` block, and also when this program is killed in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[str], None] = lambda line: None) -> None:
+        """``progress`` is told at the end what is still waited for."""
         self.servers: list[ServerProcess] = []
+        self._progress = progress
         self._reaper = subprocess.Popen(
             [sys.executable, "-S", "-E", reaper.__file__],
             stdin=subprocess.PIPE,
@@ -154,11 +182,29 @@ class ServerGroup:
         for server in self.servers:
             if server.running():
                 os.kill(server.pid, signal.SIGTERM)
-        _wait_while(lambda: any(server.running() for server in self.servers), TERMINATE_GRACE_S)
+        self._await_ends()
         _wait_while(lambda: any(server.members() for server in self.servers), ORPHAN_GRACE_S)
         reaper.kill_sessions({server.pid for server in self.servers})
         for server in self.servers:
             server.members()  # reaps the first process
+
+    def _await_ends(self) -> None:
+        start = time.monotonic()
+        said = 0.0
+        while left := [server.command.name for server in self.servers if server.running()]:
+            elapsed = time.monotonic() - start
+            if elapsed > TERMINATE_GRACE_S:
+                self._progress(
+                    f"killing {', '.join(left)}: not ended {elapsed:.0f} s after SIGTERM"
+                )
+                return
+            if elapsed - said >= _SAY_EVERY_S:
+                said = elapsed
+                self._progress(
+                    f"[{elapsed:3.0f} s] waiting for {', '.join(left)} to end; SGLang takes some "
+                    f"20 s, killed after {TERMINATE_GRACE_S:.0f} s"
+                )
+            time.sleep(0.1)
 
     def _tell_reaper(self, line: str) -> None:
         assert self._reaper.stdin is not None
@@ -201,6 +247,35 @@ def wait_until_healthy(
                 f"logs\n{tails}"
             )
         time.sleep(1.0)
+
+
+def check_ports(commands: Sequence[Command]) -> None:
+    """Check that nobody serves yet where servers are about to.
+
+    Raises:
+        ServerFailedError: somebody does; names the port and, if they can be seen, the processes.
+    """
+    for command in commands:
+        if not is_free(command.port):
+            raise ServerFailedError(taken(command, listeners.holders(command.port)))
+
+
+def taken(command: Command, holders: Collection[int]) -> str:
+    """What to say of a port that others hold."""
+    pids = ", ".join(map(str, sorted(holders)))
+    who = f"process {pids}" if holders else "another program"
+    return (
+        f"port {command.port}, where {command.name} shall listen, is in use by {who}; "
+        "end that, or choose another port"
+    )
+
+
+def _give_way(pid: int, nice: int) -> None:
+    """Lower the priority of a session that has just begun; all that it starts inherits it."""
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    # Where Linux shares cores out by session, a process's own value counts within its session only.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def _wait_while(condition: Callable[[], bool], limit_s: float) -> None:

@@ -15,13 +15,16 @@ from pathlib import Path
 from types import FrameType
 
 from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.testing import directory_lock
 from sglang_cdsp.testing.commands import as_prefill, decode_command, router_command, server_command
 from sglang_cdsp.testing.processes import (
     Command,
     ServerGroup,
     ServerProcess,
+    check_ports,
     wait_until_healthy,
 )
+from sglang_cdsp.testing.shares import Shares, bound, decode_first
 
 START_TIMEOUT_S = 600.0
 _MOST_PORTS = 16
@@ -37,11 +40,19 @@ _STAGES = (
 
 @dataclass(frozen=True)
 class Deployment:
-    """Servers to start together, and the URL that clients talk to."""
+    """Servers to start together, and the URL that clients talk to.
+
+    Attributes:
+        commands: of the servers.
+        url: that clients talk to.
+        urls: by name.
+        notes: what whoever reads the figures should know of the set-up, a line each.
+    """
 
     commands: tuple[Command, ...]
     url: str
     urls: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,21 @@ def disaggregated(
         prefill_cpus: cores that the prefill server may use, all if not given.
         decode_cpus: the same for the decode server.
         router_port: where the router listens; a free port if not given.
+
+    Prefill never keeps decode from its cores, see ``decode_first``.
     """
+    shares = decode_first()
+    if prefill_cpus is not None or decode_cpus is not None:
+        shares = Shares(prefill_cpus, decode_cpus, 0, ())
     ports = iter(free_ports(_MOST_PORTS))
     bootstrap_port = next(ports)
     both = as_prefill(bootstrap_port, (*flags, *prefill_flags))
-    prefill, prefill_url = server_command("prefill", checkpoint, ports, both, prefill_cpus)
-    decode, decode_url = decode_command(checkpoint, ports, (*flags, *decode_flags), decode_cpus)
+    prefill, prefill_url = server_command(
+        "prefill", checkpoint, ports, both, shares.prefill_cpus, nice=shares.prefill_nice
+    )
+    decode, decode_url = decode_command(
+        checkpoint, ports, (*flags, *decode_flags), shares.decode_cpus
+    )
     behind = ((prefill_url, bootstrap_port),)
     port = router_port or next(ports)
     router, url = router_command("router", port, behind, decode_url, ("--mini-lb",))
@@ -109,6 +129,7 @@ def disaggregated(
         (prefill, decode, router),
         url,
         {"prefill": prefill_url, "decode": decode_url, "router": url},
+        shares.notes,
     )
 
 
@@ -130,8 +151,9 @@ def side_by_side(
     Returns:
         The plan; ``urls`` has each side's router by the side's name, and "decode".
     """
+    shares = decode_first([core for side in sides for cores in side.cores for core in bound(cores)])
     ports = iter(free_ports(_MOST_PORTS * len(sides)))
-    decode, decode_url = decode_command(checkpoint, ports, decode_flags)
+    decode, decode_url = decode_command(checkpoint, ports, decode_flags, shares.decode_cpus)
     commands, urls = [decode], {"decode": decode_url}
     for side in sides:
         behind = []
@@ -143,6 +165,7 @@ def side_by_side(
                 ports,
                 as_prefill(bootstrap_port, flags),
                 environment={"SGLANG_CPU_OMP_THREADS_BIND": cores},
+                nice=shares.prefill_nice,
             )
             commands.append(command)
             behind.append((url, bootstrap_port))
@@ -150,7 +173,7 @@ def side_by_side(
         router, url = router_command(f"{side.name}-router", next(ports), behind, decode_url, flags)
         commands.append(router)
         urls[side.name] = url
-    return Deployment(tuple(commands), urls[sides[0].name], urls)
+    return Deployment(tuple(commands), urls[sides[0].name], urls, shares.notes)
 
 
 def single(
@@ -181,7 +204,8 @@ def together(*plans: Deployment) -> Deployment:
     urls = {name: url for plan in plans for name, url in plan.urls.items()}
     if len({command.name for command in commands}) < len(commands):
         raise ValueError("two of the servers have the same name; run such plans one by one")
-    return Deployment(commands, plans[0].url, urls)
+    notes = tuple(dict.fromkeys(note for plan in plans for note in plan.notes))
+    return Deployment(commands, plans[0].url, urls, notes)
 
 
 @contextlib.contextmanager
@@ -204,10 +228,18 @@ def running(
         timeout_s: seconds until all must be healthy.
 
     Raises:
-        ServerFailedError: a server ended or was not ready in time.
+        ServerFailedError: a port is in use; or a server ended or was not ready in time.
+        DirectoryInUseError: another program's servers write their logs there.
     """
     logs = log_directory.resolve()
-    with _sigterm_as_exit(), ServerGroup() as group:
+    with (
+        _sigterm_as_exit(),
+        directory_lock.locked(logs),
+        ServerGroup(progress) as group,
+    ):
+        check_ports(plan.commands)
+        for note in plan.notes:
+            progress(note)
         by_name = {
             command.name: group.start(command, logs / f"{command.name}.log")
             for command in plan.commands

@@ -127,8 +127,8 @@ class PoolKVManager(CommonKVManager):
                         self._post_metadata(info, aux_index, send_id, bare=not len(src_pages))
                     )
         except Exception as error:
-            logger.exception("a KV write for room %d could not start", room)
             write.error = f"could not start: {error}"
+            self._say_once(room, write.error)
         return write
 
     def settled(self, write: ShardWrite) -> bool:
@@ -142,11 +142,18 @@ class PoolKVManager(CommonKVManager):
             return False
         self._forget_posted(write.handles)
         write.handles.clear()
-        error = write.error or ("failed" if False in outcomes else "")
-        write.error = ""
+        failed = next((f"failed: {outcome}" for outcome in outcomes if outcome), "")
+        error, write.error = write.error or failed, ""
         if error:
+            self._say_once(write.room, error)
             raise TransferFailed(f"KV write for room {write.room} {error}")
         return True
+
+    def _say_once(self, room: int, error: str) -> None:
+        """Log the first error of a room; when decode dies every write of its rooms fails."""
+        if room not in self.failure_records:
+            self.failure_records[room] = error
+            logger.error("a KV write for room %d %s", room, error)
 
     def forget_room(self, room: int) -> None:
         """Drop all that is known of a room, so that its number can be used again."""
@@ -176,8 +183,8 @@ class PoolKVManager(CommonKVManager):
         """Start writing the metadata buffer; ``bare``: without pages. Returns a handle."""
 
     @abstractmethod
-    def _outcome(self, handle: Any) -> bool | None:
-        """None while a transfer is in flight, then whether it went well."""
+    def _outcome(self, handle: Any) -> str | None:
+        """None while a transfer is in flight, then "" or what went wrong."""
 
     def _forget_posted(self, handles: list[Any]) -> None:
         """Give back what the engine keeps for transfers that have ended."""

@@ -6,7 +6,6 @@ The pool controller says it once all holders have reported that their writes are
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -18,8 +17,6 @@ from sglang.srt.environ import envs
 
 from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
 from sglang_cdsp.transfer.mooncake_engine import PatientEngine
-
-logger = logging.getLogger(__name__)
 
 WRITERS = 2
 # How often decode servers to which a write has failed are tried again.
@@ -118,10 +115,8 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
             self.failed_sessions.add(session)
         raise TransferFailed(f"Mooncake status {code} from decode's session {session}")
 
-    def _outcome(self, handle: Any) -> bool | None:
-        return handle.exception() is None if handle.done() else None
-
-    def _forget_posted(self, handles: list[Any]) -> None:
-        for handle in handles:
-            if handle.exception() is not None:
-                logger.error("KV write to decode failed: %s", handle.exception())
+    def _outcome(self, handle: Any) -> str | None:
+        if not handle.done():
+            return None
+        error = handle.exception()
+        return "" if error is None else str(error) or repr(error)

@@ -62,17 +62,17 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
             info.agent_name, aux_index, peer.dst_aux_ptrs, info.dst_aux_index, *note
         )
 
-    def _outcome(self, handle: Any) -> bool | None:
+    def _outcome(self, handle: Any) -> str | None:
         try:
-            return {"DONE": True, "ERR": False}.get(self.agent.check_xfer_state(handle))
+            state = self.agent.check_xfer_state(handle)
         except Exception as error:
             # NIXL raises where the partner is gone. Its other writes, to live ones, go on.
-            logger.warning("a KV write to decode has failed: %s", error)
-            return False
+            return str(error) or repr(error)
+        return {"DONE": "", "ERR": "NIXL reports an error"}.get(state)
 
     def _forget_posted(self, handles: list[Any]) -> None:
         for handle in handles:
             try:
                 self.agent.release_xfer_handle(handle)
             except Exception as error:
-                logger.warning("NIXL keeps the handle of a write that has ended: %s", error)
+                logger.debug("NIXL keeps the handle of a write that has ended: %s", error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.changed import Changed
-from tests.contract.needs import Attributes, Base, Calls, Names, Options, Order, Signature
+from tests.contract.needs import Attributes, Base, Calls, Fields, Names, Options, Order, Signature
 from tests.contract.row import row
 
 INTERFACE = "sglang.srt.platforms.interface"
@@ -11,6 +11,9 @@ CPU = "sglang.srt.platforms.cpu"
 PAGED = "sglang.srt.mem_cache.allocator.paged"
 SCHEDULER = "sglang.srt.managers.scheduler"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller"
+IO = "sglang.srt.managers.io_struct"
+PROFILER = "sglang.srt.managers.scheduler_components.profiler_manager"
+TORCH_NATIVE = "sglang.srt.layers.attention.torch_native_backend"
 NIXL = "sglang.srt.disaggregation.nixl.conn"
 
 ROWS = (
@@ -35,6 +38,15 @@ ROWS = (
             Attributes(INTERFACE, "SRTPlatform", ("get_mha_kv_pool_cls", "get_mla_kv_pool_cls")),
             Attributes(INTERFACE, "SRTPlatform", ("get_kv_pool_cls",)),
             "both are answered (`platforms.cpu`)",
+        ),
+    ),
+    row(
+        "platforms.cpu",
+        "a profile's activity by the platform's own name",
+        Attributes(
+            "sglang.srt.platforms.device_mixin",
+            "DeviceMixin",
+            ("get_torch_profiler_activity", "get_torch_profiler_activity_str"),
         ),
     ),
     row(
@@ -163,6 +175,54 @@ ROWS = (
         "platforms.host_memory",
         "where the agent's class comes from",
         Order(NIXL, "NixlKVManager.__init__", ("from nixl._api import nixl_agent",)),
+    ),
+    row(
+        "platforms.hooks platforms.torch_attention",
+        "hooked: chunks without their prefix's queries",
+        Signature(
+            TORCH_NATIVE,
+            "TorchNativeAttnBackend._run_sdpa_forward_extend",
+            (
+                *("query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices"),
+                *("seq_lens", "extend_prefix_lens", "extend_seq_lens", "encoder_lens", "scaling"),
+                *("enable_gqa", "causal", "is_cross_attn", "sliding_window_size"),
+            ),
+            exact=True,
+        ),
+    ),
+    row(
+        "platforms.hooks platforms.torch_attention",
+        "hooked: decode without copies",
+        Signature(
+            TORCH_NATIVE,
+            "TorchNativeAttnBackend._run_sdpa_forward_decode",
+            (
+                *("query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices"),
+                *("seq_lens", "encoder_lens", "scaling"),
+                *("enable_gqa", "causal", "is_cross_attn", "sliding_window_size"),
+            ),
+            exact=True,
+        ),
+    ),
+    row(
+        "platforms.hooks platforms.profiling",
+        "hooked: profiles that a CPU cannot make are refused",
+        Signature(PROFILER, "SchedulerProfilerManager._profile", ("recv_req",), exact=True),
+    ),
+    row(
+        "platforms.profiling",
+        "what a profile asks for, and its answer",
+        Fields(IO, "ProfileReq", ("req_type", "activities")),
+    ),
+    row(
+        "platforms.profiling",
+        "a refusal's form",
+        Fields(IO, "ProfileReqOutput", ("success", "message")),
+    ),
+    row(
+        "platforms.profiling",
+        "which requests start a profile",
+        Names(IO, ("ProfileReqType",)),
     ),
     row(
         "platforms.hooks platforms.threads",

@@ -50,6 +50,7 @@ class FakePoolManager(MooncakePoolManager):
         self.native = FakeEngine()
         self.engine = PatientEngine(SimpleNamespace(engine=self.native))
         self.transfer_infos: dict[int, dict[str, Any]] = {}
+        self.failure_records: dict[int, str] = {}
         self.decode_kv_args_table: dict[str, Any] = {}
         self.req_to_decode_prefix_len: dict[int, int | None] = {}
         self.attn_tp_size, self.pp_size = 1, 1

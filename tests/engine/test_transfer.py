@@ -128,6 +128,25 @@ def test_what_was_posted_before_an_error_ends_before_the_error_is_told(
     assert manager.settled(shard), "an error is told once"
 
 
+def test_a_room_whose_writes_fail_gets_one_line(
+    manager: FakePoolManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When decode dies, every write of its rooms fails, in flight or about to be posted."""
+    in_flight = [write(manager, [5], [3], number) for number in range(2)]
+    manager.agent.end_all("GONE")
+    manager.breaks_at = "kv"
+    for shard in (*in_flight, write(manager, [5], [3], 2), write(manager, [5], [3], 3)):
+        with pytest.raises(TransferFailed):
+            manager.settled(shard)
+    (record,) = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert f"room {ROOM}" in record.getMessage()
+    assert record.exc_info is None
+    manager.forget_room(ROOM)
+    with pytest.raises(TransferFailed):
+        manager.settled(write(manager, [5], [3], 0))
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2
+
+
 def test_nothing_posted_is_an_error_at_once(manager: FakePoolManager) -> None:
     manager.breaks_at = "kv"
     with pytest.raises(TransferFailed, match="could not start"):

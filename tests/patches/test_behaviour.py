@@ -6,6 +6,8 @@ test fails and the patch and its hook can go.
 
 from typing import Any
 
+import pytest
+
 Answers = dict[str, dict[str, Any]]
 
 
@@ -176,3 +178,23 @@ def test_0009_prefill_hears_of_refusals(answers: Answers) -> None:
         waits = {**dict.fromkeys((*told, *untold), "waits"), "kept": 0}
         assert wheel[backend] == waits
         assert found == {**waits, **dict.fromkeys(told, "failed")}
+
+
+def test_0010_extend_computes_new_queries_only(answers: Answers) -> None:
+    wheel, patched = (answers[tree]["torch_attention"] for tree in ("wheel", "patched"))
+    rows = {name: (wheel[name]["rows"], case["rows"]) for name, case in patched.items()}
+    assert rows == {
+        "chunk": (1470, 70),
+        "long chunk": (2500, 1200),
+        "requests": (971, 71),
+        "short prefix": (230, 230),  # a mask would cost more than the prefix's rows
+        "no prefix": (100, 100),
+        "window": (740, 40),
+        "encoder": (30, 10),
+    }
+
+
+def test_0010_gives_what_it_gave(answers: Answers) -> None:
+    wheel, patched = (answers[tree]["torch_attention"] for tree in ("wheel", "patched"))
+    for name, case in patched.items():
+        assert case["output"] == pytest.approx(wheel[name]["output"], abs=1e-6), name

@@ -1,5 +1,6 @@
 """Servers end with the program that started them, however it ends."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.testing import listeners
+from sglang_cdsp.testing.directory_lock import DirectoryInUseError
 from sglang_cdsp.testing.processes import (
     Command,
     ServerFailedError,
@@ -126,6 +129,89 @@ def test_a_server_that_ends_while_starting_is_reported(tmp_path: Path) -> None:
         running(plan_of(command), tmp_path),
     ):
         pass
+
+
+def test_a_server_that_answers_half_a_line_is_not_healthy_yet(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    script = (
+        "import socket, sys\n"
+        "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "while True:\n"
+        "    peer, _ = listener.accept()\n"
+        "    peer.recv(1000)\n"
+        "    peer.sendall(b'no status line\\r\\n\\r\\n')\n"
+        "    peer.close()\n"
+    )
+    arguments = (sys.executable, "-c", script, str(port))
+    with ServerGroup() as group:
+        command = Command("mumbling", arguments, f"http://127.0.0.1:{port}/")
+        server = group.start(command, tmp_path / "mumbling.log")
+        assert eventually(lambda: listeners.holders(port) == {server.pid})
+        assert not server.healthy()
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_anothers_answer_is_not_this_servers_health(tmp_path: Path) -> None:
+    with ServerGroup() as group:
+        first = group.start(stubborn_command("first"), tmp_path / "first.log")
+        assert eventually(first.healthy)
+        sleep = (sys.executable, "-c", "import time; time.sleep(600)")
+        command = Command("second", sleep, first.command.health_url)
+        second = group.start(command, tmp_path / "second.log")
+        with pytest.raises(ServerFailedError, match=rf"port \d+, .* by process {first.pid};"):
+            second.healthy()
+        assert first.healthy()
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_port_in_use_ends_the_start_before_it_begins(tmp_path: Path) -> None:
+    plan = plan_of(stubborn_command())
+    with running(plan, tmp_path / "first") as stack:
+        server = stack.servers["stubborn"]
+        with (
+            pytest.raises(ServerFailedError, match=f"in use by process {server.pid}; end that"),
+            running(plan, tmp_path / "second"),
+        ):
+            pass
+        assert server.healthy()
+        assert not (tmp_path / "second" / "stubborn.log").exists()
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_two_starts_do_not_share_a_directory_of_logs(tmp_path: Path) -> None:
+    with running(plan_of(stubborn_command()), tmp_path) as stack:
+        with (
+            pytest.raises(DirectoryInUseError, match=f"in use by process {os.getpid()}; end that"),
+            running(plan_of(stubborn_command()), tmp_path),
+        ):
+            pass
+        assert stack.servers["stubborn"].healthy()
+    with running(plan_of(stubborn_command()), tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_the_end_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang_cdsp.testing.processes._SAY_EVERY_S", 0.0)
+    lines: list[str] = []
+    with running(plan_of(stubborn_command()), tmp_path, progress=lines.append):
+        pass
+    waiting = [line for line in lines if "waiting for stubborn to end" in line]
+    assert waiting
+    assert "killing stubborn" in lines[-1]
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_server_gives_way_with_all_that_it_starts(tmp_path: Path) -> None:
+    command = dataclasses.replace(stubborn_command(), nice=7)
+    with ServerGroup() as group:
+        server = group.start(command, tmp_path / "stubborn.log")
+        assert eventually(lambda: len(server.members()) == 2)
+        members = server.members()
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in members] == [7, 7]
+        shared = Path(f"/proc/{server.pid}/autogroup")
+        if shared.exists():
+            assert shared.read_text().split()[-1] == "7"
 
 
 def test_a_server_that_is_never_ready_is_reported(tmp_path: Path) -> None:

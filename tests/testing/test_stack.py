@@ -1,10 +1,14 @@
 """The servers that are planned: who talks to whom."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from sglang_cdsp.testing.stack import Deployment, Side, disaggregated, side_by_side
 
+BIND = "SGLANG_CPU_OMP_THREADS_BIND"
 CHECKPOINT = Path("checkpoint")
 
 
@@ -42,6 +46,28 @@ def test_the_router_stands_before_prefill_and_decode() -> None:
     assert {"--d", "--both"} <= set(arguments(plan, "decode"))
     assert "--nccl-port" not in arguments(plan, "prefill")
     assert "--nccl-port" in arguments(plan, "decode")
+
+
+@pytest.mark.parametrize("cores", [{0, 1}, {0, 1, 2, 3}])
+def test_prefill_never_keeps_decode_from_a_core(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
+    sides = [Side("stock", ((), ()), ("0", "1")), Side("pool", ((),), ("0|1",))]
+    for plan in (disaggregated(CHECKPOINT), side_by_side(CHECKPOINT, sides)):
+        by_name = {command.name: command for command in plan.commands}
+        decode = by_name.pop("decode")
+        assert len(plan.notes) == 1
+        assert decode.nice == 0
+        for name, command in by_name.items():
+            if "router" in name:
+                assert command.nice == 0
+            elif len(cores) == 2:
+                assert command.nice > 0
+            else:
+                assert decode.cpus is not None
+                mine = command.cpus or [int(c) for c in command.environment[BIND].split("|")]
+                assert not set(decode.cpus) & set(mine)
 
 
 def test_sides_share_decode_and_nothing_else() -> None:

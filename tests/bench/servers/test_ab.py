@@ -68,12 +68,20 @@ def test_ratios_are_to_stock_in_the_same_repeats() -> None:
 
 
 def test_every_side_has_the_same_cores_and_no_prefix_cache() -> None:
-    stock, pool = sides(["fixed-sp:2"], ("--more",), Path("logs"))
+    stock, pool = sides(["fixed-sp:2"], ("--more",), Path("logs"), [4096])
     assert (stock.name, stock.cores, len(stock.prefill)) == (STOCK, ("0", "1"), 2)
     assert (pool.name, pool.cores, len(pool.prefill)) == ("fixed-sp:2", ("0|1",), 1)
     assert {"--cdsp", "--more"} <= set(pool.prefill[0])
     assert "--cdsp" not in stock.prefill[0]
     assert all("--disable-radix-cache" in flags for s in (stock, pool) for flags in s.prefill)
+
+
+def test_stock_is_tried_at_several_chunk_sizes() -> None:
+    base, other = sides([], (), Path("logs"), [4096, 2048])
+    assert (base.name, other.name) == (STOCK, f"{STOCK}-2048")
+    for side, size in ((base, "4096"), (other, "2048")):
+        for flags in side.prefill:
+            assert flags[flags.index("--chunked-prefill-size") + 1] == size
 
 
 def test_commands_name_no_folder_of_this_machine() -> None:

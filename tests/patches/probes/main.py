@@ -21,6 +21,7 @@ PROBES = (
     "holders",
     "admission",
     "refusals",
+    "torch_attention",
     "controller",
 )
 
