@@ -102,4 +102,4 @@ test-newest: newest
 	$(NEWEST_RUN) -m pytest $(NEWEST_SERVING) -k "$(NEWEST_SERVED)"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
