@@ -46,14 +46,16 @@ class ChunkWork:
         reporter: Reporter,
         runner: ShardRunner,
         agreement: Agreement,
+        starts: Callable[[], None],
         computed: Callable[[int], None],
     ) -> None:
-        """``computed`` is told how many tokens each finished shard had."""
+        """``starts`` hears of each forward; ``computed`` how many tokens a finished shard had."""
         self._scheduler = scheduler
         self._manager = manager
         self._reporter = reporter
         self._runner = runner
         self._agreement = agreement
+        self._starts = starts
         self._computed = computed
         self._instance = reporter.instance
 
@@ -101,6 +103,7 @@ class ChunkWork:
         """Run a chunk and report how it went; all ranks of the instance come out alike."""
         start_s, part, error = time.monotonic(), None, ""
         try:
+            self._starts()
             part = self._run_chunk(task, chunk)
         except Exception as failure:
             logger.exception("chunk %d of %s failed", chunk, task.rid)

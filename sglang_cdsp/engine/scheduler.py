@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
@@ -54,6 +57,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MESH_TIMEOUT = timedelta(seconds=300)
+
+
+@dataclass(frozen=True)
+class _ChunkForward:
+    """A chunk's forward, as far as SGLang's profiler asks what a batch is."""
+
+    forward_mode: ForwardMode = ForwardMode.EXTEND
 
 
 class PoolScheduler(Scheduler):
@@ -105,7 +115,15 @@ class PoolScheduler(Scheduler):
         agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
         runner = ShardRunner(self, connect, instance, agreement, self._come_on)
         self._numbers = StockNumbers(self, lambda: self._engine.load)
-        work = ChunkWork(self, manager, reporter, runner, agreement, self._numbers.count_prefill)
+        work = ChunkWork(
+            self,
+            manager,
+            reporter,
+            runner,
+            agreement,
+            self._chunk_starts,
+            self._numbers.count_prefill,
+        )
         self._cdsp = ChunkEngine(
             scheduler=self,
             manager=manager,
@@ -162,6 +180,13 @@ class PoolScheduler(Scheduler):
         """Count a layer or a batch, so that the controller sees this rank come on."""
         if self._progress is not None:
             self._progress.advance(self._rank)
+
+    def _chunk_starts(self) -> None:
+        """What stock does before a batch: a chunk's forward is one that it does not see."""
+        self.forward_ct += 1
+        self.profiler_manager._profile_batch_predicate(_ChunkForward())
+        if self.forward_sleep_time is not None:
+            time.sleep(self.forward_sleep_time)
 
     def _on_load(self, order: LoadOrder) -> None:
         assert self._numbers is not None

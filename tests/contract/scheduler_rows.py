@@ -187,6 +187,9 @@ ROWS = (
                 "pool_stats_observer",
                 "load_inquirer",
                 "publish_load_snapshot",
+                "forward_ct",
+                "profiler_manager",
+                "forward_sleep_time",
             ),
         ),
     ),
@@ -254,5 +257,28 @@ ROWS = (
         "engine.scheduler",
         "which instance and rank this is",
         Names("sglang.srt.runtime_context", ("get_parallel", "get_disagg", "get_serving")),
+    ),
+    row(
+        "engine.scheduler",
+        "a profile with a number of steps counts forwards here, and asks for the batch's mode",
+        Signature(
+            "sglang.srt.managers.scheduler_components.profiler_manager",
+            "SchedulerProfilerManager._profile_batch_predicate",
+            ("batch",),
+            exact=True,
+        ),
+    ),
+    row(
+        "engine.scheduler",
+        "what a batch's start is for the profiler and for `slow_down`",
+        Order(
+            SCHEDULER,
+            "Scheduler.run_batch",
+            (
+                "self.forward_ct += 1",
+                "self.profiler_manager._profile_batch_predicate(batch)",
+                "time.sleep(self.forward_sleep_time)",
+            ),
+        ),
     ),
 )

@@ -33,6 +33,7 @@ class Rank:
         written: its writes to decode; each is "flying", "landed" or "lost".
         breaks: chunks in which the model raises.
         computed: tokens of each shard that was computed.
+        started: for each forward that began, how many had ended.
     """
 
     def __init__(self, instance: int = 0, tp_rank: int = 0) -> None:
@@ -42,6 +43,7 @@ class Rank:
         self.breaks: set[int] = set()
         self.admitted: list[Any] = []
         self.computed: list[int] = []
+        self.started: list[int] = []
         self.closed = 0
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
@@ -53,7 +55,13 @@ class Rank:
             manager=manager,
             reporter=reporter,
             work=ChunkWork(
-                self.scheduler, manager, reporter, runner, Agreement(None, 1), self.computed.append
+                self.scheduler,
+                manager,
+                reporter,
+                runner,
+                Agreement(None, 1),
+                lambda: self.started.append(len(self.computed)),
+                self.computed.append,
             ),
             relink=lambda epoch: None,
             admit=self.admitted.append,

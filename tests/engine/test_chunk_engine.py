@@ -44,6 +44,7 @@ def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() ->
     rank.scheduler.output_streamer.stream_output.assert_called_once()
     rank.engine.step()
     assert rank.engine.idle
+    assert len(rank.started) == len(rank.computed) == len(CHUNKS), "each forward is counted once"
 
 
 def test_a_dropped_task_drains_no_sooner_than_its_writes() -> None:

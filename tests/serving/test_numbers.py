@@ -79,3 +79,16 @@ def test_a_busy_pool_says_so_and_an_idle_one_too(client: Client, checkpoint: Pat
             job.result()
     assert until(lambda: in_hand(client) == 0)
     assert until(lambda: metric(client, RUNNING) == 0)
+
+
+def test_a_profile_of_chunks_ends(client: Client, checkpoint: Path, tmp_path: Path) -> None:
+    """It counts forwards: chunks are among them, though SGLang does not run them."""
+    url = client.servers.urls["prefill"]
+    body: dict[str, Any] = {"output_dir": str(tmp_path), "num_steps": 2, "activities": ["CPU"]}
+    with ThreadPoolExecutor(1) as threads:
+        job = threads.submit(requests.post, f"{url}/start_profile", json=body, timeout=60)
+        for seed in range(3):
+            plan = [(100, [0, 1, 2, 3]), (100, [0, 1, 2, 3])]
+            client.pool(text_tokens(checkpoint, 200, 90 + seed), plan)
+        assert job.result().status_code == 200
+    assert until(lambda: len(list(tmp_path.rglob("*.json.gz"))) == POOL_SIZE)
