@@ -49,6 +49,7 @@ UNREFUSED: dict[str, Any] = {
     "disaggregation_transfer_backend": "mooncake",
     "model_path": "some/model",
     "json_model_override_args": "{}",
+    "revision": None,
 }
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),
