@@ -17,6 +17,7 @@ SLOW = {
     "attention/test_ring_processes.py": "ranks in processes of their own",
     "contract/test_newest.py": "downloads a release",
     "engine/test_agreement.py": "ranks in processes of their own",
+    "engine/test_built_models.py": "imports SGLang in a process of its own",
     "patches/test_behaviour.py": "patches a copy of SGLang and imports both",
     "platforms/test_in_sglang.py": "imports SGLang in processes of its own",
     "testing/test_checkpoint.py": "runs the checkpoint in another implementation",

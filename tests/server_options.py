@@ -45,5 +45,6 @@ UNREFUSED: dict[str, Any] = {
     "page_size": None,
     "disaggregation_transfer_backend": "mooncake",
     "model_path": "some/model",
+    "revision": None,
     "json_model_override_args": "{}",
 }

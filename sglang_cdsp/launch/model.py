@@ -1,4 +1,4 @@
-"""The model's architecture, where its configuration can be read without loading anything.
+"""The model's architecture, where its configuration lies on this machine.
 
 The instances check it again before they load weights, with whatever SGLang makes of it.
 """
@@ -13,16 +13,34 @@ from sglang_cdsp import architectures
 
 
 def problems(server_args: Any) -> list[str]:
-    """What is wrong with the model, if it lies in a folder; nothing if that cannot be told.
+    """What is wrong with the model; nothing if that cannot be told without asking a hub.
 
     Args:
         server_args: SGLang's, as given on the command line.
     """
     try:
-        text = (Path(server_args.model_path) / "config.json").read_text(encoding="utf-8")
+        path = _config_file(str(server_args.model_path), server_args.revision)
+        text = path.read_text(encoding="utf-8")
         config = {**json.loads(text), **json.loads(server_args.json_model_override_args)}
     except (OSError, ValueError, TypeError):
         return []  # SGLang says what is wrong with it
     names = config.get("architectures")
     fault = architectures.fault(names, config) if names else ""
     return [f"--model-path {server_args.model_path}: {fault}"] if fault else []
+
+
+def _config_file(model: str, revision: str | None) -> Path:
+    """The model's ``config.json``, in its folder or in the cache of what a hub has sent.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    local = Path(model) / "config.json"
+    if local.exists():
+        return local
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    if not isinstance(cached, str):
+        raise FileNotFoundError(f"{model} is neither a folder nor cached")
+    return Path(cached)

@@ -142,6 +142,7 @@ ROWS = (
                 "disaggregation_transfer_backend",
                 "model_path",
                 "json_model_override_args",
+                "revision",
             ),
         ),
     ),

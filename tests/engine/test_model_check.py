@@ -20,6 +20,7 @@ from sglang_cdsp.engine.model_check import (
     check_config,
     check_model,
 )
+from sglang_cdsp.engine.scheduler import PoolScheduler
 
 LAYERS = 2
 PLAIN: dict[str, Any] = {
@@ -173,3 +174,16 @@ def test_every_backend_that_was_read_is_one_of_sglangs() -> None:
     for flags in BACKENDS.values():
         for flag in flags.split(" or "):
             assert flag in attention_registry.ATTENTION_BACKENDS
+
+
+def test_a_scheduler_refuses_by_the_configuration_before_it_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SGLang makes the configuration, then the worker that loads; see `tests/contract`."""
+
+    def stocks(self: Any) -> None:
+        self.model_config = model_config("Llama4ForCausalLM")
+
+    monkeypatch.setattr(PoolScheduler.__mro__[1], "init_model_config", stocks)
+    with pytest.raises(UnsupportedModel, match="Llama4ForCausalLM"):
+        object.__new__(PoolScheduler).init_model_config()

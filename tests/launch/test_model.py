@@ -13,7 +13,7 @@ from sglang_cdsp.launch.model import problems
 
 def found(folder: Path, *, override: str = "{}", **config: object) -> list[str]:
     (folder / "config.json").write_text(json.dumps(config))
-    args = SimpleNamespace(model_path=str(folder), json_model_override_args=override)
+    args = SimpleNamespace(model_path=str(folder), json_model_override_args=override, revision=None)
     return problems(args)
 
 
@@ -38,10 +38,22 @@ def test_what_the_command_line_changes_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "7"])
 def test_what_cannot_be_read_is_left_to_sglang(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    args = SimpleNamespace(model_path=str(tmp_path), json_model_override_args="{}")
-    assert problems(args) == []
+    assert problems(arguments(str(tmp_path))) == []
 
 
-def test_a_name_on_a_hub_is_left_to_the_instances() -> None:
-    args = SimpleNamespace(model_path="some/model", json_model_override_args="{}")
-    assert problems(args) == []
+def arguments(model: str) -> SimpleNamespace:
+    return SimpleNamespace(model_path=model, json_model_override_args="{}", revision=None)
+
+
+@pytest.mark.parametrize("model", ["some/model", "/no/such/folder", "not a name", ""])
+def test_what_is_not_on_this_machine_is_left_to_the_instances(model: str) -> None:
+    assert problems(arguments(model)) == []
+
+
+def test_what_a_hub_sent_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "config.json"
+    cached.write_text('{"architectures": ["Llama4ForCausalLM"]}')
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: str(cached))
+    [line] = problems(arguments("some/model"))
+    assert line.startswith("--model-path some/model: ")
+    assert "Llama4ForCausalLM" in line

@@ -1,0 +1,102 @@
+"""Builds real models of SGLang's without weights and prints what is odd about each, as JSON.
+
+A program of its own: SGLang keeps the process's place in its groups in module state.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from sglang.srt import runtime_context
+from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
+from sglang.srt.layers.dp_attention import initialize_dp_attention
+from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.server_args import ServerArgs
+
+from sglang_cdsp.engine.plain_model import odd_parts
+
+LAYERS = 3
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 128,
+    "pad_token_id": 0,
+}
+WINDOW = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 16,
+    "rope_scaling": None,
+}
+# A name, the architecture, its configuration's class, and what it has beside the shape.
+MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("llama", "LlamaForCausalLM", "LlamaConfig", {}),
+    ("mistral", "MistralForCausalLM", "LlamaConfig", {}),
+    ("qwen2", "Qwen2ForCausalLM", "Qwen2Config", {}),
+    ("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {}),
+    ("granite", "GraniteForCausalLM", "GraniteConfig", {}),
+    ("olmo2", "Olmo2ForCausalLM", "Olmo2Config", {}),
+    ("phi3", "Phi3ForCausalLM", "Phi3Config", {}),
+    ("stablelm", "StableLmForCausalLM", "StableLmConfig", {}),
+    ("mixtral", "MixtralForCausalLM", "MixtralConfig", {"num_local_experts": 4}),
+    (
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "moe_intermediate_size": 16},
+    ),
+    ("olmo2 with a window", "Olmo2ForCausalLM", "Olmo2Config", WINDOW),
+    (
+        "gemma2",
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {"sliding_window": 16, "hidden_act": "gelu_pytorch_tanh"},
+    ),
+)
+
+
+def become_the_only_rank(folder: Path) -> None:
+    """SGLang's module state of a server of one rank, on the CPU."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}
+    (folder / "config.json").write_text(json.dumps(config))
+    args = ServerArgs(
+        model_path=str(folder),
+        device="cpu",
+        attention_backend="torch_native",
+        disable_radix_cache=True,
+    )
+    runtime_context.publish(args, role="scheduler")
+    init_distributed_environment(
+        backend="gloo",
+        world_size=1,
+        rank=0,
+        local_rank=0,
+        distributed_init_method=f"file://{folder / 'store'}",
+    )
+    initialize_model_parallel()
+    ranks = ("tp", "pp", "dp", "attn_tp", "attn_cp", "moe_ep", "moe_tp", "moe_dp")
+    runtime_context.get_parallel().override_permanently(**{f"{rank}_rank": 0 for rank in ranks})
+    initialize_dp_attention(args)
+
+
+def main(folder: Path) -> None:
+    become_the_only_rank(folder)
+    found = {}
+    for name, architecture, config_class, more in MODELS:
+        config = getattr(transformers, config_class)(**{**SHAPE, **more})
+        built_by, _ = ModelRegistry.resolve_model_cls([architecture])
+        with torch.device("meta"):
+            found[name] = odd_parts(built_by(config), LAYERS)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
