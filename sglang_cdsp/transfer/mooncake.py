@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
+import torch
+from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager, MooncakeKVSender
 from sglang.srt.environ import envs
 
 from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
@@ -42,6 +43,8 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
                 if not variable.is_set():
                     stack.enter_context(variable.override(value))
             super().__init__(*args, **kwargs)
+        if not torch.cuda.is_available():
+            keep_page_numbers_on_the_host()
         self._writers = ThreadPoolExecutor(WRITERS, "cdsp-kv-write")
 
     def init_engine(self) -> None:
@@ -125,3 +128,12 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
         for handle in handles:
             if handle.exception() is not None:
                 logger.error("KV write to decode failed: %s", handle.exception())
+
+
+def keep_page_numbers_on_the_host() -> None:
+    """Let stock's senders of one-instance requests hand over page numbers without CUDA.
+
+    SGLang 0.5.23 copies them to pinned memory behind a CUDA event, unless its sender says that it
+    cannot take them so.
+    """
+    MooncakeKVSender.supports_host_tensor_indices = False
