@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
+import torch
+from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager, MooncakeKVSender
 from sglang.srt.environ import envs
 
 from sglang_cdsp.transfer.manager import PoolKVManager, TransferFailed
@@ -39,6 +40,8 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
                 if not variable.is_set():
                     stack.enter_context(variable.override(value))
             super().__init__(*args, **kwargs)
+        if not torch.cuda.is_available():
+            keep_page_numbers_on_the_host()
         self._writers = ThreadPoolExecutor(WRITERS, "cdsp-kv-write")
 
     def init_engine(self) -> None:
@@ -120,3 +123,12 @@ class MooncakePoolManager(PoolKVManager, MooncakeKVManager):
             return None
         error = handle.exception()
         return "" if error is None else str(error) or repr(error)
+
+
+def keep_page_numbers_on_the_host() -> None:
+    """Let stock's senders of one-instance requests hand over page numbers without CUDA.
+
+    SGLang 0.5.23 copies them to pinned memory behind a CUDA event, unless its sender says that it
+    cannot take them so.
+    """
+    MooncakeKVSender.supports_host_tensor_indices = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contract.changed import Changed
+from tests.contract.changed import Changed, Not
 from tests.contract.needs import (
     Attributes,
     Base,
@@ -228,6 +228,24 @@ ROWS = (
                 "dst_kv_item_len",
                 "dst_kv_layer_ids",
             ),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "where a one-instance request's sender needs CUDA, unless told otherwise",
+        Changed(
+            Not(Attributes(MOONCAKE, "MooncakeKVSender", ("supports_host_tensor_indices",))),
+            Order(
+                "sglang.srt.disaggregation.prefill",
+                "SchedulerDisaggregationPrefillMixin._send_kv_chunk",
+                (
+                    "getattr(sender, 'supports_host_tensor_indices', False)",
+                    "pin_memory=True",
+                    "torch.cuda.Event()",
+                    "kv_to_page_indices(kv_indices, page_size)",
+                ),
+            ),
+            "the sender is told that it cannot, on machines without CUDA (`transfer.mooncake`)",
         ),
     ),
     row(

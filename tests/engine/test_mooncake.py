@@ -15,7 +15,7 @@ import pytest
 from sglang.srt.disaggregation.mooncake import conn
 
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
-from sglang_cdsp.transfer.mooncake import MooncakePoolManager
+from sglang_cdsp.transfer.mooncake import MooncakePoolManager, keep_page_numbers_on_the_host
 from sglang_cdsp.transfer.mooncake_engine import DONE, FAILED, PatientEngine
 
 ROOM = 7
@@ -171,3 +171,10 @@ def test_a_room_is_known_once_its_session_has_registered(manager: FakePoolManage
     assert manager.knows_room(ROOM)
     del manager.decode_kv_args_table[SESSION]
     assert not manager.knows_room(ROOM)
+
+
+def test_a_one_instance_requests_sender_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else SGLang 0.5.23 pins memory and records a CUDA event for its page numbers."""
+    monkeypatch.setattr(conn.MooncakeKVSender, "supports_host_tensor_indices", True, raising=False)
+    keep_page_numbers_on_the_host()
+    assert conn.MooncakeKVSender.supports_host_tensor_indices is False
