@@ -73,9 +73,15 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
 def read_setup(options: argparse.Namespace) -> Setup:
     """The set-up that the flags describe; ValueError names the flag that is wrong."""
     model = LatencyModel.load(options.latency_model) if options.latency_model else builtin_model()
+    sizes = tuple(sorted(set(options.sp_sizes or model.sp_sizes)))
+    if sizes[0] > options.instances >= 1:
+        raise SetupError(
+            f"SP sizes {list(sizes)} need more than the {options.instances} instances; give "
+            "smaller ones with --sp-sizes, or more --instances"
+        )
     return Setup(
         model=model,
-        sp_sizes=tuple(sorted(set(options.sp_sizes or model.sp_sizes))),
+        sp_sizes=sizes,
         instances=options.instances,
         instances_per_node=options.instances_per_node,
         decode_instances=options.decode_instances,

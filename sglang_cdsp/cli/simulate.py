@@ -172,6 +172,8 @@ def _read(options: argparse.Namespace) -> tuple[list[str], Setup, Source, float]
         value = getattr(options, flag)
         if value is not None and not 0 < value < math.inf:
             raise OptionError(f"--{flag} is {value:g}; it must be above 0")
+    if options.find_max_rate and options.out:
+        raise OptionError("--out goes without --find-max-rate: which of its runs to write?")
     if options.speed is not None and (options.trace is None or options.rate is not None):
         raise OptionError("--speed goes with --trace and without --rate")
     policies = list(dict.fromkeys(options.policy.split(",")))

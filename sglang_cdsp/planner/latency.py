@@ -160,7 +160,9 @@ class LatencyModel:
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
-            raise LatencyModelError(f"{path}: {error.strerror or error}") from error
+            raise LatencyModelError(
+                f"{path}: {error.strerror or error}; give a file that `profile` wrote"
+            ) from error
         except UnicodeDecodeError as error:
             raise LatencyModelError(f"{path}: not UTF-8 text") from error
         except json.JSONDecodeError as error:

@@ -184,7 +184,9 @@ def read_rates(path: Path, flag: str) -> Mapping[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(f"{flag} {path}: {error.strerror or error}") from error
+        raise OptionError(
+            f"{flag} {path}: {error.strerror or error}; give a file that `tune` wrote"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{flag} {path}: not JSON: {error}") from error
     return data.get(MAPPING_KEY, data) if isinstance(data, dict) else data

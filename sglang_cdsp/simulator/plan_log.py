@@ -44,7 +44,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise PlanLogError(f"{path}: {error.strerror or error}") from error
+        raise PlanLogError(
+            f"{path}: {error.strerror or error}; give what --cdsp-plan-log wrote"
+        ) from error
     except UnicodeDecodeError as error:
         raise PlanLogError(f"{path}: not UTF-8 text; give what --cdsp-plan-log wrote") from error
     found: list[dict[str, Any]] = []

@@ -126,6 +126,12 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
             f"the log's plans name {named} instances, the pool has {setup.instances}; give "
             f"--instances {named}"
         )
+    for r in recorded if plans else ():
+        if not fits(r.chunks, (setup.slots,) * setup.instances, setup.page_size):
+            raise SimulationError(
+                f"{r.request.rid}: its {r.request.prompt_tokens} tokens do not fit instances of "
+                f"{setup.kv_tokens} KV slots as it ran; give --kv-tokens as the server had it"
+            )
     policy = RecordedPolicy(recorded, setup.model, setup.page_size) if plans else None
     alone = replace(setup, decode_instances=0, unified=False)
     result = simulate(alone, [r.request for r in recorded], policy=policy)

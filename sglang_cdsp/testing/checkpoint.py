@@ -185,7 +185,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("--force", action="store_true", help="write it even if it is there")
     arguments = parser.parse_args()
-    print(write_checkpoint(arguments.directory, arguments.seed, force=arguments.force))
+    try:
+        print(write_checkpoint(arguments.directory, arguments.seed, force=arguments.force))
+    except OSError as error:
+        reason = error.strerror or error
+        parser.exit(2, f"{arguments.directory}: {reason}; name a folder that can be written\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sglang_cdsp.__main__ import main
+from tests.cli.calls import call
 from tests.simulator.plan_logs import line, write
 from tests.simulator.small_worlds import LINEAR
 
@@ -27,7 +28,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "flags", [("--instances", "1"), ("--kv-tokens", "0"), ("--policy", "nonsense")]
+    "flags",
+    [
+        ("--instances", "1"),
+        ("--kv-tokens", "0"),
+        ("--kv-tokens", "10"),
+        ("--policy", "nonsense"),
+        ("--min-chunk", "1" * 30),
+        ("--out", "/proc/nobody/out"),
+    ],
 )
 def test_wrong_flags_get_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
@@ -35,5 +44,6 @@ def test_wrong_flags_get_one_line(
     log = write(tmp_path / "log", [line("a", 0.0, 0.0, 0.8, (1000, [0, 1], 0.0, 0.8))])
     model = tmp_path / "model.json"
     LINEAR.save(model)
-    assert main(["replay", str(log), "--latency-model", str(model), *flags]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    status, out, err = call(capsys, "replay", str(log), "--latency-model", str(model), *flags)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1

@@ -45,6 +45,8 @@ def test_a_tuned_table_serves_the_servers_regulator(
     [
         (("--policy", "loongserve"), "has no improvement rate"),
         (("--from", "3", "--to", "2"), "give 0 < from <= to"),
+        (("--step", "1e-300"), "give a larger one"),
+        (("--to", "1e300"), "give a larger one"),
         (("--seeds", "0"), "--seeds is 0"),
         (("--improvement-rates", "0.1,1"), "1 is not in [0, 1)"),
         (("--policy", "cdsp-best"), "unknown policy"),

@@ -175,3 +175,31 @@ def test_what_profile_lacks_is_named_with_the_remedy(python: str, tmp_path: Path
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'sglang-cdsp[demo]'" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def with_demo(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with the wheel and its extra `demo`, without SGLang."""
+    if not index_answers():
+        pytest.skip("no package index can be reached")
+    place = tmp_path_factory.mktemp("demo")
+    run(sys.executable, "-m", "venv", "env", cwd=place)
+    interpreter = str(place / "env" / "bin" / "python")
+    pinned = ("--constraint", str(ROOT / "requirements" / "cpu.txt"))
+    pip = (interpreter, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    run(*pip, *pinned, f"{wheel}[demo]", cwd=place)
+    return interpreter
+
+
+def test_with_the_extra_only_sglang_is_missing(with_demo: str, tmp_path: Path) -> None:
+    assert "--max-tokens" in run(with_demo, "-m", "sglang_cdsp", "profile", "--help", cwd=tmp_path)
+    run(with_demo, "-m", "sglang_cdsp.testing.checkpoint", "checkpoint", cwd=tmp_path)
+    profile = ("sglang_cdsp", "profile", "--model-path", "checkpoint", "--out", "model.json")
+    for command in (profile, ("sglang_cdsp.demo",)):
+        done = subprocess.run(
+            [with_demo, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "needs sglang, torch: install SGLang, see docs/install.md" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
