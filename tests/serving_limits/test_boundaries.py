@@ -44,8 +44,8 @@ def test_the_longest_prompts_are_served(length: int, client: Client, checkpoint:
     tokens = text_tokens(checkpoint, length, 5)
     stock = client.stock(tokens)
     difference(stock, client.pool(tokens), TOLERANCE)
-    half = length // 2
-    difference(stock, client.pool(tokens, [(half, [1]), (length - half, [1, 0])]), TOLERANCE)
+    plan = [(200, [1]), (length - 200, [1, 0])]
+    difference(stock, client.pool(tokens, plan), TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [REFUSED, REFUSED + 1, CONTEXT_LENGTH - 1, CONTEXT_LENGTH])
