@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from functools import partial
 from typing import Any
 
 import zmq
@@ -31,8 +30,7 @@ from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
-from sglang_cdsp.controller.admission import Admission
-from sglang_cdsp.controller.calibration import measured_model
+from sglang_cdsp.controller.assembly import PoolParts
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
@@ -40,14 +38,12 @@ from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages
 from sglang_cdsp.controller.dispatcher import Dispatcher
 from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.ledger import InstanceLedger
-from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
-from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
-from sglang_cdsp.controller.request_checks import grammar_order, unsupported
+from sglang_cdsp.controller.request_checks import grammar_order
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
     await_hellos,
@@ -58,8 +54,6 @@ from sglang_cdsp.controller.startup import (
     queue_limits,
 )
 from sglang_cdsp.planner.forced import PARAMETER
-from sglang_cdsp.planner.latency import LatencyModel, builtin_model
-from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
@@ -171,61 +165,33 @@ class PoolController(DataParallelController):
         return first
 
     def _start_planning(self, hello: messages.Hello) -> None:
-        """Find the latency model, then the planner; a bad option ends the server."""
-        instances = int(get_parallel().dp_size)
-        sizes = self._cdsp.sp_sizes or default_sp_sizes(instances)
-        try:
-            if self._cdsp.latency_model is not None:
-                model = LatencyModel.load(self._cdsp.latency_model)
-            else:
-                model = self._measure(tuple(sorted({*sizes, instances})), hello)
-            self._planning = make_planning(self._cdsp, model, sizes, hello.page_size)
-        except (ValueError, RuntimeError) as error:
-            give_up(str(error))
-        self._lifecycle = self._make_lifecycle(self._planning, hello)
-        self._tell_status()
-
-    def _measure(self, sizes: tuple[int, ...], hello: messages.Hello) -> LatencyModel:
-        """Run probes on the pool before anybody is served."""
-        stand_in = make_planning(CdspArgs(), builtin_model(), (1,), hello.page_size)
-        return measured_model(
-            sizes,
-            min(hello.max_input_tokens, self._ledger.smallest_instance),
-            hello.page_size,
-            self._make_lifecycle(stand_in, hello),
-            self._reports,
+        """Put planner and life cycle together; what does not fit ends the server."""
+        parts = PoolParts(
+            args=self._cdsp,
+            hello=hello,
+            ledger=self._ledger,
+            rooms=self._rooms,
+            decode=self._decode,
+            limits=self._limits,
+            dispatcher=Dispatcher(
+                workers=self.workers,
+                endpoint=self._endpoint,
+                decode=self._decode,
+                rooms=self._rooms,
+                tokenizer=self._tokenizer,
+                observers=(self._log, self._metrics),
+            ),
+            tp_size=self._tp_size,
+            reports=self._reports,
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
         )
-
-    def _make_lifecycle(self, planning: Planning, hello: messages.Hello) -> Lifecycle:
-        dispatcher = Dispatcher(
-            workers=self.workers,
-            endpoint=self._endpoint,
-            decode=self._decode,
-            rooms=self._rooms,
-            tokenizer=self._tokenizer,
-            observers=(self._log, self._metrics),
-        )
-        return Lifecycle(
-            ledger=self._ledger,
-            planning=planning,
-            rooms=self._rooms,
-            effects=dispatcher,
-            admission=Admission(
-                policy=planning.policy,
-                view=lambda: self._ledger.view(time.monotonic()),
-                page_size=hello.page_size,
-                max_input_tokens=hello.max_input_tokens,
-                allow_request_plans=self._cdsp.allow_request_plans,
-                decode=self._decode,
-                unsupported=partial(unsupported, vocab_size=hello.vocab_size),
-            ),
-            tp_size=self._tp_size,
-            clock=time.monotonic,
-            decode=self._decode,
-            limits=self._limits,
-        )
+        try:
+            self._planning = parts.planning()
+        except (ValueError, RuntimeError) as error:
+            give_up(str(error))
+        self._lifecycle = parts.lifecycle(self._planning)
+        self._tell_status()
 
     # -- status and updates ---------------------------------------------------------------
 

@@ -1,0 +1,99 @@
+"""How a pool's planner and life cycle are put together, once its schedulers have greeted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import zmq
+
+from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.controller.admission import Admission
+from sglang_cdsp.controller.calibration import measured_model
+from sglang_cdsp.controller.decode.rooms import Rooms
+from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.ledger import InstanceLedger
+from sglang_cdsp.controller.lifecycle import Lifecycle
+from sglang_cdsp.controller.planning import Planning, make_planning
+from sglang_cdsp.controller.queue_limits import QueueLimits
+from sglang_cdsp.controller.request_checks import unsupported
+from sglang_cdsp.planner import default_sp_sizes
+from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.protocol.messages import Hello
+
+
+@dataclass(frozen=True)
+class PoolParts:
+    """What a pool's planner and life cycle are made from.
+
+    Attributes:
+        hello: of one rank; all say the same of the model.
+        tp_size: ranks of an instance.
+        reports: the socket at which the schedulers report.
+        model, device: what a latency model that is measured here is called.
+    """
+
+    args: CdspArgs
+    hello: Hello
+    ledger: InstanceLedger
+    rooms: Rooms
+    decode: DecodeServers
+    limits: QueueLimits
+    dispatcher: Dispatcher
+    tp_size: int
+    reports: zmq.Socket[bytes]
+    model: str
+    device: str
+
+    def planning(self) -> Planning:
+        """Find the latency model, then the planner.
+
+        Raises:
+            ValueError: an option does not fit the model; names the remedy.
+            RuntimeError: the pool could not be measured.
+        """
+        instances = len(self.ledger.capacity)
+        sizes = self.args.sp_sizes or default_sp_sizes(instances)
+        if self.args.latency_model is not None:
+            model = LatencyModel.load(self.args.latency_model)
+        else:
+            model = self._measure(tuple(sorted({*sizes, instances})))
+        return make_planning(self.args, model, sizes, self.hello.page_size)
+
+    def _measure(self, sizes: tuple[int, ...]) -> LatencyModel:
+        """Run probes on the pool before anybody is served."""
+        page_size = self.hello.page_size
+        stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
+        return measured_model(
+            sizes,
+            min(self.hello.max_input_tokens, self.ledger.smallest_instance),
+            page_size,
+            self.lifecycle(stand_in),
+            self.reports,
+            model=self.model,
+            device=self.device,
+        )
+
+    def lifecycle(self, planning: Planning) -> Lifecycle:
+        """A life cycle whose effects reach the schedulers, decode and the clients."""
+        return Lifecycle(
+            ledger=self.ledger,
+            planning=planning,
+            rooms=self.rooms,
+            effects=self.dispatcher,
+            admission=Admission(
+                policy=planning.policy,
+                view=lambda: self.ledger.view(time.monotonic()),
+                page_size=self.hello.page_size,
+                max_input_tokens=self.hello.max_input_tokens,
+                allow_request_plans=self.args.allow_request_plans,
+                decode=self.decode,
+                unsupported=partial(unsupported, vocab_size=self.hello.vocab_size),
+            ),
+            tp_size=self.tp_size,
+            clock=time.monotonic,
+            decode=self.decode,
+            limits=self.limits,
+        )
