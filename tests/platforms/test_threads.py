@@ -57,6 +57,9 @@ def test_binding_pins_every_thread_of_the_process() -> None:
         f"assert bind_rank_threads(numa_index=0, world_size=1) == '{last}'\n"
         "threads = map(int, os.listdir('/proc/self/task'))\n"
         f"assert all(os.sched_getaffinity(thread) == {{{last}}} for thread in threads)\n"
+        "own = os.getpriority(os.PRIO_PROCESS, os.getppid())\n"
+        "nices = {os.getpriority(os.PRIO_PROCESS, int(t)) for t in os.listdir('/proc/self/task')}\n"
+        "assert nices == {min(own + 5, 19)}, nices\n"
         "print(torch.get_num_threads())\n"
     )
     done = subprocess.run(
