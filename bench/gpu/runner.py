@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def _outcome(
 def _run(command: list[str], log: Path, limit_s: float) -> int | None:
     """Run a command in a session of its own; its status, None if it was over its limit."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    with log.open("wb") as output, _put_off(signal.SIGTERM) as came:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -108,6 +108,8 @@ def _run(command: list[str], log: Path, limit_s: float) -> int | None:
             start_new_session=True,
         )
     try:
+        if came:
+            raise SystemExit(128 + signal.SIGTERM)
         return process.wait(timeout=limit_s)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
@@ -118,6 +120,17 @@ def _run(command: list[str], log: Path, limit_s: float) -> int | None:
         # Also what a crashed step left; servers of step 6 have a reaper of their own.
         reaper.kill_sessions({process.pid})
         process.wait()
+
+
+@contextlib.contextmanager
+def _put_off(number: signal.Signals) -> Iterator[list[int]]:
+    """Note a signal instead of acting on it: a process half started would be nobody's to end."""
+    came: list[int] = []
+    before = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(number, before)
 
 
 def _tail(log: Path) -> str:
