@@ -101,6 +101,7 @@ class ChunkWork:
 
     def run(self, task: ChunkTask, chunk: int) -> None:
         """Run a chunk and report how it went; all ranks of the instance come out alike."""
+        task.started = True
         start_s, part, error = time.monotonic(), None, ""
         try:
             self._starts()

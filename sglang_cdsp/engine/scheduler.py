@@ -183,6 +183,8 @@ class PoolScheduler(Scheduler):
 
     def _chunk_starts(self) -> None:
         """What stock does before a batch: a chunk's forward is one that it does not see."""
+        if self._numbers is not None:
+            self._numbers.publish(at_once=True)
         self.forward_ct += 1
         self.profiler_manager._profile_batch_predicate(_ChunkForward())
         if self.forward_sleep_time is not None:

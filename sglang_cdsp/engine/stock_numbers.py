@@ -26,7 +26,7 @@ class Load:
     """Requests that SGLang's queues do not hold.
 
     Attributes:
-        running: those of which a chunk has run.
+        running: those of which a chunk has started.
         waiting: those of which none has.
         waiting_tokens: prompt tokens of the latter.
     """
@@ -86,11 +86,16 @@ class StockNumbers:
                 input_tokens=tokens, device_hit_tokens=0, host_hit_tokens=0, storage_hit_tokens=0
             )
 
-    def publish(self) -> None:
-        """Publish the numbers, if the engine has some or had some the last time."""
+    def publish(self, *, at_once: bool = False) -> None:
+        """Publish the numbers, if the engine has some or had some the last time.
+
+        Args:
+            at_once: a chunk starts, and nothing is published until it has ended.
+        """
         now_s, load = self._clock(), self.total()
         nothing = Load(0, 0, 0)
-        if load == self._published == nothing or now_s < self._published_s + PUBLISH_EVERY_S:
+        soon = now_s < self._published_s + PUBLISH_EVERY_S
+        if load == self._published == nothing or (soon and not at_once):
             return
         self._published_s, self._published = now_s, load
         scheduler = self._scheduler

@@ -51,6 +51,7 @@ class ChunkTask:
         next_chunk: the next chunk that this instance takes part in.
         prepared: the chunk whose slots are allocated, None before.
         announced: whether ``Ready`` was reported for ``next_chunk``.
+        started: whether any of its chunks has started here.
         req: SGLang's request, at home only.
         writes: KV writes in flight, by chunk.
         over: all its chunks ran or it was dropped; only writes are left.
@@ -72,6 +73,7 @@ class ChunkTask:
     arrival_s: float = 0.0
     prepared: int | None = None
     announced: bool = False
+    started: bool = False
     req: Req | None = None
     writes: list[tuple[int, ShardWrite]] = field(default_factory=list)
     over: bool = False
@@ -83,8 +85,8 @@ class ChunkTask:
 
     @property
     def waits(self) -> bool:
-        """Whether none of its chunks has run here yet."""
-        return self.next_chunk == 0 and not self.over
+        """Whether none of its chunks has started here yet."""
+        return not (self.started or self.over)
 
     @property
     def home(self) -> int:

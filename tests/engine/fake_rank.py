@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -44,6 +45,7 @@ class Rank:
         self.admitted: list[Any] = []
         self.computed: list[int] = []
         self.started: list[int] = []
+        self.on_start: Callable[[], None] = lambda: None
         self.closed = 0
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
@@ -60,13 +62,17 @@ class Rank:
                 reporter,
                 runner,
                 Agreement(None, 1),
-                lambda: self.started.append(len(self.computed)),
+                self._starts,
                 self.computed.append,
             ),
             relink=lambda epoch: None,
             admit=self.admitted.append,
             abort=lambda rid: None,
         )
+
+    def _starts(self) -> None:
+        self.started.append(len(self.computed))
+        self.on_start()
 
     # -- reporter -------------------------------------------------------------------------
 

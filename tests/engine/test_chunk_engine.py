@@ -47,6 +47,19 @@ def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() ->
     assert len(rank.started) == len(rank.computed) == len(CHUNKS), "each forward is counted once"
 
 
+def test_a_request_runs_from_the_start_of_its_first_chunk() -> None:
+    rank = Rank()
+    rank.plan()
+    rank.request()
+    rank.engine.step()
+    waiting = rank.engine.load
+    assert (waiting.running, waiting.waiting) == (0, 1)
+    seen: list[tuple[int, int]] = []
+    rank.on_start = lambda: seen.append((rank.engine.load.running, rank.engine.load.waiting))
+    rank.go(0)
+    assert seen == [(1, 0)], "its forward holds up the loop: nothing is published until it ends"
+
+
 def test_a_dropped_task_drains_no_sooner_than_its_writes() -> None:
     """Decode gives the pages to others as soon as it hears that they are safe."""
     rank = Rank()

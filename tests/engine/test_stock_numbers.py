@@ -95,6 +95,15 @@ def test_it_is_published_at_most_so_often() -> None:
     assert len(world.logged) == 3
 
 
+def test_what_a_chunk_starts_with_is_published_before_it_blocks_the_loop() -> None:
+    world = World()
+    world.load = Load(0, 1, 500)
+    world.numbers.publish()
+    world.load = Load(1, 0, 0)
+    world.numbers.publish(at_once=True)
+    assert [stats.num_running_reqs.total for stats in world.logged] == [2, 3]
+
+
 @pytest.mark.parametrize("metrics", [True, False])
 def test_tokens_are_counted_where_sglang_counts(metrics: bool) -> None:
     world = World(metrics=metrics)
