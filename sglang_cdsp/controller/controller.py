@@ -50,7 +50,7 @@ from sglang_cdsp.controller.startup import (
     bootstrap_route,
     bootstrap_row,
     give_up,
-    open_store,
+    link_orders,
     queue_limits,
 )
 from sglang_cdsp.planner.forced import PARAMETER
@@ -124,13 +124,10 @@ class PoolController(DataParallelController):
         reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
         reports.setsockopt(zmq.RCVHWM, 0)
         port = reports.bind_to_random_port(f"tcp://{LOOPBACK}")
-        self._store = open_store(LOOPBACK)
         self._progress = ProgressBoard.create(int(get_parallel().dp_size * get_parallel().tp_size))
         publish_addresses(
             PoolAddresses(
                 reports=f"tcp://{LOOPBACK}:{port}",
-                host=LOOPBACK,
-                store_port=int(self._store.port),
                 progress=str(self._progress.path),
             )
         )
@@ -155,6 +152,10 @@ class PoolController(DataParallelController):
         except PoolIncompleteError as error:
             give_up(str(error))
         self._progress.forget_path()
+        for seat, order in link_orders(hellos):
+            worker = self.workers[seat]
+            assert worker is not None
+            sock_send(worker, order)
         self._health = PoolHealth(self._progress.read, self._tp_size, time.monotonic)
         first = hellos[(0, 0)]
         self._ledger = InstanceLedger(

@@ -29,11 +29,11 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
-    MeshOrder,
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
     StockOrder,
+    StopOrder,
 )
 
 logger = logging.getLogger(__name__)
@@ -96,21 +96,24 @@ class Dispatcher:
             self._send([request.plan.home], _stamped(request.tokenized))
         self._tell(lambda observer: observer.bound(request))
 
-    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
-        """Start the next chunk, or drop the task."""
-        self._send(instances, GoOrder(seq=request.seq, chunk=request.next_chunk, go=go))
-        if go:
-            self._tell(lambda observer: observer.chunk_started(request))
+    def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """Start the next chunk."""
+        order = GoOrder(
+            seq=request.seq, chunk=request.next_chunk, lane=request.lane, serial=request.serial
+        )
+        self._send(instances, order)
+        self._tell(lambda observer: observer.chunk_started(request))
+
+    def stop(self, request: PoolRequest) -> None:
+        """End the task at the next layer."""
+        assert request.plan is not None
+        self._send(request.plan.instances, StopOrder(seq=request.seq))
+        self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Pass prompt log-probabilities on to home."""
         assert request.plan is not None
         self._send([request.plan.home], LogprobOrder(part=part))
-
-    def relink(self, epoch: int) -> None:
-        """Order every instance to make new links."""
-        self._send(range(len(self._workers)), MeshOrder(epoch=epoch))
-        self._tell(lambda observer: observer.relinked(epoch))
 
     def release(self, request: PoolRequest) -> None:
         """Free the slots; home answers its client unless that was done."""

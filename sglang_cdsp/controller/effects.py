@@ -16,14 +16,14 @@ class Effects(Protocol):
     def bind(self, request: PoolRequest) -> None:
         """Send a bound request's orders to its instances."""
 
-    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
-        """Order a chunk to start, or the task to be dropped."""
+    def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """Order the next chunk to start at its members."""
+
+    def stop(self, request: PoolRequest) -> None:
+        """Order a task to end, inside a chunk too, at all instances of its plan."""
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Pass prompt log-probabilities on to home."""
-
-    def relink(self, epoch: int) -> None:
-        """Order every instance to make new links."""
 
     def release(self, request: PoolRequest) -> None:
         """Order slots to be freed and the client to be answered at home."""
@@ -62,8 +62,8 @@ class Observer:
     def chunk_started(self, request: PoolRequest) -> None:
         """The request's next chunk was ordered to start."""
 
-    def relinked(self, epoch: int) -> None:
-        """New links were ordered."""
+    def stopped(self, request: PoolRequest) -> None:
+        """The request's task was ordered to end before its last chunk had."""
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""

@@ -131,7 +131,7 @@ class Lifecycle:
             self._arrivals.leave(request)
         elif before is Phase.STOCK:
             self._effects.cancel_stock(request)
-        elif before is Phase.BOUND:
+        elif before in (Phase.BOUND, Phase.RUNNING):
             self._progress.drop(request)
 
     # -- from decode ----------------------------------------------------------------------
@@ -184,13 +184,9 @@ class Lifecycle:
                 seq = report.part.seq
             case _:
                 seq = report.seq
-        if isinstance(report, messages.Failed) and report.links_broken:
-            self._progress.links_broke()
         request = self._table.task(seq)
         if request is not None:
             self._on_task_report(request, report)
-        if isinstance(report, messages.Failed):
-            self._progress.relink()
 
     def _on_task_report(self, request: PoolRequest, report: messages.AnyReport) -> None:
         progress, instance = self._progress, report.instance
@@ -198,12 +194,13 @@ class Lifecycle:
             case messages.Ready():
                 progress.ready(request, report.chunk, instance)
             case messages.ChunkDone():
-                progress.chunk_done(request, report.chunk, instance, report.start_s, report.at_s)
+                progress.chunk_done(
+                    request, report.chunk, instance, report.start_s, report.at_s, report.passed_s
+                )
             case messages.FirstToken():
                 progress.first_token(request, report.at_s)
             case messages.PromptLogprobs():
-                request.advance(Event.LOGPROBS)
-                self._effects.logprobs(request, report.part)
+                progress.logprobs(request, report.part)
             case messages.Failed():
                 progress.failed(request, instance, report.error, bad_request=report.bad_request)
             case messages.WriteLost():

@@ -20,7 +20,7 @@ class PoolMetrics(Observer):
         self._prompt_tokens = 0
         self._chunks: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
-        self._relinks = 0
+        self._stopped = 0
 
     def bound(self, request: PoolRequest) -> None:
         """A request got its plan."""
@@ -34,9 +34,9 @@ class PoolMetrics(Observer):
         if not request.probe:
             self._chunks[request.plan.chunks[request.next_chunk].sp_size] += 1
 
-    def relinked(self, epoch: int) -> None:
-        """New links were ordered."""
-        self._relinks += 1
+    def stopped(self, request: PoolRequest) -> None:
+        """The request's task was ordered to end before its last chunk had."""
+        self._stopped += 1
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
@@ -50,5 +50,5 @@ class PoolMetrics(Observer):
             "prompt_tokens_planned": self._prompt_tokens,
             "chunks_by_sp_size": {str(size): n for size, n in sorted(self._chunks.items())},
             "requests_ended": dict(sorted(self._ended.items())),
-            "relinks": self._relinks,
+            "tasks_stopped": self._stopped,
         }

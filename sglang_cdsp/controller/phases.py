@@ -32,11 +32,11 @@ class Event(Enum):
     LOGPROBS = "prompt log-probabilities"  # a member computed some
     FIRST_TOKEN = "first token"
     CHUNK_DONE = "chunk done"  # a member ran its shard
-    CHUNK_ENDED = "chunk ended"  # all members did, and another chunk or a drop follows
+    CHUNK_ENDED = "chunk ended"  # all members did, and another chunk follows
     COMPUTED = "computed"  # all members ran the last chunk
     FAILED = "failed"  # it cannot go on at an instance
     WRITE_LOST = "write lost"  # a KV write to decode failed
-    DROP = "drop"  # it ends at a chunk boundary
+    DROP = "drop"  # it ends before its last chunk has
     DRAINED = "drained"  # a rank writes nothing more to decode
     ALL_DRAINED = "all drained"
     RELEASED = "released"  # an instance freed its slots
@@ -80,8 +80,9 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.COMPUTED: Phase.DRAINING,
             Event.FAILED: Phase.RUNNING,
             Event.WRITE_LOST: Phase.RUNNING,
+            Event.DROP: Phase.DRAINING,  # takes effect at the next layer
             Event.DRAINED: Phase.RUNNING,  # of a member that is done before the others
-            Event.ABORT: Phase.RUNNING,  # takes effect at the chunk's end
+            Event.ABORT: Phase.RUNNING,  # a drop follows
         },
         Phase.STOCK: {
             Event.FIRST_TOKEN: Phase.STOCK,
@@ -89,7 +90,11 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.ABORT: Phase.STOCK,  # the instance ends it
         },
         Phase.DRAINING: {
-            Event.READY: Phase.DRAINING,  # sent before the drop was heard of
+            # Sent before the drop was heard of.
+            Event.READY: Phase.DRAINING,
+            Event.LOGPROBS: Phase.DRAINING,
+            Event.FIRST_TOKEN: Phase.DRAINING,
+            Event.CHUNK_DONE: Phase.DRAINING,
             Event.FAILED: Phase.DRAINING,
             Event.WRITE_LOST: Phase.DRAINING,
             Event.DRAINED: Phase.DRAINING,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
+from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
@@ -14,6 +15,8 @@ from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan
+from sglang_cdsp.protocol.limits import LANES
+from sglang_cdsp.protocol.messages import LogprobPart
 
 
 class Progress:
@@ -41,8 +44,8 @@ class Progress:
         self._tp_size = tp_size
         self._clock = clock
         self._next_seq = 0
-        self._epoch = 0
-        self._links_broken = False
+        self._lanes = LaneTable(LANES)
+        self._next_serial = 1
 
     def bind(self, request: PoolRequest, plan: Plan) -> None:
         """A request gets its plan: the next sequence number, its slots, its orders."""
@@ -73,52 +76,66 @@ class Progress:
         if request.error:
             self.drop(request)
             return
-        if self._links_broken:
-            return
         group = request.plan.chunks[request.next_chunk].instances
         if request.ready.get(request.next_chunk, set()) >= set(group):
+            lane = self._lanes.take(request.seq, group)
+            if lane is None:
+                return  # asked again when a chunk has left its lane
+            request.lane, request.serial = lane, self._next_serial
+            self._next_serial += 1
             request.advance(Event.GO)
-            self._effects.go(request, group, go=True)
+            self._effects.go(request, group)
+
+    def _leave_lane(self, request: PoolRequest) -> None:
+        """Nobody sends on the lane of its chunk any more: others may be waiting for one."""
+        if self._lanes.give_back(request.seq):
+            for other in self._table.with_plan:
+                self._decide(other)
 
     def drop(self, request: PoolRequest) -> None:
-        """End a plan between two of its chunks."""
+        """End a plan before its last chunk has ended; inside a chunk at its next layer."""
         assert request.plan is not None
         request.advance(Event.DROP)
         self._ledger.ended(request.seq, len(request.plan.chunks) - 1, self._clock())
         self._ledger.computed(request.seq)
-        self._effects.go(request, request.plan.instances, go=False)
+        self._effects.stop(request)
 
     def chunk_done(
-        self, request: PoolRequest, chunk: int, instance: int, start_s: float, end_s: float
+        self,
+        request: PoolRequest,
+        chunk: int,
+        instance: int,
+        start_s: float,
+        end_s: float,
+        passed_s: float = 0.0,
     ) -> None:
-        """An instance ran its shard; monotonic seconds."""
-        request.advance(Event.CHUNK_DONE)
+        """An instance ran its shard between two times; ``passed_s`` of it it ran something else."""
+        if request.advance(Event.CHUNK_DONE) is Phase.DRAINING:
+            return  # the stop met it at its end
         times = request.times[chunk]
         # Members wait for each other inside a chunk: the last to come starts it.
         times.start_s = max(start_s, times.start_s or start_s)
         times.end_s = max(end_s, times.end_s or end_s)
-        self._member_done(request, instance)
-        self._relink_if_quiet()
-
-    def _member_done(self, request: PoolRequest, instance: int) -> None:
-        """A member is out of the running chunk, whether it ran its shard or failed."""
-        assert request.plan is not None
-        chunk = request.next_chunk
-        times = request.times[chunk]
+        times.passed_s = max(times.passed_s, passed_s)
         times.done.add(instance)
-        # Who joins later may fail meanwhile: the members that run the chunk are what counts.
-        if not times.done >= set(request.plan.chunks[chunk].instances):
-            return
+        if times.done >= set(request.plan.chunks[chunk].instances):
+            self._chunk_ended(request, chunk)
+
+    def _chunk_ended(self, request: PoolRequest, chunk: int) -> None:
+        """All members of the running chunk ran their shards."""
+        assert request.plan is not None
+        end_s = request.times[chunk].end_s
+        assert end_s is not None
         request.next_chunk = chunk + 1
-        if times.end_s is not None:
-            self._ledger.ended(request.seq, chunk, times.end_s)
-            self._learn(request, chunk)
-        if request.next_chunk == len(request.plan.chunks) and not request.error:
+        self._ledger.ended(request.seq, chunk, end_s)
+        self._learn(request, chunk)
+        if request.next_chunk == len(request.plan.chunks):
             request.advance(Event.COMPUTED)
             self._ledger.computed(request.seq)
         else:
             request.advance(Event.CHUNK_ENDED)
             self._decide(request)
+        self._leave_lane(request)
 
     def _learn(self, request: PoolRequest, chunk: int) -> None:
         """Feed a chunk's real time to the latency model."""
@@ -128,7 +145,8 @@ class Progress:
             return
         history = sum(before.tokens for before in request.plan.chunks[:chunk])
         planned = request.plan.chunks[chunk]
-        seconds = times.end_s - times.start_s
+        # Members wait for the one that was kept longest.
+        seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
     # -- failures -------------------------------------------------------------------------
@@ -142,35 +160,22 @@ class Progress:
         request.advance(Event.FAILED)
         request.error = request.error or error
         request.answered = request.answered or bad_request
-        if request.phase is Phase.RUNNING:
-            self._member_done(request, instance)
-        else:
-            self._decide(request)
+        self._drop_if_under_way(request)
 
     def write_lost(self, request: PoolRequest, error: str) -> None:
-        """A KV write to decode failed: the task is dropped at its next boundary."""
+        """A KV write to decode failed: nobody can use the task's result."""
         request.advance(Event.WRITE_LOST)
         request.error = request.error or error
-        self._decide(request)
+        self._drop_if_under_way(request)
 
-    def links_broke(self) -> None:
-        """An instance closed its links: nothing starts until there are new ones."""
-        self._links_broken = True
+    def _drop_if_under_way(self, request: PoolRequest) -> None:
+        if request.phase in (Phase.BOUND, Phase.RUNNING):
+            self.drop(request)
 
-    def relink(self) -> None:
-        """Make new links where they broke, as soon as no chunk runs."""
-        self._relink_if_quiet()
-
-    def _relink_if_quiet(self) -> None:
-        """Make new links between two chunks; orders behind this one use them."""
-        running = any(request.phase is Phase.RUNNING for request in self._table.with_plan)
-        if not self._links_broken or running:
-            return
-        self._links_broken = False
-        self._epoch += 1
-        self._effects.relink(self._epoch)
-        for request in self._table.with_plan:
-            self._decide(request)
+    def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
+        """A member computed prompt log-probabilities, which home puts together."""
+        if request.advance(Event.LOGPROBS) is not Phase.DRAINING:
+            self._effects.logprobs(request, part)
 
     # -- the way out ----------------------------------------------------------------------
 
@@ -182,6 +187,7 @@ class Progress:
         request.drained.add((instance, tp_rank))
         if len(request.drained) == len(request.plan.instances) * self._tp_size:
             request.advance(Event.ALL_DRAINED)
+            self._leave_lane(request)
             self._rooms.settle(request)
             # Decode may be done already and use the number again while slots are being freed.
             self._rooms.leave(request)
@@ -200,7 +206,8 @@ class Progress:
 
     def first_token(self, request: PoolRequest, at_s: float) -> None:
         """The first token was sampled; monotonic seconds."""
-        request.advance(Event.FIRST_TOKEN)
+        if request.advance(Event.FIRST_TOKEN) is Phase.DRAINING:
+            return  # the stop met it at its end
         request.first_token_s = at_s
         if request.phase is Phase.STOCK:
             self._ledger.ended(request.seq, 0, at_s)

@@ -11,10 +11,16 @@ from sglang_cdsp.planner.types import Placement, Plan
 
 @dataclass
 class ChunkTimes:
-    """When a chunk really ran, in monotonic seconds; None before."""
+    """When a chunk really ran, in monotonic seconds; None before.
+
+    Attributes:
+        passed_s: seconds in between in which a member ran something else.
+        done: members that have run their shards.
+    """
 
     start_s: float | None = None
     end_s: float | None = None
+    passed_s: float = 0.0
     done: set[int] = field(default_factory=set)
 
 
@@ -50,6 +56,7 @@ class PoolRequest:
         plan: what the policy decided, times relative to ``bound_s``.
         seq: place in the pool's order of tasks.
         next_chunk: the chunk that is to start or is running.
+        lane, serial: of the chunk that was started last, see ``GoOrder``.
         ready: per chunk, the instances that can start it.
         times: per chunk, when it ran.
         drained: ``(instance, tp_rank)`` that write nothing more.
@@ -73,6 +80,8 @@ class PoolRequest:
     bound_s: float = 0.0
     seq: int = -1
     next_chunk: int = 0
+    lane: int = 0
+    serial: int = 0
     ready: dict[int, set[int]] = field(default_factory=dict)
     times: list[ChunkTimes] = field(default_factory=list)
     drained: set[tuple[int, int]] = field(default_factory=set)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import time
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import psutil
@@ -15,16 +14,14 @@ import zmq
 from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_disagg, get_schedule, get_serving
 from sglang.srt.utils.network import NetworkAddress
-from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.controller.queue_limits import QueueLimits
-from sglang_cdsp.protocol.messages import Hello, decode_report
+from sglang_cdsp.protocol.messages import Hello, LinkOrder, decode_report
 
 logger = logging.getLogger(__name__)
 
 POLL_MS = 100
 HELLO_TIMEOUT_S = 60.0
-STORE_TIMEOUT = timedelta(seconds=300)
 
 
 class PoolIncompleteError(RuntimeError):
@@ -78,21 +75,23 @@ def queue_limits() -> QueueLimits:
     )
 
 
-def open_store(host: str) -> TCPStore:
-    """A key-value store through which the instances make their links, on one interface only.
+def link_orders(hellos: Mapping[tuple[int, int], Hello]) -> Iterator[tuple[int, LinkOrder]]:
+    """Tell every rank how it reaches the same rank of each other instance, pair by pair.
 
-    Left to itself a ``TCPStore`` listens on all interfaces, and it asks nobody who he is.
+    Yields:
+        The instance that an order is for, and the order.
     """
-    listener = socket.create_server((host, 0), backlog=1024)
-    port = listener.getsockname()[1]
-    return TCPStore(
-        host,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=STORE_TIMEOUT,
-        master_listen_fd=listener.detach(),
-    )
+    for (seat, tp_rank), hello in sorted(hellos.items()):
+        for other, invitation in sorted(hello.invitations.items()):
+            yield (
+                other,
+                LinkOrder(
+                    tp_rank=tp_rank,
+                    seat=seat,
+                    incarnation=hello.incarnation,
+                    invitation=invitation,
+                ),
+            )
 
 
 def bootstrap_route() -> str:

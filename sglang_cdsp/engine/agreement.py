@@ -1,7 +1,8 @@
-"""Whether all tensor-parallel ranks of an instance came through a chunk."""
+"""What all tensor-parallel ranks of an instance agree on between two switches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,38 +18,35 @@ class RanksDivergedError(RuntimeError):
 
 
 class Agreement:
-    """An agreement of an instance's ranks, chunk by chunk: one failed rank is a failure of all.
+    """One small message among an instance's ranks, over its CPU process group.
 
-    So their queues stay alike.
+    Attributes:
+        size: number of ranks.
     """
 
     def __init__(self, group: Any, size: int, late: timedelta = LATE) -> None:
         """``group`` is the instance's CPU process group of ``size`` ranks."""
         self._group = group
-        self._size = size
+        self.size = size
         self._late = late
 
-    def reach(self, error: str) -> str:
-        """Exchange how a chunk went here; every rank of the instance calls this once a chunk.
+    def least(self, numbers: Sequence[int]) -> list[int]:
+        """Return the least of each number over all ranks.
 
-        Args:
-            error: what went wrong on this rank, "" when nothing did.
-
-        Returns:
-            ``error``, or that a partner failed, or "" when no rank did.
+        Every rank calls this with as many numbers, as often.
 
         Raises:
-            RanksDivergedError: this rank failed and a partner waits for it inside the model.
+            RanksDivergedError: a rank does not come: it waits inside the model.
         """
-        if self._size == 1:
-            return error
-        well = torch.tensor([0 if error else 1])
-        work = dist.all_reduce(well, dist.ReduceOp.MIN, group=self._group, async_op=True)
+        if self.size == 1:
+            return list(numbers)
+        agreed = torch.tensor(list(numbers), dtype=torch.int64)
+        work = dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self._group, async_op=True)
         try:
             work.wait(self._late)
         except RuntimeError as late:
             raise RanksDivergedError(
-                f"{error or 'a partner failed'}; the other tensor-parallel ranks of this "
-                "instance wait for it inside the model, so the server ends: restart it"
+                "the tensor-parallel ranks of this instance wait for each other at different "
+                f"places, so the server ends: restart it ({late})"
             ) from late
-        return error or ("" if well.item() else "another tensor-parallel rank failed")
+        return [int(number) for number in agreed]

@@ -1,7 +1,7 @@
 """One scheduler's part in the pool: the controller's orders, SGLang's requests, and their turns.
 
-The controller decides go or drop for every chunk once all members are ready, so every member
-acts alike at the same chunk boundary. What a chunk takes is done elsewhere (``chunk_work.py``).
+The controller starts a chunk once all members are ready, and stops a task at all of them. What a
+chunk takes is done elsewhere (``chunk_work.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang_cdsp.engine.chunk_work import ChunkWork
+from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.slot_table import SlotTable
@@ -25,20 +26,22 @@ from sglang_cdsp.protocol.messages import (
     CancelOrder,
     GoOrder,
     GrammarOrder,
+    LinkOrder,
     LogprobOrder,
-    MeshOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
     StockEnded,
     StockOrder,
+    StopOrder,
 )
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
 
+    from sglang_cdsp.parallel.links.lanes import LinkHub
     from sglang_cdsp.transfer.manager import PoolKVManager
 
 
@@ -52,7 +55,8 @@ class ChunkEngine:
         manager: PoolKVManager,
         reporter: Reporter,
         work: ChunkWork,
-        relink: Callable[[int], None],
+        coroutines: Coroutines,
+        hub: LinkHub,
         admit: Callable[[TokenizedGenerateReqInput], None],
         abort: Callable[[str], None],
     ) -> None:
@@ -63,7 +67,8 @@ class ChunkEngine:
             manager: takes decode's messages.
             reporter: the way to the controller.
             work: does what a task's chunks take.
-            relink: makes the links of an epoch, together with every other instance.
+            coroutines: what runs chunks, and gives way.
+            hub: the links to the other instances.
             admit: hands a one-instance request to SGLang's own intake.
             abort: ends the requests that SGLang has whose id begins with a text.
         """
@@ -71,12 +76,14 @@ class ChunkEngine:
         self._manager = manager
         self._reporter = reporter
         self._work = work
-        self._relink = relink
+        self._coroutines = coroutines
+        self._hub = hub
         self._admit = admit
         self._instance = reporter.instance
         self._page = int(scheduler.token_to_kv_pool_allocator.page_size)
         self._tasks: dict[int, ChunkTask] = {}
         self._queue = TaskQueue()
+        self._worked = False
         self._admitted = StockTracker(scheduler, reporter, abort)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
 
@@ -106,13 +113,17 @@ class ChunkEngine:
             next_chunk=next(c.index for c in layouts if self._instance in c.group),
             arrival_s=order.arrival_s,
             logprob_spec=order.logprobs,
+            urgency=order.urgency,
+            passes=order.passes,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
 
     def on_stock(self, order: StockOrder) -> None:
         """A one-instance request joins the queue; the request itself follows."""
-        self._queue.append(StockRequest(order.seq, order.rid or "", order.arrival_s))
+        self._queue.append(
+            StockRequest(order.seq, order.rid or "", order.arrival_s, passes=order.passes)
+        )
 
     def on_cancel(self, order: CancelOrder) -> None:
         """Abort a one-instance request, whether SGLang has it already or not."""
@@ -130,18 +141,22 @@ class ChunkEngine:
         self._grammars.begin(order)
 
     def on_go(self, order: GoOrder) -> None:
-        """Run a chunk, or drop its task."""
+        """Start a chunk. Messages are read here: it runs in the engine's turns."""
         task = self._tasks.get(order.seq)
         if task is None or task.over:
             return
-        if not order.go:
-            task.over = True
-            return
-        self._work.run(task, order.chunk)
+        self._work.begin(task, order)
 
-    def on_mesh(self, order: MeshOrder) -> None:
-        """Make new links; returns when every instance has."""
-        self._relink(order.epoch)
+    def on_stop(self, order: StopOrder) -> None:
+        """A task ends before its last chunk has."""
+        task = self._tasks.get(order.seq)
+        if task is not None and not task.over:
+            self._work.stop(task)
+
+    def on_link(self, order: LinkOrder) -> None:
+        """Another instance can be reached."""
+        if order.tp_rank == self._reporter.tp_rank:
+            self._hub.join(order.seat, order.incarnation, order.invitation)
 
     def on_release(self, order: ReleaseOrder) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
@@ -209,8 +224,8 @@ class ChunkEngine:
         self._admitted.stamp_start(batch)
 
     def stamp_end(self, batch: Batch) -> None:
-        """A stock batch's results are in."""
-        self._admitted.stamp_end(batch)
+        """A stock batch's results are in: chunks stood still meanwhile."""
+        self._coroutines.passed(self._admitted.stamp_end(batch))
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -229,24 +244,39 @@ class ChunkEngine:
         return not self._queue and not self._tasks and not self._admitted
 
     def step(self) -> None:
-        """One turn of the scheduler's loop: poll what is under way, advance the queue."""
+        """One turn of the scheduler's loop: poll what is under way, advance the queue, compute."""
         for task in list(self._tasks.values()):
             self._work.poll(task)
         self._admitted.poll()
         self._admitted.count_waiting_from_arrival()
         self._grammars.poll()
         self._advance()
+        self._worked = self._coroutines.turn()
+
+    @property
+    def worked(self) -> bool:
+        """Whether the last turn computed something: then the next may, without any message."""
+        return self._worked
 
     def _advance(self) -> None:
-        """Admit one-instance requests up to the first task, and announce its next chunk."""
+        """Announce and admit what may start: the first in the order, and what passes it."""
+        for item in self._queue.passing():
+            self._offer(item)
         while (head := self._queue.head()) is not None:
-            if isinstance(head, ChunkTask):
-                # A chunk starts between SGLang's batches, not among them.
-                if not self._admitted.prefilling():
-                    self._work.announce(head)
+            # A chunk starts between SGLang's batches, not among them.
+            if isinstance(head, ChunkTask) and self._admitted.prefilling():
                 return
-            if head.tokenized is None:
+            if not self._offer(head):
                 return
-            self._queue.remove(head)
-            self._admitted.begin(head)
-            self._admit(head.tokenized)
+
+    def _offer(self, item: ChunkTask | StockRequest) -> bool:
+        """Let an item start if it can; whether the next one in the order may too."""
+        if isinstance(item, ChunkTask):
+            self._work.announce(item)
+            return False
+        if item.tokenized is None:
+            return False
+        self._queue.remove(item)
+        self._admitted.begin(item)
+        self._admit(item.tokenized)
+        return True

@@ -1,4 +1,7 @@
-"""One rank's work on a task: it gets ready for chunks, runs them, and frees what they held."""
+"""One rank's work on a task: it gets ready for chunks, runs them, and frees what they held.
+
+A chunk is a coroutine: it gives way at every layer and wherever it would wait.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
-from sglang_cdsp.engine.agreement import Agreement
+from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.stock_requests import take_compiling
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.engine.writes import await_writes, poll_writes, start_write
+from sglang_cdsp.engine.writes import poll_writes, start_write, written_before
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
     Failed,
     FirstToken,
+    GoOrder,
     LogprobPart,
     PromptLogprobs,
     Ready,
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
     from sglang_cdsp.transfer.manager import PoolKVManager
 
 logger = logging.getLogger(__name__)
+
+ROOM_TIMEOUT_S = 5.0
+"""How long a rank may take to hear of decode's pages after its instance's leader has."""
 
 
 class ChunkWork:
@@ -45,7 +52,7 @@ class ChunkWork:
         manager: PoolKVManager,
         reporter: Reporter,
         runner: ShardRunner,
-        agreement: Agreement,
+        coroutines: Coroutines,
         starts: Callable[[], None],
         computed: Callable[[int], None],
     ) -> None:
@@ -54,7 +61,7 @@ class ChunkWork:
         self._manager = manager
         self._reporter = reporter
         self._runner = runner
-        self._agreement = agreement
+        self._coroutines = coroutines
         self._starts = starts
         self._computed = computed
         self._instance = reporter.instance
@@ -99,41 +106,65 @@ class ChunkWork:
 
     # -- a chunk --------------------------------------------------------------------------
 
-    def run(self, task: ChunkTask, chunk: int) -> None:
-        """Run a chunk and report how it went; all ranks of the instance come out alike."""
+    def begin(self, task: ChunkTask, order: GoOrder) -> None:
+        """Start a chunk: it runs in the engine's turns and gives way inside."""
         task.started = True
-        start_s, part, error = time.monotonic(), None, ""
-        try:
-            self._starts()
-            part = self._run_chunk(task, chunk)
-        except Exception as failure:
-            logger.exception("chunk %d of %s failed", chunk, task.rid)
-            error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
-        error = self._agreement.reach(error)
-        if error:
-            self._chunk_failed(task, chunk, error)
-        else:
-            self._chunk_done(task, chunk, start_s, part)
+        task.running = self._coroutines.start(
+            f"{task.rid} chunk {order.chunk}",
+            (-task.urgency, task.seq),
+            lambda: self._run(task, order),
+        )
 
-    def _run_chunk(self, task: ChunkTask, chunk: int) -> LogprobPart | None:
-        failure = self._await_room(task)
-        final = task.is_final(chunk)
-        if task.req is not None:
-            task.req.time_stats.set_forward_entry_time()  # the first call counts
-        part = self._runner.run(task, chunk, failure)
-        if final and task.req is not None:
+    def stop(self, task: ChunkTask, reason: str = "") -> None:
+        """End a task here, inside a chunk too; all ranks of the instance do at the same layer."""
+        task.over = True
+        if task.running is not None:
+            self._coroutines.stop(task.running, reason or "the task was stopped")
+
+    def _run(self, task: ChunkTask, order: GoOrder) -> None:
+        """Run a chunk and report how it went; all ranks of the instance come out alike."""
+        try:
+            self._coroutines.give_way()
+            start_s = time.monotonic()
+            self._starts()
+            part = self._run_chunk(task, order)
+        except StoppedError as stopped:
+            self._chunk_ended(task)
+            if not task.over:
+                self._chunk_failed(task, order.chunk, str(stopped))
+            return
+        self._chunk_done(task, order.chunk, start_s, part)
+
+    def _run_chunk(self, task: ChunkTask, order: GoOrder) -> LogprobPart | None:
+        """Run a chunk to its end.
+
+        Raises:
+            StoppedError: it failed or is not to go on, at all ranks alike.
+        """
+        try:
+            self._await_room(task)
+            if task.req is not None:
+                task.req.time_stats.set_forward_entry_time()  # the first call counts
+            part = self._runner.run(task, order)
+        except StoppedError:
+            raise
+        except Exception as failure:
+            logger.exception("chunk %d of %s failed", order.chunk, task.rid)
+            self._coroutines.fail(str(failure) or repr(failure))
+            raise  # not reached: fail does not return
+        # The ranks agree here that all of them have come to the end.
+        self._coroutines.give_way()
+        if task.is_final(order.chunk) and task.req is not None:
             self._reporter.send_from_leader(FirstToken, seq=task.seq)
-        self._hand_on_kv(task, chunk)
+        self._hand_on_kv(task, order.chunk)
         return part
 
-    def _await_room(self, task: ChunkTask) -> str:
-        """Wait for decode's pages, which every rank gets by itself; "" or what went wrong."""
-        if task.room is not None:
-            try:
-                self._manager.await_room(task.room)
-            except Exception as error:
-                return str(error)
-        return ""
+    def _await_room(self, task: ChunkTask) -> None:
+        """Give way until decode's pages are here, which every rank gets by itself."""
+        room = task.room
+        if room is not None:
+            due_s = time.monotonic() + ROOM_TIMEOUT_S
+            self._coroutines.give_way(lambda: self._manager.room_is_here(room, due_s))
 
     def _hand_on_kv(self, task: ChunkTask, chunk: int) -> None:
         """Post the chunk's KV to decode, and free the slots of history that has moved away."""
@@ -141,12 +172,14 @@ class ChunkWork:
             start_write(self._manager, self._scheduler, task, chunk, self._instance)
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
         if leaving:
-            await_writes(self._manager, task, before=chunk)
+            self._coroutines.give_way(lambda: written_before(self._manager, task, chunk))
             task.slot_table.drop(leaving)
 
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
     ) -> None:
+        passed_s = task.running.passed_s if task.running is not None else 0.0
+        self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)
         elif part is not None:
@@ -155,14 +188,19 @@ class ChunkWork:
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
-        self._reporter.send_from_leader(ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
+        self._reporter.send_from_leader(
+            ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
+        )
 
-    def _chunk_failed(self, task: ChunkTask, chunk: int, error: str) -> None:
-        task.error = error
-        shared = len(task.layouts[chunk].group) > 1
-        if shared:
-            self._runner.close_links()
-        self._reporter.send(Failed, seq=task.seq, error=error, links_broken=shared)
+    def _chunk_ended(self, task: ChunkTask) -> None:
+        """Nothing is sent or expected any more on the chunk's links."""
+        task.running = None
+        if task.lane is not None:
+            task.lane.close()
+
+    def _chunk_failed(self, task: ChunkTask, chunk: int, failure: str) -> None:
+        task.error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
+        self._reporter.send_from_leader(Failed, seq=task.seq, error=task.error)
 
     # -- after it -------------------------------------------------------------------------
 
@@ -174,7 +212,10 @@ class ChunkWork:
             # Other ranks know nothing of it: the task goes on until the controller drops it.
             task.lost = str(error)
             self._reporter.send(WriteLost, seq=task.seq, error=task.lost)
-        if task.over and not task.writes and not task.drained:
+        if task.lane is not None and task.running is None and task.lane.settled():
+            task.lane = None
+        left = task.running is None and task.lane is None
+        if task.over and left and not task.writes and not task.drained:
             task.drained = True
             self._reporter.send(Drained, seq=task.seq, error=task.error or task.lost)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,18 @@ class FailingAttention(ShardAttention):
         if self._calls > 1:
             raise InjectedFault("a test asked for this failure")
         return super().forward(*args, **kwargs)
+
+
+SHAKE_VAR = "SGLANG_CDSP_TEST_SHAKE"
+
+
+def requested_shake() -> random.Random | None:
+    """The order of switches that ``SGLANG_CDSP_TEST_SHAKE=seed`` asks for, if set.
+
+    Coroutines then switch at every point at which they may, to one that is drawn.
+    """
+    text = os.environ.get(SHAKE_VAR)
+    return random.Random(int(text)) if text else None
 
 
 def requested_fault() -> Fault | None:

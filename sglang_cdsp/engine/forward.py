@@ -11,9 +11,9 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardBatch,
     ForwardMode,
 )
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.model_executor.forward_context import ForwardContext, set_forward_context
 
-from sglang_cdsp.attention.lockstep import LockstepAttention
+from sglang_cdsp.engine.layers import LayerSteps
 from sglang_cdsp.engine.stock import ModelRunner
 
 if TYPE_CHECKING:
@@ -96,17 +96,18 @@ def build_forward_batch(
     return forward
 
 
-def run_forward(
-    model_runner: ModelRunner, forward: ForwardBatch, attention: LockstepAttention
-) -> Any:
+def run_forward(model_runner: ModelRunner, forward: ForwardBatch, attention: LayerSteps) -> Any:
     """Run the model eagerly under the chunk's attention; returns the logits output.
 
-    CUDA graphs are bypassed: a captured graph holds the configured backend. On CUDA the host waits
-    until the device is done: only then is the chunk over, for whoever measures it and for whoever
-    reads its KV outside of the stream.
+    CUDA graphs are bypassed: a captured graph holds the configured backend. SGLang's eager runner
+    is passed by: it copies a batch into static buffers that layers read, and another forward that
+    runs while this one is suspended would overwrite them.
     """
-    with forward_context(ForwardContext(attn_backend=attention)):
-        logits = model_runner.eager_runner.execute(forward)
-    if torch.device(model_runner.device).type == "cuda":
-        torch.cuda.current_stream().synchronize()
-    return logits
+    inputs = model_runner._extend_forward_kwargs(forward, None)
+    set_forward_context(ForwardContext(attn_backend=attention))
+    try:
+        return model_runner.model.forward(
+            forward.input_ids, forward.positions, forward, **inputs
+        )
+    finally:
+        set_forward_context(None)

@@ -11,11 +11,11 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -26,26 +26,33 @@ from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
+from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.faults import requested_shake
+from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
-from sglang_cdsp.parallel.mesh import Mesh, pool_backend
+from sglang_cdsp.parallel.links.choose import make_links, pool_links
+from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.types import LinkShape
 from sglang_cdsp.protocol.addresses import pool_addresses
+from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     GoOrder,
     GrammarOrder,
     Hello,
     LoadOrder,
+    LinkOrder,
     LogprobOrder,
-    MeshOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
     StatusOrder,
     StockOrder,
+    StopOrder,
     register_orders,
 )
 from sglang_cdsp.protocol.progress import ProgressBoard
@@ -56,7 +63,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MESH_TIMEOUT = timedelta(seconds=300)
+LINK_SHAPE = LinkShape(lanes=LANES, depth=2, slot_bytes=16 << 20)
+"""Link buffers towards each other instance; host memory is touched as it is used."""
+
+INCARNATION = 1
+"""Which life of its seat this process is: a pool's instances live once."""
+
+STRETCH_S = 0.02
+"""Longest time between two turns of SGLang's loop, as far as layers allow."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +112,30 @@ class PoolScheduler(Scheduler):
         ranks = int(parallel.dp_size) * int(parallel.tp_size)
         self._progress = ProgressBoard(Path(addresses.progress), ranks)
 
-        def connect(epoch: int) -> Mesh:
-            return Mesh.connect(
-                instance,
-                int(parallel.dp_size),
-                addresses.host,
-                addresses.store_port,
-                pool_backend(self.device),
-                hosts_store=False,
-                name=f"sp-mesh-tp{tp_rank}-{epoch}",
-                bind_host=addresses.host,
-                device=torch.device(self.device),
-                timeout=MESH_TIMEOUT,
-            )
-
-        agreement = Agreement(self.tp_cpu_group, int(parallel.tp_size))
-        runner = ShardRunner(self, connect, instance, agreement, self._come_on)
+        hub = LinkHub(
+            make_links(
+                pool_links(self.device), instance, INCARNATION, LINK_SHAPE, torch.device(self.device)
+            ),
+            LINK_SHAPE,
+            give_way=lambda ready: coroutines.give_way(ready),
+        )
+        coroutines = Coroutines(
+            surroundings=ForwardSurroundings(self.device),
+            ranks=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
+            leads=reporter.leads,
+            stretch_s=STRETCH_S,
+            poll=hub.poll,
+            interrupted=self._has_messages,
+            shake=requested_shake(),
+        )
+        runner = ShardRunner(self, hub, instance, coroutines.give_way, self._come_on)
         self._numbers = StockNumbers(self, lambda: self._engine.load)
         work = ChunkWork(
             self,
             manager,
             reporter,
             runner,
-            agreement,
+            coroutines,
             self._chunk_starts,
             self._numbers.count_prefill,
         )
@@ -129,7 +144,8 @@ class PoolScheduler(Scheduler):
             manager=manager,
             reporter=reporter,
             work=work,
-            relink=runner.relink,
+            coroutines=coroutines,
+            hub=hub,
             admit=self._admit_now,
             abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
         )
@@ -137,6 +153,10 @@ class PoolScheduler(Scheduler):
         allocator = self.token_to_kv_pool_allocator
         reporter.send(
             Hello,
+            incarnation=INCARNATION,
+            invitations={
+                seat: hub.invite(seat) for seat in range(int(parallel.dp_size)) if seat != instance
+            },
             kv_capacity=int(allocator.available_size()),
             page_size=int(allocator.page_size),
             max_input_tokens=self.max_req_input_len,
@@ -163,7 +183,8 @@ class PoolScheduler(Scheduler):
                 (StockOrder, lambda order: self._engine.on_stock(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
-                (MeshOrder, lambda order: self._engine.on_mesh(order)),
+                (StopOrder, lambda order: self._engine.on_stop(order)),
+                (LinkOrder, lambda order: self._engine.on_link(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
@@ -175,6 +196,17 @@ class PoolScheduler(Scheduler):
     def _engine(self) -> ChunkEngine:
         assert self._cdsp is not None
         return self._cdsp
+
+    def _has_messages(self) -> bool:
+        """Whether the loop has something to do while chunks wait for their partners."""
+        socket = getattr(self, "recv_from_tokenizer", None)
+        waiting = isinstance(socket, zmq.Socket) and bool(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return waiting or bool(self.waiting_queue)
+
+    @property
+    def works_without_batches(self) -> bool:
+        """Whether the next pass of the loop has work although SGLang has no batch."""
+        return self._cdsp is not None and self._cdsp.worked
 
     def _come_on(self) -> None:
         """Count a layer or a batch, so that the controller sees this rank come on."""

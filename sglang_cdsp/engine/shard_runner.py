@@ -14,29 +14,24 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from sglang_cdsp.attention.backend import ShardAttention
-from sglang_cdsp.attention.lockstep import LockstepAttention
 from sglang_cdsp.attention.ring import RingLayout
-from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.faults import FailingAttention, requested_fault
+from sglang_cdsp.engine.coroutines import Ready
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
+from sglang_cdsp.engine.layers import LayerSteps
 from sglang_cdsp.engine.prompt_logprobs import ask_for_rows, collect, rows_asked
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
-from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
-from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
+from sglang_cdsp.protocol.messages import GoOrder, LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-
-class ChunkFailedError(RuntimeError):
-    """A chunk's forward failed on a rank of this instance."""
 
 
 @dataclass(frozen=True)
@@ -52,73 +47,71 @@ class ShardForward:
     """
 
     inputs: ForwardBatch
-    attention: LockstepAttention
+    attention: LayerSteps
     positions: torch.Tensor
     sampling: ScheduleBatch | None
     logprob_spec: LogprobSpec | None
 
 
 class ShardRunner:
-    """One rank's model as far as it runs shards, and its links; knows nothing of queues."""
+    """One rank's model as far as it runs shards; knows nothing of queues."""
 
     def __init__(
         self,
         scheduler: StockScheduler,
-        connect: Callable[[int], Mesh],
+        hub: LinkHub,
         instance: int,
-        agreement: Agreement,
+        give_way: Callable[[Ready | None], None],
         on_layer: Callable[[], None],
     ) -> None:
-        """Link up with the other instances.
+        """Make ready.
 
         Args:
             scheduler: SGLang's scheduler of this rank.
-            connect: makes the links of an epoch, together with every other instance.
-            instance: this instance's number, which is also its rank in the mesh.
-            agreement: among the ranks of this instance.
+            hub: this rank's links to the same rank of the other instances.
+            instance: this instance's number.
+            give_way: lets others go on, see ``Coroutines.give_way``.
             on_layer: called before each layer of a forward.
         """
         self._scheduler = scheduler
         self._model_runner = scheduler.tp_worker.model_runner
-        self._connect = connect
+        self._hub = hub
         self._instance = instance
-        self._agreement = agreement
+        self._give_way = give_way
         self._on_layer = on_layer
         self._fault = requested_fault()
         modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
         self._layers = sorted(module.layer_id for module in modules)
-        self._mesh = connect(0)
 
-    def close_links(self) -> None:
-        """Break all links of this instance: partners that wait for it get an error."""
-        self._mesh.close()
-
-    def relink(self, epoch: int) -> None:
-        """Make new links, together with every other instance."""
-        self._mesh.close()
-        self._mesh = self._connect(epoch)
-
-    def run(self, task: ChunkTask, chunk: int, failure: str = "") -> LogprobPart | None:
+    def run(self, task: ChunkTask, order: GoOrder) -> LogprobPart | None:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
 
-        At home the plan's last chunk leaves the first token in the task's request.
-
-        Args:
-            task, chunk: what to compute.
-            failure: what is wrong on this rank before it starts, if anything; its partners
-                may not know.
+        It gives way at every layer. At home the plan's last chunk leaves the first token in the
+        task's request.
 
         Returns:
             Prompt log-probabilities of the shard, if the request asked for any of its rows.
 
         Raises:
-            ChunkFailedError: on every rank of the instance, when one of them failed.
+            StoppedError: the chunk is not to go on.
+            LinkError: a partner is gone.
         """
-        forward = self._prepare(task, chunk, failure)
+        group = task.layouts[order.chunk].group
+        if len(group) > 1:
+            task.lane = self._hub.open(order.lane, order.serial, group)
+        forward = self._prepare(task, order.chunk)
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
+        self._await_device()
         return self._finish(task, forward, logits)
 
-    def _prepare(self, task: ChunkTask, chunk: int, failure: str) -> ShardForward:
+    def _await_device(self) -> None:
+        """On CUDA the chunk is over when the device says so."""
+        if torch.device(self._model_runner.device).type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+            self._give_way(event.query)
+
+    def _prepare(self, task: ChunkTask, chunk: int) -> ShardForward:
         layout = task.layouts[chunk]
         sampling = None
         if task.is_final(chunk) and task.answers_at(self._instance):
@@ -131,17 +124,15 @@ class ShardRunner:
         spec = task.logprob_spec if rows_asked(positions, task.logprob_spec) else None
         if spec is not None:
             ask_for_rows(inputs, task.tokens, positions, spec)
-        # Partners may wait for this instance inside the chunk: a closed link tells them.
-        warn = self.close_links if len(layout.group) > 1 else lambda: None
-        attention = LockstepAttention(
-            self._attention(task, chunk, shard.slots), warn, failure, self._on_layer
+        attention = LayerSteps(
+            self._attention(task, chunk, shard.slots),
+            self._give_way,
+            self._on_layer,
+            self._model_runner.device,
         )
         return ShardForward(inputs, attention, positions, sampling, spec)
 
     def _finish(self, task: ChunkTask, forward: ShardForward, logits: Any) -> LogprobPart | None:
-        error = self._agreement.reach(forward.attention.failure)
-        if error:
-            raise ChunkFailedError(error)
         if forward.sampling is not None:
             sample_first_token(self._scheduler, forward.sampling, forward.inputs, logits)
         if forward.logprob_spec is None:
@@ -161,25 +152,26 @@ class ShardRunner:
                 history_tokens=tuple(tokens_of(held) for held in layout.history),
                 pieces=layout.spans,
             ),
-            mesh=self._mesh if len(layout.group) > 1 else None,
+            mesh=task.lane,
             own_slots=own,
             history_slots=slot_table.slots(layout.history[member]),
-            rebalancer=self._rebalancer(layout, slot_table),
+            rebalancer=self._rebalancer(task, layout),
         )
         if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
         return attention
 
-    def _rebalancer(self, layout: ChunkLayout, slot_table: SlotTable) -> Rebalancer | None:
+    def _rebalancer(self, task: ChunkTask, layout: ChunkLayout) -> Rebalancer | None:
         if not any(self._instance in (move.src, move.dst) for move in layout.moves):
             return None
+        assert task.lane is not None
         return Rebalancer(
             pool=self._model_runner.token_to_kv_pool,
             layers=self._layers,
             moves=layout.moves,
             instance=self._instance,
-            slots_of=lambda span: slot_table.slots([span]),
-            mesh=self._mesh,
+            slots_of=lambda span: task.slot_table.slots([span]),
+            mesh=task.lane,
         )
 
 

@@ -71,13 +71,6 @@ class ModelConfig(Protocol):
     vocab_size: int
 
 
-class EagerRunner(Protocol):
-    """Runs the model without CUDA graphs."""
-
-    def execute(self, forward_batch: Any, /) -> Any:
-        """One forward; returns a ``LogitsProcessorOutput``."""
-
-
 class ModelRunner(Protocol):
     """The model of one rank and all that its forwards need."""
 
@@ -85,8 +78,10 @@ class ModelRunner(Protocol):
     device: str
     dtype: torch.dtype
     attn_backend: Any
-    eager_runner: EagerRunner
     token_to_kv_pool: KVPool
+
+    def _extend_forward_kwargs(self, forward_batch: Any, pp_proxy_tensors: Any, /) -> dict[str, Any]:
+        """What the model's ``forward`` takes beside tokens, positions and batch."""
 
     def sample(self, logits_output: Any, forward_batch: Any, /) -> torch.Tensor:
         """Sample a token a row, int64 ``[rows]``."""

@@ -33,6 +33,7 @@ class StockTracker:
         self._reporter = reporter
         self._abort = abort
         self._active: list[StockRequest] = []
+        self._batch_start_s = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._active)
@@ -67,8 +68,8 @@ class StockTracker:
                     req.rid = request.rid
 
     def prefilling(self) -> bool:
-        """Whether any followed request has yet to get its first token."""
-        return any(request.end_s is None for request in self._active)
+        """Whether any followed request that came up in its turn has yet to get its first token."""
+        return any(request.end_s is None and not request.passes for request in self._active)
 
     def stamp_start(self, batch: Batch) -> None:
         """Note the start of a batch, and of the first batch of each followed request."""
@@ -77,8 +78,8 @@ class StockTracker:
         for request in self._of(reqs):
             request.start_s = now if request.start_s is None else request.start_s
 
-    def stamp_end(self, batch: Batch) -> None:
-        """Note the first token of each followed request, and how long their batch took."""
+    def stamp_end(self, batch: Batch) -> float:
+        """Note the first token of each followed request; returns the batch's seconds."""
         now = time.monotonic()
         reqs = batch.reqs
         if self._of(reqs) and batch.forward_mode.is_extend():
@@ -90,6 +91,7 @@ class StockTracker:
             if request.end_s is None and request.req is not None and len(request.req.output_ids):
                 request.end_s = now
                 self._reporter.send_from_leader(FirstToken, seq=request.seq, at_s=now)
+        return now - self._batch_start_s
 
     def count_waiting_from_arrival(self) -> None:
         """Let SGLang's queue time of each followed request begin where it reached the pool.

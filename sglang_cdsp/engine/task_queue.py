@@ -39,6 +39,14 @@ class TaskQueue:
             self._waiting.popleft()
         return None
 
+    def passing(self) -> list[ChunkTask | StockRequest]:
+        """What may start before its turn, in the pool's order."""
+        return [
+            item
+            for item in self._waiting
+            if item.passes and not (isinstance(item, ChunkTask) and item.over)
+        ]
+
     def remove(self, item: ChunkTask | StockRequest) -> None:
         """Take something out, if it is there."""
         if item in self._waiting:

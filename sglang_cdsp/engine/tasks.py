@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sglang_cdsp.engine.coroutines import Coroutine
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
 
+    from sglang_cdsp.parallel.links.lanes import Lane
     from sglang_cdsp.transfer.manager import ShardWrite
 
 
@@ -23,7 +25,7 @@ class StockRequest:
     """A one-instance request: it waits for its place in the stock queue, then stock has it.
 
     Attributes:
-        seq, rid: as in ``StockOrder``.
+        seq, rid, passes: as in ``StockOrder``.
         tokenized: the request as SGLang's tokenizer sent it, None until it arrives.
         req: SGLang's object, None until SGLang made it.
         arrival_s: as in ``StockOrder``.
@@ -34,6 +36,7 @@ class StockRequest:
     rid: str
     arrival_s: float = 0.0
     tokenized: TokenizedGenerateReqInput | None = None
+    passes: bool = False
     req: Req | None = None
     start_s: float | None = None
     end_s: float | None = None
@@ -51,7 +54,7 @@ class ChunkTask:
         next_chunk: the next chunk that this instance takes part in.
         prepared: the chunk whose slots are allocated, None before.
         announced: whether ``Ready`` was reported for ``next_chunk``.
-        started: whether any of its chunks has started here.
+        started: whether any of its chunks was ordered to start here.
         req: SGLang's request, at home only.
         writes: KV writes in flight, by chunk.
         over: all its chunks ran or it was dropped; only writes are left.
@@ -60,6 +63,9 @@ class ChunkTask:
         lost: what became of a KV write of this rank that failed, "" while all go well.
         logprob_spec: prompt log-probabilities to compute, None for none.
         logprob_parts: at home, the parts that all members computed.
+        urgency, passes: as in ``PlanOrder``.
+        running: the coroutine of its chunk, None between chunks.
+        lane: its chunk's links, None for a group of one.
     """
 
     seq: int
@@ -82,6 +88,10 @@ class ChunkTask:
     lost: str = ""
     logprob_spec: LogprobSpec | None = None
     logprob_parts: list[LogprobPart] = field(default_factory=list)
+    urgency: float = 0.0
+    passes: bool = False
+    running: Coroutine | None = None
+    lane: Lane | None = None
 
     @property
     def waits(self) -> bool:

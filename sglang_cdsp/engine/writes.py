@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,14 +76,11 @@ def poll_writes(manager: PoolKVManager, task: ChunkTask) -> None:
                 task.writes = [other for other in task.writes if other is not posted]
 
 
-def await_writes(manager: PoolKVManager, task: ChunkTask, before: int) -> None:
-    """Wait until the writes of the chunks before chunk ``before`` have ended.
+def written_before(manager: PoolKVManager, task: ChunkTask, chunk: int) -> bool:
+    """Whether the writes of the chunks before ``chunk`` have ended; never blocks.
 
     Raises:
         TransferFailed: as ``poll_writes``.
     """
-    while True:
-        poll_writes(manager, task)
-        if all(chunk >= before for chunk, _ in task.writes):
-            return
-        time.sleep(0.0002)
+    poll_writes(manager, task)
+    return all(written >= chunk for written, _ in task.writes)

@@ -26,8 +26,10 @@ def pause_idle_scheduler(result: Any, scheduler: Any, *args: Any, **kwargs: Any)
     """AFTER hook on the scheduler's idle path: wait a moment for a message.
 
     A rank without a socket of its own (it gets its messages from the first rank of its group)
-    only sleeps, for the shorter time.
+    only sleeps, for the shorter time. A chunk that gave way needs no message to go on.
     """
+    if getattr(scheduler, "works_without_batches", False):
+        return
     socket = getattr(scheduler, "recv_from_tokenizer", None)
     if isinstance(socket, zmq.Socket):
         socket.poll(IDLE_WAIT_MS if scheduler.is_fully_idle() else BUSY_WAIT_MS)

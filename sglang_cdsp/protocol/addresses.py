@@ -15,14 +15,10 @@ class PoolAddresses:
 
     Attributes:
         reports: ZMQ endpoint of the controller's PULL socket.
-        host: address of the machine's interface for the links between instances.
-        store_port: port of the key-value store through which the links are made.
         progress: path of the ranks' ``ProgressBoard``.
     """
 
     reports: str
-    host: str
-    store_port: int
     progress: str
 
 

@@ -70,6 +70,9 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         arrival_s: when the request reached the pool, monotonic seconds of this machine.
         probe: a measurement of the controller's own: nothing is sampled, nobody is answered.
         logprobs: prompt log-probabilities to compute on the shards, None for none.
+        urgency: its place among the chunks that run at once, the largest goes first; alike at all
+            members.
+        passes: it may start while tasks before it in the order have not ended.
     """
 
     seq: int
@@ -79,6 +82,8 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     arrival_s: float = 0.0
     probe: bool = False
     logprobs: LogprobSpec | None = None
+    urgency: float = 0.0
+    passes: bool = False
 
 
 class LogprobOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -88,10 +93,14 @@ class LogprobOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class StockOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """A one-instance request that enters the stock waiting queue once it heads the queue."""
+    """A one-instance request that enters the stock waiting queue once it heads the queue.
+
+    ``passes``: at once, while tasks before it in the order have not ended.
+    """
 
     seq: int
     arrival_s: float = 0.0
+    passes: bool = False
 
 
 class LoadOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -108,11 +117,23 @@ class CancelOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """Start chunk ``chunk`` of task ``seq``, or drop the task at this boundary."""
+    """Start chunk ``chunk`` of task ``seq``.
+
+    Attributes:
+        lane: the buffers of the links that are promised to the chunk at all its members.
+        serial: number of this order among all; it tells one use of a lane from the next.
+    """
 
     seq: int
     chunk: int
-    go: bool
+    lane: int = 0
+    serial: int = 0
+
+
+class StopOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Task ``seq`` ends here, at the next layer where one of its chunks runs."""
+
+    seq: int
 
 
 class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -127,10 +148,19 @@ class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     silent: bool = False
 
 
-class MeshOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """Every rank drops its links to other instances and makes those of ``epoch``."""
+class LinkOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """How rank ``tp_rank`` of an instance reaches the same rank of another one.
 
-    epoch: int
+    Attributes:
+        seat: the other instance.
+        incarnation: which life of that seat it is.
+        invitation: what that process said of its inbound area for this instance.
+    """
+
+    tp_rank: int
+    seat: int
+    incarnation: int
+    invitation: bytes
 
 
 class GrammarOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -159,8 +189,9 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     LoadOrder,
     CancelOrder,
     GoOrder,
+    StopOrder,
     ReleaseOrder,
-    MeshOrder,
+    LinkOrder,
     GrammarOrder,
     StatusOrder,
 )
@@ -180,8 +211,15 @@ class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Hello(Report, frozen=True, kw_only=True):
-    """A rank is up. Sizes are in tokens."""
+    """A rank is up. Sizes are in tokens.
 
+    Attributes:
+        incarnation: which life of its seat this process is.
+        invitations: by instance, how the same rank of it reaches this one.
+    """
+
+    incarnation: int
+    invitations: dict[int, bytes]
     kv_capacity: int
     page_size: int
     max_input_tokens: int
@@ -197,11 +235,17 @@ class Ready(Report, frozen=True, kw_only=True):
 
 
 class ChunkDone(Report, frozen=True, kw_only=True):
-    """The instance ran its shard of a chunk; ``start_s`` and ``at_s`` bound its own work."""
+    """The instance ran its shard of a chunk.
+
+    Attributes:
+        start_s: its start; ``at_s`` is its end.
+        passed_s: seconds between the two in which this instance ran something else.
+    """
 
     seq: int
     chunk: int
     start_s: float
+    passed_s: float = 0.0
 
 
 class FirstToken(Report, frozen=True, kw_only=True):
@@ -224,17 +268,15 @@ class Drained(Report, frozen=True, kw_only=True):
 
 
 class Failed(Report, frozen=True, kw_only=True):
-    """The task cannot go on at this instance: it is to be dropped at the next boundary.
+    """The task cannot go on at this instance: the controller stops it at all of them.
 
     ``bad_request`` says that the request itself is at fault and that the instance has
-    answered its client already; ``links_broken`` that the instance closed its links so that no
-    partner waits for it.
+    answered its client already.
     """
 
     seq: int
     error: str
     bad_request: bool = False
-    links_broken: bool = False
 
 
 class WriteLost(Report, frozen=True, kw_only=True):

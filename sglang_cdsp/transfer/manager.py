@@ -71,19 +71,20 @@ class PoolKVManager(CommonKVManager):
         known = all(name in self.decode_kv_args_table for name in list(infos))
         return len(infos) >= required and known
 
-    def await_room(self, room: int, timeout_s: float = 5.0) -> None:
-        """Wait the moment that the manager's thread needs to take in injected messages.
+    def room_is_here(self, room: int, due_s: float) -> bool:
+        """Whether the manager's thread has taken in decode's words about ``room``; never blocks.
+
+        Args:
+            due_s: when it should have, monotonic seconds.
 
         Raises:
-            TransferFailed: if the room is still unknown after ``timeout_s``.
+            TransferFailed: it is too late.
         """
-        deadline = time.monotonic() + timeout_s
-        while not self.knows_room(room):
-            if time.monotonic() > deadline:
-                raise TransferFailed(
-                    f"decode's pages for room {room} did not reach this instance in {timeout_s} s"
-                )
-            time.sleep(0.0002)
+        if self.knows_room(room):
+            return True
+        if time.monotonic() > due_s:
+            raise TransferFailed(f"decode's pages for room {room} did not reach this instance")
+        return False
 
     def decode_prefix(self, room: int) -> int:
         """Leading prompt tokens that decode holds already (its radix cache)."""

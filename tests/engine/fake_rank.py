@@ -11,11 +11,13 @@ from unittest.mock import Mock
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
+from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.protocol.messages import (
     GoOrder,
     PlanOrder,
     Report,
+    StopOrder,
 )
 from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
 from tests.engine.fake_kv import StrictAllocator
@@ -26,6 +28,16 @@ CHUNKS = [(64, [0]), (64, [0, 1]), (64, [0, 1])]
 PAGES = 400
 
 
+class NoSurroundings:
+    """A process in which forwards set nothing."""
+
+    def take(self) -> None:
+        """Nothing."""
+
+    def put(self, state: None) -> None:
+        """Nothing."""
+
+
 class Rank:
     """A rank of instance 0, or of ``instance``, and everything around it.
 
@@ -33,6 +45,8 @@ class Rank:
         said: its reports, in order.
         written: its writes to decode; each is "flying", "landed" or "lost".
         breaks: chunks in which the model raises.
+        layers: how often a forward gives way.
+        joined: links that it was told of: seat, incarnation and invitation.
         computed: tokens of each shard that was computed.
         started: for each forward that began, how many had ended.
     """
@@ -46,12 +60,21 @@ class Rank:
         self.computed: list[int] = []
         self.started: list[int] = []
         self.on_start: Callable[[], None] = lambda: None
-        self.closed = 0
+        self.layers = 0
+        self.joined: list[tuple[int, int, bytes]] = []
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
         reporter: Any = self
         manager: Any = self
         runner: Any = self
+        hub: Any = self
+        self.coroutines = Coroutines(
+            surroundings=NoSurroundings(),
+            ranks=Agreement(None, 1),
+            leads=True,
+            stretch_s=0.0,
+            interrupted=lambda: True,
+        )
         self.engine = ChunkEngine(
             scheduler=self.scheduler,
             manager=manager,
@@ -61,11 +84,12 @@ class Rank:
                 manager,
                 reporter,
                 runner,
-                Agreement(None, 1),
+                self.coroutines,
                 self._starts,
                 self.computed.append,
             ),
-            relink=lambda epoch: None,
+            coroutines=self.coroutines,
+            hub=hub,
             admit=self.admitted.append,
             abort=lambda rid: None,
         )
@@ -92,8 +116,8 @@ class Rank:
     def knows_room(self, room: int) -> bool:
         return room == ROOM
 
-    def await_room(self, room: int) -> None:
-        assert room == ROOM
+    def room_is_here(self, room: int, due_s: float) -> bool:
+        return room == ROOM
 
     def decode_prefix(self, room: int) -> int:
         return 0
@@ -114,14 +138,17 @@ class Rank:
 
     # -- runner ---------------------------------------------------------------------------
 
-    def run(self, task: ChunkTask, chunk: int, failure: str) -> None:
-        assert not failure
-        task.slot_table.slots(task.layouts[chunk].shard(self.instance))
-        if chunk in self.breaks:
+    def run(self, task: ChunkTask, order: GoOrder) -> None:
+        for _ in range(self.layers):
+            self.coroutines.give_way()
+        task.slot_table.slots(task.layouts[order.chunk].shard(self.instance))
+        if order.chunk in self.breaks:
             raise RuntimeError("the model broke")
 
-    def close_links(self) -> None:
-        self.closed += 1
+    # -- links ----------------------------------------------------------------------------
+
+    def join(self, seat: int, incarnation: int, invitation: bytes) -> None:
+        self.joined.append((seat, incarnation, invitation))
 
     # -- what the tests do ----------------------------------------------------------------
 
@@ -143,8 +170,18 @@ class Rank:
         assert self.engine.adopt(req)
         return req
 
-    def go(self, chunk: int, *, go: bool = True, seq: int = 0) -> None:
-        self.engine.on_go(GoOrder(seq=seq, chunk=chunk, go=go))
+    def enter(self, chunk: int, *, seq: int = 0) -> None:
+        """A chunk starts; it runs in the engine's turns."""
+        self.engine.on_go(GoOrder(seq=seq, chunk=chunk))
+
+    def go(self, chunk: int, *, seq: int = 0) -> None:
+        """A chunk starts, and nothing else happens until it is over."""
+        self.enter(chunk, seq=seq)
+        while self.coroutines.turn():
+            pass
+
+    def stop(self, *, seq: int = 0) -> None:
+        self.engine.on_stop(StopOrder(seq=seq))
 
     def kinds(self) -> list[type[Report]]:
         return [kind for kind, _ in self.said]

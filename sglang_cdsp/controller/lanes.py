@@ -1,0 +1,36 @@
+"""Lanes: the links' buffers that a running chunk has to itself at all its members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LaneTable:
+    """Which chunk has which lane.
+
+    A chunk gets its lane before it starts, on all its members together, so inside a chunk nobody
+    waits for buffers that another chunk holds.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        """Every instance has ``lanes`` of them towards each other one."""
+        self._lanes = lanes
+        self._held: dict[int, tuple[int, frozenset[int]]] = {}
+
+    def take(self, seq: int, group: Sequence[int]) -> int | None:
+        """Give task ``seq`` the first lane that is free at all of ``group``; None if none is.
+
+        A group of one sends nothing: it takes no lane and gets 0.
+        """
+        if len(group) == 1:
+            return 0
+        members = frozenset(group)
+        taken = {lane for lane, held_at in self._held.values() if members & held_at}
+        lane = next((lane for lane in range(self._lanes) if lane not in taken), None)
+        if lane is not None:
+            self._held[seq] = (lane, members)
+        return lane
+
+    def give_back(self, seq: int) -> bool:
+        """Take back what task ``seq`` has; whether it had a lane."""
+        return self._held.pop(seq, None) is not None

@@ -1,0 +1,297 @@
+"""Forwards that give way: each runs in a greenlet and hands the loop back at its layer boundaries.
+
+A scheduler's loop stays SGLang's. Once a turn it lets these coroutines go on for a bounded stretch
+of time; in between it reads messages and runs stock batches. Nothing here knows what a coroutine
+computes.
+
+The tensor-parallel ranks of an instance have the same coroutines in the same order and switch
+alike: before each switch they agree on what is ready everywhere, and what rests on a clock is the
+leader's word. So no rank waits inside a collective for one that runs another coroutine.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from greenlet import getcurrent, greenlet
+
+logger = logging.getLogger(__name__)
+
+Ready = Callable[[], bool]
+"""Whether what a coroutine waits for is there. An exception fails the coroutine."""
+
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 0.00005, 0.0005
+"""Pauses between two looks at what others send, while nothing here can go on."""
+
+LONGEST_WAIT_S = 0.005
+"""After this time without anything to run the loop gets its turn."""
+
+_FAILED, _WAITS, _READY = 0, 1, 2
+
+
+class StoppedError(RuntimeError):
+    """Thrown into a coroutine that is not to go on; its text says why."""
+
+
+class Surroundings(Protocol):
+    """Process-wide state that a forward sets and reads: every coroutine has its own."""
+
+    def take(self) -> Any:
+        """Return the state as it is now."""
+
+    def put(self, state: Any, /) -> None:
+        """Make a state that ``take`` returned the present one."""
+
+
+class Ranks(Protocol):
+    """The agreement of an instance's tensor-parallel ranks."""
+
+    size: int
+
+    def least(self, numbers: Sequence[int], /) -> list[int]:
+        """Return the least of each number over all ranks, which all call it."""
+
+
+@dataclass(eq=False)
+class Coroutine:
+    """A suspended or running piece of work.
+
+    Attributes:
+        name: what it is, for logs and status.
+        order: its place, the least goes first; alike at all ranks of the instance and at all
+            members of its group.
+        ready: what it waits for; None when it only gave way.
+        failure: why it cannot go on, "" while it can.
+        since_s: when it gave way last, monotonic seconds.
+        passed_s: seconds since its start in which something else was computed here.
+    """
+
+    name: str
+    order: tuple[float, ...]
+    state: Any
+    body: greenlet = field(repr=False)
+    ready: Ready | None = None
+    failure: str = ""
+    since_s: float = 0.0
+    passed_s: float = 0.0
+
+
+class Coroutines:
+    """All coroutines of one rank, and which of them goes on."""
+
+    def __init__(
+        self,
+        *,
+        surroundings: Surroundings,
+        ranks: Ranks,
+        leads: bool,
+        stretch_s: float,
+        poll: Callable[[], object] = lambda: None,
+        interrupted: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        shake: random.Random | None = None,
+    ) -> None:
+        """Start with none.
+
+        Args:
+            surroundings: the process-wide state that is exchanged at each switch.
+            ranks: of this instance; alone, nothing is exchanged.
+            leads: whether this rank's clock counts.
+            stretch_s: longest time between two turns of the loop, as far as coroutines give way.
+            poll: moves on what others send.
+            interrupted: whether the loop has something to do while all coroutines wait.
+            clock: monotonic seconds.
+            shake: for tests: switch at every point, to a coroutine drawn from this; seeded alike
+                at all ranks.
+        """
+        self._surroundings = surroundings
+        self._ranks = ranks
+        self._leads = leads
+        self._stretch_s = stretch_s
+        self._poll = poll
+        self._interrupted = interrupted
+        self._clock = clock
+        self._shake = shake
+        self._live: list[Coroutine] = []
+        self._current: Coroutine | None = None
+        self._main: greenlet | None = None
+        self._end_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def start(self, name: str, order: tuple[float, ...], work: Callable[[], None]) -> Coroutine:
+        """Add a coroutine that runs ``work`` from the next turn on.
+
+        ``work`` calls :meth:`give_way` before anything else, and ``StoppedError`` may come out of
+        any of these calls. It handles its own errors: what it raises ends the loop.
+        """
+        body = greenlet(work)
+        # A greenlet begins with an empty context, in which every ContextVar has its default.
+        body.gr_context = copy_context()
+        coroutine = Coroutine(name, order, self._surroundings.take(), body, since_s=self._clock())
+        self._live.append(coroutine)
+        self._live.sort(key=lambda other: other.order)
+        return coroutine
+
+    def stop(self, coroutine: Coroutine, reason: str) -> None:
+        """End a suspended coroutine now, by an exception where it gave way; alike at all ranks."""
+        if coroutine in self._live:
+            coroutine.failure = coroutine.failure or reason
+            self._resume(coroutine)
+
+    # -- from inside a coroutine ----------------------------------------------------------
+
+    def give_way(self, ready: Ready | None = None) -> None:
+        """Let others go on; return when it is this coroutine's turn and ``ready()`` is true.
+
+        Outside of a coroutine it polls until ``ready()`` is true.
+
+        Raises:
+            StoppedError: the coroutine is not to go on, or ``ready`` raised.
+        """
+        current = self._current
+        if current is None or getcurrent() is not current.body:
+            self._wait_in_place(ready)
+            return
+        if current.failure:
+            raise StoppedError(current.failure)
+        current.ready, current.since_s = ready, self._clock()
+        if not self._may_go_on(current):
+            self._switch_out()
+        current.ready = None
+
+    def fail(self, failure: str) -> None:
+        """Suspend the running coroutine for good: ``StoppedError`` comes out of this, at all ranks.
+
+        A rank that left alone would leave its partners waiting in the model's next collective.
+        """
+        current = self._current
+        if current is None or getcurrent() is not current.body:
+            raise StoppedError(failure)
+        current.failure = failure
+        self._switch_out()
+
+    def _may_go_on(self, current: Coroutine) -> bool:
+        """Whether a switch can be saved: never with partners, who must switch at the same points."""
+        if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
+            return False
+        self._poll()
+        earlier = self._live[: self._live.index(current)]
+        if any(self._standing(other) != _WAITS for other in earlier):
+            return False
+        return self._standing(current) == _READY
+
+    def _switch_out(self) -> None:
+        assert self._main is not None
+        self._main.switch()
+
+    def _wait_in_place(self, ready: Ready | None) -> None:
+        pause_s = SHORTEST_SLEEP_S
+        while ready is not None and not ready():
+            self._poll()
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
+
+    # -- from the loop --------------------------------------------------------------------
+
+    def turn(self) -> bool:
+        """Let coroutines go on for one stretch; whether any did.
+
+        While all of them wait, it waits for a moment too, unless the loop has something to do.
+        """
+        if not self._live:
+            return False
+        self._end_s = self._clock() + self._stretch_s
+        ran = False
+        while self._live:
+            self._poll()
+            chosen = self._choose(first=not ran)
+            if chosen is None:
+                break
+            self._resume(chosen)
+            ran = True
+        if not ran:
+            self._wait()
+        return ran
+
+    def passed(self, seconds: float, but: Coroutine | None = None) -> None:
+        """Something else was computed here for so long while all of them, ``but`` one, stood."""
+        for coroutine in self._live:
+            if coroutine is not but:
+                coroutine.passed_s += seconds
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """What is under way, JSON-ready: names, and since when each has not run, in seconds."""
+        now_s = self._clock()
+        return [
+            {"name": c.name, "waits": c.ready is not None, "for_s": now_s - c.since_s}
+            for c in self._live
+        ]
+
+    def _choose(self, *, first: bool) -> Coroutine | None:
+        """The coroutine to go on, the same at all ranks; None when the stretch is over."""
+        standings = [self._standing(coroutine) for coroutine in self._live]
+        goes_on = int(first or not self._leads or self._clock() < self._end_s)
+        if self._ranks.size > 1:
+            *standings, goes_on = self._ranks.least([*standings, goes_on])
+        able = []
+        for coroutine, standing in zip(self._live, standings, strict=True):
+            if standing == _FAILED:
+                coroutine.failure = coroutine.failure or "another tensor-parallel rank failed"
+            if standing != _WAITS:
+                able.append(coroutine)
+        if not goes_on or not able:
+            return None
+        if self._shake is not None:
+            # None now and then: the loop's own work is one of what may come in between.
+            return None if not first and self._shake.random() < 0.3 else self._shake.choice(able)
+        return able[0]
+
+    def _standing(self, coroutine: Coroutine) -> int:
+        if coroutine.failure:
+            return _FAILED
+        if coroutine.ready is None:
+            return _READY
+        try:
+            return _READY if coroutine.ready() else _WAITS
+        except Exception as error:
+            coroutine.failure = str(error) or repr(error)
+            return _FAILED
+
+    def _resume(self, coroutine: Coroutine) -> None:
+        """Run a coroutine to its next switch, in its own surroundings."""
+        outside, start_s = self._surroundings.take(), self._clock()
+        self._surroundings.put(coroutine.state)
+        before, self._current = self._current, coroutine
+        self._main = getcurrent()
+        coroutine.ready = None
+        try:
+            if coroutine.failure and coroutine.body:
+                coroutine.body.throw(StoppedError(coroutine.failure))
+            else:
+                # One that fails before it began gets to know it at its first ``give_way``.
+                coroutine.body.switch()
+        finally:
+            coroutine.state = self._surroundings.take()
+            self._surroundings.put(outside)
+            self._current = before
+            self.passed(self._clock() - start_s, but=coroutine)
+            if coroutine.body.dead:
+                self._live.remove(coroutine)
+
+    def _wait(self) -> None:
+        """Wait a moment for what others send, without keeping a neighbour from its core."""
+        end_s, pause_s = self._clock() + LONGEST_WAIT_S, SHORTEST_SLEEP_S
+        while self._clock() < end_s and not self._interrupted():
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
+            self._poll()
+            if self._ranks.size > 1 or any(self._standing(c) != _WAITS for c in self._live):
+                return
