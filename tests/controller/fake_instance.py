@@ -35,10 +35,7 @@ class FakeInstance:
         self.queue: list[FakeTask | FakeStockRequest] = []
         self.tasks: dict[int, FakeTask] = {}
         self.stock_requests: dict[int, FakeStockRequest] = {}
-        self.inside: FakeTask | None = None
-        self.epoch = 0
-        self.linked = True
-        self.meets: int | None = None  # the epoch whose links it waits for
+        self.inside: list[FakeTask] = []
         self.used = 0
         self.last_seq = -1
 
@@ -46,13 +43,8 @@ class FakeInstance:
 
     def moves(self) -> Iterator[Move]:
         """Everything that this instance could do now."""
-        if self.inside is not None:
-            yield from self._inside_moves(self.inside)
-            return
-        if self.meets is not None:
-            if self.pool.all_meet(self.meets):
-                yield Move(f"{self.me} has new links", self._relinked)
-            return
+        for task in list(self.inside):
+            yield from self._inside_moves(task)
         if self._inbox:
             obey, refuse = self._inbox[0]
             yield Move(f"{self.me} takes an order", partial(self._take_order, obey))
@@ -69,13 +61,13 @@ class FakeInstance:
     def _inside_moves(self, task: FakeTask) -> Iterator[Move]:
         chunk = task.next_chunk
         group = task.layouts[chunk].group
-        whole = len(group) == 1 or self.pool.linked(group)
         if self.pool.entered[(task.seq, chunk)] >= set(group):
-            # Who has all it needs ends well even when a partner's links break afterwards.
+            # A partner that left early has sent all it had, or this one waits until it is stopped.
+            ends = not self.pool.failed_inside[(task.seq, chunk)]
             end = partial(self._end, task)
-            yield Move(f"{self.me} ends chunk {chunk} of {task.seq}", end, fault=not whole)
+            yield Move(f"{self.me} ends chunk {chunk} of {task.seq}", end, fault=not ends)
         fail = partial(self._end, task, fails=True)
-        yield Move(f"{self.me} fails in chunk {chunk} of {task.seq}", fail, fault=whole)
+        yield Move(f"{self.me} fails in chunk {chunk} of {task.seq}", fail, fault=True)
 
     def _write_moves(self, task: FakeTask) -> Iterator[Move]:
         for rank in range(self.pool.tp_size):
@@ -83,7 +75,7 @@ class FakeInstance:
                 name = f"write of {task.seq} at {self.me}.{rank}"
                 yield Move(f"{name} lands", partial(self._landed, task, rank))
                 yield Move(f"{name} fails", partial(self._landed, task, rank, "lost"), fault=True)
-            elif task.over and rank not in task.drained:
+            elif task.over and task not in self.inside and rank not in task.drained:
                 name = f"{self.me}.{rank} has drained {task.seq}"
                 yield Move(name, partial(self._drained, task, rank))
 
@@ -99,7 +91,9 @@ class FakeInstance:
             yield Move(f"stock {head.seq} begins", partial(self._begin, head))
         elif head.over:
             yield Move(f"{self.me} leaves {head.seq} behind", lambda: self._pop(head))
-        elif not (head.announced or head.error) and self._may_announce(head):
+        elif not (head.announced or head.error or head in self.inside) and (
+            self._may_announce(head)
+        ):
             chunk = head.next_chunk
             name = f"{self.me} is ready for chunk {chunk} of {head.seq}"
             yield Move(name, partial(self._announce, head))
@@ -149,29 +143,26 @@ class FakeInstance:
         self.pool.answered(task.client, "home refused")
         self._fail(task, "bad request", bad_request=True)
 
-    def on_go(self, seq: int, chunk: int, go: bool) -> None:
-        """Enter a chunk, or drop the task."""
+    def on_go(self, seq: int, chunk: int) -> None:
+        """Enter a chunk."""
         task = self.tasks[seq]
-        if task.over:
-            return
-        if not go:
-            task.over = True
-            return
+        assert not task.over, "a task that was stopped is not started"
         assert task.announced, "a member is sent into a chunk that it did not say it is ready for"
         assert task.next_chunk == chunk
         assert task.prepared == chunk
         self.pool.entered[(seq, chunk)].add(self.me)
-        self.inside = task
+        self.inside.append(task)
 
-    def on_mesh(self, epoch: int) -> None:
-        """Make new links; nothing else happens here until every instance does."""
-        assert epoch > self.epoch
-        self.linked = False
-        self.meets = epoch
+    def on_stop(self, seq: int) -> None:
+        """Leave a chunk at its next layer, and run no other one of the task."""
+        task = self.tasks[seq]
+        task.over = True
+        if task in self.inside:
+            self._leave_chunk(task)
 
-    def _relinked(self) -> None:
-        assert self.meets is not None
-        self.epoch, self.linked, self.meets = self.meets, True, None
+    def _leave_chunk(self, task: FakeTask) -> None:
+        self.inside.remove(task)
+        self.pool.left[(task.seq, task.next_chunk)].add(self.me)
 
     def on_release(self, seq: int, error: str, silent: bool) -> None:
         """Free the slots and answer the client at home."""
@@ -229,14 +220,12 @@ class FakeInstance:
 
     def _end(self, task: FakeTask, *, fails: bool = False) -> None:
         """The chunk is over here."""
-        self.inside = None
+        self._leave_chunk(task)
         chunk, layout = task.next_chunk, task.layouts[task.next_chunk]
         if fails:
             task.error = f"chunk {chunk} broke"
-            shared = len(layout.group) > 1
-            self.linked = self.linked and not shared
-            for rank in range(self.pool.tp_size):
-                self._say(rank, Failed, seq=task.seq, error=task.error, links_broken=shared)
+            self.pool.failed_inside[(task.seq, chunk)].add(self.me)
+            self._say(0, Failed, seq=task.seq, error=task.error)
             return
         if task.final and task.home == self.me and task.client is not None:
             self._say(0, FirstToken, seq=task.seq)

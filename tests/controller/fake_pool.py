@@ -42,6 +42,8 @@ class FakePool:
         answers: who answered each client, in order.
         statuses: with which HTTP status the controller answered.
         entered: members that are or were inside a chunk, by ``(seq, chunk)``.
+        left: those that are inside no more.
+        failed_inside: those of them that failed.
         safe: ``(room, rank)`` whose pages decode may have given to others.
         told_failed: rooms of which decode heard that they failed.
         announced: how often all decode servers heard that a room failed.
@@ -70,19 +72,22 @@ class FakePool:
         self.answers: defaultdict[Client, list[str]] = defaultdict(list)
         self.statuses: dict[Client, int] = {}
         self.entered: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self.left: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self.failed_inside: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.safe: set[tuple[int, int]] = set()
         self.told_failed: set[int] = set()
         self.announced: Counter[int] = Counter()
         self.told_finished: Counter[int] = Counter()
         self.acks: Counter[tuple[int, int]] = Counter()
         self.ends: list[PoolRequest] = []
-        self.epochs: list[int] = []
         self.logprob_parts: list[LogprobPart] = []
         self._promised: dict[int, dict[int, int]] = {}
         self._heard: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self._chunks_started: Counter[int] = Counter()
         self._dropped: set[int] = set()
         self._last_seq = -1
+        self._last_serial = 0
+        self._lanes: dict[tuple[int, int], tuple[int, set[int]]] = {}
         self._clients = 0
         self._decode_uses = 0
         self.rooms = Rooms(tp_size)
@@ -199,15 +204,6 @@ class FakePool:
             self._heard[(report.seq, report.chunk)].add(report.instance)
         self.lifecycle.on_report(report)
 
-    def all_meet(self, epoch: int) -> bool:
-        """Whether all instances are making, or have made, the links of ``epoch``."""
-        return all(max(i.epoch, i.meets or 0) >= epoch for i in self.instances)
-
-    def linked(self, group: Iterable[int]) -> bool:
-        """Whether the members can reach each other."""
-        members = [self.instances[i] for i in group]
-        return all(m.linked for m in members) and len({m.epoch for m in members}) == 1
-
     def answered(self, client: Client, who: str) -> None:
         """Somebody answers a client."""
         self.answers[client].append(who)
@@ -257,43 +253,43 @@ class FakePool:
                 refuse = partial(instance.refuse_request, request.seq)
                 instance.order(partial(instance.on_request, request.seq), refuse)
 
-    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
-        """One decision for all members of a chunk."""
+    def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """All members of a chunk start it."""
         plan, chunk, seq = request.plan, request.next_chunk, request.seq
         assert plan is not None
         members = tuple(instances)
         assert seq not in self._dropped, "nothing is decided about a task that was dropped"
-        if go:
-            assert members == plan.chunks[chunk].instances, "all members of the chunk are told"
-            assert self._heard[(seq, chunk)] >= set(members), "all members are ready"
-            assert chunk == self._chunks_started[seq], "chunks start in order, once"
-            self._chunks_started[seq] += 1
-        else:
-            assert members == plan.instances, "all instances of the plan are told"
-            assert not self._still_inside(request), "a task is dropped inside a chunk"
-            self._dropped.add(seq)
+        assert members == plan.chunks[chunk].instances, "all members of the chunk are told"
+        assert self._heard[(seq, chunk)] >= set(members), "all members are ready"
+        assert chunk == self._chunks_started[seq], "chunks start in order, once"
+        self._chunks_started[seq] += 1
+        assert request.serial > self._last_serial, "each use of a lane has a number of its own"
+        self._last_serial = request.serial
+        if len(members) > 1:
+            self._check_lane(request, set(members))
         for me in members:
-            self.instances[me].order(partial(self.instances[me].on_go, seq, chunk, go))
+            self.instances[me].order(partial(self.instances[me].on_go, seq, chunk))
+
+    def _check_lane(self, request: PoolRequest, members: set[int]) -> None:
+        """Nobody who shares an instance with the chunk may still send on its lane."""
+        for chunk, (lane, group) in self._lanes.items():
+            inside = self.left[chunk] < group
+            shared = lane == request.lane and group & members
+            assert not (inside and shared), "a lane is used by two chunks at once"
+        self._lanes[(request.seq, request.next_chunk)] = (request.lane, members)
+
+    def stop(self, request: PoolRequest) -> None:
+        """A task ends at all instances of its plan."""
+        assert request.plan is not None
+        assert request.seq not in self._dropped, "a task is stopped once"
+        self._dropped.add(request.seq)
+        for me in request.plan.instances:
+            self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Home gets another member's prompt log-probabilities."""
         assert part.seq == request.seq
         self.logprob_parts.append(part)
-
-    def relink(self, epoch: int) -> None:
-        """New links everywhere."""
-        self.epochs.append(epoch)
-        assert self.epochs == list(range(1, epoch + 1))
-        for instance in self.instances:
-            instance.order(partial(instance.on_mesh, epoch))
-
-    def _still_inside(self, request: PoolRequest) -> list[int]:
-        """Members that have reported neither the end of the running chunk nor a failure."""
-        assert request.plan is not None
-        running = self._chunks_started[request.seq] - 1
-        group = request.plan.chunks[running].instances if running >= 0 else ()
-        tasks = {me: self.instances[me].tasks[request.seq] for me in group}
-        return [me for me, task in tasks.items() if task.next_chunk == running and not task.error]
 
     def release(self, request: PoolRequest) -> None:
         """Free the slots everywhere."""

@@ -29,11 +29,13 @@ def test_an_abort_is_answered_at_once_and_slots_follow(pool: FakePool, phase: Ph
     assert empty(pool)
 
 
-def test_an_abort_inside_a_chunk_takes_effect_at_its_end(pool: FakePool) -> None:
+def test_an_abort_inside_a_chunk_takes_effect_inside_it(pool: FakePool) -> None:
     request = with_pages(pool, TWO_CHUNKS)
-    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.until(lambda: bool(pool.instances[0].inside))
     pool.lifecycle.abort(request, "no longer wanted")
-    assert phase_is(request, Phase.RUNNING)
+    assert phase_is(request, Phase.DRAINING)
+    pool.happen("0 takes an order")
+    assert pool.instances[0].inside == []
     pool.settle()
     assert pool.entered == {(0, 0): {0}}
     assert request.outcome == "aborted"

@@ -27,7 +27,7 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
-    MeshOrder,
+    StopOrder,
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
@@ -142,22 +142,20 @@ def test_a_probe_has_tokens_but_no_request(wire: Wire) -> None:
     assert (plan.probe, plan.room, len(plan.tokens)) == (True, None, 32)
 
 
-def test_go_drop_release_and_links(wire: Wire) -> None:
+def test_go_stop_and_release(wire: Wire) -> None:
     request = bound((3, (1,)), (1, (1, 2)))
-    request.next_chunk = 1
-    wire.effects.go(request, (1, 2), go=True)
-    wire.effects.go(request, (1, 2), go=False)
+    request.next_chunk, request.lane, request.serial = 1, 3, 17
+    wire.effects.go(request, (1, 2))
+    wire.effects.stop(request)
     request.error, request.answered = "no", True
     wire.effects.release(request)
     orders = [
-        GoOrder(seq=5, chunk=1, go=True),
-        GoOrder(seq=5, chunk=1, go=False),
+        GoOrder(seq=5, chunk=1, lane=3, serial=17),
+        StopOrder(seq=5),
         ReleaseOrder(seq=5, error="no", silent=True),
     ]
     assert wire.sent(1) == wire.sent(2) == orders
-    wire.effects.relink(3)
-    assert wire.sent(0) == [MeshOrder(epoch=3)]
-    assert wire.sent(1)[-1] == wire.sent(2)[-1] == MeshOrder(epoch=3)
+    assert wire.sent(0) == []
 
 
 def test_aborts_of_a_stock_request(wire: Wire) -> None:
@@ -231,16 +229,15 @@ def test_a_client_is_answered_through_the_tokenizer(wire: Wire) -> None:
 def test_observers_hear_of_effects(wire: Wire) -> None:
     request = bound((3, (1,)), (1, (1, 2)))
     wire.effects.bind(request)
-    wire.effects.go(request, (1,), go=True)
-    wire.effects.go(request, (1, 2), go=False)
-    wire.effects.relink(1)
+    wire.effects.go(request, (1,))
+    wire.effects.stop(request)
     wire.effects.ended(request)
     assert wire.metrics.snapshot() == {
         "requests_planned": 1,
         "prompt_tokens_planned": 4,
         "chunks_by_sp_size": {"1": 1},
         "requests_ended": {"finished": 1},
-        "relinks": 1,
+        "tasks_stopped": 1,
     }
 
 
@@ -259,7 +256,7 @@ def test_an_observer_that_fails_costs_nobody_else_anything(
     effects = wire.dispatcher(Broken(), wire.metrics)
     request = bound((4, (0,)))
     effects.bind(request)
-    effects.go(request, (0,), go=True)
+    effects.go(request, (0,))
     effects.ended(request)
     assert wire.metrics.snapshot()["requests_ended"] == {"finished": 1}
     assert caplog.text.count("Broken missed an event") == 3

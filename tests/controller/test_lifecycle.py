@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import Plan, PlannedChunk
@@ -185,39 +186,56 @@ def test_a_member_that_cannot_prepare_ends_the_request_with_its_reason(pool: Fak
     assert empty(pool)
 
 
-def test_who_joins_later_and_fails_does_not_cut_the_running_chunk_short(pool: FakePool) -> None:
-    """The task is dropped at the boundary after chunk 0, not while instance 0 runs it."""
+def test_who_joins_later_and_fails_ends_the_running_chunk(pool: FakePool) -> None:
+    """Nobody can use what instance 0 still computes."""
     request = with_pages(pool, TWO_CHUNKS)
-    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.until(lambda: bool(pool.instances[0].inside))
     pool.happen("1 takes an order")
     pool.happen("1 cannot prepare")
     pool.happen("the controller hears 1.0")
-    assert phase_is(request, Phase.RUNNING)
+    assert phase_is(request, Phase.DRAINING)
+    pool.happen("0 takes an order")
+    assert pool.instances[0].inside == []
     pool.settle()
     assert request.error == "out of slots"
-    assert request.times[0].end_s is not None
+    assert request.times[0].end_s is None
     assert pool.entered == {(0, 0): {0}}
     assert empty(pool)
 
 
-def test_a_broken_chunk_costs_its_request_and_new_links(pool: FakePool) -> None:
+def test_a_broken_chunk_costs_its_request_alone(pool: FakePool) -> None:
     broken, behind = with_pages(pool, [(100, [0, 1])]), pool.submit(80, plan=[(80, [1, 2])])
     pool.until(lambda: pool.entered[(0, 0)] == {0, 1})
     pool.happen("1 fails in chunk 0 of 0")
+    assert pool.instances[0].inside, "its partner waits for it until it is stopped"
     pool.settle()
     assert (broken.outcome, behind.outcome) == ("failed", "finished")
-    assert pool.epochs
-    assert {instance.epoch for instance in pool.instances} == {pool.epochs[-1]}
     assert empty(pool)
 
 
-def test_a_chunk_of_one_breaks_no_links(pool: FakePool) -> None:
-    request = with_pages(pool, TWO_CHUNKS)
-    pool.until(lambda: pool.instances[0].inside is not None)
-    pool.happen("0 fails in chunk 0")
+def test_what_a_member_says_before_it_hears_of_the_stop_means_nothing(pool: FakePool) -> None:
+    request = with_pages(pool, [(100, [0, 1])])
+    pool.until(lambda: pool.entered[(0, 0)] == {0, 1})
+    pool.happen("0 ends chunk 0")
+    pool.lifecycle.abort(request, "no longer wanted")
+    part = LogprobPart(request.seq, [1], [-0.5], [], [], [], [])
+    pool.hear(PromptLogprobs(instance=1, tp_rank=0, at_s=1.0, part=part))
     pool.settle()
-    assert (request.outcome, pool.epochs) == ("failed", [])
+    assert (request.outcome, request.first_token_s) == ("aborted", None)
+    assert pool.logprob_parts == []
     assert empty(pool)
+
+
+def test_a_chunk_waits_for_a_lane_that_is_free_at_all_its_members(pool: FakePool) -> None:
+    table = LaneTable(2)
+    assert [table.take(0, [0, 1]), table.take(1, [1, 2]), table.take(2, [2, 3])] == [0, 1, 0]
+    assert table.take(3, [1, 3]) is None
+    assert table.take(3, [1]) == 0, "alone it sends nothing"
+    assert not table.give_back(3)
+    assert table.give_back(0)
+    assert table.take(3, [0, 1, 3]) is None, "lane 0 is taken at 3, lane 1 at 1"
+    assert table.give_back(1)
+    assert table.take(3, [0, 1, 3]) == 1
 
 
 def test_a_bad_request_is_answered_by_its_home_alone(pool: FakePool) -> None:
@@ -267,7 +285,7 @@ def test_reports_of_unknown_tasks_are_ignored(pool: FakePool) -> None:
 def test_a_late_chunk_moves_what_stands_behind_it(pool: FakePool) -> None:
     request = with_pages(pool, TWO_CHUNKS)
     assert request.plan is not None
-    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.until(lambda: bool(pool.instances[0].inside))
     before = pool.ledger.view(pool.now_s).queue_s
     late_s = request.plan.chunks[0].end_s + 2.0
     pool.now_s += late_s
@@ -288,7 +306,7 @@ def test_the_planner_learns_from_good_chunks_only(pool: FakePool) -> None:
     pool.settle()
     assert samples() == 2
     request = with_pages(pool, TWO_CHUNKS)
-    pool.until(lambda: pool.instances[0].inside is not None)
+    pool.until(lambda: bool(pool.instances[0].inside))
     pool.lifecycle.abort(request, "no longer wanted")
     pool.settle()
     assert samples() == 2

@@ -34,14 +34,14 @@ def test_what_is_counted() -> None:
     failed = planned(4)
     failed.error = "no"
     metrics.ended(failed)
-    metrics.relinked(1)
+    metrics.stopped(failed)
     snapshot = metrics.snapshot()
     assert snapshot == {
         "requests_planned": 2,
         "prompt_tokens_planned": 40,
         "chunks_by_sp_size": {"1": 2, "2": 2},
         "requests_ended": {"failed": 1, "finished": 2},
-        "relinks": 1,
+        "tasks_stopped": 1,
     }
     assert json.loads(json.dumps(snapshot)) == snapshot
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import psutil
 import pytest
 import zmq
-from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.controller import startup
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
     await_hellos,
-    open_store,
+    link_orders,
 )
 from sglang_cdsp.protocol.addresses import PoolAddresses, pool_addresses, publish_addresses
 from sglang_cdsp.protocol.messages import Hello, Ready, encode_report
@@ -36,6 +34,8 @@ def hello(instance: int, rank: int) -> Hello:
         instance=instance,
         tp_rank=rank,
         at_s=0.0,
+        incarnation=1,
+        invitations={i: f"{instance}.{rank} for {i}".encode() for i in range(3) if i != instance},
         kv_capacity=100 * (instance + 1),
         page_size=16,
         max_input_tokens=99,
@@ -67,7 +67,7 @@ def test_a_pool_that_is_not_whole_must_not_serve(
 
 def test_addresses_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_CDSP_POOL", "")
-    addresses = PoolAddresses("tcp://127.0.0.1:5", "10.0.0.1", 7, "/dev/shm/board")
+    addresses = PoolAddresses("tcp://127.0.0.1:5", "/dev/shm/board")
     publish_addresses(addresses)
     assert pool_addresses() == addresses
 
@@ -80,16 +80,11 @@ def test_a_scheduler_outside_the_pool_says_how_to_start_it(
         pool_addresses()
 
 
-def test_the_store_listens_on_one_interface_only() -> None:
-    before = listening()
-    store = open_store("127.0.0.1")
-    assert listening() - before == {("127.0.0.1", store.port)}
-    other = TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
-    other.set("key", "value")
-    assert store.get("key") == b"value"
-
-
-def listening() -> set[tuple[str, int]]:
-    """Where this process listens."""
-    connections = psutil.Process().net_connections("tcp")
-    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+def test_every_rank_hears_of_the_same_rank_of_each_other_instance() -> None:
+    hellos = {(i, r): hello(i, r) for i in range(3) for r in range(2)}
+    orders = list(link_orders(hellos))
+    assert len(orders) == 3 * 2 * 2
+    for me in range(3):
+        told = [(o.seat, o.tp_rank, o.invitation) for to, o in orders if to == me]
+        others = [other for other in range(3) if other != me]
+        assert told == [(o, r, f"{o}.{r} for {me}".encode()) for o in others for r in range(2)]

@@ -22,10 +22,10 @@ from sglang_cdsp.protocol.messages import (
     GrammarRefused,
     Hello,
     LoadOrder,
+    LinkOrder,
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
-    MeshOrder,
     PeerOrder,
     PlanOrder,
     PromptLogprobs,
@@ -38,6 +38,7 @@ from sglang_cdsp.protocol.messages import (
     StockBatch,
     StockEnded,
     StockOrder,
+    StopOrder,
     WriteLost,
     decode_report,
     encode_report,
@@ -58,29 +59,39 @@ ORDERS: list[BaseReq] = [
         room=(1 << 63) - 1,
         arrival_s=7.25,
         logprobs=LogprobSpec(start=2, top=3, token_ids=[4, 5]),
+        urgency=1.5,
+        passes=True,
     ),
     PlanOrder(seq=3, tokens=b"", chunks=[(1, [0])], probe=True),
     LogprobOrder(part=PART),
-    StockOrder(rid="r", seq=4, arrival_s=7.5),
+    StockOrder(rid="r", seq=4, arrival_s=7.5, passes=True),
     LoadOrder(requests=3, tokens=4000),
     CancelOrder(seq=4),
-    GoOrder(seq=5, chunk=1, go=False),
+    GoOrder(seq=5, chunk=1, lane=2, serial=1 << 40),
+    StopOrder(seq=5),
     ReleaseOrder(seq=6, error="no slots: 3 Ω", silent=True),
-    MeshOrder(epoch=2),
+    LinkOrder(tp_rank=1, seat=2, incarnation=3, invitation=b"\x00\xff"),
     GrammarOrder(rid="r", kind="regex", text="a|b", reasoning=True),
     StatusOrder(status="{}"),
 ]
 BY: dict[str, Any] = {"instance": 3, "tp_rank": 1, "at_s": 12.5}
 REPORTS: list[Report] = [
     Hello(
-        **BY, kv_capacity=4096, page_size=16, max_input_tokens=9, vocab_size=32, kv_cache_dtype="f"
+        **BY,
+        incarnation=1,
+        invitations={0: b"here", 2: b"\x00"},
+        kv_capacity=4096,
+        page_size=16,
+        max_input_tokens=9,
+        vocab_size=32,
+        kv_cache_dtype="f",
     ),
     Ready(**BY, seq=1, chunk=0),
-    ChunkDone(**BY, seq=1, chunk=2, start_s=11.25),
+    ChunkDone(**BY, seq=1, chunk=2, start_s=11.25, passed_s=0.5),
     FirstToken(**BY, seq=1),
     PromptLogprobs(**BY, part=PART),
     Drained(**BY, seq=1, error="lost"),
-    Failed(**BY, seq=1, error="no", bad_request=True, links_broken=True),
+    Failed(**BY, seq=1, error="no", bad_request=True),
     WriteLost(**BY, seq=1, error="gone"),
     Released(**BY, seq=1),
     StockEnded(**BY, seq=1, start_s=None, end_s=2.0, error=""),
@@ -116,7 +127,7 @@ def test_registering_twice_is_harmless_and_keeps_sglangs_types() -> None:
 
     register_orders()
     assert msgpack_decode(msgpack_encode(AbortReq(rid="x", abort_all=True))).abort_all
-    assert msgpack_decode(msgpack_encode(MeshOrder(epoch=1))) == MeshOrder(epoch=1)
+    assert msgpack_decode(msgpack_encode(StopOrder(seq=1))) == StopOrder(seq=1)
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)

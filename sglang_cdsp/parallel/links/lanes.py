@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_cdsp.parallel.errors import LinkError
-from sglang_cdsp.parallel.links.pieces import Inbox, Outbox, Part, Progress
+from sglang_cdsp.parallel.links.pieces import Inbox, Outbox, Part
 from sglang_cdsp.parallel.links.types import (
     Arrived,
     Credited,
@@ -25,6 +25,7 @@ from sglang_cdsp.parallel.links.types import (
     Message,
     Sent,
 )
+from sglang_cdsp.parallel.links.work import Progress, Work
 
 _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 1e-3
 
@@ -36,33 +37,6 @@ class _Peer:
     incarnation: int
     outboxes: tuple[Outbox, ...]
     inboxes: tuple[Inbox, ...]
-
-
-class Work:
-    """One exchange under way. Keeps its tensors until they have left or come."""
-
-    def __init__(self, progress: Progress, hub: LinkHub) -> None:
-        self._progress = progress
-        self._hub = hub
-
-    def done(self) -> bool:
-        """Whether every tensor may be used again, or the exchange failed; moves nothing on."""
-        return self._progress.over
-
-    def wait(self) -> None:
-        """Give way until it is done.
-
-        On CUDA the tensors are then ready for the stream that was current at ``exchange``.
-
-        Raises:
-            LinkError: a partner is gone, its lane or the hub was closed, or both sides disagree.
-        """
-        if not self.done():
-            self._hub.poll()
-        while not self.done():
-            self._hub.give_way(self.done)
-        if self._progress.error:
-            raise LinkError(self._progress.error)
 
 
 class Lane:
@@ -123,7 +97,7 @@ class Lane:
         self._running.append(progress)
         for peer in {message.peer for message in recvs}:
             self._hub.drain(peer, self.number)
-        return Work(progress, self._hub)
+        return Work(progress, self._hub.poll, self._hub.give_way)
 
     def _checked(self, message: Message) -> bool:
         """Return whether there is anything to carry; raise if it cannot be carried."""
@@ -149,16 +123,14 @@ class Lane:
 
     def fail(self, error: str, peer: int | None = None) -> None:
         """Fail what is under way; with ``peer`` only what needs it, and the lane stays open."""
-        parts = [
-            part
-            for box in self._hub.boxes(self.number, peer)
-            for part in box.waiting
-            if part.serial == self.serial
-        ]
-        for progress in [part.progress for part in parts] if peer is not None else self._running:
-            progress.fail(error)
         if peer is None:
             self._error = error
+            for progress in self._running:
+                progress.fail(error)
+            return
+        for box in self._hub.boxes(self.number, peer):
+            for part in box.waiting:
+                part.progress.fail(error)
 
     def close(self) -> None:
         """Leave: what is under way fails, what was not started is not sent.
@@ -272,7 +244,8 @@ class LinkHub:
             elif isinstance(event, Sent):
                 peer.outboxes[lane].on_sent(event.slot, event.number)
         for seat, lane in touched:
-            self.drain(seat, lane)
+            if seat in self._peers:
+                self.drain(seat, lane)
         return bool(events)
 
     def _poll_until(self, ready: Any) -> None:
@@ -290,19 +263,8 @@ class LinkHub:
 
     def snapshot(self) -> dict[str, Any]:
         """What is linked and what is waited for, from whom and for how long; JSON-ready."""
-        now = time.monotonic()
         waiting = [
-            {
-                "lane": number,
-                "serial": part.serial,
-                "for": what,
-                "instance": part.peer,
-                "tag": part.tag,
-                "note": part.note,
-                "bytes": part.total,
-                "bytes_done": part.done,
-                "seconds": now - part.posted,
-            }
+            {"lane": number, "for": what, **part.described()}
             for number in range(self._shape.lanes)
             for peer in self._peers.values()
             for what, parts in (

@@ -12,25 +12,7 @@ from typing import Any
 import torch
 
 from sglang_cdsp.parallel.links.types import Header, Links, LinkShape, Message
-
-
-class Progress:
-    """How far the messages of one exchange are."""
-
-    def __init__(self, left: int) -> None:
-        """``left``: messages that have not ended."""
-        self.left = left
-        self.error = ""
-
-    @property
-    def over(self) -> bool:
-        """Whether all have ended, or the exchange failed."""
-        return not self.left or bool(self.error)
-
-    def fail(self, error: str) -> None:
-        """Remember the first error, unless all is over."""
-        if not self.over:
-            self.error = error
+from sglang_cdsp.parallel.links.work import Progress
 
 
 @dataclass(eq=False)
@@ -58,9 +40,7 @@ class Part:
     posted: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(
-        cls, message: Message, serial: int, number: int, note: int, progress: Progress
-    ) -> Part:
+    def of(cls, message: Message, serial: int, number: int, note: int, progress: Progress) -> Part:
         """Make the part of an exchange that ``message`` is, the pair's ``number``-th."""
         tensor = message.tensor
         return cls(
@@ -78,6 +58,18 @@ class Part:
     def total(self) -> int:
         """Bytes of the message."""
         return self.data.numel()
+
+    def described(self) -> dict[str, int | float]:
+        """What it is and how far, for who wants to know what is waited for."""
+        return {
+            "instance": self.peer,
+            "serial": self.serial,
+            "tag": self.tag,
+            "note": self.note,
+            "bytes": self.total,
+            "bytes_done": self.done,
+            "seconds": time.monotonic() - self.posted,
+        }
 
     def advance(self, size: int) -> None:
         """Count ``size`` more bytes as moved."""

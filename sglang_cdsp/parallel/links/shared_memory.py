@@ -57,9 +57,7 @@ class SharedMemoryLinks:
         return self._incarnation
 
     def invite(self, seat: int) -> bytes:
-        name = AreaName(
-            secrets.token_bytes(16), self._seat, self._incarnation, seat, self._shape
-        )
+        name = AreaName(secrets.token_bytes(16), self._seat, self._incarnation, seat, self._shape)
         fd = os.memfd_create(f"cdsp-{self._seat}.{self._incarnation}-from-{seat}")
         try:
             os.ftruncate(fd, area_bytes(self._shape))

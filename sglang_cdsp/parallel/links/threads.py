@@ -44,9 +44,7 @@ class Switchboard:
 class ThreadLinks:
     """``Links`` over a switchboard, see ``types.Links``."""
 
-    def __init__(
-        self, board: Switchboard, seat: int, incarnation: int, shape: LinkShape
-    ) -> None:
+    def __init__(self, board: Switchboard, seat: int, incarnation: int, shape: LinkShape) -> None:
         self._board = board
         self._seat, self._incarnation = seat, incarnation
         self._shape = shape
