@@ -29,6 +29,10 @@ UNKNOWN_FLAGS = "cdsp_unknown_flags"
 TESTED_SGLANG_VERSIONS = ("0.5.21", "0.5.23")
 
 
+DEFAULT_STOCK_TOKENS = 1024
+DEFAULT_PREEMPT_BUDGET = 0.2
+
+
 class CdspConfigError(ValueError):
     """What the pool cannot be started with, everything that was found.
 
@@ -74,6 +78,9 @@ class CdspArgs:
         sp_sizes: candidate SP sizes in ascending order; empty means powers of two up to the pool.
         improvement_rate: fraction by which a larger SP size must cut TTFT, in [0, 1).
         min_chunk: smallest planned chunk in tokens (the last chunk of a prompt may be shorter).
+        stock_tokens: longest one-instance prompt that runs in SGLang's own batches, in tokens; a
+            longer one is a chunk task, which gives way inside its forward.
+        preempt_budget: share of its own time by which prompts that pass may delay a running one.
         latency_model: path of a latency model file; None means the server measures itself.
         instances_per_node: instances that share a node; None means the whole pool.
         plan_log: file that receives one JSON line per ended request; None means no log.
@@ -89,6 +96,8 @@ class CdspArgs:
     sp_sizes: tuple[int, ...] = ()
     improvement_rate: float = DEFAULT_IMPROVEMENT_RATE
     min_chunk: int = DEFAULT_MIN_CHUNK
+    stock_tokens: int = DEFAULT_STOCK_TOKENS
+    preempt_budget: float = DEFAULT_PREEMPT_BUDGET
     latency_model: str | None = None
     instances_per_node: int | None = None
     plan_log: str | None = None
@@ -157,6 +166,22 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         help=f"Smallest planned chunk in tokens (default: {default.min_chunk}).",
     )
     group.add_argument(
+        "--cdsp-stock-tokens",
+        type=_integer,
+        default=default.stock_tokens,
+        metavar="TOKENS",
+        help="Longest prompt on one instance that runs in SGLang's own batches; longer ones give "
+        f"way to others at every layer (default: {default.stock_tokens}).",
+    )
+    group.add_argument(
+        "--cdsp-preempt-budget",
+        type=_fraction,
+        default=default.preempt_budget,
+        metavar="SHARE",
+        help="Share of its own prefill time by which a running prompt may be delayed by short ones "
+        f"that pass it, 0 for none (default: {default.preempt_budget}).",
+    )
+    group.add_argument(
         "--cdsp-latency-model",
         default=None,
         metavar="FILE",
@@ -214,6 +239,7 @@ def parse_sp_sizes(text: str) -> tuple[int, ...]:
 
 
 _POSITIVE = {
+    "stock_tokens": "it is a number of tokens, try 1024",
     "min_chunk": "it is a number of tokens, try 256",
     "instances_per_node": "leave it out if all instances share a node",
     "decode_max_total_tokens": "leave it out to hear it from decode",
@@ -274,6 +300,8 @@ def _read(name: str, value: Any) -> Any:
             raise CdspConfigError(f"{flag}: {error}") from None
     if name == "improvement_rate" and not 0.0 <= value < 1.0:
         raise CdspConfigError(f"{flag} {value} is outside [0, 1); try 0.1")
+    if name == "preempt_budget" and not 0.0 <= value <= 10.0:
+        raise CdspConfigError(f"{flag} {value} is outside [0, 10]; try 0.2, or 0 for none")
     if name in _POSITIVE and value < 1:
         raise CdspConfigError(f"{flag} {value} must be at least 1; {_POSITIVE[name]}")
     return value

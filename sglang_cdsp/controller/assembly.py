@@ -96,4 +96,5 @@ class PoolParts:
             clock=time.monotonic,
             decode=self.decode,
             limits=self.limits,
+            stock_tokens=self.args.stock_tokens,
         )

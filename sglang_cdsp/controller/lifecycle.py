@@ -11,6 +11,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from sglang_cdsp.args import DEFAULT_STOCK_TOKENS
 from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.arrivals import Arrivals
 from sglang_cdsp.controller.decode.room_manager import RoomManager
@@ -49,8 +50,12 @@ class Lifecycle:
         clock: Callable[[], float],
         decode: DecodeServers,
         limits: QueueLimits = NO_LIMITS,
+        stock_tokens: int = DEFAULT_STOCK_TOKENS,
     ) -> None:
-        """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
+        """``clock`` gives the time; ``decode`` knows how long it may take to name its pages.
+
+        ``stock_tokens``: the longest prompt that takes its instance's stock path.
+        """
         self._effects = effects
         self._decode = decode
         self._rooms = RoomManager(rooms, effects, clock)
@@ -82,6 +87,7 @@ class Lifecycle:
             effects=effects,
             endings=self._endings,
             tp_size=tp_size,
+            stock_tokens=stock_tokens,
             clock=clock,
         )
 

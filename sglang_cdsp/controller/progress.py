@@ -32,9 +32,10 @@ class Progress:
         effects: Effects,
         endings: Endings,
         tp_size: int,
+        stock_tokens: int,
         clock: Callable[[], float],
     ) -> None:
-        """``clock`` gives monotonic seconds."""
+        """``stock_tokens``: longest prompt of the stock path; ``clock`` gives monotonic seconds."""
         self._table = table
         self._ledger = ledger
         self._planning = planning
@@ -42,6 +43,7 @@ class Progress:
         self._effects = effects
         self._endings = endings
         self._tp_size = tp_size
+        self._stock_tokens = stock_tokens
         self._clock = clock
         self._next_seq = 0
         self._lanes = LaneTable(LANES)
@@ -53,6 +55,7 @@ class Progress:
         now_s = self._clock()
         request.plan, request.policy, request.bound_s = plan, plan.policy, now_s
         request.times = [ChunkTimes() for _ in chunks]
+        request.one_instance = request.fits_stock(self._stock_tokens)
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)

@@ -55,6 +55,7 @@ class PoolRequest:
         forced: plan demanded by the request, ``(tokens, instances)`` per chunk.
         plan: what the policy decided, times relative to ``bound_s``.
         seq: place in the pool's order of tasks.
+        one_instance: whether it takes its instance's stock path.
         next_chunk: the chunk that is to start or is running.
         lane, serial: of the chunk that was started last, see ``GoOrder``.
         ready: per chunk, the instances that can start it.
@@ -79,6 +80,7 @@ class PoolRequest:
     policy: str = ""
     bound_s: float = 0.0
     seq: int = -1
+    one_instance: bool = False
     next_chunk: int = 0
     lane: int = 0
     serial: int = 0
@@ -112,11 +114,10 @@ class PoolRequest:
         """Whether it is the controller's own measurement."""
         return self.tokenized is None
 
-    @property
-    def one_instance(self) -> bool:
-        """Whether it takes its instance's stock path.
+    def fits_stock(self, most_tokens: int) -> bool:
+        """Whether it may take its instance's stock path, where a whole forward blocks the loop.
 
-        A request without a decode server does not: SGLang 0.5.21 never gets past the first chunk
+        A request without a decode server may not: SGLang 0.5.21 never gets past the first chunk
         of such a prompt when it is longer than ``--chunked-prefill-size``.
         """
         plan = self.plan
@@ -125,6 +126,7 @@ class PoolRequest:
             and self.room is not None
             and len(plan.chunks) == 1
             and plan.chunks[0].sp_size == 1
+            and self.tokens <= most_tokens
         )
 
     @property
