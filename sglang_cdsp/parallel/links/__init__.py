@@ -1,0 +1,1 @@
+"""One-sided, polled links between the instances of a pool."""
