@@ -161,7 +161,7 @@ class ShardRunner:
                 history_tokens=tuple(tokens_of(held) for held in layout.history),
                 pieces=layout.spans,
             ),
-            mesh=self._mesh if len(layout.group) > 1 else None,
+            links=self._mesh if len(layout.group) > 1 else None,
             own_slots=own,
             history_slots=slot_table.slots(layout.history[member]),
             rebalancer=self._rebalancer(layout, slot_table),
@@ -179,7 +179,7 @@ class ShardRunner:
             moves=layout.moves,
             instance=self._instance,
             slots_of=lambda span: slot_table.slots([span]),
-            mesh=self._mesh,
+            links=self._mesh,
         )
 
 
