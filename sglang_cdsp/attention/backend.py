@@ -12,13 +12,10 @@ import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from sglang_cdsp.attention.layer_check import check_layer
-from sglang_cdsp.attention.ring import (
-    RingLayout,
-    choose_circulation,
-    q_ring_attention,
-    ring_attention,
-)
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.attention.pacing import Pacing
+from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
+from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing, ring_of
+from sglang_cdsp.parallel.links.types import Exchanger, GiveWay
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -40,28 +37,35 @@ class ShardAttention:
         *,
         inner: Any,
         layout: RingLayout,
-        mesh: Mesh | None,
+        links: Exchanger | None,
         own_slots: torch.Tensor,
         history_slots: torch.Tensor,
         rebalancer: Rebalancer | None,
+        give_way: GiveWay | None = None,
+        tile_flops: float | None = None,
     ) -> None:
         """Prepare for one forward.
 
         Args:
             inner: the instance's configured attention backend (for its pools).
             layout: who holds and computes what, see :class:`RingLayout`.
-            mesh: links to the other instances; None for a group of one.
+            links: to the other instances; None for a group of one.
             own_slots: KV slots of the shard's tokens, ascending positions, int64 ``[T]``.
             history_slots: KV slots of the history held here, int64 ``[H]``.
             rebalancer: moves history one layer ahead; None when nothing moves.
+            give_way: called with None between ring steps and between tiles.
+            tile_flops: floating-point operations of a tile of attention at most; None for no
+                tiles. The same at all ranks of an instance.
         """
         self.token_to_kv_pool = inner.token_to_kv_pool
         self.req_to_token_pool = inner.req_to_token_pool
         self._layout = layout
-        self._mesh = mesh
+        self._links = links
         self._own = own_slots
         self._history = history_slots
         self._rebalancer = rebalancer
+        self._pacing = Pacing(give_way, tile_flops)
+        self._rings: dict[LayerShape, KvRing | QRing] = {}
 
     def forward(
         self,
@@ -88,32 +92,40 @@ class ShardAttention:
         tokens = self._own.numel()
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         shape = (-1, layer.tp_q_head_num, layer.qk_head_dim)
-        circulation = choose_circulation(
-            self._layout,
-            layer.tp_k_head_num,
-            layer.tp_q_head_num,
-            layer.qk_head_dim,
-            value_dim=layer.v_head_dim,
-            element_size=k.element_size(),
-        )
         own_k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens]
         own_v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens]
         if not save_kv_cache:
             own_k, own_v = keys[self._own], values[self._own]
-        attend = ring_attention if circulation == "kv" else q_ring_attention
-        out = attend(
-            q.view(shape)[:tokens],
-            own_k,
-            own_v,
-            keys[self._history],
-            values[self._history],
-            self._layout,
-            self._mesh,
-            scale=layer.scaling,
-        )
+        parts = (q.view(shape)[:tokens], own_k, own_v, keys[self._history], values[self._history])
+        out = self._attend(parts, layer, k.element_size())
         if self._rebalancer is not None:
             self._rebalancer.after_attention(layer.layer_id)
         rows = q.view(shape).shape[0]
         result = q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
         result[:tokens] = out.flatten(1)
         return result
+
+    def _attend(
+        self, parts: tuple[torch.Tensor, ...], layer: RadixAttention, element_size: int
+    ) -> torch.Tensor:
+        """Attention of q, k, v and the history's k and v, the way that moves fewer bytes."""
+        shape = LayerShape(
+            layer.tp_k_head_num,
+            layer.tp_q_head_num,
+            layer.qk_head_dim,
+            layer.v_head_dim,
+            element_size,
+        )
+        ring = self._rings.get(shape)
+        if ring is None:
+            ring = self._rings[shape] = ring_of(self._layout, shape)
+        q, k, v, k_history, v_history = parts
+        if isinstance(ring, KvRing):
+            return ring_attention(
+                q, k, v, k_history, v_history, self._layout, self._links,
+                scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
+            )  # fmt: skip
+        return q_ring_attention(
+            q, k, v, k_history, v_history, self._layout, self._links,
+            scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from sglang_cdsp.attention.errors import AttentionError
 from sglang_cdsp.attention.ring_layout import RingLayout
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.types import Exchanger
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def check_rows(
     k_history: torch.Tensor,
     v_history: torch.Tensor,
     layout: RingLayout,
-    mesh: Mesh | None,
+    links: Exchanger | None,
 ) -> None:
     """Raise ``AttentionError`` unless the tensors have the rows that the layout says."""
     chunk, history = layout.own_tokens, layout.history_tokens[layout.me]
@@ -76,9 +76,5 @@ def check_rows(
             f"member {layout.me} holds {history} tokens of history, but k_history and v_history "
             f"have {k_history.shape[0]} and {v_history.shape[0]} rows: pass exactly those"
         )
-    if layout.size > 1 and mesh is None:
-        raise AttentionError(f"a group of {layout.size} needs a mesh that links its members")
-    if mesh is not None and layout.size > 1 and layout.group[layout.me] != mesh.rank:
-        raise AttentionError(
-            f"member {layout.me} of group {layout.group} cannot be run by mesh rank {mesh.rank}"
-        )
+    if layout.size > 1 and links is None:
+        raise AttentionError(f"a group of {layout.size} needs links among its members")

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from sglang_cdsp.attention.pacing import UNPACED, Pacing
 from sglang_cdsp.attention.partial import partial_attention
 from sglang_cdsp.kernels.merge import merge_into
 
@@ -24,8 +25,11 @@ class RunningState:
         lse: ``[Tq, Hq]``, float32, natural log-sum-exp; ``-inf`` where no key was seen.
     """
 
-    def __init__(self, q: torch.Tensor, value_dim: int, scale: float) -> None:
+    def __init__(
+        self, q: torch.Tensor, value_dim: int, scale: float, pacing: Pacing = UNPACED
+    ) -> None:
         self._q = q
+        self._pacing = pacing
         self._scale = scale
         self._fresh = True
         tokens, heads, _ = q.shape
@@ -40,10 +44,28 @@ class RunningState:
         causal: bool,
         rows: slice = slice(None),
     ) -> None:
-        """Let the queries in ``rows`` see the keys ``k`` ``[Tk, Hkv, D]`` with ``v``."""
-        if k.shape[0]:
-            out, lse = partial_attention(self._q[rows], k, v, causal=causal, scale=self._scale)
-            self.merge(out, lse, rows=rows)
+        """Let the queries in ``rows`` see the keys ``k`` ``[Tk, Hkv, D]`` with ``v``.
+
+        In tiles as the pacing has it, giving way between them.
+        """
+        start, stop, _ = rows.indices(self._q.shape[0])
+        if not k.shape[0] or start >= stop:
+            return
+        flops = 2.0 * self._q.shape[1] * (k.shape[2] + v.shape[2])
+        for first, last in self._pacing.tiles(stop - start, k.shape[0], flops, causal=causal):
+            if first:
+                self._pacing.boundary()
+            tile = slice(start + first, start + last)
+            if not causal:
+                self._see(k, v, tile, causal=False)
+                continue
+            if first:
+                self._see(k[:first], v[:first], tile, causal=False)
+            self._see(k[first:last], v[first:last], tile, causal=True)
+
+    def _see(self, k: torch.Tensor, v: torch.Tensor, rows: slice, *, causal: bool) -> None:
+        out, lse = partial_attention(self._q[rows], k, v, causal=causal, scale=self._scale)
+        self.merge(out, lse, rows=rows)
 
     def merge(self, out: torch.Tensor, lse: torch.Tensor, *, rows: slice = slice(None)) -> None:
         """Merge a state over keys that the queries in ``rows`` have not seen yet."""

@@ -1,28 +1,32 @@
 """Attention over an SP group with history, Q circulating: for short chunks on a long history.
 
 Each member sends its queries to the others and computes for theirs what it holds; partial results
-go straight back to their owner, who merges them all at once. No KV moves. After "Context
+go straight back to their owner, who merges them one by one. No KV moves. After "Context
 Parallelism for Scalable Million-Token Inference" (arXiv 2411.01783), whose pass-Q sends queries
 around the ring; here they go directly, so that members need not wait for each other in turn, and
-only rows that the other side can serve are sent.
+only rows that the other side can serve are sent. At most two members' queries and two answers are
+in memory at a time, whatever the size of the group.
 """
 
 from __future__ import annotations
 
-import math
+from collections import deque
 
 import torch
 
 from sglang_cdsp.attention.blocks import check_rows
 from sglang_cdsp.attention.merge import RunningState
+from sglang_cdsp.attention.pacing import UNPACED, Pacing
 from sglang_cdsp.attention.ring_layout import RingLayout
-from sglang_cdsp.kernels.merge import merge_states
-from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+from sglang_cdsp.attention.steps import QRing, QStep, note_of
+from sglang_cdsp.parallel.links.types import Exchanger, Message, Waitable
 
 __all__ = ["PARTIAL_TAG", "Q_TAG", "q_ring_attention"]
 
 Q_TAG = 3
 PARTIAL_TAG = 4
+_GUESTS = 2
+"""Exchanges of queries that are under way at once: one is served while the other travels."""
 
 
 def q_ring_attention(
@@ -32,94 +36,98 @@ def q_ring_attention(
     k_history: torch.Tensor,
     v_history: torch.Tensor,
     layout: RingLayout,
-    mesh: Mesh | None,
+    links: Exchanger | None,
     *,
     scale: float,
+    ring: QRing | None = None,
+    layer: int = 0,
+    pacing: Pacing = UNPACED,
 ) -> torch.Tensor:
     """Compute the same as ``ring_attention``, with the same arguments, moving Q instead of KV.
 
     Partial results travel in the dtype of ``q``, which is what partial attention gives.
+
+    Distance by distance everyone sends that far ahead and receives from as far behind, so both
+    sides of a pair post their messages in one order. Nobody waits for more than who has served the
+    fewest distances can give, so it ends.
     """
-    check_rows(q, k, v, k_history, v_history, layout, mesh)
-    if mesh is None or layout.size == 1:
-        return _own_part(q, k, v, k_history, v_history, scale).result()
-    me, size = layout.me, layout.size
-    heads, value_dim = q.shape[1], v.shape[2]
+    check_rows(q, k, v, k_history, v_history, layout, links)
+    steps = (ring or QRing.of(layout)).steps
+    value_dim = v.shape[2]
 
-    # Distance by distance everyone sends that far ahead and receives from as far behind: the
-    # order is the same everywhere, as NCCL needs it.
-    guests: list[tuple[torch.Tensor, Work]] = []
-    for distance in range(1, size):
-        ahead, behind = (me + distance) % size, (me - distance) % size
-        wanted = layout.visible_rows(me, ahead)
-        guest = q.new_empty((len(layout.visible_rows(behind, me)), *q.shape[1:]))
-        mine = q[wanted.start : wanted.stop].contiguous()
-        work = mesh.exchange(
-            [Message(mine, layout.group[ahead], Q_TAG)],
-            [Message(guest, layout.group[behind], Q_TAG)],
+    def ask(number: int, links: Exchanger) -> tuple[torch.Tensor, Waitable]:
+        step = steps[number]
+        guest = q.new_empty((step.guest_rows, *q.shape[1:]))
+        work = links.exchange(
+            [Message(q[step.wanted].contiguous(), step.ahead, Q_TAG)],
+            [Message(guest, step.behind, Q_TAG)],
+            note_of(layer, number + 1),
         )
-        guests.append((guest, work))
+        return guest, work
 
-    own = _own_part(q, k, v, k_history, v_history, scale)
-
-    answers: list[tuple[range, torch.Tensor, Work]] = []
-    for distance, (guest, work) in enumerate(guests, start=1):
-        ahead, behind = (me + distance) % size, (me - distance) % size
-        work.wait()
-        partial = _serve(guest, behind, k, v, k_history, v_history, layout, scale)
-        wanted = layout.visible_rows(me, ahead)
-        answer = _empty_answer(len(wanted), heads, value_dim, q)
-        work = mesh.exchange(
-            [Message(_packed(partial, q.dtype), layout.group[behind], PARTIAL_TAG)],
-            [Message(answer, layout.group[ahead], PARTIAL_TAG)],
-        )
-        answers.append((wanted, answer, work))
-
-    outs = own.out.new_zeros((size, *own.out.shape))
-    lses = torch.full_like(own.lse, -math.inf).repeat(size, 1, 1)
-    outs[0], lses[0] = own.out, own.lse
-    for place, (wanted, answer, work) in enumerate(answers, start=1):
-        work.wait()
-        rows = slice(wanted.start, wanted.stop)
-        lses[place, rows], outs[place, rows] = _unpacked(answer, len(wanted), heads, value_dim, q)
-    return merge_states(outs, lses)[0].to(q.dtype)
-
-
-def _own_part(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_history: torch.Tensor,
-    v_history: torch.Tensor,
-    scale: float,
-) -> RunningState:
-    state = RunningState(q, v.shape[2], scale)
+    guests: deque[tuple[torch.Tensor, Waitable]] = deque()
+    if links is not None:
+        guests.extend(ask(number, links) for number in range(min(_GUESTS, len(steps))))
+    state = RunningState(q, value_dim, scale, pacing)
     state.attend(k_history, v_history, causal=False)
     state.attend(k, v, causal=True)
-    return state
+    if links is None:
+        return state.result()
+
+    answers: deque[tuple[QStep, torch.Tensor, Waitable]] = deque()
+    for number, step in enumerate(steps):
+        pacing.boundary()
+        guest, work = guests.popleft()
+        work.wait()
+        partial = _serve(guest, step, k, v, k_history, v_history, scale, pacing)
+        answer = _empty_answer(step.wanted_rows, q.shape[1], value_dim, q)
+        work = links.exchange(
+            [Message(_packed(partial, q.dtype), step.behind, PARTIAL_TAG)],
+            [Message(answer, step.ahead, PARTIAL_TAG)],
+            note_of(layer, number + 1),
+        )
+        answers.append((step, answer, work))
+        del guest, partial
+        if number + _GUESTS < len(steps):
+            guests.append(ask(number + _GUESTS, links))
+        if len(answers) == _GUESTS:
+            _merge(state, *answers.popleft(), q)
+    while answers:
+        _merge(state, *answers.popleft(), q)
+    return state.result()
+
+
+def _merge(
+    state: RunningState, step: QStep, answer: torch.Tensor, work: Waitable, like: torch.Tensor
+) -> None:
+    """Wait for an answer and merge it."""
+    work.wait()
+    if step.wanted_rows:
+        heads, value_dim = state.out.shape[1:]
+        lse, out = _unpacked(answer, step.wanted_rows, heads, value_dim, like)
+        state.merge(out, lse, rows=step.wanted)
 
 
 def _serve(
     guest: torch.Tensor,
-    owner: int,
+    step: QStep,
     k: torch.Tensor,
     v: torch.Tensor,
     k_history: torch.Tensor,
     v_history: torch.Tensor,
-    layout: RingLayout,
     scale: float,
+    pacing: Pacing,
 ) -> RunningState:
-    """Attend the queries that ``owner`` sent to what this member holds."""
-    state = RunningState(guest, v.shape[2], scale)
+    """Attend the queries that came to what this member holds."""
+    state = RunningState(guest, v.shape[2], scale, pacing)
     state.attend(k_history, v_history, causal=False)
-    first = layout.visible_rows(owner, layout.me).start
-    for part in layout.visible(owner, layout.me):
+    for part in step.parts:
         chunk_keys = part.keys - k_history.shape[0]
         state.attend(
             k[:chunk_keys],
             v[:chunk_keys],
             causal=False,
-            rows=slice(part.first - first, part.last - first),
+            rows=slice(part.first, part.last),
         )
     return state
 

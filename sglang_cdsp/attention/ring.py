@@ -13,9 +13,11 @@ import torch
 from sglang_cdsp.attention.blocks import BlockShape, check_rows, pack_block
 from sglang_cdsp.attention.circulation import choose_circulation
 from sglang_cdsp.attention.merge import RunningState
+from sglang_cdsp.attention.pacing import UNPACED, Pacing
 from sglang_cdsp.attention.q_ring import q_ring_attention
 from sglang_cdsp.attention.ring_layout import RingLayout, Visible
-from sglang_cdsp.parallel.mesh import Mesh, Message
+from sglang_cdsp.attention.steps import KvRing, note_of
+from sglang_cdsp.parallel.links.types import Exchanger, Message
 
 __all__ = [
     "RING_TAG",
@@ -36,9 +38,12 @@ def ring_attention(
     k_history: torch.Tensor,
     v_history: torch.Tensor,
     layout: RingLayout,
-    mesh: Mesh | None,
+    links: Exchanger | None,
     *,
     scale: float,
+    ring: KvRing | None = None,
+    layer: int = 0,
+    pacing: Pacing = UNPACED,
 ) -> torch.Tensor:
     """Attend this member's tokens of a chunk to everything before them. All members call it.
 
@@ -48,8 +53,11 @@ def ring_attention(
         k_history, v_history: ``[Th, Hkv, D]`` and ``[Th, Hkv, Dv]``, this member's rows of the
             history, in any order.
         layout: who holds and computes what; the same at all members but for ``me``.
-        mesh: links to the group; None will do for a group of one.
+        links: to the group; None will do for a group of one.
         scale: factor on the logits.
+        ring: the steps of ``layout``, for callers that run many layers; worked out by default.
+        layer: which layer this is, so that a block of another one is noticed.
+        pacing: where others may run meanwhile.
 
     Returns:
         ``[Tq, Hq, Dv]`` in the dtype of ``q``.
@@ -58,33 +66,31 @@ def ring_attention(
         AttentionError: the tensors do not have the rows that the layout says.
         LinkError: a partner is gone.
     """
-    check_rows(q, k, v, k_history, v_history, layout, mesh)
-    me, size = layout.me, layout.size
+    check_rows(q, k, v, k_history, v_history, layout, links)
+    ring = ring or KvRing.of(layout)
     shape = BlockShape.of(k, v)
-    hops = [layout.hops(holder) for holder in range(size)]
-    successor, predecessor = layout.group[(me + 1) % size], layout.group[me - 1]
-    state = RunningState(q, v.shape[2], scale)
+    state = RunningState(q, v.shape[2], scale, pacing)
 
     # Only a block that some other member needs is copied together.
-    block = pack_block(k, v, k_history, v_history) if hops[me] else None
-    for step in range(size):
-        holder, next_holder = (me - step) % size, (me - step - 1) % size
-        following = None
-        sends, recvs = [], []
-        # A block is passed on as far as somebody needs it; both ends read that off the layout.
-        if step + 1 < size and hops[next_holder] > step:
-            following = shape.empty(layout.block_rows(next_holder), k)
-            recvs.append(Message(following, predecessor, RING_TAG))
-        if block is not None and hops[holder] > step:
-            sends.append(Message(block, successor, RING_TAG))
-        work = mesh.exchange(sends, recvs) if mesh is not None and size > 1 else None
+    block = pack_block(k, v, k_history, v_history) if ring.packs else None
+    for number, step in enumerate(ring.steps):
+        if number:
+            pacing.boundary()
+        following = shape.empty(step.receive_rows, k) if step.receive_rows else None
+        sends = (
+            [Message(block, ring.successor, RING_TAG)] if step.send and block is not None else []
+        )
+        recvs = [Message(following, ring.predecessor, RING_TAG)] if following is not None else []
+        work = None
+        if links is not None and (sends or recvs):
+            work = links.exchange(sends, recvs, note_of(layer, number))
 
-        if step == 0:
+        if number == 0:
             state.attend(k_history, v_history, causal=False)
             state.attend(k, v, causal=True)
         elif block is not None:
             keys, values = shape.views(block)
-            for part in layout.visible(me, holder):
+            for part in step.parts:
                 state.attend(
                     keys[: part.keys],
                     values[: part.keys],

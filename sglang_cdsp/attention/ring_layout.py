@@ -31,7 +31,7 @@ class RingLayout:
     part of the chunk (ascending).
 
     Attributes:
-        group: instance of each member, which is also its rank in the mesh.
+        group: instance of each member.
         me: index of the member that sees it so.
         history_tokens: history rows that each member holds.
         pieces: each member's spans of the chunk, from ``split_chunk``.

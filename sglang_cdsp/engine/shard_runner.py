@@ -152,7 +152,7 @@ class ShardRunner:
                 history_tokens=tuple(tokens_of(held) for held in layout.history),
                 pieces=layout.spans,
             ),
-            mesh=task.lane,
+            links=self._mesh if len(layout.group) > 1 else None,
             own_slots=own,
             history_slots=slot_table.slots(layout.history[member]),
             rebalancer=self._rebalancer(task, layout),
@@ -170,8 +170,8 @@ class ShardRunner:
             layers=self._layers,
             moves=layout.moves,
             instance=self._instance,
-            slots_of=lambda span: task.slot_table.slots([span]),
-            mesh=task.lane,
+            slots_of=lambda span: slot_table.slots([span]),
+            links=self._mesh,
         )
 
 

@@ -27,6 +27,7 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroup, Store, TCPStor
 
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.host_copies import arrive, landing, to_host
+from sglang_cdsp.parallel.links.types import Message
 from sglang_cdsp.parallel.process_groups import NO_TIMEOUT, gloo_links, nccl_group
 
 BACKENDS = ("gloo", "nccl", "gloo-host")
@@ -48,19 +49,6 @@ def pool_backend(device: str) -> str:
     if chosen and chosen not in BACKENDS:
         raise LinkError(f"{BACKEND_VAR}={chosen!r} is no mesh backend: use one of {BACKENDS}")
     return chosen or ("nccl" if device == "cuda" else "gloo")
-
-
-@dataclass(frozen=True)
-class Message:
-    """A contiguous tensor to send to, or to fill from, rank ``peer``.
-
-    Messages of one tag between two ranks arrive in the order of sending. NCCL knows no tags: there
-    both sides must post all messages of a pair of ranks in the same order.
-    """
-
-    tensor: torch.Tensor
-    peer: int
-    tag: int = 0
 
 
 class _Pending(Protocol):
@@ -230,7 +218,7 @@ class Mesh:
         """Fill ``tensor`` (contiguous) from rank ``src``."""
         return self.exchange([], [Message(tensor, src, tag)])
 
-    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Work:
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0) -> Work:
         """Start all of ``sends`` and ``recvs`` together, receives first.
 
         On NCCL they form one group call, so that two neighbours that send to each other cannot

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from sglang_cdsp.parallel.errors import LayoutError
-from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+from sglang_cdsp.parallel.links.types import Exchanger, Message, Waitable
 from sglang_cdsp.parallel.spans import Move, Span
 
 MOVE_TAG = 2
@@ -30,7 +30,7 @@ class MoveHandle:
             of this pool buffer.
     """
 
-    work: Work
+    work: Waitable
     arrivals: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
 
     def wait(self) -> None:
@@ -50,9 +50,9 @@ def start_moves(
     moves: Sequence[Move],
     instance: int,
     slots_of: SlotsOf,
-    mesh: Mesh,
+    links: Exchanger,
     *,
-    tag: int = MOVE_TAG,
+    note: int = 0,
 ) -> MoveHandle:
     """Start the moves of one layer that concern this instance: one message to or from each partner.
 
@@ -63,11 +63,11 @@ def start_moves(
         layer_k: the layer's K pool, ``[slots, Hkv, D]``.
         layer_v: its V pool, ``[slots, Hkv, Dv]``.
         moves: all moves of the group, the same list at every member, from ``rebalance``.
-        instance: this one, which is also its rank in the mesh.
+        instance: this one.
         slots_of: pool rows ``[tokens]``, int64, of a span on this instance: where an outgoing one
             lies, where an incoming one shall.
-        mesh: links to the others.
-        tag: message tag; moves of two layers under way at once arrive in the order of starting.
+        links: to the others. Moves of two layers under way at once arrive in the order of starting.
+        note: what all members say alike of these moves: the layer, say.
 
     Raises:
         LayoutError: ``slots_of`` gives another number of rows than the span has tokens.
@@ -81,13 +81,13 @@ def start_moves(
         message, k, v = _message(layer_k, layer_v, rows.numel())
         torch.index_select(layer_k, 0, rows, out=k)
         torch.index_select(layer_v, 0, rows, out=v)
-        sends.append(Message(message, peer, tag))
+        sends.append(Message(message, peer, MOVE_TAG))
     for peer in sorted({move.src for move in moves if move.dst == instance} - {instance}):
         rows = _rows([m.span for m in moves if (m.src, m.dst) == (peer, instance)], slots_of)
         message, k, v = _message(layer_k, layer_v, rows.numel())
-        recvs.append(Message(message, peer, tag))
+        recvs.append(Message(message, peer, MOVE_TAG))
         arrivals += [(rows, layer_k, k), (rows, layer_v, v)]
-    return MoveHandle(mesh.exchange(sends, recvs), tuple(arrivals))
+    return MoveHandle(links.exchange(sends, recvs, note), tuple(arrivals))
 
 
 def _rows(spans: Sequence[Span], slots_of: SlotsOf) -> torch.Tensor:

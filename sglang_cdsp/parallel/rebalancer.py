@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.types import Exchanger
 from sglang_cdsp.parallel.moves import MoveHandle, start_moves
 from sglang_cdsp.parallel.spans import Move, Span
 
@@ -38,7 +38,7 @@ class Rebalancer:
         moves: Sequence[Move],
         instance: int,
         slots_of: Callable[[Span], torch.Tensor],
-        mesh: Mesh,
+        links: Exchanger,
     ) -> None:
         """Start the first layer's move.
 
@@ -46,16 +46,16 @@ class Rebalancer:
             pool: KV of this instance.
             layers: the model's attention layer ids in the order they run.
             moves: all moves of the group, the same list at every member.
-            instance: this one, which is also its rank in the mesh.
+            instance: this one.
             slots_of: pool rows of a span here, see ``start_moves``.
-            mesh: links to the others.
+            links: to the others.
         """
         self._pool = pool
         self._next = dict(pairwise(layers))
         self._moves = list(moves)
         self._instance = instance
         self._slots_of = slots_of
-        self._mesh = mesh
+        self._links = links
         self._running: dict[int, MoveHandle] = {}
         self._start(layers[0])
 
@@ -66,7 +66,8 @@ class Rebalancer:
             self._moves,
             self._instance,
             self._slots_of,
-            self._mesh,
+            self._links,
+            note=layer,
         )
 
     def before_attention(self, layer: int) -> None:

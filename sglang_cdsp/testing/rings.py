@@ -1,6 +1,6 @@
 """Cases for ring attention that every member can build by itself, and what they must give.
 
-For tests and for the GPU check: members are threads of one process, linked by real gloo links.
+For tests and for the GPU check: members are threads of one process.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import HashStore
 
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout
+from sglang_cdsp.parallel.links.types import Exchanger
 from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.parallel.spans import Span, split_chunk
 
@@ -111,7 +112,7 @@ Attention = Callable[..., torch.Tensor]
 
 def run_member(
     case: RingCase,
-    mesh: Mesh | None,
+    links: Exchanger | None,
     me: int,
     attention: Attention,
     dtype: torch.dtype = torch.float32,
@@ -120,7 +121,7 @@ def run_member(
     """Run one member's part of ``case``; on CUDA on a stream of its own, as a process would."""
     with own_stream(device):
         inputs = case.member_inputs(me, dtype, device)
-        return attention(*inputs, case.layout(me), mesh, scale=case.scale)
+        return attention(*inputs, case.layout(me), links, scale=case.scale)
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def in_threads(work: Callable[[int], T], ranks: Sequence[int]) -> list[T]:
 
 def run_threads(
     case: RingCase,
-    meshes: Sequence[Mesh],
+    links: Sequence[Exchanger],
     attention: Attention,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
@@ -174,6 +175,6 @@ def run_threads(
     """Run ``case`` with a thread for each member and return the chunk's attention."""
 
     def member(me: int) -> torch.Tensor:
-        return run_member(case, meshes[case.group[me]], me, attention, dtype, device)
+        return run_member(case, links[case.group[me]], me, attention, dtype, device)
 
     return case.assemble(in_threads(member, range(len(case.group))))

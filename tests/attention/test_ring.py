@@ -10,70 +10,68 @@ from hypothesis import given, settings
 
 from sglang_cdsp.attention.errors import AttentionError
 from sglang_cdsp.attention.ring import ring_attention
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import Lane
 from tests.parallel.ring_cases import (
     RingCase,
     ring_cases,
     run_member,
     run_threads,
-    thread_meshes,
+    thread_lanes,
 )
 
 RANKS = 5
 
 
 @pytest.fixture(scope="module")
-def meshes() -> Iterator[list[Mesh]]:
-    meshes = thread_meshes(RANKS)
-    yield meshes
-    for mesh in meshes:
-        mesh.close()
+def lanes() -> Iterator[list[Lane]]:
+    lanes = thread_lanes(RANKS)
+    yield lanes
+    for lane in lanes:
+        lane.close()
 
 
 @settings(print_blob=True, deadline=None, max_examples=150)
 @given(case=ring_cases(RANKS))
-def test_equals_attention_over_the_full_sequence(meshes: list[Mesh], case: RingCase) -> None:
-    out = run_threads(case, meshes, ring_attention)
+def test_equals_attention_over_the_full_sequence(lanes: list[Lane], case: RingCase) -> None:
+    out = run_threads(case, lanes, ring_attention)
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
 
 
-def test_bfloat16_is_as_good_as_its_own_rounding(meshes: list[Mesh]) -> None:
+def test_bfloat16_is_as_good_as_its_own_rounding(lanes: list[Lane]) -> None:
     case = RingCase(group=(0, 1, 2), history=96, tokens=101)
-    out = run_threads(case, meshes, ring_attention, torch.bfloat16)
+    out = run_threads(case, lanes, ring_attention, torch.bfloat16)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), case.expected(), atol=3e-2, rtol=3e-2)
 
 
-def test_a_group_of_one_needs_no_mesh() -> None:
+def test_a_group_of_one_needs_no_links() -> None:
     case = RingCase(group=(3,), history=10, tokens=7)
     out = case.assemble([run_member(case, None, 0, ring_attention)])
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
 
 
-def test_leaving_a_block_out_shows(meshes: list[Mesh]) -> None:
+def test_leaving_a_block_out_shows(lanes: list[Lane]) -> None:
     """The comparison above is not blind: without one member's history the result is far off."""
     case = RingCase(group=(0, 1, 2), history=30, tokens=12)
 
     def without_history_of_1(*tensors: torch.Tensor, **keywords: object) -> torch.Tensor:
         q, k, v, k_history, v_history = tensors[:5]
-        layout, mesh = tensors[5:]
+        layout, links = tensors[5:]
         if layout.me == 1:  # type: ignore[attr-defined]
             v_history = torch.zeros_like(v_history)
-        return ring_attention(q, k, v, k_history, v_history, layout, mesh, **keywords)  # type: ignore[arg-type]
+        return ring_attention(q, k, v, k_history, v_history, layout, links, **keywords)  # type: ignore[arg-type]
 
-    out = run_threads(case, meshes, without_history_of_1)
+    out = run_threads(case, lanes, without_history_of_1)
     assert float((out.double() - case.expected()).abs().max()) > 0.05
 
 
-def test_rows_that_do_not_fit_the_layout_are_refused(meshes: list[Mesh]) -> None:
+def test_rows_that_do_not_fit_the_layout_are_refused(lanes: list[Lane]) -> None:
     case = RingCase(group=(0, 1), history=4, tokens=8)
     q, k, v, kh, vh = case.member_inputs(0, torch.float32)
     layout = case.layout(0)
     with pytest.raises(AttentionError, match="exactly its spans"):
-        ring_attention(q[1:], k, v, kh, vh, layout, meshes[0], scale=1.0)
+        ring_attention(q[1:], k, v, kh, vh, layout, lanes[0], scale=1.0)
     with pytest.raises(AttentionError, match="tokens of history"):
-        ring_attention(q, k, v, kh[1:], vh, layout, meshes[0], scale=1.0)
-    with pytest.raises(AttentionError, match="needs a mesh"):
+        ring_attention(q, k, v, kh[1:], vh, layout, lanes[0], scale=1.0)
+    with pytest.raises(AttentionError, match="needs links"):
         ring_attention(q, k, v, kh, vh, layout, None, scale=1.0)
-    with pytest.raises(AttentionError, match="mesh rank 1"):
-        ring_attention(q, k, v, kh, vh, layout, meshes[1], scale=1.0)

@@ -11,40 +11,41 @@ from hypothesis import given, settings
 
 from sglang_cdsp.attention.circulation import WireBytes, choose_circulation, wire_bytes
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
-from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+from sglang_cdsp.parallel.links.lanes import Lane
+from sglang_cdsp.parallel.links.types import Exchanger, Message, Waitable
 from tests.parallel.ring_cases import (
     RingCase,
     in_threads,
     ring_cases,
     run_member,
     run_threads,
-    thread_meshes,
+    thread_lanes,
 )
 
 RANKS = 5
 
 
 @pytest.fixture(scope="module")
-def meshes() -> Iterator[list[Mesh]]:
-    meshes = thread_meshes(RANKS)
-    yield meshes
-    for mesh in meshes:
-        mesh.close()
+def lanes() -> Iterator[list[Lane]]:
+    lanes = thread_lanes(RANKS)
+    yield lanes
+    for lane in lanes:
+        lane.close()
 
 
 @settings(print_blob=True, deadline=None, max_examples=100)
 @given(case=ring_cases(RANKS))
 def test_q_circulation_equals_attention_over_the_full_sequence(
-    meshes: list[Mesh], case: RingCase
+    lanes: list[Lane], case: RingCase
 ) -> None:
-    out = run_threads(case, meshes, q_ring_attention)
+    out = run_threads(case, lanes, q_ring_attention)
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
 
 
-def test_both_ways_agree_in_bfloat16(meshes: list[Mesh]) -> None:
+def test_both_ways_agree_in_bfloat16(lanes: list[Lane]) -> None:
     case = RingCase(group=(4, 1, 2), history=96, tokens=31, page_size=4)
     by_q, by_kv = (
-        run_threads(case, meshes, way, torch.bfloat16) for way in (q_ring_attention, ring_attention)
+        run_threads(case, lanes, way, torch.bfloat16) for way in (q_ring_attention, ring_attention)
     )
     assert by_q.dtype == torch.bfloat16
     torch.testing.assert_close(by_q.double(), case.expected(), atol=3e-2, rtol=3e-2)
@@ -57,30 +58,31 @@ def test_q_circulation_in_a_group_of_one() -> None:
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
 
 
-class CountingMesh(Mesh):
-    """Counts the bytes that a mesh sends."""
+class Counting:
+    """Counts the bytes that an exchanger sends."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self.rank, self.size = mesh.rank, mesh.size
+    def __init__(self, links: Exchanger) -> None:
+        self._links = links
         self.sent = 0
 
-    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Work:
+    def exchange(
+        self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0
+    ) -> Waitable:
         self.sent += sum(message.tensor.nbytes for message in sends)
-        return self._mesh.exchange(sends, recvs)
+        return self._links.exchange(sends, recvs, note)
 
 
-def bytes_sent(case: RingCase, meshes: list[Mesh], way: Callable[..., torch.Tensor]) -> int:
-    counting = [CountingMesh(mesh) for mesh in meshes]
+def bytes_sent(case: RingCase, lanes: list[Lane], way: Callable[..., torch.Tensor]) -> int:
+    counting = [Counting(lane) for lane in lanes]
     in_threads(
         lambda me: run_member(case, counting[case.group[me]], me, way), range(len(case.group))
     )
-    return sum(mesh.sent for mesh in counting)
+    return sum(links.sent for links in counting)
 
 
 @settings(print_blob=True, deadline=None, max_examples=50)
 @given(case=ring_cases(RANKS))
-def test_the_formula_counts_what_is_sent(meshes: list[Mesh], case: RingCase) -> None:
+def test_the_formula_counts_what_is_sent(lanes: list[Lane], case: RingCase) -> None:
     counted = wire_bytes(
         case.layout(0),
         case.kv_heads,
@@ -90,7 +92,7 @@ def test_the_formula_counts_what_is_sent(meshes: list[Mesh], case: RingCase) -> 
         element_size=4,
     )
     measured = WireBytes(
-        kv=bytes_sent(case, meshes, ring_attention), q=bytes_sent(case, meshes, q_ring_attention)
+        kv=bytes_sent(case, lanes, ring_attention), q=bytes_sent(case, lanes, q_ring_attention)
     )
     assert counted == measured
 

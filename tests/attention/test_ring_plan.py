@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Rebalance, Span, rebalance, split_chunk
-from tests.parallel.ring_cases import in_threads, rows_of, thread_meshes
+from tests.parallel.ring_cases import in_threads, rows_of, thread_lanes
 
 RANKS, LAYERS = 5, 2
 Q_HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -54,18 +54,18 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def meshes() -> Iterator[list[Mesh]]:
-    meshes = thread_meshes(RANKS)
-    yield meshes
-    for mesh in meshes:
-        mesh.close()
+def lanes() -> Iterator[list[Lane]]:
+    lanes = thread_lanes(RANKS)
+    yield lanes
+    for lane in lanes:
+        lane.close()
 
 
 class Instance:
     """One rank's pools; the slot of a position is the position, scattered by a fixed order."""
 
-    def __init__(self, plan: Plan, mesh: Mesh) -> None:
-        self.plan, self.mesh = plan, mesh
+    def __init__(self, plan: Plan, lane: Lane) -> None:
+        self.plan, self.lane = plan, lane
         self.slots = torch.randperm(plan.tokens)
         shape = (LAYERS, 2, plan.tokens, KV_HEADS, DIM)
         self.pools = torch.full(shape, float("nan"))  # reading what is not held would show
@@ -74,14 +74,14 @@ class Instance:
         self, start: int, layout: RingLayout, spread: Rebalance
     ) -> tuple[torch.Tensor, ...]:
         """Run all layers; the next layer's history moves while this one computes."""
-        me = self.mesh.rank
+        me = self.lane.seat
         own = rows_of(layout.pieces[layout.me])
         held = self.slots[rows_of(spread.held[me])]
 
         def start_layer(index: int):  # type: ignore[no-untyped-def]
             keys, values = self.pools[index]
             return start_moves(
-                keys, values, spread.moves, me, lambda s: self.slots[s.start : s.stop], self.mesh
+                keys, values, spread.moves, me, lambda s: self.slots[s.start : s.stop], self.lane
             )
 
         outs = []
@@ -93,7 +93,7 @@ class Instance:
             q, k, v = (x[own] for x in self.plan.layer(index))
             keys, values = self.pools[index]
             way = ring_attention if (start + index) % 2 else q_ring_attention
-            outs.append(way(q, k, v, keys[held], values[held], layout, self.mesh, scale=0.7))
+            outs.append(way(q, k, v, keys[held], values[held], layout, self.lane, scale=0.7))
             keys[self.slots[own]], values[self.slots[own]] = k, v
             for move in spread.moves:
                 if move.src == me:
@@ -104,8 +104,8 @@ class Instance:
 
 @settings(print_blob=True, deadline=None, max_examples=60)
 @given(plan=plans())
-def test_any_plan_equals_attention_over_the_full_prompt(meshes: list[Mesh], plan: Plan) -> None:
-    instances = [Instance(plan, mesh) for mesh in meshes]
+def test_any_plan_equals_attention_over_the_full_prompt(lanes: list[Lane], plan: Plan) -> None:
+    instances = [Instance(plan, lane) for lane in lanes]
     result = torch.full((LAYERS, plan.tokens, Q_HEADS, DIM), float("nan"))
     held: dict[int, tuple[Span, ...]] = {}
     start = 0

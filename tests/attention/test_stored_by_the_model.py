@@ -38,7 +38,7 @@ def attention(pool: Pool, slots: torch.Tensor) -> ShardAttention:
     return ShardAttention(
         inner=SimpleNamespace(token_to_kv_pool=pool, req_to_token_pool=None),
         layout=RingLayout((0,), 0, (0,), ((Span(0, TOKENS),),)),
-        mesh=None,
+        links=None,
         own_slots=slots,
         history_slots=torch.empty(0, dtype=torch.int64),
         rebalancer=None,

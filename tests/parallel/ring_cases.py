@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from sglang_cdsp.testing.links import thread_lanes
 from sglang_cdsp.testing.rings import (
     Attention,
     RingCase,
@@ -22,6 +23,7 @@ __all__ = [
     "rows_of",
     "run_member",
     "run_threads",
+    "thread_lanes",
     "thread_meshes",
 ]
 

@@ -1,4 +1,4 @@
-"""Moving one layer's rows between pools, over real gloo links."""
+"""Moving one layer's rows between pools, over links."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.errors import LayoutError
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
-from tests.parallel.ring_cases import in_threads, rows_of, thread_meshes
+from tests.parallel.ring_cases import in_threads, rows_of, thread_lanes
 
 RANKS = 5
 HEADS, KEY_DIM, VALUE_DIM = 2, 3, 5
@@ -21,11 +21,11 @@ LAYERS = 2
 
 
 @pytest.fixture(scope="module")
-def meshes() -> Iterator[list[Mesh]]:
-    meshes = thread_meshes(RANKS)
-    yield meshes
-    for mesh in meshes:
-        mesh.close()
+def lanes() -> Iterator[list[Lane]]:
+    lanes = thread_lanes(RANKS)
+    yield lanes
+    for lane in lanes:
+        lane.close()
 
 
 def rows_like(position: torch.Tensor, layer: int, dim: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def rows_like(position: torch.Tensor, layer: int, dim: int) -> torch.Tensor:
     seed=st.integers(0, 99),
 )
 def test_every_row_arrives_where_it_should(
-    meshes: list[Mesh],
+    lanes: list[Lane],
     order: list[int],
     sizes: tuple[int, int],
     tokens: int,
@@ -68,7 +68,7 @@ def test_every_row_arrives_where_it_should(
             for buffer, dim in zip(pool, (KEY_DIM, VALUE_DIM), strict=True):
                 buffer[slots[mine]] = rows_like(mine, layer, dim)
             pools.append(pool)
-        handles = [start_moves(k, v, plan.moves, me, slots_of, meshes[me]) for k, v in pools]
+        handles = [start_moves(k, v, plan.moves, me, slots_of, lanes[me]) for k, v in pools]
         for move in plan.moves:
             if move.src == me:  # whoever sends may use the slots for something else right away
                 for k, v in pools:
@@ -86,8 +86,8 @@ def test_every_row_arrives_where_it_should(
     assert outcomes == [True] * len(group)
 
 
-def test_slots_must_match_the_span(meshes: list[Mesh]) -> None:
+def test_slots_must_match_the_span(lanes: list[Lane]) -> None:
     pool = torch.zeros(8, HEADS, KEY_DIM)
     moves = rebalance({0: (Span(0, 8),)}, (0, 1), 1).moves
     with pytest.raises(LayoutError, match="one slot on both sides"):
-        start_moves(pool, pool, moves, 0, lambda span: torch.arange(3), meshes[0])
+        start_moves(pool, pool, moves, 0, lambda span: torch.arange(3), lanes[0])
