@@ -53,7 +53,7 @@ class Lifecycle:
         """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
         self._effects = effects
         self._decode = decode
-        self._rooms = RoomManager(rooms, effects, clock)
+        self._rooms = RoomManager(rooms, effects, clock, decode.reachable)
         self._table = RequestTable()
         self._endings = Endings(
             table=self._table,
@@ -144,6 +144,8 @@ class Lifecycle:
     def on_decode_link(self, host: str, port: int, *, alive: bool) -> None:
         """A decode rank can be reached no longer, or again."""
         self._decode.connected(host, port, alive=alive)
+        if not alive:
+            self._rooms.rank_gone(host, port)
 
     def on_pages(self, room: int, message: RoomMessage) -> None:
         """Decode named destination pages of a room."""
@@ -207,9 +209,11 @@ class Lifecycle:
             case messages.Failed():
                 progress.failed(request, instance, report.error, bad_request=report.bad_request)
             case messages.WriteLost():
-                progress.write_lost(request, report.error)
+                progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
-                progress.drained(request, instance, report.tp_rank, report.error)
+                progress.drained(
+                    request, instance, report.tp_rank, report.error, uncertain=report.uncertain
+                )
             case messages.Released():
                 progress.released(request, instance)
             case messages.StockEnded():

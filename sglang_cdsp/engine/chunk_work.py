@@ -141,7 +141,7 @@ class ChunkWork:
             start_write(self._manager, self._scheduler, task, chunk, self._instance)
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
         if leaving:
-            await_writes(self._manager, task, before=chunk)
+            await_writes(task, before=chunk)
             task.slot_table.drop(leaving)
 
     def _chunk_done(
@@ -169,14 +169,20 @@ class ChunkWork:
     def poll(self, task: ChunkTask) -> None:
         """Look after a task's writes; say when it will write no more."""
         try:
-            poll_writes(self._manager, task)
+            poll_writes(task)
         except Exception as error:
             # Other ranks know nothing of it: the task goes on until the controller drops it.
             task.lost = str(error)
-            self._reporter.send(WriteLost, seq=task.seq, error=task.lost)
+            task.uncertain = task.uncertain or getattr(error, "uncertain", False)
+            self._reporter.send(WriteLost, seq=task.seq, error=task.lost, uncertain=task.uncertain)
         if task.over and not task.writes and not task.drained:
             task.drained = True
-            self._reporter.send(Drained, seq=task.seq, error=task.error or task.lost)
+            self._reporter.send(
+                Drained,
+                seq=task.seq,
+                error=task.error or task.lost,
+                uncertain=task.uncertain,
+            )
 
     def fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         """The task cannot go on here; every rank of the instance finds out alike."""
