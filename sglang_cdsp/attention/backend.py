@@ -6,6 +6,7 @@ else, so stock batches keep the configured backend.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,7 @@ class ShardAttention:
         rebalancer: Rebalancer | None,
         give_way: GiveWay | None = None,
         tile_flops: float | None = None,
+        stored: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare for one forward.
 
@@ -56,6 +58,7 @@ class ShardAttention:
             give_way: called with None between ring steps and between tiles.
             tile_flops: floating-point operations of a tile of attention at most; None for no
                 tiles. The same at all ranks of an instance.
+            stored: called with a layer's number once its KV is in the pool.
         """
         self.token_to_kv_pool = inner.token_to_kv_pool
         self.req_to_token_pool = inner.req_to_token_pool
@@ -65,6 +68,7 @@ class ShardAttention:
         self._history = history_slots
         self._rebalancer = rebalancer
         self._pacing = Pacing(give_way, tile_flops)
+        self._stored = stored
         self._rings: dict[LayerShape, KvRing | QRing] = {}
 
     def forward(
@@ -87,6 +91,8 @@ class ShardAttention:
         pool = self.token_to_kv_pool
         if save_kv_cache:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+        if self._stored is not None:
+            self._stored(layer.layer_id)
         if self._rebalancer is not None:
             self._rebalancer.before_attention(layer.layer_id)
         tokens = self._own.numel()

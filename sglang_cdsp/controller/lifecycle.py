@@ -58,7 +58,7 @@ class Lifecycle:
         """
         self._effects = effects
         self._decode = decode
-        self._rooms = RoomManager(rooms, effects, clock)
+        self._rooms = RoomManager(rooms, effects, clock, decode.reachable)
         self._table = RequestTable()
         self._endings = Endings(
             table=self._table,
@@ -150,6 +150,8 @@ class Lifecycle:
     def on_decode_link(self, host: str, port: int, *, alive: bool) -> None:
         """A decode rank can be reached no longer, or again."""
         self._decode.connected(host, port, alive=alive)
+        if not alive:
+            self._rooms.rank_gone(host, port)
 
     def on_pages(self, room: int, message: RoomMessage) -> None:
         """Decode named destination pages of a room."""
@@ -210,9 +212,11 @@ class Lifecycle:
             case messages.Failed():
                 progress.failed(request, instance, report.error, bad_request=report.bad_request)
             case messages.WriteLost():
-                progress.write_lost(request, report.error)
+                progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
-                progress.drained(request, instance, report.tp_rank, report.error)
+                progress.drained(
+                    request, instance, report.tp_rank, report.error, uncertain=report.uncertain
+                )
             case messages.Released():
                 progress.released(request, instance)
             case messages.StockEnded():

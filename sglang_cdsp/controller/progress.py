@@ -165,9 +165,14 @@ class Progress:
         request.answered = request.answered or bad_request
         self._drop_if_under_way(request)
 
-    def write_lost(self, request: PoolRequest, error: str) -> None:
-        """A KV write to decode failed: nobody can use the task's result."""
+    def write_lost(self, request: PoolRequest, error: str, *, uncertain: bool) -> None:
+        """A KV write to decode failed: nobody can use the task's result.
+
+        Args:
+            uncertain: parts of it may still arrive at decode.
+        """
         request.advance(Event.WRITE_LOST)
+        request.uncertain = request.uncertain or uncertain
         request.error = request.error or error
         self._drop_if_under_way(request)
 
@@ -182,10 +187,13 @@ class Progress:
 
     # -- the way out ----------------------------------------------------------------------
 
-    def drained(self, request: PoolRequest, instance: int, tp_rank: int, error: str) -> None:
-        """A rank writes nothing more to decode for the task."""
+    def drained(
+        self, request: PoolRequest, instance: int, tp_rank: int, error: str, *, uncertain: bool
+    ) -> None:
+        """A rank writes nothing more to decode for the task; ``uncertain`` as in ``write_lost``."""
         assert request.plan is not None
         request.advance(Event.DRAINED)
+        request.uncertain = request.uncertain or uncertain
         request.error = request.error or error
         request.drained.add((instance, tp_rank))
         if len(request.drained) == len(request.plan.instances) * self._tp_size:

@@ -64,6 +64,7 @@ class PoolRequest:
         released: instances that freed its slots.
         first_token_s: when its first token was sampled, None before.
         error: why it failed or was aborted; "" while all is well.
+        uncertain: a write of its KV failed, and parts of it may still arrive at decode.
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
@@ -90,6 +91,7 @@ class PoolRequest:
     released: set[int] = field(default_factory=set)
     first_token_s: float | None = None
     error: str = ""
+    uncertain: bool = False
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)

@@ -17,7 +17,13 @@ from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.stock_requests import take_compiling
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.engine.writes import poll_writes, start_write, written_before
+from sglang_cdsp.engine.writes import (
+    begin_write,
+    cancel_writes,
+    finish_write,
+    poll_writes,
+    written_before,
+)
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -32,12 +38,17 @@ from sglang_cdsp.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from sglang_cdsp.transfer.chunk_write import ChunkWrite
     from sglang_cdsp.transfer.manager import PoolKVManager
 
 logger = logging.getLogger(__name__)
 
 ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
+
+
+def nothing(layer_id: int) -> None:
+    """What follows when a layer's KV is stored and nobody wants it."""
 
 
 class ChunkWork:
@@ -118,6 +129,7 @@ class ChunkWork:
     def stop(self, task: ChunkTask, reason: str = "") -> None:
         """End a task here, inside a chunk too; all ranks of the instance do at the same layer."""
         task.over = True
+        cancel_writes(task)
         if task.running is not None:
             self._coroutines.stop(task.running, reason or "the task was stopped")
 
@@ -145,7 +157,9 @@ class ChunkWork:
             self._await_room(task)
             if task.req is not None:
                 task.req.time_stats.set_forward_entry_time()  # the first call counts
-            part = self._runner.run(task, order)
+            write = self._open_write(task, order.chunk)
+            stored = write.layer_stored if write is not None else nothing
+            part = self._runner.run(task, order, stored)
         except StoppedError:
             raise
         except Exception as failure:
@@ -156,7 +170,9 @@ class ChunkWork:
         self._coroutines.give_way()
         if task.is_final(order.chunk) and task.req is not None:
             self._reporter.send_from_leader(FirstToken, seq=task.seq)
-        self._hand_on_kv(task, order.chunk)
+        if write is not None:
+            finish_write(self._scheduler, task, write)
+        self._free_what_moved(task, order.chunk)
         return part
 
     def _await_room(self, task: ChunkTask) -> None:
@@ -166,13 +182,17 @@ class ChunkWork:
             due_s = time.monotonic() + ROOM_TIMEOUT_S
             self._coroutines.give_way(lambda: self._manager.room_is_here(room, due_s))
 
-    def _hand_on_kv(self, task: ChunkTask, chunk: int) -> None:
-        """Post the chunk's KV to decode, and free the slots of history that has moved away."""
-        if task.room is not None:
-            start_write(self._manager, self._scheduler, task, chunk, self._instance)
+    def _open_write(self, task: ChunkTask, chunk: int) -> ChunkWrite | None:
+        """The way of the chunk's KV to decode, None if decode gets nothing of it from here."""
+        if task.room is None:
+            return None
+        return begin_write(self._manager, task, chunk, self._instance)
+
+    def _free_what_moved(self, task: ChunkTask, chunk: int) -> None:
+        """Free the slots of history that has moved away, once no write reads them."""
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
         if leaving:
-            self._coroutines.give_way(lambda: written_before(self._manager, task, chunk))
+            self._coroutines.give_way(lambda: written_before(task, chunk))
             task.slot_table.drop(leaving)
 
     def _chunk_done(
@@ -207,17 +227,23 @@ class ChunkWork:
     def poll(self, task: ChunkTask) -> None:
         """Look after a task's writes; say when it will write no more."""
         try:
-            poll_writes(self._manager, task)
+            poll_writes(task)
         except Exception as error:
             # Other ranks know nothing of it: the task goes on until the controller drops it.
             task.lost = str(error)
-            self._reporter.send(WriteLost, seq=task.seq, error=task.lost)
+            task.uncertain = task.uncertain or getattr(error, "uncertain", False)
+            self._reporter.send(WriteLost, seq=task.seq, error=task.lost, uncertain=task.uncertain)
         if task.lane is not None and task.running is None and task.lane.settled():
             task.lane = None
         left = task.running is None and task.lane is None
         if task.over and left and not task.writes and not task.drained:
             task.drained = True
-            self._reporter.send(Drained, seq=task.seq, error=task.error or task.lost)
+            self._reporter.send(
+                Drained,
+                seq=task.seq,
+                error=task.error or task.lost,
+                uncertain=task.uncertain,
+            )
 
     def fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         """The task cannot go on here; every rank of the instance finds out alike."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
     from sglang_cdsp.parallel.links.lanes import Lane
-    from sglang_cdsp.transfer.manager import ShardWrite
+    from sglang_cdsp.transfer.chunk_write import ChunkWrite
 
 
 @dataclass(eq=False)
@@ -61,6 +61,7 @@ class ChunkTask:
         drained: ``Drained`` was reported.
         error: why the task cannot go on here, "" while it can; alike on all ranks.
         lost: what became of a KV write of this rank that failed, "" while all go well.
+        uncertain: parts of such a write may still arrive at decode.
         logprob_spec: prompt log-probabilities to compute, None for none.
         logprob_parts: at home, the parts that all members computed.
         urgency, passes: as in ``PlanOrder``.
@@ -81,11 +82,12 @@ class ChunkTask:
     announced: bool = False
     started: bool = False
     req: Req | None = None
-    writes: list[tuple[int, ShardWrite]] = field(default_factory=list)
+    writes: list[tuple[int, ChunkWrite]] = field(default_factory=list)
     over: bool = False
     drained: bool = False
     error: str = ""
     lost: str = ""
+    uncertain: bool = False
     logprob_spec: LogprobSpec | None = None
     logprob_parts: list[LogprobPart] = field(default_factory=list)
     urgency: float = 0.0

@@ -1,13 +1,8 @@
 """KV transfer from and to host memory over NIXL, on cores that the model needs."""
 
-import importlib
 from typing import Any
 
-PROGRESS_INTERVAL_US = 1000
-"""Longest sleep of NIXL's progress thread between two looks at its connections.
-
-NIXL's Python interface asks for 0, which keeps a core busy in every scheduler process.
-"""
+from sglang_cdsp.transfer.progress_thread import calm_progress_thread
 
 
 def prepare_nixl_manager(manager: Any, args: Any, *more: Any, **kwargs: Any) -> None:
@@ -19,26 +14,3 @@ def prepare_nixl_manager(manager: Any, args: Any, *more: Any, **kwargs: Any) -> 
     """
     args.kv_data_mem_kinds = ["DRAM"] * len(args.kv_data_ptrs)
     calm_progress_thread()
-
-
-def calm_progress_thread() -> None:
-    """Let NIXL agents that this process creates from now on sleep while nothing moves."""
-    agent_class = importlib.import_module("nixl._api").nixl_agent
-    interface: Any = importlib.import_module(agent_class.__module__)
-    if not isinstance(interface.nixlBind, CalmBindings):
-        interface.nixlBind = CalmBindings(interface.nixlBind)
-
-
-class CalmBindings:
-    """NIXL's native bindings, except that an agent's progress thread sleeps between looks."""
-
-    def __init__(self, bindings: Any):
-        self._bindings = bindings
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bindings, name)
-
-    def nixlAgent(self, name: str, config: Any) -> Any:
-        """Create an agent with ``PROGRESS_INTERVAL_US`` in its configuration."""
-        config.pthrDelay = PROGRESS_INTERVAL_US
-        return self._bindings.nixlAgent(name, config)

@@ -261,10 +261,14 @@ class PromptLogprobs(Report, frozen=True, kw_only=True):
 
 
 class Drained(Report, frozen=True, kw_only=True):
-    """This rank writes nothing more to decode for ``seq``; ``error`` is "" when all went well."""
+    """This rank writes nothing more to decode for ``seq``; ``error`` is "" when all went well.
+
+    ``uncertain`` says that parts of a write that failed may still arrive at decode.
+    """
 
     seq: int
     error: str = ""
+    uncertain: bool = False
 
 
 class Failed(Report, frozen=True, kw_only=True):
@@ -280,10 +284,14 @@ class Failed(Report, frozen=True, kw_only=True):
 
 
 class WriteLost(Report, frozen=True, kw_only=True):
-    """A KV write of this rank failed: the task's result is of no use."""
+    """A KV write of this rank failed: the task's result is of no use.
+
+    ``uncertain`` is as in ``Drained``.
+    """
 
     seq: int
     error: str
+    uncertain: bool = False
 
 
 class Released(Report, frozen=True, kw_only=True):

@@ -1,45 +1,37 @@
 """A prefill instance's KV manager in the pool: many holders, one decode room.
 
 Stock SGLang lets one prefill rank send a request's pages in order. Here every holder of a
-request's KV writes its own pages, with SGLang's own calls; decode's side is stock. The manager
-registers nowhere: the pool controller is what decode contacts, and it passes decode's messages on.
-What differs by transfer engine is in ``nixl.py`` and ``mooncake.py``.
+request's KV writes its own pages, a layer at a time, with what SGLang prepared for its own writes;
+decode's side is stock. The manager registers nowhere: the pool controller is what decode contacts,
+and it passes decode's messages on. What differs by transfer engine is in ``nixl.py`` and
+``mooncake.py``.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import zmq
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.utils.network import NetworkAddress
 
+from sglang_cdsp.transfer.chunk_write import ChunkWrite, Destination, DeviceEvent
+from sglang_cdsp.transfer.failures import TransferFailed
+from sglang_cdsp.transfer.pages import Pages, buffers_by_layer
+from sglang_cdsp.transfer.poster import Poster, PostingThreads
+
 logger = logging.getLogger(__name__)
 
-
-class TransferFailed(RuntimeError):
-    """A KV write to decode failed; names the room."""
-
-
-@dataclass
-class ShardWrite:
-    """Writes of one shard in flight; poll it with :meth:`PoolKVManager.settled`.
-
-    Attributes:
-        room: bootstrap room.
-        handles: the transfer engine's transfers, until all have ended.
-        error: why a part of it could not be posted, "" for none.
-    """
-
-    room: int
-    handles: list[Any] = field(default_factory=list)
-    error: str = ""
+AT_ONCE_VAR = "SGLANG_CDSP_KV_AFTER_CHUNK"
+"""Set: a chunk's KV leaves whole, after the chunk; to compare with. Unset: layer by layer."""
 
 
 class PoolKVManager(CommonKVManager):
@@ -90,7 +82,34 @@ class PoolKVManager(CommonKVManager):
         """Leading prompt tokens that decode holds already (its radix cache)."""
         return int(self.req_to_decode_prefix_len.get(room, 0) or 0)
 
-    def write_shard(
+    # -- writes ---------------------------------------------------------------------------
+
+    @cached_property
+    def layer_buffers(self) -> dict[int, tuple[int, ...]]:
+        """Numbers of the KV buffers that hold each layer of the model."""
+        args = self.kv_args
+        return buffers_by_layer(
+            len(args.kv_data_ptrs),
+            args.kv_layer_ids,
+            first=args.prefill_start_layer,
+            paired=not (self.is_mla_backend or self.is_hybrid_mla_backend),
+        )
+
+    @cached_property
+    def poster(self) -> Poster:
+        """The threads that post this manager's writes."""
+        return PostingThreads(self.posting_threads, self._use_device)
+
+    @property
+    def _on_device(self) -> bool:
+        """Whether KV lies in a device's memory, which is written behind the loop's back."""
+        return torch.cuda.is_available()
+
+    def _use_device(self) -> None:
+        if self._on_device:
+            torch.cuda.set_device(self.kv_args.gpu_id)
+
+    def open_write(
         self,
         room: int,
         src_pages: npt.NDArray[np.int32],
@@ -98,59 +117,42 @@ class PoolKVManager(CommonKVManager):
         send_id: int,
         *,
         last: bool,
-        aux_index: int | None = None,
-    ) -> ShardWrite:
-        """Start writing one shard's pages to every decode agent of the room; never blocks.
-
-        A part that cannot be posted is an error of the write, told by :meth:`settled`: parts that
-        were posted before go on writing to decode's pages until they have ended.
+    ) -> ChunkWrite:
+        """Prepare the write of one shard's pages to every decode agent of the room.
 
         Args:
-            room: bootstrap room.
+            room: bootstrap room, whose pages are known.
             src_pages: page numbers in this instance's pool, ``[pages]`` int32.
             dst_index: for each page its index in decode's page list, ``[pages]``.
             send_id: number of this transfer, see ``parallel.chunk_layout.number_sends``.
-            last: home's final transfer: it also carries the metadata buffer ``aux_index``.
+            last: home's final transfer: the metadata buffer goes with it.
         """
-        write = ShardWrite(room)
-        try:
-            for info in list(self.transfer_infos[room].values()):
-                if info.is_dummy:
-                    continue
-                if len(src_pages):
-                    dst_pages = info.dst_kv_indices[dst_index]
-                    write.handles.append(
-                        self._post_pages(info, src_pages, dst_pages, send_id, last)
-                    )
-                if last:
-                    assert aux_index is not None
-                    write.handles.append(
-                        self._post_metadata(info, aux_index, send_id, bare=not len(src_pages))
-                    )
-        except Exception as error:
-            write.error = f"could not start: {error}"
-            self._say_once(room, write.error)
-        return write
+        destinations = []
+        for info in list(self.transfer_infos[room].values()):
+            if not info.is_dummy:
+                places = info.dst_kv_indices[dst_index] if len(src_pages) else src_pages
+                pages = Pages(src_pages, places.astype(np.int32))
+                destinations.append(Destination(info, self.posts_of(info, pages)))
+        return ChunkWrite(
+            self,
+            self.poster,
+            room=room,
+            layers=tuple(self.layer_buffers),
+            destinations=destinations,
+            send_id=send_id,
+            last=last,
+            at_once=bool(os.environ.get(AT_ONCE_VAR)),
+        )
 
-    def settled(self, write: ShardWrite) -> bool:
-        """Whether the write has ended; never blocks.
+    def mark(self) -> DeviceEvent | None:
+        """An event of the current stream on CUDA; host memory is written by the time we know."""
+        if not self._on_device:
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
 
-        Raises:
-            TransferFailed: once all that was posted has ended, if a part failed or was not posted.
-        """
-        outcomes = [self._outcome(handle) for handle in write.handles]
-        if None in outcomes:
-            return False
-        self._forget_posted(write.handles)
-        write.handles.clear()
-        failed = next((f"failed: {outcome}" for outcome in outcomes if outcome), "")
-        error, write.error = write.error or failed, ""
-        if error:
-            self._say_once(write.room, error)
-            raise TransferFailed(f"KV write for room {write.room} {error}")
-        return True
-
-    def _say_once(self, room: int, error: str) -> None:
+    def log_failure(self, room: int, error: str) -> None:
         """Log the first error of a room; when decode dies every write of its rooms fails."""
         if room not in self.failure_records:
             self.failure_records[room] = error
@@ -168,24 +170,26 @@ class PoolKVManager(CommonKVManager):
 
     # -- by transfer engine ---------------------------------------------------------------
 
-    @abstractmethod
-    def _post_pages(
-        self,
-        info: Any,
-        src_pages: npt.NDArray[np.int32],
-        dst_pages: npt.NDArray[np.int32],
-        send_id: int,
-        last: bool,
-    ) -> Any:
-        """Start writing pages to the decode agent of ``info``; returns a handle."""
+    posting_threads = 1
 
     @abstractmethod
-    def _post_metadata(self, info: Any, aux_index: int, send_id: int, *, bare: bool) -> Any:
-        """Start writing the metadata buffer; ``bare``: without pages. Returns a handle."""
+    def posts_of(self, info: Any, pages: Pages) -> tuple[Pages, ...]:
+        """Cut a layer's pages for a decode agent into posts of bounded size."""
 
     @abstractmethod
-    def _outcome(self, handle: Any) -> str | None:
+    def post_layer(self, info: Any, pages: Pages, layer_id: int) -> Any:
+        """See ``chunk_write.Wire``."""
+
+    @abstractmethod
+    def post_metadata(self, info: Any, aux_index: int, send_id: int, *, bare: bool) -> Any:
+        """See ``chunk_write.Wire``."""
+
+    @abstractmethod
+    def outcome(self, handle: Any) -> str | None:
         """None while a transfer is in flight, then "" or what went wrong."""
 
-    def _forget_posted(self, handles: list[Any]) -> None:
-        """Give back what the engine keeps for transfers that have ended."""
+    def say_written(self, info: Any, send_id: int, *, last: bool) -> None:
+        """Nothing: the pool controller has the last word, see ``Dispatcher.finish_room``."""
+
+    def forget_posted(self, handle: Any) -> None:
+        """Nothing is kept for a transfer that has ended."""

@@ -1,13 +1,18 @@
 """Holders over NIXL, in both forms of SGLang's protocol.
 
-Up to SGLang 0.5.21 each write carries a notification with its own number, and decode counts the
-numbers, whoever sends them. From 0.5.23 on writes carry none: as over Mooncake the pool controller
-tells decode once all holders have reported that their writes are over (``Dispatcher.finish_room``).
+Up to SGLang 0.5.21 decode counts notifications with the numbers of transfers, whoever sends them;
+each goes once the transfer's writes have ended well, which is when NIXL itself would send it. From
+0.5.23 on there are none: as over Mooncake the pool controller tells decode once all holders have
+reported that their writes are over (``Dispatcher.finish_room``).
+
+Writes are posted from one thread and polled from another. SGLang's agent is made for that: it locks
+(``NIXL_THREAD_SYNC_STRICT``), because SGLang's own senders use it from several threads.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,54 +20,88 @@ import numpy.typing as npt
 from sglang.srt.disaggregation.nixl.conn import NixlKVManager
 
 from sglang_cdsp.releases import nixl_writes_notify
+from sglang_cdsp.transfer.failures import TransferFailed
 from sglang_cdsp.transfer.manager import PoolKVManager
+from sglang_cdsp.transfer.pages import Pages, posts
+from sglang_cdsp.transfer.progress_thread import calm_progress_thread
 
 logger = logging.getLogger(__name__)
+
+Indices = npt.NDArray[np.int32]
 
 
 class NixlPoolManager(PoolKVManager, NixlKVManager):
     """``NixlKVManager`` for a pool member."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        calm_progress_thread()
+        super().__init__(*args, **kwargs)
 
     @property
     def writes_notify(self) -> bool:
         """Whether SGLang's calls that write take a notification for decode."""
         return nixl_writes_notify()
 
-    def _post_pages(
-        self,
-        info: Any,
-        src_pages: npt.NDArray[np.int32],
-        dst_pages: npt.NDArray[np.int32],
-        send_id: int,
-        last: bool,
-    ) -> Any:
-        peer = self.decode_kv_args_table[info.agent_name]
-        note: tuple[str, ...] = ()
-        if self.writes_notify:
-            note = (f"{info.room}_kv_{send_id}_{int(last)}_{self.transfer_source_rank}",)
-        if peer.decode_tp_size != self.attn_tp_size:
-            return self.send_kvcache_slice(info.agent_name, src_pages, dst_pages, *note)
-        return self.send_kvcache(
-            info.agent_name,
-            src_pages,
-            peer.dst_kv_ptrs,
-            dst_pages,
-            peer.gpu_id,
-            *note,
-            dst_mem_kind=peer.dst_homogeneous_mem_kind,
-        )
+    def posts_of(self, info: Any, pages: Pages) -> tuple[Pages, ...]:
+        """NIXL merges neighbours of whole pages; slices of heads are a piece for each token."""
+        buffers = max(map(len, self.layer_buffers.values()))
+        if info.agent_name in self.prep_handles_slice_dst:
+            return posts(pages, per_run=0, per_page=buffers * self.kv_args.page_size)
+        return posts(pages, per_run=buffers, per_page=0)
 
-    def _post_metadata(self, info: Any, aux_index: int, send_id: int, *, bare: bool) -> Any:
+    def post_layer(self, info: Any, pages: Pages, layer_id: int) -> Any:
+        """Write a layer's pages, out of the lists that SGLang prepared for whole models."""
+        buffers, name = self.layer_buffers[layer_id], info.agent_name
+        if name in self.prep_handles_slice_dst:
+            here, groups, _, slots = self.prep_handle_slice_src
+            there, slots_there, group = self.prep_handles_slice_dst[name]
+            page = self.kv_args.page_size
+            source = in_list(buffers, slots * page * groups, of_tokens(pages.source, page) * groups)
+            source += np.int32(group)
+            place = in_list(buffers, slots_there * page, of_tokens(pages.place, page))
+        else:
+            if name not in self.prep_handles:
+                raise TransferFailed("decode's KV lies in memory of several kinds")
+            here, there = self.prep_handles[""], self.prep_handles[name]
+            slots_there = self.decode_kv_args_table[name].dst_num_slots
+            source = in_list(buffers, self._num_slots_src, pages.source)
+            place = in_list(buffers, slots_there or self._num_slots_src, pages.place)
+        handle = self.agent.make_prepped_xfer("WRITE", here, source, there, place)
+        if not handle:
+            raise TransferFailed("NIXL made no transfer")
+        try:
+            state = self.agent.transfer(handle)
+        except Exception as error:
+            self.forget_posted(handle)
+            raise TransferFailed(str(error) or repr(error), uncertain=True) from error
+        if state == "ERR":
+            self.forget_posted(handle)
+            raise TransferFailed("NIXL does not take it", uncertain=True)
+        return handle
+
+    def post_metadata(self, info: Any, aux_index: int, send_id: int, *, bare: bool) -> Any:
+        """Write the metadata buffer; its notification counts earlier transfers if it is bare."""
         peer = self.decode_kv_args_table[info.agent_name]
         note: tuple[str, ...] = ()
         if self.writes_notify:
             count = f"_nokv_{self.transfer_source_rank}_{send_id}" if bare else ""
             note = (f"{info.room}_aux{count}",)
-        return self.send_aux(
-            info.agent_name, aux_index, peer.dst_aux_ptrs, info.dst_aux_index, *note
-        )
+        try:
+            return self.send_aux(
+                info.agent_name, aux_index, peer.dst_aux_ptrs, info.dst_aux_index, *note
+            )
+        except Exception as error:
+            # SGLang's call does not say how far it came.
+            raise TransferFailed(str(error) or repr(error), uncertain=True) from error
 
-    def _outcome(self, handle: Any) -> str | None:
+    def say_written(self, info: Any, send_id: int, *, last: bool) -> None:
+        """Send the notification that decode counts, where it counts them."""
+        if self.writes_notify:
+            note = f"{info.room}_kv_{send_id}_{int(last)}_{self.transfer_source_rank}"
+            self.agent.send_notif(info.agent_name, note.encode("ascii"))
+
+    def outcome(self, handle: Any) -> str | None:
+        """See ``chunk_write.Wire``."""
         try:
             state = self.agent.check_xfer_state(handle)
         except Exception as error:
@@ -70,9 +109,24 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
             return str(error) or repr(error)
         return {"DONE": "", "ERR": "NIXL reports an error"}.get(state)
 
-    def _forget_posted(self, handles: list[Any]) -> None:
-        for handle in handles:
-            try:
-                self.agent.release_xfer_handle(handle)
-            except Exception as error:
-                logger.debug("NIXL keeps the handle of a write that has ended: %s", error)
+    def forget_posted(self, handle: Any) -> None:
+        """Release a handle; what is still under way of a failed one is given up."""
+        try:
+            self.agent.release_xfer_handle(handle)
+        except Exception as error:
+            logger.debug("NIXL keeps the handle of a write that has ended: %s", error)
+
+
+def of_tokens(pages: Indices, page_size: int) -> Indices:
+    """Slots of all tokens of some pages, ``[pages * page_size]`` int32."""
+    tokens = np.arange(page_size, dtype=np.int32)
+    return (pages[:, None] * np.int32(page_size) + tokens).ravel()
+
+
+def in_list(buffers: Sequence[int], entries: int, indices: Indices) -> Indices:
+    """Positions in a list that has ``entries`` for each KV buffer, ``[buffers * indices]`` int32.
+
+    SGLang's prepared lists hold all of the first buffer, then all of the second, and so on.
+    """
+    starts = np.array(buffers, dtype=np.int64) * entries
+    return (starts[:, None] + indices).ravel().astype(np.int32)

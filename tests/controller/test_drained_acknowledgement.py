@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sglang_cdsp.controller.decode.room_manager import UNCERTAIN_FOR_S
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
-from sglang_cdsp.platforms.host_memory import calm_progress_thread
 from sglang_cdsp.protocol import messages
+from sglang_cdsp.transfer.pages import Pages
+from sglang_cdsp.transfer.progress_thread import calm_progress_thread
 from tests.controller.fake_pool import FakePool
 from tests.engine.fake_rank import PAGES, Rank
 from tests.engine.fake_transfer import ROOM, FakePoolManager
@@ -53,26 +55,44 @@ class SlowManager(FakePoolManager):
         super().__init__()
         self.here, self.decode = here, decode
         self.held: list[Any] = []
-        self.agent = self
+        self.broken: list[Any] = []
         self.peer("decode")
         self.pages("decode", DECODE_PAGES)
+
+    @property
+    def layer_buffers(self) -> dict[int, tuple[int, ...]]:  # type: ignore[override]
+        """The memory's rows are all the KV that there is."""
+        return {0: (0,)}
 
     def _hold(self, source: Iterable[int], target: Iterable[int]) -> Any:
         local, remote = self.here.descriptors(source), self.decode.descriptors(target)
         self.held.append(self.here.agent.initialize_xfer("WRITE", local, remote, "decode"))
         return self.held[-1]
 
-    def send_kvcache(self, *given: Any, **kinds: Any) -> Any:
-        return self._hold(given[1], given[3])
+    def post_layer(self, info: Any, pages: Pages, layer_id: int) -> Any:
+        return self._hold(pages.source, pages.place)
 
     def send_aux(self, *given: Any) -> Any:
         return self._hold([0], [len(DECODE_PAGES)])
 
-    def check_xfer_state(self, handle: Any) -> str:
-        return "PROC" if handle in self.held else self.here.agent.check_xfer_state(handle)
+    def say_written(self, *told: Any, **more: Any) -> None:
+        """This decode is told by the pool."""
 
-    def release_xfer_handle(self, handle: Any) -> None:
-        self.here.agent.release_xfer_handle(handle)
+    def outcome(self, handle: Any) -> str | None:
+        if handle in self.broken:
+            return "its state cannot be read"
+        if handle in self.held:
+            return None
+        assert self.here.agent.check_xfer_state(handle) == "DONE"
+        return ""
+
+    def forget_posted(self, handle: Any) -> None:
+        if handle not in self.held:
+            self.here.agent.release_xfer_handle(handle)
+
+    def lose_sight(self) -> None:
+        """Nobody knows any more what becomes of the writes that are held."""
+        self.broken += self.held
 
     def land(self) -> None:
         """Everything that is held goes out and arrives."""
@@ -94,11 +114,8 @@ class Holder(Rank):
     def send(self, kind: type[messages.Report], **fields: Any) -> None:
         self.tell(self.instance, kind, **fields)
 
-    def write_shard(self, *given: Any, **more: Any) -> Any:
-        return self.manager.write_shard(*given, **more)
-
-    def settled(self, write: Any) -> bool:
-        return self.manager.settled(write)
+    def open_write(self, *given: Any, last: bool) -> Any:
+        return self.manager.open_write(*given, last=last)
 
     def forget_room(self, room: int) -> None:
         self.manager.forget_room(room)
@@ -194,6 +211,42 @@ def test_no_write_lands_after_the_acknowledgement(memories: list[Memory], last: 
     assert (decode.rows == NEXT_OWNER).all(), "the next owner's KV was overwritten"
     assert early == {}
     assert request.outcome == "aborted"
+
+
+@pytest.mark.parametrize("end", ["gone", "time"])
+@pytest.mark.parametrize("aborted", ["before", "after"])
+def test_a_write_whose_end_is_unknown_holds_the_acknowledgement_back(
+    memories: list[Memory], aborted: str, end: str
+) -> None:
+    """It lands late, on pages that decode must not have given to anybody while it lives."""
+    decode, *sources = memories
+    pool = SlowPool(decode, sources)
+    decode.rows[:] = 0
+    pool.submit(8, room=ROOM, plan=CHUNKS)
+    pool.decode_sends(ROOM, 0)
+    pool.turn()
+    if aborted == "before":
+        pool.decode_aborts(ROOM, 0)
+        pool.turn()
+    pool.holders[0].manager.land()
+    pool.holders[1].manager.lose_sight()
+    pool.turn()
+    if aborted == "after":
+        # Stock decode gives a failed room up and waits for the acknowledgement as well.
+        pool.decode_aborts(ROOM, 0)
+    pool.turn()
+    assert pool.acks == {}
+    pool.now_s += UNCERTAIN_FOR_S - 1
+    pool.turn()
+    assert pool.acks == {}, "decode lives"
+    pool.holders[1].manager.land()
+    assert set(decode.rows[:8, 0].tolist()) == {1, 2}, "the late write hurts nobody"
+    if end == "gone":
+        pool.lifecycle.on_decode_link("decode", 7000, alive=False)
+    else:
+        pool.now_s += 1
+    pool.turn()
+    assert pool.acks == {(ROOM, 0): 1}
 
 
 @pytest.mark.parametrize("last", [0, 1])

@@ -19,7 +19,7 @@ from sglang_cdsp.protocol.messages import (
     Report,
     StopOrder,
 )
-from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
+from sglang_cdsp.transfer.failures import TransferFailed
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
 
@@ -36,6 +36,33 @@ class NoSurroundings:
 
     def put(self, state: None) -> None:
         """Nothing."""
+
+
+class FakeWrite:
+    """A write whose state is its entry in ``Rank.written``, from the end of its chunk on."""
+
+    def __init__(self, written: dict[int, str], last: bool) -> None:
+        self.written, self.last = written, last
+        self.number: int | None = None
+        self.cancelled = False
+
+    def layer_stored(self, layer_id: int) -> None:
+        pass
+
+    def computed(self, *, aux_index: int | None) -> None:
+        self.number = len(self.written)
+        self.written[self.number] = "flying"
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def poll(self) -> bool:
+        if self.number is None:
+            return self.cancelled
+        state = self.written[self.number]
+        if state == "lost":
+            raise TransferFailed("KV write failed", uncertain=True)
+        return state == "landed"
 
 
 class Rank:
@@ -125,22 +152,15 @@ class Rank:
     def forget_room(self, room: int) -> None:
         assert "flying" not in self.written.values(), "a room is forgotten while it is written to"
 
-    def write_shard(self, room: int, pages: Any, *rest: Any, **more: Any) -> ShardWrite:
-        number = len(self.written)
-        self.written[number] = "flying"
-        return ShardWrite(room, [number])
-
-    def settled(self, write: ShardWrite) -> bool:
-        state = self.written[write.handles[0]]
-        if state == "lost":
-            raise TransferFailed("KV write failed")
-        return state == "landed"
+    def open_write(self, room: int, pages: Any, *rest: Any, last: bool) -> Any:
+        return FakeWrite(self.written, last)
 
     # -- runner ---------------------------------------------------------------------------
 
-    def run(self, task: ChunkTask, order: GoOrder) -> None:
-        for _ in range(self.layers):
+    def run(self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]) -> None:
+        for layer in range(self.layers):
             self.coroutines.give_way()
+            stored(layer)
         task.slot_table.slots(task.layouts[order.chunk].shard(self.instance))
         if order.chunk in self.breaks:
             raise RuntimeError("the model broke")

@@ -13,22 +13,71 @@ from sglang.srt.disaggregation.nixl.conn import NixlKVManager, TransferInfo
 
 from sglang_cdsp.releases import nixl_writes_notify
 from sglang_cdsp.transfer.nixl import NixlPoolManager
+from tests.transfer.fake_posters import InlinePoster
 
 ROOM = 7
+LAYERS = 2
+SLOTS = 100_000  # pages of each buffer, here and at decode
 
 
 class FakeAgent:
-    """Transfer handles are numbers; their states are set by the test."""
+    """Transfer handles are numbers; their states are set by the test.
+
+    Attributes:
+        sent: what was posted, by kind, in order; of pages, which of which layer.
+        notes: what decode's agents will read, in order.
+        breaks_at: "make", "post" or "note": that call fails.
+    """
 
     def __init__(self) -> None:
         self.states: dict[int, str] = {}
         self.released: list[int] = []
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.notes: list[str] = []
+        self.breaks_at = ""
+
+    def _breaks(self, here: str) -> None:
+        if self.breaks_at == here:
+            raise RuntimeError("no such memory")
 
     def post(self) -> int:
         """A new transfer."""
         handle = len(self.states) + 1
         self.states[handle] = "PROC"
         return handle
+
+    def make_prepped_xfer(
+        self,
+        operation: str,
+        here: tuple[str, str, int],
+        source: Any,
+        there: tuple[str, str, int],
+        place: Any,
+    ) -> int:
+        """Lists are ``(how, agent, entries of a buffer)``."""
+        self._breaks("make")
+        assert operation == "WRITE"
+        assert source.dtype == place.dtype == np.int32
+        how, to, entries = there
+        buffers = np.unique(source // here[2])
+        assert buffers.tolist() == np.unique(place // entries).tolist()
+        layer = int(buffers[0])
+        assert buffers.tolist() == [layer, layer + LAYERS], "K and V of one layer"
+        pairs = list(zip((source % here[2]).tolist(), (place % entries).tolist(), strict=True))
+        keys, values = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+        assert keys == values
+        self.sent.append((how, {"to": to, "layer": layer, "pages": keys}))
+        return self.post()
+
+    def transfer(self, handle: int) -> str:
+        if self.breaks_at == "post":
+            self.states[handle] = "ERR"
+        self._breaks("post")
+        return self.states[handle]
+
+    def send_notif(self, to: str, note: bytes) -> None:
+        self._breaks("note")
+        self.notes.append(note.decode())
 
     def check_xfer_state(self, handle: int) -> str:
         if self.states[handle] == "GONE":
@@ -48,18 +97,20 @@ class FakeAgent:
 
 
 class FakePoolManager(NixlPoolManager):
-    """``NixlPoolManager`` without sockets; ``sent`` keeps what stock's send methods were given.
+    """``NixlPoolManager`` without sockets, over a fake agent.
 
     ``notify``: SGLang's calls take notifications, whatever the installed release does.
     """
 
     writes_notify = False
+    _on_device = False
 
     def __init__(
         self, *, page_size: int = 1, tp_size: int = 1, rank: int = 0, notify: bool = True
     ) -> None:
         self.writes_notify = notify
         self.agent = FakeAgent()
+        self.poster: Any = InlinePoster()
         self.transfer_infos: dict[int, dict[str, Any]] = {}
         self.decode_kv_args_table: dict[str, Any] = {}
         self.req_to_decode_prefix_len: dict[int, int | None] = {}
@@ -67,19 +118,36 @@ class FakePoolManager(NixlPoolManager):
         self.failure_records: dict[int, str] = {}
         self.transfer_source_rank = rank
         self.attn_tp_size = tp_size
-        self.kv_args = SimpleNamespace(page_size=page_size)
-        self.sent: list[tuple[str, dict[str, Any]]] = []
-        self.breaks_at: str | None = None
-
-    def peer(self, name: str, tp_size: int = 1) -> None:
-        """A decode agent registers."""
-        self.decode_kv_args_table[name] = SimpleNamespace(
-            decode_tp_size=tp_size,
-            dst_kv_ptrs=[1, 2],
-            dst_aux_ptrs=[3],
-            gpu_id=0,
-            dst_homogeneous_mem_kind="DRAM",
+        self.is_mla_backend = self.is_hybrid_mla_backend = False
+        self.kv_args = SimpleNamespace(
+            page_size=page_size,
+            kv_data_ptrs=list(range(2 * LAYERS)),
+            kv_layer_ids=[],
+            prefill_start_layer=0,
         )
+        self._num_slots_src = SLOTS
+        self.prep_handles = {"": ("kv", "", SLOTS)}
+        self.prep_handle_slice_src = (
+            ("slice", "", 2 * page_size * SLOTS),
+            2,
+            2 * LAYERS,
+            SLOTS,
+        )
+        self.prep_handles_slice_dst: dict[str, Any] = {}
+
+    @property
+    def sent(self) -> list[tuple[str, dict[str, Any]]]:
+        """What was posted, see ``FakeAgent``."""
+        return self.agent.sent
+
+    def peer(self, name: str, tp_size: int = 1, group: int = 0) -> None:
+        """A decode agent registers; it takes the heads of ``group`` if its size is another."""
+        self.decode_kv_args_table[name] = SimpleNamespace(dst_aux_ptrs=[3], dst_num_slots=2 * SLOTS)
+        if tp_size == self.attn_tp_size:
+            self.prep_handles[name] = ("kv", name, 2 * SLOTS)
+        else:
+            entries = 2 * SLOTS * self.kv_args.page_size
+            self.prep_handles_slice_dst[name] = (("slice", name, entries), 2 * SLOTS, group)
 
     def pages(
         self,
@@ -97,33 +165,19 @@ class FakePoolManager(NixlPoolManager):
         self.transfer_infos.setdefault(ROOM, {})[name] = info
         self.req_to_decode_prefix_len[ROOM] = prefix
 
-    def _sent(self, how: str, call: Any, given: tuple[Any, ...], **fields: Any) -> int:
-        if self.breaks_at == how:
+    def send_aux(self, *given: Any) -> int:
+        if self.agent.breaks_at == "aux":
             raise RuntimeError("no such memory")
         if self.writes_notify == nixl_writes_notify():
-            inspect.signature(call).bind(self, *given, **fields.pop("keywords", {}))
-        fields.pop("keywords", None)
-        self.sent.append(
-            (how, {**fields, "note": "".join(given[-1:] if self.writes_notify else ())})
-        )
+            inspect.signature(NixlKVManager.send_aux).bind(self, *given)
+        to, source, _, place = given[:4]
+        self.agent.sent.append(("aux", {"to": to, "source": source, "place": place}))
+        self.agent.notes += given[4:]
         return self.agent.post()
 
-    def send_kvcache(self, *given: Any, **kinds: Any) -> int:
-        to, source, _, target = given[:4]
-        pages = list(zip(source.tolist(), target.tolist(), strict=True))
-        call = NixlKVManager.send_kvcache
-        return self._sent("kv", call, given, to=to, pages=pages, keywords=kinds, **kinds)
-
-    def send_kvcache_slice(self, *given: Any) -> int:
-        return self._sent("slice", NixlKVManager.send_kvcache_slice, given, to=given[0])
-
-    def send_aux(self, *given: Any) -> int:
-        to, source, _, place = given[:4]
-        return self._sent("aux", NixlKVManager.send_aux, given, to=to, source=source, place=place)
-
     def notes(self) -> list[str]:
-        """What decode's agents will read, in order of posting; "" for writes without."""
-        return [fields["note"] for _, fields in self.sent]
+        """What decode's agents will read, in order."""
+        return self.agent.notes
 
 
 class CountingDecode(NixlKVManager):

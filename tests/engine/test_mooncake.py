@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 from sglang.srt.disaggregation.mooncake import conn
 
-from sglang_cdsp.transfer.manager import ShardWrite, TransferFailed
+from sglang_cdsp.transfer.chunk_write import ChunkWrite
+from sglang_cdsp.transfer.failures import TransferFailed
 from sglang_cdsp.transfer.mooncake import MooncakePoolManager, keep_page_numbers_on_the_host
 from sglang_cdsp.transfer.mooncake_engine import DONE, FAILED, PatientEngine
 
@@ -46,6 +46,8 @@ class FakeEngine:
 class FakePoolManager(MooncakePoolManager):
     """``MooncakePoolManager`` without sockets, over the fake engine."""
 
+    _on_device = False
+
     def __init__(self) -> None:
         self.native = FakeEngine()
         self.engine = PatientEngine(SimpleNamespace(engine=self.native))
@@ -59,9 +61,8 @@ class FakePoolManager(MooncakePoolManager):
         self.session_lock = threading.Lock()
         self.session_failures: defaultdict[str, int] = defaultdict(int)
         self.failed_sessions: set[str] = set()
-        self.executors = [ThreadPoolExecutor(1)]
-        self._writers = ThreadPoolExecutor(2)
         self.kv_args = SimpleNamespace(
+            page_size=1,
             kv_data_ptrs=[KV, 2 * KV],  # one layer: K, V
             kv_item_lens=[ITEM, ITEM],
             kv_layer_ids=[],
@@ -76,7 +77,7 @@ class FakePoolManager(MooncakePoolManager):
 
 
 @pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePoolManager]:
+def manager(monkeypatch: pytest.MonkeyPatch) -> FakePoolManager:
     memory = SimpleNamespace(enable_unified_memory=False)
     monkeypatch.setattr(conn, "get_memory", lambda: memory)
     manager = FakePoolManager()
@@ -91,9 +92,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePoolManager]:
     frames = [str(ROOM), "10.0.0.9", "5001", SESSION, pages(10, 11, 20, 21), "4", b"", "1", "0"]
     info = conn.TransferInfo.from_zmq([f.encode() if isinstance(f, str) else f for f in frames])
     manager.transfer_infos[ROOM] = {SESSION: info}
-    yield manager
-    for pool in (*manager.executors, manager._writers):
-        pool.shutdown()
+    return manager
 
 
 def pages(*numbers: int) -> bytes:
@@ -102,26 +101,23 @@ def pages(*numbers: int) -> bytes:
 
 def write(
     manager: FakePoolManager, source: list[int], places: list[int], *, last: bool = False
-) -> ShardWrite:
-    return manager.write_shard(
-        ROOM,
-        np.array(source, np.int32),
-        np.array(places, np.int64),
-        0,
-        last=last,
-        aux_index=3 if last else None,
+) -> ChunkWrite:
+    posted = manager.open_write(
+        ROOM, np.array(source, np.int32), np.array(places, np.int64), 0, last=last
     )
+    posted.computed(aux_index=3 if last else None)
+    return posted
 
 
-def settle(manager: FakePoolManager, shard: ShardWrite) -> None:
+def settle(posted: ChunkWrite) -> None:
     deadline = time.monotonic() + 10
-    while not manager.settled(shard):
+    while not posted.poll():
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
 def test_pages_go_to_their_places(manager: FakePoolManager) -> None:
-    settle(manager, write(manager, [5, 6, 9], [2, 3, 0]))
+    settle(write(manager, [5, 6, 9], [2, 3, 0]))
     assert manager.native.written == [
         (SESSION, source + 5 * ITEM, decode + 20 * ITEM, 2 * ITEM)
         if block == 0
@@ -133,7 +129,7 @@ def test_pages_go_to_their_places(manager: FakePoolManager) -> None:
 
 @pytest.mark.parametrize("source", [[], [5]])
 def test_the_last_write_carries_the_metadata(manager: FakePoolManager, source: list[int]) -> None:
-    settle(manager, write(manager, source, [0] * len(source), last=True))
+    settle(write(manager, source, [0] * len(source), last=True))
     aux = (SESSION, AUX + 3 * AUX_ITEM, DECODE_AUX + 4 * AUX_ITEM, AUX_ITEM)
     assert aux in manager.native.written
     assert len(manager.native.written) == 1 + 2 * len(source)
@@ -142,29 +138,80 @@ def test_the_last_write_carries_the_metadata(manager: FakePoolManager, source: l
 def test_a_write_is_settled_when_all_its_parts_are(manager: FakePoolManager) -> None:
     manager.native.free.clear()
     shard = write(manager, [5], [3], last=True)
-    assert not manager.settled(shard)
+    assert not shard.poll()
     manager.native.free.set()
-    settle(manager, shard)
+    settle(shard)
     assert len(manager.native.written) == 3
-    assert manager.settled(shard), "asking again is harmless"
+    assert shard.poll(), "asking again is harmless"
 
 
 def test_a_failure_is_told_and_its_session_is_dead(manager: FakePoolManager) -> None:
     manager.native.failing = True
     shard = write(manager, [5], [3])
     with pytest.raises(TransferFailed, match=f"room {ROOM}"):
-        settle(manager, shard)
+        settle(shard)
+    assert shard.uncertain, "a socket's buffer may hold bytes of it"
     assert manager.failed_sessions == {SESSION}
     manager.native.failing = False
     manager.native.written.clear()
     with pytest.raises(TransferFailed, match=f"room {ROOM}"):
-        settle(manager, write(manager, [5], [3], last=True))
+        settle(again := write(manager, [5], [3], last=True))
     assert manager.native.written == [], "nothing is sent to a dead session"
+    assert not again.uncertain
+
+
+@pytest.mark.parametrize(("mine", "theirs", "rank"), [(1, 2, 0), (1, 2, 1), (2, 1, 1)])
+def test_another_tensor_parallel_size_takes_slices_of_heads(
+    manager: FakePoolManager, mine: int, theirs: int, rank: int
+) -> None:
+    """The same blocks as SGLang's own call; two heads of eight bytes, two tokens a page."""
+    heads, head, page = 2, 8, 2
+    args, peer = manager.kv_args, manager.decode_kv_args_table[SESSION]
+    manager.attn_tp_size, args.page_size = mine, page
+    args.engine_rank, args.total_kv_head_num = rank if mine == 2 else 0, heads
+    args.kv_item_lens = [heads // mine * head * page] * 2
+    peer.dst_attn_tp_size, peer.dst_tp_rank = theirs, rank if theirs == 2 else 0
+    peer.dst_kv_item_len = heads // theirs * head * page
+    settle(write(manager, [5, 6, 9], [2, 3, 0]))
+    ours, manager.native.written = manager.native.written, []
+    with ThreadPoolExecutor(1) as executor:
+        manager.send_kvcache_slice(
+            SESSION,
+            np.array([5, 6, 9], np.int32),
+            peer.dst_kv_ptrs,
+            np.array([20, 21, 10], np.int32),
+            peer.dst_tp_rank,
+            theirs,
+            peer.dst_kv_item_len,
+            executor,
+        )
+    assert ours == manager.native.written
+    assert len(ours) == 2 * 3 * page
+
+
+def test_layers_leave_one_by_one(manager: FakePoolManager) -> None:
+    manager.kv_args.kv_data_ptrs = [KV, 2 * KV, 3 * KV, 4 * KV]
+    manager.kv_args.kv_item_lens, manager.kv_args.prefill_end_layer = [ITEM] * 4, 2
+    peer = manager.decode_kv_args_table[SESSION]
+    peer.dst_kv_ptrs = [DECODE_KV + at for at in manager.kv_args.kv_data_ptrs]
+    posted = manager.open_write(
+        ROOM, np.array([5], np.int32), np.array([0], np.int64), 0, last=False
+    )
+    for layer in (1, 0):
+        posted.layer_stored(layer)
+    posted.computed(aux_index=None)
+    settle(posted)
+    # Two threads post: which layer comes first is theirs to say.
+    assert sorted(manager.native.written) == [
+        (SESSION, at + 5 * ITEM, DECODE_KV + at + 10 * ITEM, ITEM)
+        for at in manager.kv_args.kv_data_ptrs
+    ]
 
 
 def test_dummies_get_nothing(manager: FakePoolManager) -> None:
     manager.transfer_infos[ROOM][SESSION].is_dummy = True
-    assert manager.settled(write(manager, [5], [3], last=True))
+    settle(write(manager, [5], [3], last=True))
+    assert manager.native.written == []
 
 
 def test_a_room_is_known_once_its_session_has_registered(manager: FakePoolManager) -> None:

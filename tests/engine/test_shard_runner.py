@@ -152,6 +152,7 @@ class Instance:
             self.coroutines.give_way,
             lambda: self.layers.append(None),
         )
+        self.stored: list[int] = []
         self.outputs: dict[int, Any] = {}
         finish = lambda task, forward, logits: self.outputs.__setitem__(task.seq, logits)  # noqa: E731
         self.runner._finish = finish  # type: ignore[method-assign]
@@ -182,7 +183,7 @@ class Instance:
         task.running = self.coroutines.start("chunk", (0, task.seq), body)
 
     def _run(self, task: ChunkTask, order: GoOrder) -> Any:
-        self.runner.run(task, order)
+        self.runner.run(task, order, self.stored.append)
         return self.outputs.pop(task.seq)
 
 

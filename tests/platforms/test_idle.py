@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from sglang_cdsp.platforms import idle
-from sglang_cdsp.platforms.host_memory import PROGRESS_INTERVAL_US, CalmBindings
+from sglang_cdsp.transfer.progress_thread import PROGRESS_INTERVAL_US, CalmBindings
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_nixl_agents_get_a_progress_thread_that_sleeps() -> None:
 def test_a_real_nixl_agent_is_calm() -> None:
     from nixl._api import nixl_agent, nixl_agent_config
 
-    from sglang_cdsp.platforms.host_memory import calm_progress_thread
+    from sglang_cdsp.transfer.progress_thread import calm_progress_thread
 
     calm_progress_thread()
     calm_progress_thread()  # twice changes nothing

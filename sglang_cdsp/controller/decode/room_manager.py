@@ -18,6 +18,10 @@ SHARED_ROOM_PAUSE_S = 1.0
 ANNOUNCED_AFTER_S = (1.0, 2.0, 3.5)
 # How long after the last word about it a shared room stays out of use.
 SHARED_FOR_S = 30.0
+# How long decode's pages are taken to be written to after a write whose end cannot be known. Stock
+# decode waits as long for an acknowledgement (SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT)
+# and then uses its pages anyway.
+UNCERTAIN_FOR_S = 30.0
 
 
 @dataclass
@@ -34,16 +38,25 @@ class RoomManager:
     A request without a room needs none of this.
     """
 
-    def __init__(self, rooms: Rooms, effects: Effects, clock: Callable[[], float]) -> None:
-        """``clock`` gives monotonic seconds."""
+    def __init__(
+        self,
+        rooms: Rooms,
+        effects: Effects,
+        clock: Callable[[], float],
+        reachable: Callable[[str, int], bool],
+    ) -> None:
+        """``clock`` gives monotonic seconds; ``reachable(host, port)`` knows decode's ranks."""
         self._rooms = rooms
         self._effects = effects
         self._clock = clock
+        self._reachable = reachable
         self._users: dict[int, PoolRequest] = {}
         self._shared: dict[int, _Shared] = {}
         self._told: dict[int, float] = {}  # failed rooms, and when decode heard of it
         self._untold: dict[int, list[float]] = {}  # failed without pages: when decode is told
         self._acks: list[tuple[float, int, AbortTarget]] = []  # due later, see ``given_up``
+        self._uncertain: dict[int, float] = {}  # rooms that may be written to, and until when
+        self._held: list[tuple[int, AbortTarget]] = []  # acknowledgements that wait for that
 
     def user(self, room: int | None) -> PoolRequest | None:
         """The request that has the room."""
@@ -66,6 +79,9 @@ class RoomManager:
             return "decode gave the request up before it arrived here"
         # An acknowledgement that came late would pass for one of this request's own abort.
         self._acknowledge(lambda due_s, other: other == room)
+        # Decode's own time-out has to free pages that may still be written to.
+        self._held = [(other, target) for other, target in self._held if other != room]
+        self._uncertain.pop(room, None)
         self._rooms.prune(set(self._users))
         self._rooms.readmit(room)
         self._told.pop(room, None)
@@ -104,7 +120,9 @@ class RoomManager:
         self._untold.pop(room, None)
         if self._heard(room):
             self._rooms.give_up(room)
-        if target is not None and (room in self._shared or room in self._told):
+        if target is not None and self._may_be_written_to(room, target):
+            self._held.append((room, target))
+        elif target is not None and (room in self._shared or room in self._told):
             self._acks.append((self._clock() + 2 * SHARED_ROOM_PAUSE_S, room, target))
         elif target is not None:
             self._effects.ack_abort(room, target)
@@ -117,6 +135,24 @@ class RoomManager:
                 self._effects.ack_abort(room, target)
             else:
                 self._acks.append((due_s, room, target))
+
+    def _may_be_written_to(self, room: int, target: AbortTarget) -> bool:
+        """Whether something may still arrive in a room's pages at a decode rank that lives."""
+        until_s = self._uncertain.get(room)
+        uncertain = until_s is not None and self._clock() < until_s
+        return uncertain and self._reachable(target.host, target.port)
+
+    def rank_gone(self, host: str, port: int) -> None:
+        """A decode rank is gone: its pages are nobody's, even if it comes back a moment later."""
+        self._release_held(lambda room, target: (target.host, target.port) == (host, port))
+
+    def _release_held(self, safe: Callable[[int, AbortTarget], bool]) -> None:
+        held, self._held = self._held, []
+        for room, target in held:
+            if safe(room, target):
+                self._effects.ack_abort(room, target)
+            else:
+                self._held.append((room, target))
 
     def _heard(self, room: int) -> bool:
         """Whether decode will hear nothing more about a room's failure."""
@@ -147,8 +183,13 @@ class RoomManager:
         room = request.room
         if room is None:
             return
+        if request.uncertain:
+            self._uncertain[room] = self._clock() + UNCERTAIN_FOR_S
         for target in request.abort_targets:
-            self._effects.ack_abort(room, target)
+            if self._may_be_written_to(room, target):
+                self._held.append((room, target))
+            else:
+                self._effects.ack_abort(room, target)
         if request.error:
             # Remembered too: a second decode request in the same room may name its pages later.
             self._rooms.reject(room, request.error)
@@ -222,6 +263,9 @@ class RoomManager:
         self._acknowledge(lambda due_s, room: due_s <= now_s and self._taken_in(room, now_s))
         for room in [r for r, told_s in self._told.items() if told_s + SHARED_FOR_S <= now_s]:
             del self._told[room]
+        self._release_held(lambda room, target: not self._may_be_written_to(room, target))
+        for room in [r for r, until_s in self._uncertain.items() if until_s <= now_s]:
+            del self._uncertain[room]
 
 
 def shared_room(room: int) -> str:

@@ -49,6 +49,8 @@ class Work:
         """
         if not self.done():
             self._poll()
+        # Called although all may be there: tensor-parallel ranks switch at the same points.
+        self._give_way(self.done)
         while not self.done():
             self._give_way(self.done)
         if self._progress.error:

@@ -1,0 +1,43 @@
+"""Posting threads: another thread than the loop's, in order, asleep while there is nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sglang_cdsp.transfer.poster import PostingThreads
+
+
+def test_jobs_run_in_order_in_one_thread_that_was_prepared() -> None:
+    seen: list[object] = []
+    over = threading.Event()
+    poster = PostingThreads(prepare=lambda: seen.append(threading.current_thread()))
+    for number in range(100):
+        poster.put(lambda number=number: seen.append((number, threading.current_thread())))  # type: ignore[misc]
+    poster.put(over.set)
+    assert over.wait(10)
+    thread = seen[0]
+    assert thread is not threading.current_thread()
+    assert seen[1:] == [(number, thread) for number in range(100)]
+
+
+def test_a_post_that_takes_long_holds_nobody_up_who_asks() -> None:
+    held, over = threading.Event(), threading.Event()
+    poster = PostingThreads()
+    poster.put(lambda: held.wait(10) and None)
+    poster.put(over.set)
+    assert not over.is_set()
+    held.set()
+    assert over.wait(10)
+
+
+def test_idle_threads_use_no_processor_time() -> None:
+    """They sleep: they do not look again and again."""
+    poster, used, over = PostingThreads(), [], threading.Event()
+    poster.put(lambda: used.append(time.thread_time()))  # type: ignore[func-returns-value]
+    pause = threading.Event()
+    pause.wait(0.3)
+    poster.put(lambda: used.append(time.thread_time()))  # type: ignore[func-returns-value]
+    poster.put(over.set)
+    assert over.wait(10)
+    assert used[1] - used[0] < 0.05
