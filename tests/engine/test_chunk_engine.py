@@ -37,7 +37,7 @@ def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() ->
         assert Drained not in rank.kinds()
         rank.written[write] = "landed"
     rank.engine.step()
-    assert rank.last(Drained) == {"seq": 0, "error": ""}
+    assert rank.last(Drained) == {"seq": 0, "error": "", "uncertain": False}
     assert rank.allocator.available_size() < PAGES
     rank.engine.on_release(ReleaseOrder(seq=0))
     assert rank.allocator.available_size() == PAGES
