@@ -7,7 +7,7 @@ chunk takes is done elsewhere (``chunk_work.py``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -237,6 +237,10 @@ class ChunkEngine:
         waiting = [int(t.tokens.numel()) for t in mine if t.waits]
         waiting += [len(r.tokenized.input_ids or ()) if r.tokenized else 0 for r in held]
         return Load(len(mine) + len(held) - len(waiting), len(waiting), sum(waiting))
+
+    def snapshot(self) -> dict[str, Any]:
+        """What runs or is suspended, and what is waited for on the links; JSON-ready."""
+        return {"running": self._coroutines.snapshot(), "links": self._hub.snapshot()}
 
     @property
     def idle(self) -> bool:

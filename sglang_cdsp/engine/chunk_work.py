@@ -219,6 +219,7 @@ class ChunkWork:
             task.lane.close()
 
     def _chunk_failed(self, task: ChunkTask, chunk: int, failure: str) -> None:
+        cancel_writes(task)
         task.error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
         self._reporter.send_from_leader(Failed, seq=task.seq, error=task.error)
 

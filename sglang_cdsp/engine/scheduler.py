@@ -284,6 +284,7 @@ class PoolScheduler(Scheduler):
         output.internal_state["cdsp"] = {
             "hooks": hook_table.live(hooks.SCHEDULER_HOOKS),
             "free_tokens": int(self.token_to_kv_pool_allocator.available_size()),
+            **self._engine.snapshot(),
             **self._cdsp_status,
         }
         return output

@@ -6,6 +6,7 @@ from tests.contract.needs import Attributes, Base, Calls, Fields, Names, Order, 
 from tests.contract.row import row
 
 INFO = "sglang.srt.model_executor.forward_batch_info"
+CONTEXTS = "sglang.srt.runtime_context"
 CONTEXT = "sglang.srt.model_executor.forward_context"
 EAGER = "sglang.srt.model_executor.runner.eager_runner"
 RUNNER = "sglang.srt.model_executor.model_runner"
@@ -63,12 +64,19 @@ ROWS = (
         Fields(CONTEXT, "ForwardContext", ("attn_backend",)),
     ),
     row(
-        "engine.forward",
-        "in force for a block",
-        Signature(CONTEXT, "forward_context", ("ctx",)),
+        "engine.forward engine.forward_state",
+        "put in force, and the one before returned",
+        Signature(CONTEXT, "set_forward_context", ("ctx",)),
     ),
     row(
-        "attention.backend attention.lockstep",
+        "engine.forward_state",
+        "per-forward flags that live in one place for the whole process",
+        Names(CONTEXTS, ("get_forward",)),
+        Fields(CONTEXTS, "ForwardFlags", ("_GRAPH_VISIBLE",)),
+        Signature(CONTEXTS, "ForwardFlags.set", ("name", "value")),
+    ),
+    row(
+        "attention.backend engine.layers",
         "the model's layers find the KV pools at the backend in force",
         Order(
             CONTEXT,
@@ -78,13 +86,18 @@ ROWS = (
     ),
     row(
         "engine.forward",
-        "runs the model without CUDA graphs and returns the logits output",
-        Signature(EAGER, "EagerRunner.execute", ("forward_batch",)),
+        "what a model takes in a prefill beside tokens, positions and batch",
+        Signature(
+            RUNNER,
+            "ModelRunner._extend_forward_kwargs",
+            ("forward_batch", "pp_proxy_tensors"),
+        ),
     ),
     row(
         "engine.forward",
-        "a prefill runs the model's own forward",
-        Calls(EAGER, "EagerRunner.execute", "self._execute_extend"),
+        "a prefill runs the model's own forward, behind a copy into static buffers",
+        Calls(EAGER, "EagerRunner._execute_extend", "self.load_batch"),
+        Calls(EAGER, "EagerRunner._execute_extend", "model_runner.model.forward"),
     ),
     row(
         "engine.forward engine.shard_runner engine.model_check",
@@ -92,7 +105,7 @@ ROWS = (
         Attributes(
             RUNNER,
             "ModelRunner",
-            ("eager_runner", "attn_backend", "model", "device", "token_to_kv_pool", "dtype"),
+            ("attn_backend", "model", "device", "token_to_kv_pool", "dtype"),
         ),
     ),
     row(
@@ -101,12 +114,12 @@ ROWS = (
         Attributes("sglang.srt.managers.tp_worker", "TpModelWorker", ("model_runner",)),
     ),
     row(
-        "attention.backend attention.lockstep",
+        "attention.backend engine.layers",
         "layers ask the backend in force, with these arguments",
         Calls(RADIX, "RadixAttention.forward", "get_attn_backend().forward"),
     ),
     row(
-        "attention.backend attention.lockstep",
+        "attention.backend engine.layers",
         "the arguments' order",
         Order(
             RADIX,

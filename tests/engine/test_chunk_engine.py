@@ -102,7 +102,7 @@ def test_a_broken_chunk_fails_its_task(chunk: int) -> None:
     req = rank.request()
     for index in range(chunk + 1):
         rank.engine.step()
-        rank.written = dict.fromkeys(rank.written, "landed")
+        rank.written.update(dict.fromkeys(rank.written, "landed"))
         rank.go(index)
     failed = rank.last(Failed)
     assert "the model broke" in failed["error"]

@@ -5,6 +5,8 @@ Both forms of SGLang's protocol are tried with each release; what is stock is th
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -275,9 +277,10 @@ def test_a_room_is_known_with_all_its_agents_registered(manager: FakePoolManager
 
 
 def test_waiting_for_a_room_ends_in_an_error(manager: FakePoolManager) -> None:
-    manager.await_room(ROOM)
+    assert manager.room_is_here(ROOM, time.monotonic())
     with pytest.raises(TransferFailed, match="did not reach this instance"):
-        manager.await_room(ROOM + 1, timeout_s=0.001)
+        manager.room_is_here(ROOM + 1, time.monotonic() - 1.0)
+    assert not manager.room_is_here(ROOM + 1, time.monotonic() + 60.0)
 
 
 def test_decodes_prefix(manager: FakePoolManager) -> None:
