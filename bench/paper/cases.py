@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sglang_cdsp.cli.progress import over
+from sglang_cdsp.planner.policies.options import DEFAULT_PREEMPT_BUDGET
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.metrics import Summary, light_load, summarise, ttfts
 from sglang_cdsp.simulator.setup import Setup
@@ -66,6 +67,7 @@ class Case:
     """One simulation. improvement_rate: 0 for policies that have none.
 
     table: what the regulator reads, (arrival rate, improvement rate) each; () = no regulator.
+    preempt_budget: as in PolicyOptions.
     """
 
     load: Load
@@ -74,6 +76,7 @@ class Case:
     improvement_rate: float
     seed: int
     table: tuple[tuple[str, float], ...] = ()
+    preempt_budget: float = DEFAULT_PREEMPT_BUDGET
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +96,7 @@ def run_case(case: Case) -> tuple[Case, Outcome]:
         variant(Setup(), case.policy),
         improvement_rate=case.improvement_rate,
         improvement_rates=dict(case.table) or None,
+        preempt_budget=case.preempt_budget,
     )
     result = simulate(setup, case.load.at(case.rate, case.seed))
     kept = result.records[int(len(result.records) * WARM_UP) :]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_cdsp.cli.parser import integer, integers
+from sglang_cdsp.cli.parser import integer, integers, number
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.measured_range import MeasuredRange
 from sglang_cdsp.simulator.errors import SetupError
@@ -18,6 +18,8 @@ from sglang_cdsp.simulator.workload import WORKLOADS, arrival_rate, at_speed, po
 
 MOST_REQUESTS = 10_000_000
 """Drawn in one run: more is a slip, and would fill the memory."""
+
+MOST_LAYERS = 100_000
 
 MOST_SEED = 1 << 32
 
@@ -59,6 +61,21 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
         value = getattr(default, name)
         flag = "--" + name.replace("_", "-")
         add(flag, type=integer(), default=value, metavar="N", help=f"default: {value}")
+    add(
+        "--layers",
+        type=integer(1, MOST_LAYERS),
+        default=default.layers,
+        metavar="N",
+        help=f"of the model: a chunk gives way before each (default: {default.layers})",
+    )
+    add(
+        "--preempt-budget",
+        type=number(0.0, 100.0),
+        default=default.preempt_budget,
+        metavar="SHARE",
+        help="of its own time, by which prompts that pass may delay a running one; 0: nobody "
+        f"passes (default: the server's, {default.preempt_budget:g})",
+    )
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
     add("--sp-sizes", type=integers, metavar="N,N,...", help="default: those of the latency model")
     add(
@@ -85,6 +102,8 @@ def read_setup(options: argparse.Namespace) -> Setup:
         instances=options.instances,
         instances_per_node=options.instances_per_node,
         decode_instances=options.decode_instances,
+        layers=options.layers,
+        preempt_budget=options.preempt_budget,
         seed=options.seed,
     )
 

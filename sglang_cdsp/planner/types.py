@@ -76,6 +76,9 @@ class Plan:
 
     `single_chunk_ttft_s` is the TTFT of Algorithm 2's plan at the same state (None for policies
     that do not compute it); `considered` is filled only when an explanation was asked for.
+    `passes`: its one chunk runs between the layers of what runs on its group (`Passable`), which
+    goes on afterwards; it stands in no queue. `replanned`: why this is not the plan that the
+    prompt was bound with, "" if it is.
     """
 
     chunks: tuple[PlannedChunk, ...]
@@ -83,6 +86,8 @@ class Plan:
     policy: str
     single_chunk_ttft_s: float | None = None
     considered: tuple[Considered, ...] = ()
+    passes: bool = False
+    replanned: str = ""
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -104,12 +109,19 @@ class Plan:
         """Tokens that it prefills."""
         return sum(chunk.tokens for chunk in self.chunks)
 
+    @property
+    def seconds(self) -> float:
+        """Its own time: what its chunks take, without the time that it waits for instances."""
+        return sum(chunk.end_s - chunk.start_s for chunk in self.chunks)
+
     def to_dict(self) -> dict[str, Any]:
         """In JSON types."""
         return {
             "policy": self.policy,
             "ttft_s": self.ttft_s,
             "single_chunk_ttft_s": self.single_chunk_ttft_s,
+            "passes": self.passes,
+            "replanned": self.replanned,
             "chunks": [chunk.to_dict() for chunk in self.chunks],
             "considered": [candidate.to_dict() for candidate in self.considered],
         }
@@ -147,13 +159,41 @@ class PromptView:
 
 
 @dataclass(frozen=True, slots=True)
+class Passable:
+    """A running chunk between whose layers other prompts may run: a plan with `passes`.
+
+    While one member serves a prompt that passes, the whole group stands still. It stands still
+    from its next layer boundary (`boundary_s`; 0 if it does already) until the last of those that
+    pass it have ended (`resume_s`; equal to `boundary_s` if nobody passes). Times are seconds
+    from the planning moment.
+
+    Attributes:
+        instances: the chunk's SP group.
+        own_s: what the chunk's prompt takes in all when nobody passes it (`Plan.seconds`).
+        left_s: what the chunk still has to compute.
+        budget_s: by how much more the prompt, or one bound behind it, may be delayed.
+        taken_s: per member, until when it serves prompts that pass; 0 = it serves nobody. A
+            member with less than `resume_s` has room that delays nobody.
+    """
+
+    instances: Group
+    own_s: float
+    left_s: float
+    boundary_s: float
+    resume_s: float
+    budget_s: float
+    taken_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PoolView:
-    """The pool at the planning moment, one entry per instance in each tuple.
+    """The pool at the planning moment, one entry per instance in each tuple but `passable`.
 
     queue_s: remaining work (running and bound) in seconds, >= 0.
     free_tokens: KV slots neither held nor promised to a plan already bound; None = no limit.
     up: False for an instance that is down (it is never planned on); None = all up.
     capacity_tokens: KV slots of the empty instance, for `Policy.check`; None = no limit.
+    passable: what a prompt may pass; groups are disjoint. Empty where chunks do not give way.
     """
 
     queue_s: tuple[float, ...]
@@ -161,6 +201,7 @@ class PoolView:
     instances_per_node: int
     up: tuple[bool, ...] | None = None
     capacity_tokens: tuple[int, ...] | None = None
+    passable: tuple[Passable, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.queue_s)

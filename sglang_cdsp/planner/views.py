@@ -5,21 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sglang_cdsp.planner.memory import history_share, kv_demand
+from sglang_cdsp.planner.passing import passed
 from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
 
 def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -> PoolView:
-    """The pool as the next prompt must see it: the last group is busy until the plan ends."""
+    """The pool as the next prompt must see it: the last group is busy until the plan ends.
+
+    A plan that passes puts off the groups that stand still for it, by as much as they do.
+    """
     queue = list(pool.queue_s)
-    for i in plan.instances:
-        queue[i] = plan.ttft_s
+    rings = pool.passable
+    if plan.passes:
+        rings, late, delay = passed(pool, plan.instances, plan.ttft_s)
+        for i in late:
+            queue[i] += delay
+        for i in plan.instances:
+            queue[i] = max(queue[i], plan.ttft_s)
+    else:
+        for i in plan.instances:
+            queue[i] = plan.ttft_s
     free = pool.free_tokens
     if free is not None:
         demand = kv_demand(
             plan.placement, page_size, prompt.history_tokens, prompt.history_instances
         )
         free = tuple(f - demand.get(i, 0) for i, f in enumerate(free))
-    return replace(pool, queue_s=tuple(queue), free_tokens=free)
+    return replace(pool, queue_s=tuple(queue), free_tokens=free, passable=rings)
 
 
 def empty_pool(prompt: PromptView, pool: PoolView, page_size: int) -> PoolView:

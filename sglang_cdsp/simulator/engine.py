@@ -20,6 +20,7 @@ from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.noise import make_noise
 from sglang_cdsp.simulator.prefill import PrefillPool
+from sglang_cdsp.simulator.replanning import rebind, rest_of
 from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.router import DecodeRouter
 from sglang_cdsp.simulator.setup import Setup
@@ -127,7 +128,7 @@ class _Run:
             setup=self._setup,
             records=tuple(task.record() for task in self._tasks),
             end_s=max((task.end_s for task in self._tasks if task.end_s is not None), default=0.0),
-            busy_s=tuple(self._pool.busy_s),
+            busy_s=tuple(self._pool.instances.busy_s),
             peak_slots=tuple(self._pool.peak_slots),
             decode_busy_s=decode.busy_s if decode else (),
             decode_peak_slots=tuple(self._router.peak_slots) if self._router else (),
@@ -207,10 +208,12 @@ class _Run:
         self._changed = True
         if self._correction:
             history = sum(before.tokens for before in task.ran[:-1])
-            seconds = chunk.end_s - chunk.start_s
+            seconds = chunk.end_s - chunk.start_s - task.stood_s[-1]
             self._correction.observe(chunk.sp_size, history, chunk.tokens, seconds)
         assert task.plan is not None
-        if task.chunk == len(task.plan.chunks):
+        if task.chunk < len(task.plan.chunks):
+            self._replan(now, task)
+        else:
             task.first_token_s = now
             if self._unified:
                 self._unified.place(now, task)
@@ -223,6 +226,16 @@ class _Run:
                 task.unsent.append(chunk)
             else:
                 self._send(now, task, chunk)
+
+    def _replan(self, now: float, task: Task) -> None:
+        """Ask the policy whether the rest of the prompt should run otherwise."""
+        if not self._policy.replans:
+            return
+        page = self._setup.page_size
+        rest = rest_of(now, task, self._pool, page)
+        plan = self._policy.replan(rest.prompt, rest.current, rest.pool)
+        if plan is not None:
+            rebind(now, task, self._pool, plan, page)
 
     def _send(self, now: float, task: Task, chunk: PlannedChunk) -> None:
         assert task.decode_instance is not None

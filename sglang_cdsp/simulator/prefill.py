@@ -3,22 +3,26 @@
 The pool is shown to the policy as the server shows it (controller/ledger.py): an instance's queue
 time reaches to the latest expected end of the plans bound to it, and moves when chunks end early or
 late; its free slots are those promised to nobody. Every instance runs its tasks in the order in
-which they were bound, and a chunk starts when all its members have come to it. A prompt on one
-instance runs alone, where a server's stock SGLang may batch several short ones.
+which they were bound (order.py); between the layers of a chunk it runs prompts that pass
+(instances.py). A prompt on one instance runs alone, where a server's stock SGLang may batch several
+short ones.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from sglang_cdsp.planner.groups import straddles
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.memory import kv_demand
-from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView
+from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView
 from sglang_cdsp.simulator.errors import InvariantError
 from sglang_cdsp.simulator.events import Agenda
+from sglang_cdsp.simulator.instances import Instances, Run
+from sglang_cdsp.simulator.order import BindingOrder, joins
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.task import Task
 
@@ -46,63 +50,102 @@ class PrefillPool:
     Attributes:
         free: KV slots promised to nobody, per instance.
         up: False for instances that decode has taken (the unified form, which sets it).
-        busy_s: seconds each instance has computed.
+        order: what is bound to which instance. instances: what runs there.
         peak_slots: most KV slots ever promised, per instance.
     """
 
     def __init__(self, setup: Setup, agenda: Agenda, listener: ChunkListener, noise: Noise) -> None:
         n = setup.instances
-        self._setup, self._agenda, self._listener, self._noise = setup, agenda, listener, noise
+        self._setup, self._listener, self._noise = setup, listener, noise
         self._model: LatencyModel = setup.true_model or setup.model
         self._rows: dict[int, Coefficients] = {}
         self.capacity = (setup.slots,) * n
         self.free = list(self.capacity)
         self.up = [True] * n
-        self.busy_s = [0.0] * n
         self.peak_slots = [0] * n
-        self._queues: list[deque[Task]] = [deque() for _ in range(n)]
-        self._free_at = [0.0] * n
-        self._running: list[Task | None] = [None] * n
+        self.order = BindingOrder(n)
+        self.instances = Instances(
+            n, setup.layers, agenda, self._ended, self._went_on, self._vacant
+        )
+        self._passing_until = [0.0] * n
         self._bound = 0
 
     # -- as the policy sees it --------------------------------------------------------------
 
     def view(self, now: float) -> PoolView:
         """The pool at this moment."""
-        queue = [at - now if at > now else 0.0 for at in self._free_at]
+        free_at = self.order.free_at
+        queue = [at - now if at > now else 0.0 for at in free_at]
         if self._setup.unified:
             # Late instances must not look idle: what decode may take next has nothing behind it.
-            queue = [max(q, LATE_S) if w else q for q, w in zip(queue, self._queues, strict=True)]
-        return PoolView(
+            queue = [
+                max(q, LATE_S) if w else q for q, w in zip(queue, self.order.queues, strict=True)
+            ]
+        seen = PoolView(
             tuple(queue),
             tuple(self.free),
             self._setup.instances_per_node,
             None if all(self.up) else tuple(self.up),
             self.capacity,
         )
+        return self._with_passing(now, seen) if self._setup.preempt_budget else seen
+
+    def _with_passing(self, now: float, seen: PoolView) -> PoolView:
+        until = self._passing_until
+        queue = tuple(
+            max(q, at - now) if at > now else q for q, at in zip(seen.queue_s, until, strict=True)
+        )
+        rings = tuple(self._passable(now, run) for run in self.instances.rings())
+        return replace(seen, queue_s=queue, passable=rings)
+
+    def _passable(self, now: float, run: Run) -> Passable:
+        layers, until = self._setup.layers, self._passing_until
+        asked = run.halts_s < math.inf
+        boundary = max(now, run.halts_s if asked else run.boundary_s(now, layers))
+        return Passable(
+            run.group,
+            run.task.own_s,
+            run.left_s(now),
+            boundary - now,
+            max(boundary, run.resumes_s) - now if asked else boundary - now,
+            max(0.0, min(self._budget_s(task) for task in self.order.behind(run.task))),
+            tuple(until[i] - now if until[i] > now else 0.0 for i in run.group),
+        )
+
+    def _budget_s(self, task: Task) -> float:
+        """By how much more prompts that pass may delay it."""
+        return self._setup.preempt_budget * task.own_s - task.delayed_s
 
     # -- a task's way -----------------------------------------------------------------------
 
     def bind(self, now: float, task: Task, plan: Plan) -> None:
         """Promise the plan its slots and put it behind what its instances have to do."""
-        members = plan.instances
-        chunks = plan.chunks
         task.plan, task.bound_s, task.seq = plan, now, self._bound
         self._bound += 1
-        task.expected_s = now + chunks[-1].end_s
-        task.joins, task.missing = _joins(now, task, plan)
-        task.slots = kv_demand(plan.placement, self._setup.page_size)
-        self.take(now, task, task.slots)
-        free_at, end = self._free_at, task.expected_s
-        for i in members:
-            queue = self._queues[i]
-            if not queue:
-                task.missing[task.joins[i]] -= 1
-            queue.append(task)
-            if end > free_at[i]:
-                free_at[i] = end
+        task.expected_s = now + plan.chunks[-1].end_s
+        task.own_s = plan.seconds
+        if plan.passes:
+            self._pass(now, task, plan)
+            return
+        self.order.add(now, task, plan)
+        self._promise(now, task, plan)
         if not task.missing[0]:
             self._start(now, task)
+
+    def rebind(self, now: float, task: Task, plan: Plan, slots: Mapping[int, int]) -> None:
+        """Another plan for what is left of a task between two chunks, and what it then holds.
+
+        `plan` starts with the chunks that ran; its times are from when the task was bound.
+        """
+        assert task.bound_s is not None
+        self.give(now, task, task.slots)
+        self.take(now, task, slots)
+        task.slots = slots
+        sooner = task.bound_s + plan.chunks[-1].end_s - task.expected_s
+        task.late_s = -sooner  # `shift` adds it again
+        self.order.shift(task, sooner)
+        for head in self.order.replace(now, task, plan):
+            self._start(now, head)
 
     def release(self, now: float, task: Task) -> None:
         """All its KV is elsewhere: the promised slots are free."""
@@ -132,29 +175,68 @@ class PrefillPool:
 
     def check_empty(self, now: float, rid: str) -> None:
         """Nothing runs, nothing is held."""
-        if any(self._queues) or tuple(self.free) != self.capacity:
+        if (
+            any(self.order.queues)
+            or any(map(self.instances.taken, range(len(self.free))))
+            or tuple(self.free) != self.capacity
+        ):
             raise InvariantError(now, rid, f"the pool is not empty at the end: free {self.free}")
+
+    def _promise(self, now: float, task: Task, plan: Plan) -> None:
+        task.slots = kv_demand(plan.placement, self._setup.page_size)
+        self.take(now, task, task.slots)
+
+    def _pass(self, now: float, task: Task, plan: Plan) -> None:
+        """Let the plan's one chunk pass; whom it delays is charged for it at once."""
+        joins(now, task, plan)
+        if len(plan.chunks) > 1:
+            raise InvariantError(now, task.rid, f"passes with {len(plan.chunks)} chunks, not one")
+        self._promise(now, task, plan)
+        group, end = plan.instances, task.expected_s
+        for ring in self.instances.rings():
+            if not set(ring.group).isdisjoint(group):
+                self._put_off(now, task, ring, end)
+        for i in group:
+            self._passing_until[i] = max(self._passing_until[i], end)
+        run = Run(task, group, self._seconds(task, plan.chunks[0]))
+        self.instances.let_pass(now, run, (plan.seconds, task.seq))
+        self._listener.chunk_started(now, task)  # at most some layers too early
+
+    def _put_off(self, now: float, task: Task, ring: Run, end: float) -> None:
+        """A ring goes on only at `end`: charge its prompt and those behind it."""
+        asked = ring.halts_s < math.inf
+        goes_on = ring.resumes_s if asked else ring.boundary_s(now, self._setup.layers)
+        delay = max(0.0, end - goes_on)
+        ring.resumes_s = max(goes_on, end)
+        for other in self.order.behind(ring.task):
+            if delay > self._budget_s(other) + ROUNDING_S:
+                left = max(0.0, self._budget_s(other))
+                raise InvariantError(
+                    now, task.rid, f"delays {other.rid} by {delay:.6f} s of {left:.6f} s left"
+                )
+            other.delayed_s += delay
+        self.order.shift(ring.task, delay)
 
     def _start(self, now: float, task: Task) -> None:
         assert task.plan is not None
         number = task.chunk
         chunk = task.plan.chunks[number]
-        seconds = self._seconds(task.ran, chunk) * self._noise(task.order, number)
+        if any(map(self.instances.taken, chunk.instances)):
+            return  # `_vacant` starts it
         for i in chunk.instances:
-            other = self._running[i]
-            if other is not None:
-                raise InvariantError(now, task.rid, f"instance {i} still runs {other.rid}")
             if not self.up[i]:
                 raise InvariantError(now, task.rid, f"instance {i} decodes")
-            self._running[i] = task
-            self.busy_s[i] += seconds
-        task.started_s, task.running = now, True
-        self._agenda.at(now + seconds, self._ended, task)
+        task.running = True
+        self.instances.start(now, Run(task, chunk.instances, self._seconds(task, chunk)))
         if not number:
             self._listener.chunk_started(now, task)
 
-    def _seconds(self, ran: Sequence[PlannedChunk], chunk: PlannedChunk) -> float:
-        """What the chunk takes: the true model's time, more if its group straddles nodes."""
+    def _seconds(self, task: Task, chunk: PlannedChunk) -> float:
+        """What the chunk really takes."""
+        return self._believed_s(task.ran, chunk) * self._noise(task.order, task.chunk)
+
+    def _believed_s(self, ran: Sequence[PlannedChunk], chunk: PlannedChunk) -> float:
+        """The true model's time, more if the group straddles nodes."""
         size = len(chunk.instances)
         row = self._rows.get(size)
         if row is None:
@@ -165,75 +247,44 @@ class PrefillPool:
             seconds *= 1 + cost
         return seconds
 
-    def _ended(self, now: float, task: Task) -> None:
+    def _ended(self, now: float, run: Run) -> None:
+        task = run.task
         plan = task.plan
         assert plan is not None
         assert task.bound_s is not None
         planned = plan.chunks[task.chunk]
-        for i in planned.instances:
-            self._running[i] = None
-        chunk = PlannedChunk(planned.tokens, planned.instances, task.started_s, now)
+        chunk = PlannedChunk(planned.tokens, planned.instances, run.started_s, now)
         task.ran.append(chunk)
+        task.stood_s.append(run.stood_s)
         task.chunk += 1
+        if plan.passes:
+            for i in plan.instances:
+                if not self.instances.taken(i):
+                    self._passing_until[i] = 0.0
+            self._listener.chunk_ended(now, task, chunk)
+            return
         task.running = False
         late = now - (task.bound_s + planned.end_s + task.late_s)
         if abs(late) > ROUNDING_S:
-            self._shift(task, late)
+            self.order.shift(task, late)
         self._listener.chunk_ended(now, task, chunk)
+        plan = task.plan
         if task.chunk < len(plan.chunks):
             if not task.missing[task.chunk]:
                 self._start(now, task)
         else:
-            self._leave(now, task, plan.instances)
+            for head in self.order.leave(task, plan.instances):
+                self._start(now, head)
 
-    def _leave(self, now: float, task: Task, members: tuple[int, ...]) -> None:
-        """Its chunks are over: its instances turn to their next tasks."""
-        ready: list[Task] = []
-        for i in members:
-            queue = self._queues[i]
-            queue.popleft()
-            if not queue:
-                self._free_at[i] = 0.0
-                continue
-            if task.expected_s >= self._free_at[i]:
-                self._free_at[i] = max(other.expected_s for other in queue)
-            head = queue[0]
-            joins = head.joins[i]
-            head.missing[joins] -= 1
-            if not head.missing[joins] and joins == head.chunk and not head.running:
-                ready.append(head)
-        for head in ready:
+    def _went_on(self, now: float, run: Run) -> None:
+        """A ring goes on: was it delayed by as much as it was charged for?"""
+        late = now - run.resumes_s
+        if abs(late) > ROUNDING_S:
+            for other in self.order.behind(run.task):
+                other.delayed_s += late
+            self.order.shift(run.task, late)
+
+    def _vacant(self, now: float, instances: list[int]) -> None:
+        """Nobody passes there any more: the next task may start."""
+        for head in self.order.ready(instances):
             self._start(now, head)
-
-    def _shift(self, task: Task, late: float) -> None:
-        """All that stands behind a late chunk on its task's instances will be as late."""
-        assert task.plan is not None
-        behind = dict.fromkeys(
-            t for i in task.plan.instances for t in self._queues[i] if t.seq >= task.seq
-        )
-        touched = dict.fromkeys(i for t in behind for i in t.joins)
-        for other in behind:
-            other.expected_s += late
-            other.late_s += late
-        for i in touched:
-            self._free_at[i] = max(other.expected_s for other in self._queues[i])
-
-
-def _joins(now: float, task: Task, plan: Plan) -> tuple[dict[int, int], list[int]]:
-    """Per instance the chunk at which it comes in, and per chunk how many come in."""
-    joins: dict[int, int] = {}
-    missing: list[int] = []
-    for number, chunk in enumerate(plan.chunks):
-        known = len(joins)
-        for i in chunk.instances:
-            joins.setdefault(i, number)
-        if len(joins) != len(chunk.instances):
-            raise InvariantError(
-                now, task.rid, f"chunk {number}'s group {chunk.instances} lacks earlier members"
-            )
-        missing.append(len(joins) - known)
-    if plan.tokens != task.request.prompt_tokens:
-        raise InvariantError(
-            now, task.rid, f"a plan of {plan.tokens} tokens, not {task.request.prompt_tokens}"
-        )
-    return joins, missing

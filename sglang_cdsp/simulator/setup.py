@@ -10,7 +10,7 @@ from typing import Any
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.policies import DEFAULT_POLICY, PolicyOptions
-from sglang_cdsp.planner.policies.options import DEFAULT_MIN_CHUNK
+from sglang_cdsp.planner.policies.options import DEFAULT_MIN_CHUNK, DEFAULT_PREEMPT_BUDGET
 from sglang_cdsp.planner.regulator import make_regulator
 from sglang_cdsp.simulator.errors import SetupError
 
@@ -46,6 +46,8 @@ class Setup:
             nodes than its size needs. The latency model does not see nodes.
         sp_sizes, page_size, min_chunk: the planner's options.
         instances, instances_per_node, kv_tokens: the prefill pool; KV slots per instance.
+        layers: of the model; a chunk gives way before each of them.
+        preempt_budget: the planner's option.
         improvement_rate: used when there is no table.
         improvement_rates: arrival rate -> improvement rate, the table of the server's regulator.
         online_correction: the planner's model learns from measured chunks, as the server's does.
@@ -72,6 +74,8 @@ class Setup:
     instances: int = 16
     instances_per_node: int = 8
     kv_tokens: int = 425_984
+    layers: int = 32
+    preempt_budget: float = DEFAULT_PREEMPT_BUDGET
     improvement_rate: float = 0.0
     improvement_rates: Mapping[str, float] | None = None
     online_correction: bool = False
@@ -88,7 +92,13 @@ class Setup:
     unified_merge: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("instances", "instances_per_node", "kv_tokens", "decode_kv_tokens"):
+        for name in (
+            "instances",
+            "instances_per_node",
+            "kv_tokens",
+            "layers",
+            "decode_kv_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise SetupError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("straddle_cost", "noise", "kv_bytes_per_token", "decode_instances", "seed"):
@@ -130,6 +140,7 @@ class Setup:
             improvement_rate=self.improvement_rate,
             regulator=regulator,
             correction=OnlineCorrection(self.model) if self.online_correction else None,
+            preempt_budget=self.preempt_budget,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,9 +21,13 @@ class Task:
             before it moved that since it was bound.
         joins: per instance of the plan, the chunk at which it comes in.
         missing: per chunk, new members still busy with earlier tasks.
+        own_s: what its plan takes when nobody passes it. delayed_s: by how much those that pass
+            delay it, as far as is known.
+        stood_s: per chunk that ran, how long it stood still.
         slots: KV slots held or promised, per prefill instance.
         unsent: ended chunks whose KV waits for decode's slots. in_flight: chunks on the way.
         decode_slots: KV slots held at decode.
+        replanned: how often its rest got another plan.
         first_run, last_iteration: where its tokens begin and end in its decode batch's runs.
     """
 
@@ -33,13 +37,15 @@ class Task:
     bound_s: float | None = None
     seq: int = -1
     chunk: int = 0
-    started_s: float = 0.0
     running: bool = False
     expected_s: float = 0.0
     late_s: float = 0.0
     joins: Mapping[int, int] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     ran: list[PlannedChunk] = field(default_factory=list)
+    own_s: float = 0.0
+    delayed_s: float = 0.0
+    stood_s: list[float] = field(default_factory=list)
     slots: Mapping[int, int] = field(default_factory=dict)
     first_token_s: float | None = None
     unsent: list[PlannedChunk] = field(default_factory=list)
@@ -53,6 +59,7 @@ class Task:
     end_s: float | None = None
     token_gaps_s: TokenGaps = ()
     error: str = ""
+    replanned: int = 0
 
     @property
     def rid(self) -> str:
@@ -76,6 +83,9 @@ class Task:
             end_s=self.end_s,
             token_gaps_s=self.token_gaps_s,
             error=self.error,
+            passed=self.plan is not None and self.plan.passes,
+            stood_s=tuple(self.stood_s) if any(self.stood_s) else (),
+            replanned=self.replanned,
         )
 
 

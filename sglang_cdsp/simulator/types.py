@@ -28,7 +28,9 @@ class Record:
     the first token. transferred_s: all its KV is at decode. decode_s: it joined decode's batch.
     token_gaps_s: the gaps between its output tokens as runs, read with `gaps`. The first gap
     reaches from home's token to decode's first and so contains the KV transfer. error: why it
-    failed, "" if not.
+    failed, "" if not. passed: it ran between the layers of others. stood_s: seconds that each of
+    its chunks stood still for prompts that passed; empty if none did. replanned: how often the
+    rest of it got another plan.
     """
 
     request: Request
@@ -41,6 +43,9 @@ class Record:
     end_s: float | None = None
     token_gaps_s: TokenGaps = field(default=(), repr=False)
     error: str = ""
+    passed: bool = False
+    stood_s: tuple[float, ...] = ()
+    replanned: int = 0
 
     @property
     def ttft_s(self) -> float | None:

@@ -76,6 +76,8 @@ SIMULATE = {
     "--seed": NUMBERS,
     "--rate": NUMBERS,
     "--noise": NUMBERS,
+    "--layers": NUMBERS,
+    "--preempt-budget": NUMBERS,
     "--improvement-rate": NUMBERS,
     "--policy": POLICIES,
 }

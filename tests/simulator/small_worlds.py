@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sglang_cdsp.planner import Coefficients, LatencyModel, Plan, PoolView, PromptView
+from sglang_cdsp.planner import (
+    Coefficients,
+    LatencyModel,
+    Plan,
+    PlannedChunk,
+    PoolView,
+    PromptView,
+)
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.types import Placement
@@ -63,6 +70,34 @@ class Scripted(FirstComePolicy):
 
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         """Scripts are right."""
+
+
+class Passing(Scripted):
+    """Lets the requests that it is told of pass what runs on their groups, as soon as they come."""
+
+    name = "passing"
+
+    def __init__(
+        self, setup: Setup, script: Mapping[str, Placement], passing: Collection[str]
+    ) -> None:
+        super().__init__(setup, script)
+        self.passing = passing
+
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
+        plan = super().plan(prompt, pool)
+        if plan is None or prompt.rid not in self.passing:
+            return plan
+        group = plan.instances
+        starts = [
+            max(ring.boundary_s, taken)
+            for ring in pool.passable
+            for i, taken in zip(ring.instances, ring.taken_s, strict=True)
+            if i in group
+        ]
+        start = max(starts, default=0.0)
+        end = start + self.options.model.predict(len(group), 0, prompt.tokens)
+        chunk = PlannedChunk(prompt.tokens, group, start, end)
+        return replace(plan, chunks=(chunk,), ttft_s=end, passes=True)
 
 
 def there(value: float | None) -> float:

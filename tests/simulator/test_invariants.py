@@ -65,6 +65,7 @@ def test_any_workload(
     assert arrivals == sorted(arrivals)
     check_records(result)
     check_instances(result)
+    check_passing(result)
 
 
 def check_records(result: Result) -> None:
@@ -100,10 +101,14 @@ def check_records(result: Result) -> None:
 def check_instances(result: Result) -> None:
     """Groups are disjoint in time on every instance, also from decode in the unified form."""
     busy: Mapping[int, list[tuple[float, float]]] = defaultdict(list)
+    passing: Mapping[int, list[tuple[float, float]]] = defaultdict(list)
+    computed = [0.0] * result.setup.instances
     for record in result.records:
-        for chunk in record.chunks:
+        stood = record.stood_s or (0.0,) * len(record.chunks)
+        for chunk, still in zip(record.chunks, stood, strict=True):
             for i in chunk.instances:
-                busy[i].append((chunk.start_s, chunk.end_s))
+                (passing if record.passed else busy)[i].append((chunk.start_s, chunk.end_s))
+                computed[i] += chunk.end_s - chunk.start_s - still
         if result.setup.unified and record.decode_s is not None:
             # Requests of one group decode together: only prefill must keep away.
             began, end = there(record.decode_s), there(record.end_s)
@@ -111,12 +116,36 @@ def check_instances(result: Result) -> None:
                 for chunk in other.chunks:
                     if record.decode_instance in chunk.instances:
                         assert chunk.end_s <= began or end <= chunk.start_s
-    for i, spans in busy.items():
+    for spans in (*busy.values(), *passing.values()):
         spans.sort()
         for (_, end), (start, _) in pairwise(spans):
             assert end <= start
-        assert sum(end - start for start, end in spans) == pytest.approx(result.busy_s[i])
+    assert computed == pytest.approx(result.busy_s)
     assert all(0 <= peak <= result.setup.kv_tokens for peak in result.peak_slots)
+
+
+def check_passing(result: Result) -> None:
+    """A chunk stands still at least as long as each of its members serves those that pass, and
+    without noise no prompt is delayed beyond the budget."""
+    setup = result.setup
+    passed = [record.chunks[0] for record in result.records if record.passed]
+    assert not passed or (setup.policy == "cdsp-late" and setup.preempt_budget)
+    for record in result.records:
+        stood = record.stood_s or (0.0,) * len(record.chunks)
+        for chunk, still in zip(record.chunks, stood, strict=True):
+            assert still >= 0
+            for i in chunk.instances if not record.passed else ():
+                served = [
+                    min(p.end_s, chunk.end_s) - max(p.start_s, chunk.start_s)
+                    for p in passed
+                    if i in p.instances and p.start_s < chunk.end_s and chunk.start_s < p.end_s
+                ]
+                assert sum(served) <= still + 1e-6
+        if not setup.noise and not setup.straddle_cost:
+            own = sum(c.end_s - c.start_s for c in record.chunks) - sum(stood)
+            # What the prompt was bound with may have been longer than what it got.
+            if not record.replanned:
+                assert sum(stood) <= setup.preempt_budget * own * (1 + 1e-6) + 1e-6
 
 
 class Broken(Scripted):

@@ -3,6 +3,10 @@
 The caller tells a policy of arrivals and ends and calls `step` whenever something changed (an
 arrival, an end, an instance up or down); the policy answers with the plans to start now. A policy
 may bind everything at once or keep requests waiting and choose their order.
+
+A plan may pass chunks that run (`Plan.passes`), if the pool view shows any (`PoolView.passable`);
+the caller refuses one that delays a prompt beyond what the view said. Before each further chunk of
+a prompt the caller may ask `replan` whether the rest should run otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ class Policy(ABC):
     """One way to give prompts to instances. `name` is what `--cdsp-policy` selects."""
 
     name: str
+
+    replans = False
+    """Whether `replan` may ever answer."""
 
     @abstractmethod
     def arrive(self, prompt: PromptView, now_s: float) -> None:
@@ -47,6 +54,19 @@ class Policy(ABC):
 
         Changes nothing.
         """
+
+    def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        """A better plan for the rest of a prompt whose next chunk has not started; None = keep it.
+
+        Changes nothing. The answer ends no later than `current` and says why in `replanned`.
+
+        Args:
+            rest: the tokens not yet computed; its history is what is, on the last chunk's group.
+            current: the plan for it now in force, times from now.
+            pool: as if that plan were not bound: its queue times and slots are free. Instances
+                that the rest may not join are marked as down.
+        """
+        return None
 
     @abstractmethod
     def explain(

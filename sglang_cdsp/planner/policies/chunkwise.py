@@ -6,21 +6,27 @@ Plans come from the compiled search; explanations from the plain one, which find
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 from sglang_cdsp.planner.compiled import CDSP, PAPER, SINGLE
+from sglang_cdsp.planner.explanation import ranges
 from sglang_cdsp.planner.fast import FastPlanner, Settings
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
-from sglang_cdsp.planner.search import plan_cdsp
+from sglang_cdsp.planner.search import plan_cdsp, price
 from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+
+REPLAN_S = 0.02
+"""What another plan for the rest of a prompt must save: the way of its orders to the instances."""
 
 
 class Chunkwise(FirstComePolicy):
     """A first-come policy whose plans the compiled search finds; `mode` is one of its own."""
 
     mode: int
+    replans = True
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)
@@ -54,6 +60,31 @@ class Chunkwise(FirstComePolicy):
         )
         return self._fast.plan(prompt, pool, options.current_sizes(), settings)
 
+    def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        if not self.replans:
+            return None
+        found = self.plan(rest, pool)
+        return found and worth_it(found, current, pool, price(self.options.current_rate()))
+
+
+def worth_it(found: Plan, current: Plan, pool: PoolView, asked: float) -> Plan | None:
+    """The plan for a rest if it ends no later than the current one and costs less, else None.
+
+    Both are priced at `asked` seconds of TTFT for an instance-second; a change costs REPLAN_S.
+    """
+
+    def taken(plan: Plan) -> float:
+        return sum(plan.ttft_s - min(plan.ttft_s, pool.queue_s[i]) for i in plan.instances)
+
+    sooner, saved = current.ttft_s - found.ttft_s, taken(current) - taken(found)
+    if sooner < 0 or sooner + asked * saved <= REPLAN_S:
+        return None
+    new = sorted(set(found.instances) - set(current.instances))
+    gone = sorted(set(current.instances) - set(found.instances))
+    moves = [f"joins {ranges(new)}"] * bool(new) + [f"leaves {ranges(gone)}"] * bool(gone)
+    why = f"{sooner:.3f} s sooner, {-saved:+.3f} instance-seconds; {', '.join(moves) or 'recut'}"
+    return replace(found, replanned=why)
+
 
 class Cdsp(Chunkwise):
     """The policy `cdsp`: chunks over growing groups of the whole pool, each growth paid for."""
@@ -70,6 +101,7 @@ class CdspPaper(Chunkwise):
 
     name = "cdsp-paper"
     mode = PAPER
+    replans = False  # the paper's plans are fixed at arrival
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         return plan_paper(problem, report=report)
@@ -80,6 +112,7 @@ class SingleChunk(Chunkwise):
 
     name = "single-chunk"
     mode = SINGLE
+    replans = False
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         return plan_single_chunk(problem, report=report)

@@ -23,22 +23,32 @@ chunk can start, and two things are decided then:
   at most TOP_PRICE. Groups are wide when nobody waits and narrow, which wastes less, when many do.
   The first term stands for prompts that have not arrived yet.
 
+With a budget (`preempt_budget`) a prompt that cannot start yet may pass chunks that run
+(passing.py). Both ways are priced alike: TTFT plus the price above for every instance-second, those
+by which rings stand still longer included, and for passing also
+
+      PASS_PRICE * s * sum of delay / own time over the prompts passed.
+
+It passes where that costs less than its best plan, wait included.
+
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
 later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
 
 from sglang_cdsp.planner.compiled import CDSP
 from sglang_cdsp.planner.paper import Report, ignore
-from sglang_cdsp.planner.policies.chunkwise import Chunkwise
+from sglang_cdsp.planner.passing import Passing, ways_to_pass
+from sglang_cdsp.planner.policies.chunkwise import Chunkwise, worth_it
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
-from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
 from sglang_cdsp.planner.views import after_plan, empty_pool
 
 PATIENCE = 3.0
@@ -56,6 +66,9 @@ it is more because those who arrive before the queue is gone wait longer too."""
 
 TOP_PRICE = 10.0
 """From here on prompts of any length get little narrower and longer ones much slower."""
+
+PASS_PRICE = 1.0
+"""What a passed prompt's delay weighs against an equal delay, each relative to own time."""
 
 MEMORY = 1 / 64
 """Weight of the latest arrival in the mean over past ones."""
@@ -126,7 +139,7 @@ class CdspLate(Chunkwise):
             self.options.regulator.refresh(now_s)
         self._instances = pool.size
         started: list[tuple[str, Plan]] = []
-        if not _any_free(pool):
+        if not self._any_room(pool):
             return started
         behind = sum([1.0 / need.seconds for need in self._needs.values()])
         for *_, rid in self._order:
@@ -135,14 +148,14 @@ class CdspLate(Chunkwise):
             prompt = self._waiting[rid]
             if pool.up and not all(pool.up[i] for i in prompt.history_instances):
                 continue  # its history is out of reach: it alone waits
-            plan = self.plan_at(prompt, pool, self._price(seconds, behind / pool.size))
+            plan = self._plan_now(prompt, pool, self._price(seconds, behind / pool.size))
             if plan is None and self._hopeless(prompt, pool):
                 continue  # too many instances are down: it alone waits
-            if plan is None or plan.chunks[0].start_s > LEAD_S:
+            if plan is None or not _starts_now(plan):
                 break
             pool = after_plan(pool, plan, prompt, self.options.page_size)
             started.append((rid, plan))
-            if not _any_free(pool):
+            if not self._any_room(pool):
                 break
         for rid, _ in started:
             del self._waiting[rid]
@@ -153,6 +166,38 @@ class CdspLate(Chunkwise):
         """As if nobody waited; it may start later, when `step` would let the prompt wait."""
         need = self._need(prompt.tokens, prompt.history_tokens)
         return self.plan_at(prompt, pool, self._price(need.seconds, 0.0))
+
+    def _plan_now(self, prompt: PromptView, pool: PoolView, price: float) -> Plan | None:
+        """The prompt's best plan, or what it should rather do than wait for that: pass."""
+        plan = self.plan_at(prompt, pool, price)
+        if not self._may_pass(pool) or (plan is not None and _starts_now(plan)):
+            return plan
+        waiting = math.inf if plan is None else _cost(plan, pool, price)
+        problem = self._problem(prompt, pool)
+        seconds = self._need(prompt.tokens, prompt.history_tokens).seconds
+        best: Passing | None = None
+        for way in ways_to_pass(problem, pool.passable):
+            cost = way.end_s + price * way.work + PASS_PRICE * seconds * way.harm
+            if cost < waiting:
+                best, waiting = way, cost
+        if best is None:
+            return plan
+        chunk = PlannedChunk(prompt.tokens, best.group, best.start_s, best.end_s)
+        return Plan((chunk,), best.end_s, self.name, passes=True)
+
+    def _may_pass(self, pool: PoolView) -> bool:
+        return bool(pool.passable) and self.options.preempt_budget > 0
+
+    def _any_room(self, pool: PoolView) -> bool:
+        """Whether anybody could start now."""
+        return _any_free(pool) or self._may_pass(pool)
+
+    def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        need = self._need(rest.tokens, rest.history_tokens)
+        behind = sum([1.0 / waiting.seconds for waiting in self._needs.values()]) / pool.size
+        price = self._price(need.seconds, behind)
+        found = self.plan_at(rest, pool, price)
+        return found and worth_it(found, current, pool, price)
 
     def search(
         self, problem: Problem, report: Report | None
@@ -189,6 +234,15 @@ class CdspLate(Chunkwise):
         if key is not None:
             del self._order[bisect_left(self._order, key)]
             del self._needs[rid]
+
+
+def _starts_now(plan: Plan) -> bool:
+    return plan.passes or plan.chunks[0].start_s <= LEAD_S
+
+
+def _cost(plan: Plan, pool: PoolView, price: float) -> float:
+    taken = sum([plan.ttft_s - pool.queue_s[i] for i in plan.instances])
+    return plan.ttft_s + price * taken
 
 
 def _any_free(pool: PoolView) -> bool:

@@ -18,6 +18,9 @@ DEFAULT_MIN_CHUNK = 256
 DEFAULT_SPREAD_COST = 0.05
 """`spread_cost` where no user gave one."""
 
+DEFAULT_PREEMPT_BUDGET = 0.2
+"""`preempt_budget` where no user gave one."""
+
 
 @dataclass(frozen=True)
 class PolicyOptions:
@@ -33,6 +36,8 @@ class PolicyOptions:
         correction: the model corrected online, if given.
         spread_cost: by which fraction `cdsp` reckons a chunk slower if its group touches more
             nodes than its size needs; the latency model does not see nodes.
+        preempt_budget: by which share of its own time a running prompt may be delayed by prompts
+            that pass it, in all; 0 = nobody passes.
     """
 
     model: LatencyModel
@@ -43,6 +48,7 @@ class PolicyOptions:
     regulator: Regulator | None = None
     correction: OnlineCorrection | None = None
     spread_cost: float = DEFAULT_SPREAD_COST
+    preempt_budget: float = DEFAULT_PREEMPT_BUDGET
 
     def __post_init__(self) -> None:
         sizes = self.sp_sizes
@@ -60,6 +66,8 @@ class PolicyOptions:
             raise OptionError(f"improvement rate is {self.improvement_rate}; it must be in [0, 1)")
         if not 0 <= self.spread_cost <= 100:
             raise OptionError(f"spread cost is {self.spread_cost}; it must be in [0, 100]")
+        if not 0 <= self.preempt_budget <= 100:
+            raise OptionError(f"preempt budget is {self.preempt_budget}; it must be in [0, 100]")
 
     def current_model(self) -> LatencyModel:
         """The model to plan with, corrected if there is a correction."""
