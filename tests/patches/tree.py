@@ -51,11 +51,13 @@ def copy_touched(target: Path, patches: Sequence[Path]) -> None:
         shutil.copy2(_wheel_file(name), copy)
 
 
-def copy_packages(target: Path, patches: Sequence[Path]) -> None:
-    """Lay out the packages in ``target``: copies where patches touch, links elsewhere."""
+def copy_packages(
+    target: Path, patches: Sequence[Path], packages: Sequence[str] = tuple(PACKAGES)
+) -> None:
+    """Lay out ``packages`` in ``target``: copies where patches touch, links elsewhere."""
     names: set[PurePosixPath] = set().union(*map(touched, patches))
-    for package, prefix in PACKAGES.items():
-        root = prefix / package
+    for package in packages:
+        root = PACKAGES[package] / package
         inner = {name.relative_to(root) for name in names if name.is_relative_to(root)}
         _mirror(installed(package) / package, target / root, inner)
 
