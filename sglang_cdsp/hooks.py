@@ -13,6 +13,9 @@ KV_CLASS = "sglang.srt.disaggregation.utils.get_kv_class"
 CONTROLLER_TARGET = "sglang.srt.entrypoints.engine.run_data_parallel_controller_process"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelController"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
+LOADS = "sglang.srt.managers.tokenizer_manager.create_load_snapshot_reader"
+ACCELERATORS = "sglang.srt.entrypoints.v1_loads._num_accelerators_per_dp_rank"
+COLLECTOR = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
 
 # Any process without ``--cdsp``: the one that reads the command line is among them.
 OPTION_HOOKS = (
@@ -37,6 +40,18 @@ LAUNCHER_HOOKS = (
         "sglang_cdsp.controller.process:run_pool_controller_process",
         Kind.ASSIGN,
         "the pool controller plans requests",
+    ),
+    Hook(
+        LOADS,
+        "sglang_cdsp.loads:create_pool_load_reader",
+        Kind.ASSIGN,
+        "/v1/loads shows one replica",
+    ),
+    Hook(
+        ACCELERATORS,
+        "sglang_cdsp.loads:pool_accelerators",
+        Kind.ASSIGN,
+        "/v1/loads shows the accelerators of one replica",
     ),
 )
 
@@ -65,6 +80,12 @@ SCHEDULER_HOOKS = (
         "every holder sends its KV",
         also=("sglang.srt.disaggregation.prefill.get_kv_class",),
         probe="sglang_cdsp.transfer.kv_class:gives_pool_managers",
+    ),
+    Hook(
+        f"{COLLECTOR}.__init__",
+        "sglang_cdsp.engine.metric_labels:collect_as_one_replica",
+        Kind.AROUND,
+        "metrics have the labels of one replica",
     ),
 )
 

@@ -111,6 +111,7 @@ class PoolController(DataParallelController):
             stated_tokens=args.decode_max_total_tokens,
         )
         self.max_req_input_len = hello.max_input_tokens
+        self.max_total_num_tokens = sum(self._ledger.capacity)
         self._start_planning(hello)
         self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
 

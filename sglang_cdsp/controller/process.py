@@ -7,7 +7,27 @@ from typing import Any
 from sglang_cdsp import hook_table, hooks
 
 
-def run_pool_controller_process(*args: Any, **kwargs: Any) -> None:
+class OneReplicaPipe:
+    """The pipe on which SGLang's target tells the launching process that it is ready.
+
+    ``/server_info`` shows what is told there over the server's flags: routers that know data
+    parallelism would take the instances for replicas that they can choose from.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Pass a message on, with the ``dp_size`` that the pool presents."""
+        self._pipe.send({**message, "dp_size": 1})
+
+
+def run_pool_controller_process(
+    server_args: Any, port_args: Any, pipe_writer: Any, *args: Any, **kwargs: Any
+) -> None:
     """Target of the spawned process; takes what SGLang's own target takes, and passes it on.
 
     SGLang's target looks its controller class up in its module, so the class is put there and the
@@ -21,4 +41,6 @@ def run_pool_controller_process(*args: Any, **kwargs: Any) -> None:
     load_plugins()
     hook_table.apply(hooks.CONTROLLER_HOOKS)
     hooks.verify(hooks.CONTROLLER_HOOKS)
-    stock.run_data_parallel_controller_process(*args, **kwargs)
+    stock.run_data_parallel_controller_process(
+        server_args, port_args, OneReplicaPipe(pipe_writer), *args, **kwargs
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.contract.needs import Attributes, Fields, Order, Signature
+from tests.contract.changed import Changed
+from tests.contract.needs import Attributes, Fields, Names, Order, Signature
 from tests.contract.row import row
 
 SCHEDULER = "sglang.srt.managers.scheduler"
@@ -109,5 +110,99 @@ ROWS = (
         "engine.stock engine.stock_requests",
         "whether that is prefill",
         Signature(FORWARD, "ForwardMode.is_extend", ()),
+    ),
+    # -- the pool as one replica ----------------------------------------------------------------
+    row(
+        "hooks engine.metric_labels",
+        "every rank's labels are made here, the collector gets them by name",
+        Order(
+            COLLECTOR,
+            "SchedulerMetricsCollector.init_new",
+            (
+                "'tp_rank': parallel.tp_rank",
+                "labels['dp_rank'] = parallel.dp_rank",
+                "labels.update(get_observability().extra_metric_labels)",
+                "labels=labels",
+            ),
+        ),
+    ),
+    row(
+        "hooks engine.metric_labels",
+        "they come first",
+        Signature(
+            COLLECTOR,
+            "SchedulerMetricsCollector.__init__",
+            ("labels",),
+            ("server_args", "enable_lora", "enable_hierarchical_cache"),
+        ),
+    ),
+    row(
+        "hooks loads",
+        "the front end's reader of loads is made here",
+        Order(
+            "sglang.srt.managers.tokenizer_manager",
+            "TokenizerManager",
+            ("self.load_snapshot_reader = create_load_snapshot_reader(",),
+        ),
+    ),
+    row(
+        "loads",
+        "made with what is passed on",
+        Signature(SNAPSHOT, "create_load_snapshot_reader", ("port_args", "caller"), exact=True),
+    ),
+    row(
+        "loads",
+        "`/v1/loads` asks it for one rank or for all",
+        Order(
+            "sglang.srt.managers.tokenizer_control_mixin",
+            "TokenizerControlMixin.get_loads",
+            ("reader = self.load_snapshot_reader", "reader.read(dp_rank)", "reader.read_all()"),
+        ),
+    ),
+    row(
+        "loads",
+        "numbers of a load that are no sums",
+        Fields(
+            SNAPSHOT,
+            "LoadSnapshot",
+            ("timestamp", "token_usage", "cache_hit_rate", "utilization", "total_prefill_busy_us"),
+        ),
+    ),
+    row(
+        "loads",
+        "and of its sections",
+        Fields(SNAPSHOT, "DisaggregationMetrics", ("mode", "kv_transfer_latency_ms")),
+    ),
+    row(
+        "loads",
+        "and of speculative decoding, whose shares are no sums either",
+        Fields(SNAPSHOT, "SpeculativeMetrics", ("accept_length", "accept_rate")),
+    ),
+    row(
+        "hooks loads",
+        "accelerators behind one entry of `/v1/loads`",
+        Order("sglang.srt.entrypoints.v1_loads", "get_loads", ("_num_accelerators_per_dp_rank()",)),
+    ),
+    row(
+        "loads engine.metric_labels",
+        "how many instances and ranks there are",
+        Names("sglang.srt.runtime_context", ("get_parallel",)),
+    ),
+    row(
+        "controller.process",
+        "`/server_info` shows what the controller says on its pipe, over the flags",
+        Changed(
+            Order(
+                "sglang.srt.entrypoints.http_server",
+                "server_info",
+                ("**server_args.resolved_dict()", "**_global_state.scheduler_info"),
+            ),
+            Order(
+                "sglang.srt.utils.common",
+                "build_server_info",
+                ("server_args.resolved_dict()", "result.update(scheduler_info)"),
+            ),
+            "nothing: the order is the same",
+        ),
     ),
 )

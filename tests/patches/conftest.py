@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.patches.tree import copy_package, git_apply, patch_files
+from tests.patches.tree import copy_packages, patch_files, patch_tree, search_path
 
 PROBES = Path(__file__).parent / "probes" / "main.py"
 TIMEOUT_S = 300
@@ -17,12 +17,10 @@ TIMEOUT_S = 300
 
 @pytest.fixture(scope="session")
 def patched_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SGLang with all patches applied in their order."""
+    """SGLang and its router with all patches applied in their order."""
     tree = tmp_path_factory.mktemp("patched")
-    copy_package(tree, patch_files())
-    for patch in patch_files():
-        done = git_apply(tree, patch)
-        assert done.returncode == 0, f"{patch.name}: {done.stderr}"
+    copy_packages(tree, patch_files())
+    patch_tree(tree, patch_files())
     return tree
 
 
@@ -34,7 +32,7 @@ def answers(
     directory = tmp_path_factory.mktemp("answers")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SGLANG_")}
     kept["PYTHONDONTWRITEBYTECODE"] = "1"
-    paths = {"wheel": "", "patched": str(patched_tree / "python")}
+    paths = {"wheel": "", "patched": search_path(patched_tree)}
     running = {
         name: subprocess.Popen(
             [sys.executable, str(PROBES), str(directory / f"{name}.json"), name],

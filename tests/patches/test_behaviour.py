@@ -198,3 +198,79 @@ def test_0010_gives_what_it_gave(answers: Answers) -> None:
     wheel, patched = (answers[tree]["torch_attention"] for tree in ("wheel", "patched"))
     for name, case in patched.items():
         assert case["output"] == pytest.approx(wheel[name]["output"], abs=1e-6), name
+
+
+FAILED = [500, {"error": {"message": "Decode transfer failed", "code": 500}}]
+REFUSED = [400, {"error": {"message": "n=2", "code": 400}}]
+
+
+def ends(events: list[dict[str, Any]]) -> list[Any]:
+    """Statuses with which the events of a stream end requests, None for other events."""
+    reasons = [
+        event.get("error") or event.get("meta_info", {}).get("finish_reason") or {}
+        for event in events
+    ]
+    return [reason.get("code") or reason.get("status_code") for reason in reasons]
+
+
+def test_0011_the_router_returns_what_a_server_refuses(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["mini_router"], answers["patched"]["mini_router"]
+    for case, before, now in (
+        ("refused", "waits", REFUSED),
+        ("refused after decode failed", FAILED, REFUSED),
+        ("full", FAILED, [503, {"detail": "the queue is full"}]),
+        ("refused by decode", "waits", REFUSED),
+    ):
+        assert (wheel[case], patched[case]) == (before, now), case
+
+
+def test_0011_refusals_within_a_stream(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["mini_router"], answers["patched"]["mini_router"]
+    for case in ("stream refused", "stream refused later", "stream with an error"):
+        assert (ends(wheel[case]), ends(patched[case])) == ([500], [400]), case
+    assert wheel["stream refused at once"] == "waits"
+    assert wheel["stream of scores refused"].startswith("breaks")
+    for case in ("stream refused at once", "stream of scores refused"):
+        assert ends(patched[case]) == [400], case
+    assert (ends(wheel["one of a batch"]), ends(patched["one of a batch"])) == (
+        [500, None],
+        [400, None],
+    )
+
+
+def test_0011_whatever_is_not_refused_is_as_before(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["mini_router"], answers["patched"]["mini_router"]
+    served = ("served", "stream served", "scores", "stream of scores")
+    for case in ("decode fails", "both fail", "stream fails at decode", *served):
+        assert patched[case] == wheel[case], case
+    assert wheel["decode fails"] == wheel["both fail"] == FAILED
+    assert wheel["served"] == [200, {"text": "one"}]
+    assert wheel["stream served"] == [{"text": "one"}, {"a": 1}]
+
+
+def scored(answer: dict[str, Any]) -> str:
+    """The words of the prompt that have log-probabilities."""
+    return "".join(word for _, _, word in answer["meta_info"]["input_token_logprobs"])
+
+
+def test_0012_log_probabilities_of_every_prompt_of_a_batch(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["mini_router"], answers["patched"]["mini_router"]
+    batch, events = "scores of a batch", "stream of scores of a batch"
+    assert list(map(scored, wheel[batch][1])) == ["", ""]
+    assert list(map(scored, patched[batch][1])) == ["ab", "c"]
+    # The events come in the order of decode's, and all were given the scores of the first prompt.
+    assert [(event["index"], scored(event)) for event in wheel[events]] == [(1, "ab"), (0, "ab")]
+    assert [(event["index"], scored(event)) for event in patched[events]] == [(1, "c"), (0, "ab")]
+    assert scored(wheel["scores"][1]) == scored(patched["scores"][1]) == "ab"
+
+
+def test_0013_a_bootstrap_server_without_its_port_is_no_server(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["bootstrap_port"], answers["patched"]["bootstrap_port"]
+    assert wheel == {
+        "said": "",
+        "names port": False,
+        "first goes on": True,
+        "free afterwards": True,
+    }
+    assert "--disaggregation-bootstrap-port" in patched["said"]
+    assert patched == {**wheel, "said": patched["said"], "names port": True}

@@ -1,6 +1,6 @@
-"""A copy of the installed SGLang with patches applied, made of links wherever nothing changes.
+"""A copy of the installed SGLang and its router with patches applied, made of links elsewhere.
 
-The installed package stays as it is: only the files that patches touch are copied.
+The installed packages stay as they are: only the files that patches touch are copied.
 """
 
 import importlib.util
@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 PATCHES = Path(__file__).parents[2] / "patches"
-PREFIX = PurePosixPath("python")
-"""Where SGLang's repository keeps its packages; the wheel has them at the top."""
+PACKAGES = {
+    "sglang": PurePosixPath("python"),
+    "sglang_router": PurePosixPath("sgl-model-gateway/bindings/python/src"),
+}
+"""Where SGLang's repository keeps each of its packages; the wheels have them at the top."""
 
 
 def patch_files() -> list[Path]:
@@ -27,12 +30,17 @@ def touched(patch: Path) -> set[PurePosixPath]:
     return {PurePosixPath(name) for name in names}
 
 
-def installed() -> Path:
-    """Directory that holds the installed ``sglang`` package, found without importing it."""
-    spec = importlib.util.find_spec("sglang")
+def installed(package: str = "sglang") -> Path:
+    """Directory that holds an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parents[1]
+
+
+def search_path(tree: Path) -> str:
+    """``PYTHONPATH`` of a tree made by ``copy_packages``."""
+    return os.pathsep.join(str(tree / prefix) for prefix in PACKAGES.values())
 
 
 def copy_touched(target: Path, patches: Sequence[Path]) -> None:
@@ -40,13 +48,26 @@ def copy_touched(target: Path, patches: Sequence[Path]) -> None:
     for name in set().union(*map(touched, patches)):
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(installed() / name.relative_to(PREFIX), copy)
+        shutil.copy2(_wheel_file(name), copy)
 
 
-def copy_package(target: Path, patches: Sequence[Path]) -> None:
-    """Lay out the whole package in ``target``: copies where patches touch, links elsewhere."""
-    names = {name.relative_to(PREFIX / "sglang") for name in set().union(*map(touched, patches))}
-    _mirror(installed() / "sglang", target / PREFIX / "sglang", names)
+def copy_packages(
+    target: Path, patches: Sequence[Path], packages: Sequence[str] = tuple(PACKAGES)
+) -> None:
+    """Lay out ``packages`` in ``target``: copies where patches touch, links elsewhere."""
+    names: set[PurePosixPath] = set().union(*map(touched, patches))
+    for package in packages:
+        root = PACKAGES[package] / package
+        inner = {name.relative_to(root) for name in names if name.is_relative_to(root)}
+        _mirror(installed(package) / package, target / root, inner)
+
+
+def _wheel_file(name: PurePosixPath) -> Path:
+    """The installed form of a file of SGLang's repository."""
+    for package, prefix in PACKAGES.items():
+        if name.is_relative_to(prefix / package):
+            return installed(package) / name.relative_to(prefix)
+    raise ValueError(f"{name} is in no wheel; a patch may touch files of {list(PACKAGES)} only")
 
 
 def _mirror(source: Path, target: Path, copied: set[PurePosixPath]) -> None:
@@ -76,3 +97,10 @@ def git_apply(tree: Path, patch: Path, *options: str) -> subprocess.CompletedPro
         text=True,
         check=False,
     )
+
+
+def patch_tree(tree: Path, patches: Sequence[Path]) -> None:
+    """Apply patches in their order to a tree made by ``copy_packages``."""
+    for patch in patches:
+        done = git_apply(tree, patch)
+        assert done.returncode == 0, f"{patch.name}: {done.stderr}"

@@ -12,7 +12,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.client import Client, text_tokens
-from tests.serving.conftest import POOL_SIZE
+from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 
 TOKENS = "sglang:realtime_tokens_total"
 QUEUE_TIME = "sglang:queue_time_seconds_sum"
@@ -32,6 +32,17 @@ def loads(client: Client) -> list[dict[str, Any]]:
     answer = requests.get(f"{client.servers.urls['prefill']}/v1/loads", timeout=10).json()
     found: list[dict[str, Any]] = answer["loads"]
     return found
+
+
+def test_loads_are_those_of_one_replica(client: Client) -> None:
+    url = f"{client.servers.urls['prefill']}/v1/loads"
+    answer, first, second = (
+        requests.get(url + query, timeout=10).json() for query in ("", "?dp_rank=0", "?dp_rank=1")
+    )
+    assert answer["num_accelerators"] == POOL_SIZE
+    assert [load["dp_rank"] for load in answer["loads"]] == [0]
+    assert [load["dp_rank"] for load in first["loads"]] == [0]
+    assert second["loads"] == []
 
 
 def in_hand(client: Client) -> int:
@@ -69,7 +80,8 @@ def test_queue_times_are_times_in_a_queue(client: Client, checkpoint: Path) -> N
 
 def test_a_busy_pool_says_so_and_an_idle_one_too(client: Client, checkpoint: Path) -> None:
     prompt = text_tokens(checkpoint, 20_000, 85)
-    assert len(loads(client)) == POOL_SIZE
+    (idle,) = loads(client)
+    assert (idle["dp_rank"], idle["max_total_num_tokens"]) == (0, POOL_SIZE * INSTANCE_TOKENS)
     assert until(lambda: in_hand(client) == 0)
     with ThreadPoolExecutor(4) as threads:
         jobs = [threads.submit(client.pool, prompt) for _ in range(4)]

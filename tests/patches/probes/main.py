@@ -22,6 +22,8 @@ PROBES = (
     "admission",
     "refusals",
     "torch_attention",
+    "bootstrap_port",
+    "mini_router",
     "controller",
 )
 
