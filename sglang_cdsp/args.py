@@ -17,7 +17,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sglang_cdsp.planner.errors import OptionError
-from sglang_cdsp.planner.policies.options import DEFAULT_IMPROVEMENT_RATE, DEFAULT_MIN_CHUNK
+from sglang_cdsp.planner.policies.options import (
+    DEFAULT_IMPROVEMENT_RATE,
+    DEFAULT_MIN_CHUNK,
+    DEFAULT_PREEMPT_BUDGET,
+)
 from sglang_cdsp.planner.policies.registry import DEFAULT_POLICY, POLICY_HELP, find
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
@@ -30,7 +34,7 @@ TESTED_SGLANG_VERSIONS = ("0.5.21", "0.5.23")
 
 
 DEFAULT_STOCK_TOKENS = 1024
-DEFAULT_PREEMPT_BUDGET = 0.2
+"""Longest one-instance prompt of SGLang's own batches: about a layer of a long prompt's chunk."""
 
 
 class CdspConfigError(ValueError):

@@ -163,6 +163,8 @@ class PoolController(DataParallelController):
             capacity=tuple(hellos[(i, 0)].kv_capacity for i in range(size)),
             page_size=first.page_size,
             instances_per_node=self._cdsp.instances_per_node or size,
+            layers=first.layers,
+            preempt_budget=self._cdsp.preempt_budget,
         )
         return first
 

@@ -163,7 +163,13 @@ class Dispatcher:
 
 
 def _stock_order(request: PoolRequest) -> StockOrder:
-    return StockOrder(rid=request.rid, seq=request.seq, arrival_s=request.arrival_s)
+    assert request.plan is not None
+    return StockOrder(
+        rid=request.rid,
+        seq=request.seq,
+        arrival_s=request.arrival_s,
+        passes=request.plan.passes,
+    )
 
 
 def _plan_order(request: PoolRequest) -> PlanOrder:
@@ -180,6 +186,8 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         arrival_s=request.arrival_s,
         probe=request.probe,
         logprobs=None if request.probe else logprob_spec(request.tokenized),
+        urgency=float(request.plan.passes),
+        passes=request.plan.passes,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_cdsp.planner.types import Plan, PoolView
+from sglang_cdsp.controller.rings import Ring
+from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView
 
 # SGLang's own health checks and warm-up requests run beside the pool's accounting.
 RESERVE_TOKENS = 64
@@ -18,12 +20,19 @@ class _Bound:
     Attributes:
         due_s: expected end of each chunk, moved along with delays.
         ends_s: per instance, the expected end of the plan there; empty once it is computed.
+        own_s: what its chunks take in all, seconds.
+        delayed_s: by how much prompts that passed have put it off.
+        ring: its running chunk, None between chunks and for what does not give way.
     """
 
     seq: int
     due_s: list[float]
     ends_s: dict[int, float]
     slots: dict[int, int]
+    own_s: float
+    passes: bool
+    delayed_s: float = 0.0
+    ring: Ring | None = None
 
 
 @dataclass
@@ -34,23 +43,56 @@ class InstanceLedger:
         capacity: KV slots per instance, in tokens.
         page_size: tokens per KV page.
         instances_per_node: for the planner's locality rule.
+        layers: of the model; a chunk gives way before each.
+        preempt_budget: share of its own time by which a plan may be delayed by those that pass.
     """
 
     capacity: tuple[int, ...]
     page_size: int
     instances_per_node: int
+    layers: int = 32
+    preempt_budget: float = 0.0
     _bound: dict[int, _Bound] = field(default_factory=dict)
 
     def bind(self, seq: int, plan: Plan, now_s: float, slots: dict[int, int]) -> None:
         """Promise ``slots`` per instance to a plan; its last group is busy until it ends."""
         due = [now_s + chunk.end_s for chunk in plan.chunks]
         ends = dict.fromkeys(plan.instances, due[-1])
-        self._bound[seq] = _Bound(seq, due, ends, dict(slots))
+        if plan.passes:
+            self._put_off(plan.instances, now_s, due[-1])
+        self._bound[seq] = _Bound(seq, due, ends, dict(slots), plan.seconds, plan.passes)
+
+    def started(self, seq: int, chunk: PlannedChunk, now_s: float) -> None:
+        """A chunk was started that gives way at its layers."""
+        bound = self._bound.get(seq)
+        if bound is not None and not bound.passes:
+            seconds = chunk.end_s - chunk.start_s
+            bound.ring = Ring(chunk.instances, now_s, seconds, self.layers)
+
+    def _put_off(self, group: Sequence[int], now_s: float, end_s: float) -> None:
+        """A plan passes what runs on ``group`` until ``end_s``: that and all behind it is late."""
+        for bound in list(self._bound.values()):
+            ring = bound.ring
+            if ring is not None and set(ring.group) & set(group):
+                delay_s = ring.put_off(group, now_s, end_s)
+                for other in self._behind(bound):
+                    other.delayed_s += delay_s
+                    _shift(other, delay_s)
+
+    def _behind(self, bound: _Bound) -> list[_Bound]:
+        """A plan, and what stands behind it on its instances."""
+        instances = set(bound.ends_s)
+        return [
+            other
+            for other in self._bound.values()
+            if other.seq >= bound.seq and not other.passes and instances & set(other.ends_s)
+        ]
 
     def computed(self, seq: int) -> None:
         """A task's chunks are over: its instances are free, its slots not yet."""
         if seq in self._bound:
             self._bound[seq].ends_s.clear()
+            self._bound[seq].ring = None
 
     def release(self, seq: int) -> None:
         """A task's slots are free again."""
@@ -61,12 +103,11 @@ class InstanceLedger:
         bound = self._bound.get(seq)
         if bound is None:
             return
+        bound.ring = None
         late_s = at_s - bound.due_s[chunk]
-        instances = set(bound.ends_s)
-        for other in self._bound.values():
-            if other.seq >= seq and instances & set(other.ends_s):
-                other.due_s = [due_s + late_s for due_s in other.due_s]
-                other.ends_s = {i: end_s + late_s for i, end_s in other.ends_s.items()}
+        late = [bound] if bound.passes else self._behind(bound)
+        for other in late:
+            _shift(other, late_s)
 
     def free_tokens(self) -> tuple[int, ...]:
         """Slots promised to nobody, in whole pages."""
@@ -105,4 +146,25 @@ class InstanceLedger:
                 max(0, (c - RESERVE_TOKENS) // self.page_size * self.page_size)
                 for c in self.capacity
             ),
+            passable=self._passable(now_s),
         )
+
+    def _passable(self, now_s: float) -> tuple[Passable, ...]:
+        """The running chunks that prompts may pass within the budget."""
+        if not self.preempt_budget:
+            return ()
+        return tuple(
+            bound.ring.passable(
+                now_s,
+                bound.own_s,
+                min(self.preempt_budget * b.own_s - b.delayed_s for b in self._behind(bound)),
+            )
+            for bound in self._bound.values()
+            if bound.ring is not None
+        )
+
+
+def _shift(bound: _Bound, seconds: float) -> None:
+    """A plan ends later, in all its chunks."""
+    bound.due_s = [due_s + seconds for due_s in bound.due_s]
+    bound.ends_s = {i: end_s + seconds for i, end_s in bound.ends_s.items()}

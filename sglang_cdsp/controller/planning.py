@@ -92,6 +92,7 @@ def make_planning(
         sp_sizes=sizes,
         page_size=page_size,
         min_chunk=args.min_chunk,
+        preempt_budget=args.preempt_budget,
         improvement_rate=args.improvement_rate,
         regulator=regulator,
         correction=correction,

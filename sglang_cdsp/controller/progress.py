@@ -87,6 +87,8 @@ class Progress:
             request.lane, request.serial = lane, self._next_serial
             self._next_serial += 1
             request.advance(Event.GO)
+            chunk = request.plan.chunks[request.next_chunk]
+            self._ledger.started(request.seq, chunk, self._clock())
             self._effects.go(request, group)
 
     def _leave_lane(self, request: PoolRequest) -> None:

@@ -161,6 +161,7 @@ class PoolScheduler(Scheduler):
             page_size=int(allocator.page_size),
             max_input_tokens=self.max_req_input_len,
             vocab_size=int(self.model_config.vocab_size),
+            layers=int(self.model_config.num_hidden_layers),
             kv_cache_dtype=manager.kv_cache_dtype_str,
         )
 

@@ -224,6 +224,7 @@ class Hello(Report, frozen=True, kw_only=True):
     page_size: int
     max_input_tokens: int
     vocab_size: int
+    layers: int
     kv_cache_dtype: str
 
 

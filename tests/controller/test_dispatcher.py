@@ -128,7 +128,7 @@ def test_a_plan_goes_to_its_last_group_and_the_request_to_its_home(wire: Wire) -
 
 def test_a_one_instance_plan_is_a_stock_request(wire: Wire) -> None:
     request = bound((4, (2,)))
-    request.room = 7
+    request.room, request.one_instance = 7, True
     wire.effects.bind(request)
     stock, asked = wire.sent(2)
     assert stock == StockOrder(rid="r", seq=5)

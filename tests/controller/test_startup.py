@@ -40,6 +40,7 @@ def hello(instance: int, rank: int) -> Hello:
         page_size=16,
         max_input_tokens=99,
         vocab_size=32,
+        layers=4,
         kv_cache_dtype="float32",
     )
 

@@ -84,6 +84,7 @@ REPORTS: list[Report] = [
         page_size=16,
         max_input_tokens=9,
         vocab_size=32,
+        layers=4,
         kv_cache_dtype="f",
     ),
     Ready(**BY, seq=1, chunk=0),
