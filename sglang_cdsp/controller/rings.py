@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sglang_cdsp.planner.types import Passable
+
+ROUNDING = 1e-9
+"""Of a layer: this close to a boundary is at the boundary."""
 
 
 @dataclass
@@ -69,7 +73,8 @@ class Ring:
         computed_s = self._computed_s(now_s)
         if layer_s <= 0.0 or computed_s >= self.seconds:
             return now_s
-        return now_s + layer_s - computed_s % layer_s
+        layers = math.ceil(computed_s / layer_s - ROUNDING)
+        return now_s + layers * layer_s - computed_s
 
     def _computed_s(self, now_s: float) -> float:
         """What it has computed by now."""
