@@ -55,8 +55,9 @@ class FakeInstance:
             yield from self._write_moves(task)
         for stock in list(self.stock_requests.values()):
             yield from self._stock_moves(stock)
-        if self.queue:
-            yield from self._head_moves(self.queue[0])
+        for place, item in enumerate(list(self.queue)):
+            if not place or item.passes:
+                yield from self._head_moves(item)
 
     def _inside_moves(self, task: FakeTask) -> Iterator[Move]:
         chunk = task.next_chunk
@@ -102,7 +103,9 @@ class FakeInstance:
                 yield Move(f"{self.me} cannot prepare {head.seq}", short, fault=True)
 
     def _may_announce(self, task: FakeTask) -> bool:
-        prefilling = any(not stock.sampled for stock in self.stock_requests.values())
+        prefilling = not task.passes and any(
+            not stock.sampled and not stock.passes for stock in self.stock_requests.values()
+        )
         at_home = task.home == self.me and task.client is not None
         return not prefilling and (task.has_request or not at_home)
 

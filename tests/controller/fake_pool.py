@@ -30,6 +30,8 @@ from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
 Chunks = list[tuple[int, list[int]]]
 # Longer than any test lets decode wait, but for those about waiting.
 TIMEOUT_S = 1e5
+# So large that prompts pass whatever runs.
+PREEMPT_BUDGET = 10.0
 # What decode keeps free for a request's output.
 RESERVED = 64
 Reports = deque[AnyReport]
@@ -91,9 +93,11 @@ class FakePool:
         self._clients = 0
         self._decode_uses = 0
         self.rooms = Rooms(tp_size)
-        self.ledger = InstanceLedger((self.capacity + RESERVE_TOKENS,) * size, page_size, size)
+        self.ledger = InstanceLedger(
+            (self.capacity + RESERVE_TOKENS,) * size, page_size, size, preempt_budget=PREEMPT_BUDGET
+        )
         sizes = tuple(s for s in (1, 2, 4) if s <= size)
-        args = CdspArgs(policy=policy, min_chunk=min_chunk)
+        args = CdspArgs(policy=policy, min_chunk=min_chunk, preempt_budget=PREEMPT_BUDGET)
         self.planning = planning = make_planning(args, builtin_model(), sizes, page_size)
         self.policy = planning.policy
         self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
@@ -241,13 +245,20 @@ class FakePool:
             instance = self.instances[me]
             if request.one_instance:
                 stock = FakeStockRequest(
-                    request.seq, request.rid, request.tokenized, request.room, request.tokens
+                    request.seq,
+                    request.rid,
+                    request.tokenized,
+                    request.room,
+                    request.tokens,
+                    plan.passes,
                 )
                 instance.order(partial(instance.on_stock, stock))
                 continue
             layouts = plan_layout(chunks, self.page_size)
             first = next(layout.index for layout in layouts if me in layout.group)
-            task = FakeTask(request.seq, request.tokenized, request.room, layouts, first)
+            task = FakeTask(
+                request.seq, request.tokenized, request.room, layouts, first, plan.passes
+            )
             instance.order(partial(instance.on_plan, task))
             if me == plan.home and not request.probe:
                 refuse = partial(instance.refuse_request, request.seq)

@@ -42,6 +42,7 @@ class FakeTask:
     room: int | None
     layouts: tuple[ChunkLayout, ...]
     next_chunk: int
+    passes: bool = False
     has_request: bool = False
     prepared: int | None = None
     announced: bool = False
@@ -70,6 +71,7 @@ class FakeStockRequest:
     client: Client
     room: int | None
     tokens: int
+    passes: bool = False
     begun: bool = False
     sampled: bool = False
     unwanted: str = ""

@@ -18,6 +18,7 @@ from sglang_cdsp.controller.request import PoolRequest
 from tests.controller.fake_pool import Chunks, FakePool
 
 POLICIES = (
+    "cdsp-late",
     "cdsp",
     "cdsp-paper",
     "single-chunk",

@@ -332,3 +332,23 @@ def test_what_waits_without_a_plan_is_counted(pool: FakePool) -> None:
     assert pool.lifecycle.waiting == (2, 130)
     pool.lifecycle.on_loop()
     assert pool.lifecycle.waiting == (1, 100)
+
+
+def test_a_prompt_passes_a_running_chunk(pool: FakePool) -> None:
+    """It starts although the instance's queue has another task at its head, which goes on."""
+    pool = FakePool(size=1, policy="cdsp-late")
+    long = with_pages(pool, [(4000, [0])])
+    pool.until(lambda: bool(pool.instances[0].inside))
+    short = pool.submit(64, room=ROOM + 1)
+    pool.decode_sends(ROOM + 1, 0)
+    pool.lifecycle.on_loop()
+    assert short.plan is not None
+    assert short.plan.passes
+    pool.happen("0 takes an order")
+    pool.happen("stock 1 begins")
+    pool.happen("stock 1 samples")
+    pool.happen("the controller hears 0.0")
+    assert (long.phase, short.first_token_s is not None) == (Phase.RUNNING, True)
+    pool.settle()
+    assert (long.outcome, short.outcome) == ("finished", "finished")
+    assert empty(pool)
