@@ -48,7 +48,7 @@ class Pacing:
         while first < rows:
             # A causal tile [a, b) costs about (b - a) * b.
             last = (first + math.sqrt(first**2 + 4 * pairs)) / 2 if causal else first + pairs / keys
-            following = min(rows, max(int(last), first + _LEAST_ROWS))
+            following = min(rows, max(int(min(last, rows)), first + _LEAST_ROWS))
             yield first, following
             first = following
 

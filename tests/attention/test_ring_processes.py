@@ -15,9 +15,12 @@ from tests.parallel.ring_worker import WAYS, Members, members
 RANKS = 4
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Members]:
-    with members(RANKS) as pool:
+KINDS = ["shared-memory", "nixl"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pool(request: pytest.FixtureRequest) -> Iterator[Members]:
+    with members(RANKS, request.param) as pool:
         yield pool
 
 
@@ -43,14 +46,16 @@ def test_equals_attention_over_the_full_sequence(pool: Members, way: str) -> Non
         assert worst < 1e-5, case
 
 
-def test_a_killed_member_is_an_error_at_its_partner() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_member_is_an_error_at_its_partner_once_it_is_dropped(kind: str) -> None:
     case = RingCase((0, 1), history=30, tokens=40)
-    with members(2) as pool:
+    with members(2, kind) as pool:
         pool.run("kv", case)
         victim = pool.processes[1]
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         victim.join()
-        pool.pipes[0].send(("kv", case))
+        pool.start("kv", case)
+        pool.pipes[0].send(("drop", 1))
         assert pool.pipes[0].poll(30), "no hang"
-        assert "connect it anew" in pool.pipes[0].recv()
+        assert "instance 1 broke" in pool.pipes[0].recv()

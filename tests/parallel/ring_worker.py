@@ -1,55 +1,67 @@
-"""Members of SP groups as processes of their own, linked through a TCPStore."""
+"""Members of SP groups as processes of their own, linked as instances are."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
-from torch._C._distributed_c10d import TCPStore
 
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
 from sglang_cdsp.parallel.errors import LinkError
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.choose import make_links
+from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.types import LinkShape
 from tests.parallel.ring_cases import RingCase, run_member
 
 WAYS = {"kv": ring_attention, "q": q_ring_attention}
+SHAPE = LinkShape(lanes=1, depth=2, slot_bytes=32 << 10)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Members:
-    """Worker processes by rank, and the pipe to each."""
+    """Worker processes by seat, and the pipe to each."""
 
     processes: tuple[BaseProcess, ...]
     pipes: tuple[Connection, ...]
+    serial: int = field(default=0)
+
+    def start(self, way: str, case: RingCase) -> None:
+        """Have the members of the case's group begin."""
+        self.serial += 1
+        for seat in case.group:
+            self.pipes[seat].send((way, case, self.serial))
 
     def run(self, way: str, case: RingCase) -> torch.Tensor:
         """Run ``case`` on the processes of its group; return the chunk's attention."""
-        for rank in case.group:
-            self.pipes[rank].send((way, case))
-        outs = [self.pipes[rank].recv() for rank in case.group]
+        self.start(way, case)
+        outs = [self.pipes[seat].recv() for seat in case.group]
         failed = [out for out in outs if isinstance(out, str)]
         assert not failed, failed
         return case.assemble([torch.from_numpy(out) for out in outs])
 
 
 @contextmanager
-def members(size: int) -> Iterator[Members]:
-    """Start ``size`` processes whose ranks are linked, and end them afterwards."""
-    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+def members(size: int, kind: str) -> Iterator[Members]:
+    """Start ``size`` processes that are linked, and end them afterwards."""
     spawn = multiprocessing.get_context("spawn")
     pipes = [spawn.Pipe() for _ in range(size)]
     processes = [
-        spawn.Process(target=serve, args=(rank, size, store.port, pipes[rank][1]), daemon=True)
-        for rank in range(size)
+        spawn.Process(target=serve, args=(seat, size, kind, pipes[seat][1]), daemon=True)
+        for seat in range(size)
     ]
     for process in processes:
         process.start()
     try:
+        invitations = [mine.recv() for mine, _ in pipes]
+        for seat, (mine, _) in enumerate(pipes):
+            mine.send({other: invitations[other][seat] for other in range(size) if other != seat})
         yield Members(tuple(processes), tuple(mine for mine, _ in pipes))
     finally:
         for process in processes:
@@ -57,16 +69,34 @@ def members(size: int) -> Iterator[Members]:
             process.join()
 
 
-def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
-    """Run this rank's part of every case that comes; answer with the result or the error."""
+def serve(seat: int, size: int, kind: str, pipe: Connection) -> None:
+    """Run this seat's part of every case that comes; answer with the result or the error.
+
+    Meanwhile the word ``("drop", seat)`` may come, as from whoever supervises the processes.
+    """
     torch.set_num_threads(1)
-    mesh = Mesh.connect(
-        rank, size, "127.0.0.1", port, "gloo", hosts_store=False, bind_host="127.0.0.1"
-    )
+    others = [other for other in range(size) if other != seat]
+
+    def give_way(ready: Callable[[], bool] | None) -> None:
+        if not hub.poll() and ready is not None:
+            time.sleep(100e-6)
+            if pipe.poll():
+                hub.drop(pipe.recv()[1])
+
+    hub = LinkHub(make_links(kind, seat, 0, SHAPE, torch.device("cpu")), SHAPE, give_way)
+    pipe.send({other: hub.invite(other) for other in others})
+    for other, invitation in pipe.recv().items():
+        hub.join(other, 0, invitation)
     while True:
-        way, case = pipe.recv()
+        # A block's last piece may still be on its way to a partner that has none to give back.
+        while not pipe.poll(0.001):
+            hub.poll()
+        way, case, serial = pipe.recv()
+        answer: Any
+        lane = hub.open(0, serial, case.group)
         try:
-            pipe.send(run_member(case, mesh, case.group.index(rank), WAYS[way]).numpy())
+            answer = run_member(case, lane, case.group.index(seat), WAYS[way]).numpy()
         except LinkError as error:
-            mesh.close()  # so that members behind this one do not wait for it
-            pipe.send(str(error))
+            answer = str(error)
+        lane.close()
+        pipe.send(answer)

@@ -179,8 +179,8 @@ class LinkHub:
 
     def join(self, seat: int, incarnation: int, invitation: bytes) -> None:
         """Link up with that process; an earlier one of the seat is dropped. See ``Links.join``."""
-        self._forget(seat, f"incarnation {incarnation} took its place")
         self._links.join(seat, incarnation, invitation)
+        self._forget(seat, f"incarnation {incarnation} took its place")
         lanes = range(self._shape.lanes)
         self._peers[seat] = _Peer(
             incarnation,

@@ -152,7 +152,6 @@ class NixlLinks:
         if seat not in self._invited:
             raise LinkError(f"instance {self._seat} has no area for instance {seat}: invite first")
         words = self._checked(seat, incarnation, invitation)
-        self._set_aside(seat)
         try:
             name = self._agent.add_remote_agent(base64.b64decode(words["metadata"]))
             staging = self._registered()
@@ -161,6 +160,7 @@ class NixlLinks:
                 f"instance {self._seat} cannot reach instance {seat} over NIXL ({error}): check "
                 "UCX_TLS and UCX_NET_DEVICES, and that its process lives"
             ) from error
+        self._set_aside(seat)
         name = name if isinstance(name, str) else name.decode()
         self._partners[seat] = _Partner(
             name, self._invited.pop(seat), staging, words["address"], words["device"]
