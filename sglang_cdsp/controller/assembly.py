@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import zmq
@@ -14,6 +14,7 @@ from sglang_cdsp.controller.calibration import measured_model
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
@@ -21,6 +22,7 @@ from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.request_checks import unsupported
 from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import Hello
 
 
@@ -32,6 +34,7 @@ class PoolParts:
         hello: of one rank; all say the same of the model.
         tp_size: ranks of an instance.
         reports: the socket at which the schedulers report.
+        lanes: of the links; the measurement at start uses them too.
         model, device: what a latency model that is measured here is called.
     """
 
@@ -46,6 +49,7 @@ class PoolParts:
     reports: zmq.Socket[bytes]
     model: str
     device: str
+    lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
         """Find the latency model, then the planner.
@@ -97,4 +101,5 @@ class PoolParts:
             decode=self.decode,
             limits=self.limits,
             stock_tokens=self.args.stock_tokens,
+            lanes=self.lanes,
         )

@@ -9,12 +9,14 @@ class LaneTable:
     """Which chunk has which lane.
 
     A chunk gets its lane before it starts, on all its members together, so inside a chunk nobody
-    waits for buffers that another chunk holds.
+    waits for buffers that another chunk holds. One table serves a pool as long as it lives: the
+    instances tell one use of a lane from the next by a serial that only grows.
     """
 
     def __init__(self, lanes: int) -> None:
         """Every instance has ``lanes`` of them towards each other one."""
         self._lanes = lanes
+        self._last_serial = 0
         self._held: dict[int, tuple[int, frozenset[int]]] = {}
 
     def take(self, seq: int, group: Sequence[int]) -> int | None:
@@ -30,6 +32,11 @@ class LaneTable:
         if lane is not None:
             self._held[seq] = (lane, members)
         return lane
+
+    def next_serial(self) -> int:
+        """A number that no chunk of the pool has had."""
+        self._last_serial += 1
+        return self._last_serial
 
     def give_back(self, seq: int) -> bool:
         """Take back what task ``seq`` has; whether it had a lane."""

@@ -19,6 +19,7 @@ from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
+from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
@@ -29,6 +30,7 @@ from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
+from sglang_cdsp.protocol.limits import LANES
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +53,12 @@ class Lifecycle:
         decode: DecodeServers,
         limits: QueueLimits = NO_LIMITS,
         stock_tokens: int = DEFAULT_STOCK_TOKENS,
+        lanes: LaneTable | None = None,
     ) -> None:
         """``clock`` gives the time; ``decode`` knows how long it may take to name its pages.
 
-        ``stock_tokens``: the longest prompt that takes its instance's stock path.
+        ``stock_tokens``: the longest prompt that takes its instance's stock path; ``lanes``: of the
+        pool, if another life cycle uses them before or after.
         """
         self._effects = effects
         self._decode = decode
@@ -88,6 +92,7 @@ class Lifecycle:
             endings=self._endings,
             tp_size=tp_size,
             stock_tokens=stock_tokens,
+            lanes=lanes or LaneTable(LANES),
             clock=clock,
         )
 

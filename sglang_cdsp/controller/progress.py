@@ -15,7 +15,6 @@ from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import LogprobPart
 
 
@@ -33,6 +32,7 @@ class Progress:
         endings: Endings,
         tp_size: int,
         stock_tokens: int,
+        lanes: LaneTable,
         clock: Callable[[], float],
     ) -> None:
         """``stock_tokens``: longest prompt of the stock path; ``clock`` gives monotonic seconds."""
@@ -46,8 +46,7 @@ class Progress:
         self._stock_tokens = stock_tokens
         self._clock = clock
         self._next_seq = 0
-        self._lanes = LaneTable(LANES)
-        self._next_serial = 1
+        self._lanes = lanes
 
     def bind(self, request: PoolRequest, plan: Plan) -> None:
         """A request gets its plan: the next sequence number, its slots, its orders."""
@@ -84,8 +83,7 @@ class Progress:
             lane = self._lanes.take(request.seq, group)
             if lane is None:
                 return  # asked again when a chunk has left its lane
-            request.lane, request.serial = lane, self._next_serial
-            self._next_serial += 1
+            request.lane, request.serial = lane, self._lanes.next_serial()
             request.advance(Event.GO)
             chunk = request.plan.chunks[request.next_chunk]
             self._ledger.started(request.seq, chunk, self._clock())

@@ -14,6 +14,7 @@ from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.controller.lifecycle import NO_LIMITS, Lifecycle
 from sglang_cdsp.controller.phases import Phase
@@ -64,6 +65,7 @@ class FakePool:
         min_chunk: int = 16,
         decode_tokens: int | None = 1_000_000,
         limits: QueueLimits = NO_LIMITS,
+        lanes: LaneTable | None = None,
     ) -> None:
         self.tp_size = tp_size
         self.page_size = page_size
@@ -118,6 +120,7 @@ class FakePool:
             clock=lambda: self.now_s,
             decode=self.decode_servers,
             limits=limits,
+            lanes=lanes,
         )
 
     # -- the world around the pool --------------------------------------------------------

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sglang_cdsp.controller.calibration import calibrate, probe_lengths, probe_plan, samples_of
+from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.types import Plan
+from tests.controller.cases import with_pages
+from tests.controller.fake_pool import FakePool
 
 TRUTH = LatencyModel(
     (
@@ -94,3 +97,14 @@ def test_a_chunk_that_took_no_time_is_still_a_sample() -> None:
     first, second = samples_of(request)
     assert 0 < first.seconds < 1e-3
     assert (second.history, second.tokens, second.seconds) == (64, 64, 1.0)
+
+
+def test_what_measures_and_what_serves_count_their_chunks_together() -> None:
+    """An instance takes a chunk with a serial that it has seen for a late one of another chunk."""
+    lanes, serials = LaneTable(2), list[int]()
+    for _ in range(2):
+        pool = FakePool(size=2, lanes=lanes)
+        request = with_pages(pool, [(100, [0, 1])])
+        pool.settle()
+        serials.append(request.serial)
+    assert serials == [1, 2]
