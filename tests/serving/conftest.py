@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sglang_cdsp.engine.faults import SHAKE_VAR
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.client import Client
 
@@ -26,7 +29,12 @@ def plan_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def servers(
     checkpoint: Path, plan_log: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningStack]:
-    """Pool with decode and router, and a stock server with the same checkpoint beside them."""
+    """Pool with decode and router, and a stock server with the same checkpoint beside them.
+
+    The pool is shaken: chunks switch at every point at which they may, in a drawn order.
+    """
+    seed = os.environ.get(SHAKE_VAR) or str(random.SystemRandom().randrange(1 << 31))
+    print(f"\nthe pool is shaken: {SHAKE_VAR}={seed}")
     common = (
         *("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor"),
         "--enable-metrics",
@@ -40,8 +48,10 @@ def servers(
         flags=common,
     )
     stock = single(checkpoint, flags=common)
-    with running(together(pool, stock), tmp_path_factory.mktemp("logs")) as stack:
-        yield stack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SHAKE_VAR, seed)
+        with running(together(pool, stock), tmp_path_factory.mktemp("logs")) as stack:
+            yield stack
 
 
 @pytest.fixture(scope="package")
