@@ -140,12 +140,13 @@ def memory_kb(end: End) -> int:
 
 
 def inheritable(end: End) -> list[str]:
-    """Files that a program started from here would have open, beyond the standard ones."""
-    return [fd for fd in os.listdir("/proc/self/fd") if int(fd) > 2 and leaks(int(fd))]
-
-
-def leaks(fd: int) -> bool:
-    try:
-        return os.get_inheritable(fd)
-    except OSError:  # the listing's own
-        return False
+    """Files of links that a program started from here would have open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+            if "cdsp" in name and os.get_inheritable(int(fd)):
+                found.append(name)
+        except OSError:  # the listing's own
+            continue
+    return found
