@@ -211,9 +211,7 @@ class Lifecycle:
             case messages.WriteLost():
                 progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
-                progress.drained(
-                    request, instance, report.tp_rank, report.error, uncertain=report.uncertain
-                )
+                progress.drained(request, report)
             case messages.Released():
                 progress.released(request, instance)
             case messages.StockEnded():

@@ -19,8 +19,8 @@ ANNOUNCED_AFTER_S = (1.0, 2.0, 3.5)
 # How long after the last word about it a shared room stays out of use.
 SHARED_FOR_S = 30.0
 # How long decode's pages are taken to be written to after a write whose end cannot be known. Stock
-# decode waits as long for an acknowledgement (SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT)
-# and then uses its pages anyway.
+# decode waits as long for an acknowledgement before it uses its pages anyway
+# (SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT).
 UNCERTAIN_FOR_S = 30.0
 
 
