@@ -28,8 +28,8 @@ from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.first_token import Plan, prompt_tokens
 from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import disaggregated, running
+from sglang_cdsp.transfer.chunk_write import AT_ONCE_VAR
 
-AT_ONCE_VAR = "SGLANG_CDSP_KV_AFTER_CHUNK"
 MODES = {"layer by layer": "", "after each chunk": "1"}
 MOST_TOKENS = 30_000
 LOGGED_WITHIN_S = 30.0
