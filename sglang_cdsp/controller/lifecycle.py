@@ -53,7 +53,7 @@ class Lifecycle:
         """``clock`` gives the time; ``decode`` knows how long it may take to name its pages."""
         self._effects = effects
         self._decode = decode
-        self._rooms = RoomManager(rooms, effects, clock, decode.reachable)
+        self._rooms = RoomManager(rooms, effects, clock)
         self._table = RequestTable()
         self._endings = Endings(
             table=self._table,
