@@ -62,7 +62,7 @@ class Lifecycle:
         """
         self._effects = effects
         self._decode = decode
-        self._rooms = RoomManager(rooms, effects, clock, decode.reachable)
+        self._rooms = RoomManager(rooms, effects, clock)
         self._table = RequestTable()
         self._endings = Endings(
             table=self._table,
@@ -219,9 +219,7 @@ class Lifecycle:
             case messages.WriteLost():
                 progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
-                progress.drained(
-                    request, instance, report.tp_rank, report.error, uncertain=report.uncertain
-                )
+                progress.drained(request, report)
             case messages.Released():
                 progress.released(request, instance)
             case messages.StockEnded():

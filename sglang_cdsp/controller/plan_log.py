@@ -31,7 +31,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
 
     Times are seconds after its arrival, which is on the controller's monotonic clock and, as
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
-    gave it its plan.
+    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -62,6 +62,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
             "predicted": predicted,
             "measured": _since(request.first_token_s, request.arrival_s),
         },
+        "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
         "outcome": request.outcome,
         "error": request.error,

@@ -15,7 +15,7 @@ from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import LogprobPart
+from sglang_cdsp.protocol.messages import Drained, LogprobPart
 
 
 class Progress:
@@ -187,15 +187,14 @@ class Progress:
 
     # -- the way out ----------------------------------------------------------------------
 
-    def drained(
-        self, request: PoolRequest, instance: int, tp_rank: int, error: str, *, uncertain: bool
-    ) -> None:
-        """A rank writes nothing more to decode for the task; ``uncertain`` as in ``write_lost``."""
+    def drained(self, request: PoolRequest, report: Drained) -> None:
+        """A rank writes nothing more to decode for the task."""
         assert request.plan is not None
         request.advance(Event.DRAINED)
-        request.uncertain = request.uncertain or uncertain
-        request.error = request.error or error
-        request.drained.add((instance, tp_rank))
+        request.uncertain = request.uncertain or report.uncertain
+        request.error = request.error or report.error
+        request.drained_s = max(report.at_s, request.drained_s or report.at_s)
+        request.drained.add((report.instance, report.tp_rank))
         if len(request.drained) == len(request.plan.instances) * self._tp_size:
             request.advance(Event.ALL_DRAINED)
             self._leave_lane(request)

@@ -61,6 +61,7 @@ class PoolRequest:
         ready: per chunk, the instances that can start it.
         times: per chunk, when it ran.
         drained: ``(instance, tp_rank)`` that write nothing more.
+        drained_s: when the last of them had ended its writes, monotonic, None before the first.
         released: instances that freed its slots.
         first_token_s: when its first token was sampled, None before.
         error: why it failed or was aborted; "" while all is well.
@@ -88,6 +89,7 @@ class PoolRequest:
     ready: dict[int, set[int]] = field(default_factory=dict)
     times: list[ChunkTimes] = field(default_factory=list)
     drained: set[tuple[int, int]] = field(default_factory=set)
+    drained_s: float | None = None
     released: set[int] = field(default_factory=set)
     first_token_s: float | None = None
     error: str = ""

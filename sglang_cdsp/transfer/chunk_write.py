@@ -19,6 +19,9 @@ from sglang_cdsp.transfer.failures import TransferFailed
 from sglang_cdsp.transfer.pages import Pages
 from sglang_cdsp.transfer.poster import Poster
 
+AT_ONCE_VAR = "SGLANG_CDSP_KV_AFTER_CHUNK"
+"""Environment variable: if set, a chunk's KV leaves whole after the chunk, to compare with."""
+
 
 class DeviceEvent(Protocol):
     """A point in a device's stream, as torch's events are."""

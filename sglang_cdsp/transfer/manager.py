@@ -23,15 +23,12 @@ import zmq
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.utils.network import NetworkAddress
 
-from sglang_cdsp.transfer.chunk_write import ChunkWrite, Destination, DeviceEvent
+from sglang_cdsp.transfer.chunk_write import AT_ONCE_VAR, ChunkWrite, Destination, DeviceEvent
 from sglang_cdsp.transfer.failures import TransferFailed
 from sglang_cdsp.transfer.pages import Pages, buffers_by_layer
 from sglang_cdsp.transfer.poster import Poster, PostingThreads
 
 logger = logging.getLogger(__name__)
-
-AT_ONCE_VAR = "SGLANG_CDSP_KV_AFTER_CHUNK"
-"""Set: a chunk's KV leaves whole, after the chunk; to compare with. Unset: layer by layer."""
 
 
 class PoolKVManager(CommonKVManager):

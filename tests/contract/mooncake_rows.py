@@ -49,37 +49,71 @@ ROWS = (
     # -- prefill: what a holder calls -----------------------------------------------------------
     row(
         "transfer.mooncake",
-        "pages to decode; returns when they have arrived",
+        "blocks (address here, address there, bytes) to decode; returns when they have arrived",
         Signature(
-            MOONCAKE,
-            f"{MANAGER}.send_kvcache",
-            (
-                "mooncake_session_id",
-                "prefill_kv_indices",
-                "dst_kv_ptrs",
-                "dst_kv_indices",
-                "executor",
-            ),
-            ("dst_layer_ids", "dst_kv_item_len", "dst_attn_tp_size"),
+            MOONCAKE, f"{MANAGER}._transfer_data", ("mooncake_session_id", "transfer_blocks")
         ),
     ),
     row(
         "transfer.mooncake",
-        "pages to decode with another tensor-parallel size",
+        "refuses a decode server whose KV is laid out in another way",
         Signature(
+            MOONCAKE,
+            f"{MANAGER}._validate_envelope_kv_layout",
+            ("dst_kv_ptrs", "dst_kv_item_len", "dst_attn_tp_size"),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "which of decode's buffers is which of ours",
+        Signature(
+            "sglang.srt.disaggregation.utils",
+            "build_transfer_entry_pairs",
+            ("src_layer_ids", "dst_layer_ids", "n_src", "n_dst"),
+            ("allow_positional_fallback",),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "the same where no buffer has a layer's number",
+        Signature(
+            COMMON, "CommonKVManager.get_mha_kv_ptrs_with_pp", ("src_kv_ptrs", "dst_kv_ptrs")
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "the same where a layer has one buffer",
+        Signature(
+            COMMON, "CommonKVManager.get_mla_kv_ptrs_with_pp", ("src_kv_ptrs", "dst_kv_ptrs")
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "the heads that a rank sends to one of another tensor-parallel size",
+        Signature(
+            "sglang.srt.disaggregation.common.staging_buffer",
+            "compute_head_slice_params",
+            (
+                "src_attn_tp_size",
+                "dst_attn_tp_size",
+                "src_tp_rank",
+                "dst_tp_rank",
+                "total_kv_heads",
+            ),
+        ),
+    ),
+    row(
+        "transfer.mooncake",
+        "where those heads are",
+        Order(
             MOONCAKE,
             f"{MANAGER}.send_kvcache_slice",
             (
-                "mooncake_session_id",
-                "prefill_kv_indices",
-                "dst_kv_ptrs",
-                "dst_kv_indices",
-                "dst_tp_rank",
-                "dst_attn_tp_size",
-                "dst_kv_item_len",
-                "executor",
+                "dst_heads_per_rank = max(1, total_kv_heads // dst_attn_tp_size)",
+                "dst_kv_item_len // page_size // dst_heads_per_rank",
+                "src_head_slice_offset = src_head_start_offset * bytes_per_head_slice_to_send",
+                "dst_head_slice_offset = dst_head_start_offset * bytes_per_head_slice_to_send",
             ),
-            ("dst_layer_ids",),
         ),
     ),
     row(
@@ -161,7 +195,7 @@ ROWS = (
         Attributes(
             MOONCAKE,
             MANAGER,
-            ("executors", "session_lock", "session_failures", "failed_sessions"),
+            ("session_lock", "session_failures", "failed_sessions"),
         ),
     ),
     row(

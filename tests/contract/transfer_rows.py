@@ -12,13 +12,12 @@ COMMON = "sglang.srt.disaggregation.common.conn"
 MANAGER = "NixlKVManager"
 
 SEND_PAGES = ("peer_name", "prefill_kv_indices", "dst_kv_ptrs", "dst_kv_indices", "dst_gpu_id")
-SEND_SLICE = ("peer_name", "prefill_kv_indices", "dst_kv_indices")
 SEND_METADATA = ("peer_name", "prefill_aux_index", "dst_aux_ptrs", "dst_aux_index")
 
 ROWS = (
     row(
         "transfer.nixl",
-        "pages to decode, with a notification",
+        "whether writes to decode carry a notification",
         Changed(
             Signature(NIXL, f"{MANAGER}.send_kvcache", (*SEND_PAGES, "notif"), ("dst_mem_kind",)),
             Signature(NIXL, f"{MANAGER}.send_kvcache", SEND_PAGES, ("dst_mem_kind",), exact=True),
@@ -28,12 +27,66 @@ ROWS = (
     ),
     row(
         "transfer.nixl",
+        "pages of whole models to decode, out of lists prepared for each agent",
+        Order(
+            NIXL,
+            f"{MANAGER}._send_kvcache_generic",
+            (
+                "peer_name in self.prep_handles",
+                "src_prep = self.prep_handles['']",
+                "dst_prep = self.prep_handles[peer_name]",
+                "info.dst_num_slots if info.dst_num_slots is not None else self._num_slots_src",
+                "repeat_indices_over_layers(prefill_data_indices, num_layers, self._num_slots_src)",
+                "repeat_indices_over_layers(dst_data_indices, num_layers, num_slots_dst)",
+                "make_prepped_xfer('WRITE', src_prep, src_indices, dst_prep, dst_indices",
+            ),
+        ),
+    ),
+    row(
+        "transfer.nixl",
+        "such a list has all of one buffer after all of another",
+        Order(
+            NIXL,
+            "repeat_indices_over_layers",
+            (
+                "np.arange(num_layers, dtype=np.int32) * layer_length",
+                "(offsets[:, None] + indices[None, :]).ravel()",
+            ),
+        ),
+    ),
+    row(
+        "transfer.nixl",
         "pages to decode with another tensor-parallel size",
-        Changed(
-            Signature(NIXL, f"{MANAGER}.send_kvcache_slice", (*SEND_SLICE, "notif")),
-            Signature(NIXL, f"{MANAGER}.send_kvcache_slice", SEND_SLICE, exact=True),
-            NO_NOTES,
-            "not nixl_writes_notify",
+        Order(
+            NIXL,
+            f"{MANAGER}.send_kvcache_slice",
+            (
+                "src_handle, num_groups, num_ptr_pairs, num_slots_src = self.prep_handle_slice_src",
+                "num_slots_dst, head_group_idx = self.prep_handles_slice_dst[peer_name]",
+                "make_prepped_xfer('WRITE', src_handle, src_indices, dst_handle, dst_indices",
+            ),
+        ),
+    ),
+    row(
+        "transfer.nixl",
+        "where such a list has a token's group of heads",
+        Order(
+            NIXL,
+            "expand_page_indices_for_slice",
+            (
+                "pair_stride = num_slots * page_size * num_groups",
+                "page_indices[:, None] * (page_size * num_groups)",
+                "token_offsets[None, :] * num_groups + head_group_idx",
+            ),
+        ),
+    ),
+    row(
+        "transfer.nixl",
+        "several threads may use the agent",
+        Order(
+            NIXL,
+            f"{MANAGER}.__init__",
+            ("sync_mode=nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT",),
         ),
     ),
     row(
@@ -85,7 +138,49 @@ ROWS = (
     row(
         "transfer.nixl",
         "what a holder reads of its manager",
-        Attributes(NIXL, MANAGER, ("agent", "src_mem_kind")),
+        Attributes(
+            NIXL,
+            MANAGER,
+            (
+                "agent",
+                "prep_handles",
+                "prep_handle_slice_src",
+                "prep_handles_slice_dst",
+                "_num_slots_src",
+            ),
+        ),
+    ),
+    row(
+        "transfer.manager transfer.mooncake",
+        "a rank's own KV buffers",
+        Fields(
+            "sglang.srt.disaggregation.base.conn",
+            "KVArgs",
+            (
+                "engine_rank",
+                "kv_data_ptrs",
+                "kv_item_lens",
+                "kv_layer_ids",
+                "gpu_id",
+                "kv_head_num",
+                "total_kv_head_num",
+                "page_size",
+                "prefill_start_layer",
+            ),
+        ),
+    ),
+    row(
+        "transfer.manager",
+        "all K buffers come before all V buffers, unless each layer has one",
+        Order(
+            COMMON,
+            "CommonKVManager.get_mha_kv_ptrs_with_pp",
+            (
+                "num_kv_layers = len(src_kv_ptrs) // 2",
+                "src_k_ptrs = src_kv_ptrs[:num_kv_layers]",
+                "src_v_ptrs = src_kv_ptrs[num_kv_layers:]",
+            ),
+        ),
     ),
     row(
         "transfer.nixl",
@@ -110,6 +205,8 @@ ROWS = (
                 "failure_records",
                 "kv_args",
                 "attn_tp_size",
+                "is_mla_backend",
+                "is_hybrid_mla_backend",
                 "local_ip",
                 "rank_port",
                 "kv_cache_dtype_str",
@@ -178,11 +275,8 @@ ROWS = (
             "KVArgsRegisterInfo",
             (
                 "agent_name",
-                "dst_kv_ptrs",
                 "dst_aux_ptrs",
-                "gpu_id",
-                "decode_tp_size",
-                "dst_homogeneous_mem_kind",
+                "dst_num_slots",
             ),
         ),
     ),

@@ -24,7 +24,7 @@ def finished() -> PoolRequest:
     )
     request.policy = "cdsp"
     request.times = [ChunkTimes(101.5, 102.25), ChunkTimes(102.5, 104.0)]
-    request.first_token_s = 104.5
+    request.first_token_s, request.drained_s = 104.5, 104.75
     return request
 
 
@@ -37,6 +37,7 @@ def test_times_count_from_the_arrival() -> None:
         "arrival_unix_s": 1_000_000_100.0,
         "bound_s": 1.0,
         "ttft_s": {"predicted": 4.0, "measured": 4.5},
+        "kv_drained_s": 4.75,
         "chunks": [
             {
                 "tokens": 64,
@@ -67,6 +68,7 @@ def test_what_never_ran_has_no_times() -> None:
     assert said["ttft_s"] == {"predicted": None, "measured": None}
     assert (said["chunks"], said["outcome"], said["error"]) == ([], "failed", "too long")
     assert said["bound_s"] is None
+    assert said["kv_drained_s"] is None
 
 
 def test_an_abort_before_the_first_chunk_keeps_the_plan() -> None:

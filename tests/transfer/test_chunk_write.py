@@ -1,4 +1,4 @@
-"""Layers leave in order once they are there, and nothing is called over that may still be written."""
+"""Layers leave in order once they are there; what may still be written is not called over."""
 
 from __future__ import annotations
 
@@ -236,10 +236,12 @@ class AnyOrder(RuleBasedStateMachine):
     def the_loop_asks(self) -> None:
         flying = [handle for handle in self.wire.posted if handle.state is None]
         busy = bool(self.poster.jobs)
+        failure: TransferFailed | None = None
         try:
             ended = self.write.poll()
-        except TransferFailed as failure:
-            ended = self.failed = True
+        except TransferFailed as error:
+            failure, ended, self.failed = error, True, True
+        if failure is not None:
             lost = any(handle.state for handle in self.wire.posted)
             assert self.broke or lost
             assert failure.uncertain is (self.half or lost)

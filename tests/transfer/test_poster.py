@@ -1,9 +1,8 @@
-"""Posting threads: another thread than the loop's, in order, asleep while there is nothing."""
+"""Posting threads: another thread than the loop's, in order."""
 
 from __future__ import annotations
 
 import threading
-import time
 
 from sglang_cdsp.transfer.poster import PostingThreads
 
@@ -29,15 +28,3 @@ def test_a_post_that_takes_long_holds_nobody_up_who_asks() -> None:
     assert not over.is_set()
     held.set()
     assert over.wait(10)
-
-
-def test_idle_threads_use_no_processor_time() -> None:
-    """They sleep: they do not look again and again."""
-    poster, used, over = PostingThreads(), [], threading.Event()
-    poster.put(lambda: used.append(time.thread_time()))  # type: ignore[func-returns-value]
-    pause = threading.Event()
-    pause.wait(0.3)
-    poster.put(lambda: used.append(time.thread_time()))  # type: ignore[func-returns-value]
-    poster.put(over.set)
-    assert over.wait(10)
-    assert used[1] - used[0] < 0.05

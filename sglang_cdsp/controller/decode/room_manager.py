@@ -19,8 +19,8 @@ ANNOUNCED_AFTER_S = (1.0, 2.0, 3.5)
 # How long after the last word about it a shared room stays out of use.
 SHARED_FOR_S = 30.0
 # How long decode's pages are taken to be written to after a write whose end cannot be known. Stock
-# decode waits as long for an acknowledgement (SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT)
-# and then uses its pages anyway.
+# decode waits as long for an acknowledgement before it uses its pages anyway
+# (SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT).
 UNCERTAIN_FOR_S = 30.0
 
 
@@ -38,18 +38,11 @@ class RoomManager:
     A request without a room needs none of this.
     """
 
-    def __init__(
-        self,
-        rooms: Rooms,
-        effects: Effects,
-        clock: Callable[[], float],
-        reachable: Callable[[str, int], bool],
-    ) -> None:
-        """``clock`` gives monotonic seconds; ``reachable(host, port)`` knows decode's ranks."""
+    def __init__(self, rooms: Rooms, effects: Effects, clock: Callable[[], float]) -> None:
+        """``clock`` gives monotonic seconds."""
         self._rooms = rooms
         self._effects = effects
         self._clock = clock
-        self._reachable = reachable
         self._users: dict[int, PoolRequest] = {}
         self._shared: dict[int, _Shared] = {}
         self._told: dict[int, float] = {}  # failed rooms, and when decode heard of it
@@ -120,7 +113,7 @@ class RoomManager:
         self._untold.pop(room, None)
         if self._heard(room):
             self._rooms.give_up(room)
-        if target is not None and self._may_be_written_to(room, target):
+        if target is not None and self._may_be_written_to(room):
             self._held.append((room, target))
         elif target is not None and (room in self._shared or room in self._told):
             self._acks.append((self._clock() + 2 * SHARED_ROOM_PAUSE_S, room, target))
@@ -136,23 +129,33 @@ class RoomManager:
             else:
                 self._acks.append((due_s, room, target))
 
-    def _may_be_written_to(self, room: int, target: AbortTarget) -> bool:
-        """Whether something may still arrive in a room's pages at a decode rank that lives."""
+    def _may_be_written_to(self, room: int) -> bool:
+        """Whether something of a write that failed may still arrive in a room's pages."""
         until_s = self._uncertain.get(room)
-        uncertain = until_s is not None and self._clock() < until_s
-        return uncertain and self._reachable(target.host, target.port)
+        return until_s is not None and self._clock() < until_s
 
     def rank_gone(self, host: str, port: int) -> None:
-        """A decode rank is gone: its pages are nobody's, even if it comes back a moment later."""
-        self._release_held(lambda room, target: (target.host, target.port) == (host, port))
+        """A decode rank can be reached no longer: it waits for no acknowledgement, or is dead.
 
-    def _release_held(self, safe: Callable[[int, AbortTarget], bool]) -> None:
+        Where only its connection broke, its own time-out frees its pages: a word sent now would
+        come with the next connection, too early.
+        """
+        self._held = [
+            (room, target)
+            for room, target in self._held
+            if (target.host, target.port) != (host, port)
+        ]
+
+    def _end_uncertainty(self, now_s: float) -> None:
+        """Acknowledge what nothing can arrive at any more."""
         held, self._held = self._held, []
         for room, target in held:
-            if safe(room, target):
-                self._effects.ack_abort(room, target)
-            else:
+            if self._may_be_written_to(room):
                 self._held.append((room, target))
+            else:
+                self._effects.ack_abort(room, target)
+        for room in [r for r, until_s in self._uncertain.items() if until_s <= now_s]:
+            del self._uncertain[room]
 
     def _heard(self, room: int) -> bool:
         """Whether decode will hear nothing more about a room's failure."""
@@ -186,7 +189,7 @@ class RoomManager:
         if request.uncertain:
             self._uncertain[room] = self._clock() + UNCERTAIN_FOR_S
         for target in request.abort_targets:
-            if self._may_be_written_to(room, target):
+            if self._may_be_written_to(room):
                 self._held.append((room, target))
             else:
                 self._effects.ack_abort(room, target)
@@ -263,9 +266,7 @@ class RoomManager:
         self._acknowledge(lambda due_s, room: due_s <= now_s and self._taken_in(room, now_s))
         for room in [r for r, told_s in self._told.items() if told_s + SHARED_FOR_S <= now_s]:
             del self._told[room]
-        self._release_held(lambda room, target: not self._may_be_written_to(room, target))
-        for room in [r for r, until_s in self._uncertain.items() if until_s <= now_s]:
-            del self._uncertain[room]
+        self._end_uncertainty(now_s)
 
 
 def shared_room(room: int) -> str:

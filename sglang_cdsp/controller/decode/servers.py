@@ -68,10 +68,6 @@ class DecodeServers:
         else:
             self._gone.add((host, port))
 
-    def reachable(self, host: str, port: int) -> bool:
-        """Whether a decode rank may be alive: it has not been seen to go."""
-        return (host, port) not in self._gone
-
     @property
     def ranks(self) -> tuple[DecodeRank, ...]:
         """The ranks that can be reached."""

@@ -10,10 +10,12 @@ from sglang_cdsp.controller.decode.room_manager import (
     ANNOUNCED_AFTER_S,
     SHARED_FOR_S,
     SHARED_ROOM_PAUSE_S,
+    UNCERTAIN_FOR_S,
 )
 from sglang_cdsp.controller.decode.servers import FIRST_CONTACT_S, DecodeRank
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.protocol.messages import WriteLost
 from tests.controller.cases import ROOM, TWO_CHUNKS, empty, phase_is, with_pages
 from tests.controller.fake_pool import RESERVED, TIMEOUT_S, FakePool
 from tests.controller.fake_tasks import Client, Sampling
@@ -280,3 +282,59 @@ def test_without_any_contact_no_long_prompt_waits_long() -> None:
     assert "none has ever made contact" in request.error
     assert pool.answers[request.tokenized] == ["controller"]
     assert empty(pool)
+
+
+def lost_for_good(pool: FakePool) -> PoolRequest:
+    """A request one of whose writes failed in an unknown state."""
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(partial(phase_is, request, Phase.BOUND))
+    report = WriteLost(
+        instance=0, tp_rank=0, at_s=1.0, seq=request.seq, error="lost", uncertain=True
+    )
+    pool.hear(report)
+    pool.settle()
+    assert request.outcome == "failed"
+    assert pool.told_failed == {ROOM}
+    return request
+
+
+def test_an_acknowledgement_waits_while_something_may_still_arrive(pool: FakePool) -> None:
+    """Decode heard of the failure, gives the room up, and keeps its pages until the word comes."""
+    pool.settle()
+    began_s = pool.now_s
+    lost_for_good(pool)
+    pool.decode_aborts(ROOM, 0)
+    assert pool.acks == {}
+    pool.now_s = max(pool.now_s, began_s + 1)
+    for _ in range(40):
+        pool.lifecycle.on_loop()
+        assert sum(pool.acks.values()) <= 1
+        pool.now_s += 1.0
+    assert pool.acks == {(ROOM, 0): 1}
+
+
+def test_a_room_that_is_used_again_gets_no_word_about_its_former_pages(pool: FakePool) -> None:
+    """It would pass for an acknowledgement of the new request's own abort."""
+    lost_for_good(pool)
+    pool.decode_aborts(ROOM, 0)
+    assert pool.acks == {}
+    pool.now_s += SHARED_FOR_S / 2
+    again = pool.submit(100, room=ROOM, plan=TWO_CHUNKS)
+    pool.decode_sends(ROOM, 0)
+    pool.settle()
+    pool.now_s += UNCERTAIN_FOR_S
+    pool.settle()
+    assert pool.acks == {}
+    assert again.error == "" or "new room number" in again.error
+
+
+def test_a_certain_failure_is_acknowledged_at_once(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(partial(phase_is, request, Phase.BOUND))
+    pool.hear(WriteLost(instance=0, tp_rank=0, at_s=1.0, seq=request.seq, error="lost"))
+    pool.settle()
+    pool.now_s += 2 * SHARED_ROOM_PAUSE_S
+    pool.decode_aborts(ROOM, 0)
+    pool.now_s += 2 * SHARED_ROOM_PAUSE_S
+    pool.lifecycle.on_loop()
+    assert pool.acks == {(ROOM, 0): 1}
