@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from sglang_cdsp.controller.phases import Event, Phase, after
@@ -56,6 +57,7 @@ class PoolRequest:
         released: instances that freed its slots.
         first_token_s: when its first token was sampled, None before.
         error: why it failed or was aborted; "" while all is well.
+        status: the HTTP status of its end, as its client is told.
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
@@ -79,6 +81,7 @@ class PoolRequest:
     released: set[int] = field(default_factory=set)
     first_token_s: float | None = None
     error: str = ""
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
