@@ -141,12 +141,12 @@ class Dispatcher:
     def fail_room(self, room: int, reason: str) -> None:
         """Tell every decode rank of a room that it failed."""
         for message in self._rooms.messages(room):
-            self._endpoint.fail_room(room, message, reason)
+            self._endpoint.fail_room(room, message, reason, self._rooms.rejection_status(room))
 
     def announce_failure(self, room: int, reason: str) -> None:
         """Tell every decode rank that a room failed; who does not have it takes no notice."""
         for rank in self._decode.ranks:
-            self._endpoint.fail_room(room, rank, reason)
+            self._endpoint.fail_room(room, rank, reason, self._rooms.rejection_status(room))
 
     def finish_room(self, room: int) -> None:
         """Tell every decode rank of a room that its KV has arrived, if it waits to hear that."""

@@ -39,6 +39,7 @@ class Endings:
         """Tell a client why its request ends, unless somebody has answered it already."""
         if not request.answered:
             request.answered = True
+            request.status = status
             self._effects.answer(request, status, reason)
 
     def turn_away(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from sglang_cdsp.controller.phases import Event, Phase, after
@@ -66,6 +67,7 @@ class PoolRequest:
         first_token_s: when its first token was sampled, None before.
         error: why it failed or was aborted; "" while all is well.
         uncertain: a write of its KV failed, and parts of it may still arrive at decode.
+        status: the HTTP status of its end, as its client is told.
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
@@ -94,6 +96,7 @@ class PoolRequest:
     first_token_s: float | None = None
     error: str = ""
     uncertain: bool = False
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)

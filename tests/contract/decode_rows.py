@@ -199,14 +199,15 @@ ROWS = (
         Value(NIXL, f"{MANAGER}.kv_status_msg_carries_reason", "True"),
     ),
     row(
-        "controller.decode.endpoint",
-        "a room's status: room, status, rank, reason",
+        "controller.decode.wire",
+        "a room's status: room, status, rank, reason; a further frame is not looked at",
         Order(
             COMMON,
             "CommonKVManager.parse_kv_status_message",
             (
                 "msg[0] != self.kv_status_msg_tag",
                 "msg = msg[1:]",
+                "len(msg) < 3",
                 "bootstrap_room = int(msg[0].decode('ascii'))",
                 "status = int(msg[1].decode('ascii'))",
                 "prefill_rank = int(msg[2].decode('ascii'))",

@@ -49,6 +49,7 @@ class FakePool:
         failed_inside: those of them that failed.
         safe: ``(room, rank)`` whose pages decode may have given to others.
         told_failed: rooms of which decode heard that they failed.
+        told_statuses: the statuses that it heard with them, message by message.
         announced: how often all decode servers heard that a room failed.
         told_finished: how often decode heard that a room's KV has arrived.
         acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
@@ -80,6 +81,7 @@ class FakePool:
         self.failed_inside: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.safe: set[tuple[int, int]] = set()
         self.told_failed: set[int] = set()
+        self.told_statuses: list[int] = []
         self.announced: Counter[int] = Counter()
         self.told_finished: Counter[int] = Counter()
         self.acks: Counter[tuple[int, int]] = Counter()
@@ -342,6 +344,7 @@ class FakePool:
         assert reason
         assert self._no_write_left(room), "decode frees pages that are still written to"
         for message in self.rooms.messages(room):
+            self.told_statuses.append(int(self.rooms.rejection_status(room)))
             self.told_failed.add(room)
             self.safe.add((room, message.tp_rank))
 

@@ -58,8 +58,10 @@ class FakeContact:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
-        self.told.append(("failed", room, rank.tp_rank, rank.port, reason))
+    def fail_room(
+        self, room: int, rank: RoomMessage | DecodeRank, reason: str, status: HTTPStatus
+    ) -> None:
+        self.told.append(("failed", room, rank.tp_rank, rank.port, reason, status))
 
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         self.told.append(("safe", room, target))
@@ -180,8 +182,8 @@ def test_every_decode_rank_hears_of_a_failed_room(wire: Wire) -> None:
     wire.effects.fail_room(ROOM, "no")
     wire.effects.ack_abort(ROOM, AbortTarget(1, "host", 9))
     assert wire.contact.told == [
-        ("failed", ROOM, 0, 1, "no"),
-        ("failed", ROOM, 1, 1, "no"),
+        ("failed", ROOM, 0, 1, "no", 500),
+        ("failed", ROOM, 1, 1, "no", 500),
         ("safe", ROOM, AbortTarget(1, "host", 9)),
     ]
 
@@ -191,7 +193,19 @@ def test_every_decode_server_hears_of_a_failed_room_that_none_has_named(wire: Wi
         wire.decode.register(DecodeRank(rank, "h", port, None))
     wire.decode.connected("h", 12, alive=False)
     wire.effects.announce_failure(ROOM, "no")
-    assert wire.contact.told == [("failed", ROOM, 0, 11, "no"), ("failed", ROOM, 0, 13, "no")]
+    assert wire.contact.told == [
+        ("failed", ROOM, 0, 11, "no", 500),
+        ("failed", ROOM, 0, 13, "no", 500),
+    ]
+
+
+def test_decode_hears_the_status_that_the_requests_own_client_gets(wire: Wire) -> None:
+    wire.rooms.add(ROOM, RoomMessage(0, "a", 1, "h", 1, []))
+    wire.decode.register(DecodeRank(0, "h", 11, None))
+    wire.rooms.reject(ROOM, "no", HTTPStatus.BAD_REQUEST)
+    wire.effects.fail_room(ROOM, "no")
+    wire.effects.announce_failure(ROOM, "no")
+    assert [told[3:] for told in wire.contact.told] == [(1, "no", 400), (11, "no", 400)]
 
 
 @pytest.mark.parametrize(

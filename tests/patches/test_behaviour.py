@@ -274,3 +274,16 @@ def test_0013_a_bootstrap_server_without_its_port_is_no_server(answers: Answers)
     }
     assert "--disaggregation-bootstrap-port" in patched["said"]
     assert patched == {**wheel, "said": patched["said"], "names port": True}
+
+
+def test_0014_decode_answers_with_the_status_that_prefill_names(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["refusal_status"], answers["patched"]["refusal_status"]
+    assert list(patched) == list(wheel) == ["nixl", "mooncake"]
+    before = {"ends": [500, 500], "reason": True}
+    for engine, found in patched.items():
+        assert wheel[engine] == dict.fromkeys(found, before)
+        assert found == {
+            "400": {**before, "ends": [400, 400]},
+            "503": {**before, "ends": [503, 503]},
+            **dict.fromkeys(("no frame", "200", "no number"), before),
+        }

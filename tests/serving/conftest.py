@@ -12,6 +12,7 @@ import pytest
 from sglang_cdsp.engine.faults import SHAKE_VAR
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.client import Client
+from tests.serving.routers import patched_router, router_before, rust_router_before
 
 POOL_SIZE = 4
 # An instance holds fewer tokens than the longest prompt served: the pool must hold it together.
@@ -58,3 +59,19 @@ def servers(
 def client(servers: RunningStack) -> Client:
     """Talks to the pool through the router, and to the stock server."""
     return Client(servers)
+
+
+@pytest.fixture(scope="package")
+def patched(servers: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of one more mini router, with the patches that are for it."""
+    environment = patched_router(tmp_path_factory.mktemp("router"))
+    logs = tmp_path_factory.mktemp("logs")
+    with router_before(servers, logs, ("--mini-lb",), environment) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def rust(servers: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of the Rust router before the same servers."""
+    with rust_router_before(servers, tmp_path_factory.mktemp("logs")) as url:
+        yield url

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import requests
 
 from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.testing.commands import router_command
 from sglang_cdsp.testing.stack import Deployment, RunningStack, running
 from tests.patches.tree import PACKAGES, copy_packages, patch_files, patch_tree, touched
+
+WITHIN_S = 60.0
 
 
 def router_patches() -> list[Path]:
@@ -59,4 +65,20 @@ def router_before(
     command, url = router_command("further", port, behind, servers.urls["decode"], flags)
     command = dataclasses.replace(command, environment=environment or {})
     with running(Deployment((command,), url, {"further": url}), logs):
+        yield url
+
+
+def workers(url: str) -> list[dict[str, Any]]:
+    """The servers that the Rust router knows."""
+    found: list[dict[str, Any]] = requests.get(f"{url}/workers", timeout=10).json()["workers"]
+    return found
+
+
+@contextmanager
+def rust_router_before(servers: RunningStack, logs: Path) -> Iterator[str]:
+    """The Rust router, once it knows both servers; it tries a request once. Yields its URL."""
+    with router_before(servers, logs, ("--disable-retries",)) as url:
+        deadline = time.monotonic() + WITHIN_S
+        while len(workers(url)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
         yield url

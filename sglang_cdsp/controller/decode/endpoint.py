@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import requests
@@ -94,12 +95,15 @@ class DecodeEndpoint:
         ]
         threading.Thread(target=_register, args=(url, rows), daemon=True).start()
 
-    def fail_room(self, room: int, rank: RoomMessage | DecodeRank, reason: str) -> None:
+    def fail_room(
+        self, room: int, rank: RoomMessage | DecodeRank, reason: str, status: HTTPStatus
+    ) -> None:
         """Tell a decode rank that a room failed; it answers its client with ``reason``.
 
-        One that does not have the room takes no notice.
+        Stock decode's ``status`` is 500 whatever is told. One that does not have the room takes
+        no notice.
         """
-        parts = self._wire_format.status(room, KVPoll.Failed, rank.tp_rank, reason)
+        parts = self._wire_format.failure(room, rank.tp_rank, reason, status)
         self._send(rank.host, rank.port, parts)
 
     def finish_room(self, room: int, message: RoomMessage) -> None:

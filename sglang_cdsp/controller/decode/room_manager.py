@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.effects import Effects
@@ -86,7 +87,7 @@ class RoomManager:
         """A request was refused; decode hears it now, or as soon as it names pages."""
         room = request.room
         if room is not None and room not in self._users:
-            self._rooms.reject(room, reason)
+            self._rooms.reject(room, reason, request.status)
             if self._rooms.complete(room):
                 self._fail(room, reason)
             else:
@@ -195,7 +196,7 @@ class RoomManager:
                 self._effects.ack_abort(room, target)
         if request.error:
             # Remembered too: a second decode request in the same room may name its pages later.
-            self._rooms.reject(room, request.error)
+            self._rooms.reject(room, request.error, request.status)
             if room in self._shared:
                 self._share(room)
             else:
@@ -257,7 +258,7 @@ class RoomManager:
             if shared.due_s is not None and shared.due_s <= now_s:
                 shared.due_s = None
                 reason = self._rooms.rejection(room) or shared_room(room)
-                self._rooms.reject(room, reason)
+                self._rooms.reject(room, reason, HTTPStatus.BAD_REQUEST)
                 self._tell(room, reason)
                 self._rooms.forget(room)
             elif shared.due_s is None and shared.until_s <= now_s:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from http import HTTPStatus
 
 # How long pages are kept for a request that has not come: twice decode's own wait.
 UNCLAIMED_FOR_S = 600.0
 # How long a room that is over is remembered: decode's own wait for a prefill server.
 REMEMBERED_FOR_S = 300.0
+FAILED = HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class _Past:
     until_s: float
     fate: Fate
     reason: str
+    status: HTTPStatus
 
 
 @dataclass
@@ -100,9 +103,12 @@ class Rooms:
         if self.rejection(room) is None:
             self._remember(room, Fate.CLOSED, "")
 
-    def reject(self, room: int, reason: str) -> None:
-        """Remember that a room's request was refused, for pages that arrive later."""
-        self._remember(room, Fate.REJECTED, reason)
+    def reject(self, room: int, reason: str, status: HTTPStatus = FAILED) -> None:
+        """Remember that a room's request was refused, for pages that arrive later.
+
+        ``status`` is the one that its own client was told.
+        """
+        self._remember(room, Fate.REJECTED, reason, status)
 
     def give_up(self, room: int) -> None:
         """Decode left a room without a request: its pages are no longer ours to write to.
@@ -117,6 +123,10 @@ class Rooms:
         """Why a room was refused; None if it was not, or long ago."""
         return self._past[room].reason if self._fate(room) is Fate.REJECTED else None
 
+    def rejection_status(self, room: int) -> HTTPStatus:
+        """With which status a room was refused; that of a failure if it was not, or long ago."""
+        return self._past[room].status if self._fate(room) is Fate.REJECTED else FAILED
+
     def given_up(self, room: int) -> bool:
         """Whether decode left before the room's request came."""
         return self._fate(room) is Fate.GIVEN_UP
@@ -129,9 +139,9 @@ class Rooms:
         past = self._past.get(room)
         return past.fate if past and past.until_s > time.monotonic() else None
 
-    def _remember(self, room: int, fate: Fate, reason: str) -> None:
+    def _remember(self, room: int, fate: Fate, reason: str, status: HTTPStatus = FAILED) -> None:
         now = time.monotonic()
         self._past.pop(room, None)  # so that the oldest come first
         while self._past and next(iter(self._past.values())).until_s <= now:
             del self._past[next(iter(self._past))]
-        self._past[room] = _Past(now + REMEMBERED_FOR_S, fate, reason)
+        self._past[room] = _Past(now + REMEMBERED_FOR_S, fate, reason, status)

@@ -6,6 +6,7 @@ Fields stand where the stock receivers of all tested SGLang releases put them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from sglang.srt.disaggregation.base import KVPoll
 from sglang.srt.disaggregation.nixl.conn import GUARD
@@ -116,12 +117,21 @@ class WireFormat:
             return None
         return int(fields[self.pages]) or None
 
-    def status(self, room: int, status: KVPoll, tp_rank: int, reason: str = "") -> list[bytes]:
-        """A room's end at one prefill rank; decode answers its client with a failure's reason."""
+    def status(self, room: int, status: KVPoll, tp_rank: int) -> list[bytes]:
+        """A room's end at one prefill rank."""
         parts = [str(value).encode() for value in (room, int(status), tp_rank)]
         if self.status_tag is not None:
             parts.insert(0, self.status_tag)
-        return [*parts, reason.encode()] if reason else parts
+        return parts
+
+    def failure(self, room: int, tp_rank: int, reason: str, status: HTTPStatus) -> list[bytes]:
+        """A room's failure at one prefill rank.
+
+        Decode answers its client with the reason, and with the status if it has patch 0014; stock
+        decode does not look at that frame.
+        """
+        parts = self.status(room, KVPoll.Failed, tp_rank)
+        return [*parts, reason.encode(), str(int(status)).encode()]
 
 
 def acknowledgement(room: int, target: AbortTarget) -> list[bytes]:

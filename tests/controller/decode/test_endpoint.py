@@ -6,6 +6,7 @@ Both forms of SGLang's protocol are tried with each release; what is stock is th
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -240,8 +241,10 @@ def test_what_decode_hears(engine: str) -> None:
         contact.finish_room(77, second)
         if wire_format(engine).awaits_success:
             assert decode.hear(heard()) == KVPoll.Success
-        contact.fail_room(77, second, "out of slots")
-        assert decode.hear(heard()) == KVPoll.Failed
+        contact.fail_room(77, second, "out of slots", HTTPStatus.BAD_REQUEST)
+        frames = heard()
+        assert frames[-1] == b"400", "which stock decode does not look at"
+        assert decode.hear(frames) == KVPoll.Failed
         assert decode.reasons == ["out of slots"]
         contact.ack_abort(77, AbortTarget(1, "127.0.0.1", port))
         assert heard() == [b"ABORT_ACK", b"77", b"1"]
@@ -292,6 +295,6 @@ def test_a_watched_decode_rank_goes_and_comes_back() -> None:
     assert next_change(contact) == ("127.0.0.1", port, False)
     with Listener(port) as listener:
         assert next_change(contact) == ("127.0.0.1", port, True)
-        contact.fail_room(7, rank, "no")
+        contact.fail_room(7, rank, "no", HTTPStatus.BAD_REQUEST)
         assert listener.poll(5000)
         assert list(contact.changes()) == []

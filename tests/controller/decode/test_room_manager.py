@@ -14,6 +14,7 @@ from sglang_cdsp.controller.decode.room_manager import (
 )
 from sglang_cdsp.controller.decode.servers import FIRST_CONTACT_S, DecodeRank
 from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.protocol.messages import WriteLost
 from tests.controller.cases import ROOM, TWO_CHUNKS, empty, phase_is, with_pages
@@ -32,6 +33,24 @@ def test_decode_hears_of_a_refusal_whenever_its_pages_come(
         pool.decode_sends(ROOM, 0)
     assert pool.told_failed == {ROOM}
     assert pool.rooms.messages(ROOM) == []
+    assert pool.told_statuses == [400]
+
+
+def test_decode_hears_that_a_queue_was_full() -> None:
+    pool = FakePool(limits=QueueLimits(most=1))
+    pool.submit(100, room=ROOM)
+    pool.decode_sends(ROOM + 1, 0)
+    pool.submit(100, room=ROOM + 1)
+    assert pool.told_failed == {ROOM + 1}
+    assert pool.told_statuses == [503]
+
+
+def test_decode_hears_of_an_abort_what_its_own_client_is_told(pool: FakePool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.lifecycle.abort(request, "no longer wanted")
+    pool.settle()
+    assert pool.told_failed == {ROOM}
+    assert pool.told_statuses == [pool.statuses[request.tokenized]] == [503]
 
 
 def test_a_rooms_number_can_be_used_again_after_a_refusal(pool: FakePool) -> None:

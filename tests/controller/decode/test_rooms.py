@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import pytest
 
 from sglang_cdsp.controller.decode import rooms as module
@@ -61,12 +63,12 @@ def test_forgetting_a_room_drops_its_pages() -> None:
 
 def test_a_rejection_is_remembered_for_a_while(clock: Clock) -> None:
     rooms = Rooms(1)
-    rooms.reject(5, "too long")
+    rooms.reject(5, "too long", HTTPStatus.BAD_REQUEST)
     clock.now_s += REMEMBERED_FOR_S - 1
-    assert rooms.rejection(5) == "too long"
-    assert rooms.rejection(6) is None
+    assert (rooms.rejection(5), rooms.rejection_status(5)) == ("too long", 400)
+    assert (rooms.rejection(6), rooms.rejection_status(6)) == (None, 500)
     clock.now_s += 2
-    assert rooms.rejection(5) is None
+    assert (rooms.rejection(5), rooms.rejection_status(5)) == (None, 500)
 
 
 def test_a_new_request_in_the_room_ends_the_rejection(clock: Clock) -> None:

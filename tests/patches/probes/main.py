@@ -24,6 +24,7 @@ PROBES = (
     "torch_attention",
     "bootstrap_port",
     "mini_router",
+    "refusal_status",
     "controller",
 )
 
