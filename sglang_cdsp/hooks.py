@@ -12,6 +12,7 @@ SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 KV_CLASS = "sglang.srt.disaggregation.utils.get_kv_class"
 CONTROLLER_TARGET = "sglang.srt.entrypoints.engine.run_data_parallel_controller_process"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelController"
+CONTROL_MIXIN = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 
 # Any process without ``--cdsp``: the one that reads the command line is among them.
@@ -30,13 +31,25 @@ OPTION_HOOKS = (
     ),
 )
 
-# The process that launches a server with ``--cdsp``.
+# The process that launches a server, and answers HTTP, with ``--cdsp``.
 LAUNCHER_HOOKS = (
     Hook(
         CONTROLLER_TARGET,
         "sglang_cdsp.controller.process:run_pool_controller_process",
         Kind.ASSIGN,
         "the pool controller plans requests",
+    ),
+    Hook(
+        f"{CONTROL_MIXIN}.flush_cache",
+        "sglang_cdsp.control.fan_out:flush_cache",
+        Kind.ASSIGN,
+        "a flush is told as what all instances did",
+    ),
+    Hook(
+        f"{CONTROL_MIXIN}._execute_profile",
+        "sglang_cdsp.control.fan_out:execute_profile",
+        Kind.ASSIGN,
+        "a profile is told as what all instances did",
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import zmq
 
@@ -18,6 +19,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.queue_limits import QueueLimits
+from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request_checks import unsupported
 from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
@@ -32,6 +34,7 @@ class PoolParts:
         hello: of one rank; all say the same of the model.
         tp_size: ranks of an instance.
         reports: the socket at which the schedulers report.
+        gate: says what may start.
         model, device: what a latency model that is measured here is called.
     """
 
@@ -44,6 +47,7 @@ class PoolParts:
     dispatcher: Dispatcher
     tp_size: int
     reports: zmq.Socket[bytes]
+    gate: QuietGate[Any]
     model: str
     device: str
 
@@ -96,4 +100,5 @@ class PoolParts:
             clock=time.monotonic,
             decode=self.decode,
             limits=self.limits,
+            gate=self.gate,
         )

@@ -30,8 +30,9 @@ class Progress:
         endings: Endings,
         tp_size: int,
         clock: Callable[[], float],
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``clock`` gives monotonic seconds."""
+        """``clock`` gives monotonic seconds; ``may_start`` is asked before every go."""
         self._table = table
         self._ledger = ledger
         self._planning = planning
@@ -40,6 +41,8 @@ class Progress:
         self._endings = endings
         self._tp_size = tp_size
         self._clock = clock
+        self._may_start = may_start
+        self._held = False
         self._next_seq = 0
         self._epoch = 0
         self._links_broken = False
@@ -77,8 +80,18 @@ class Progress:
             return
         group = request.plan.chunks[request.next_chunk].instances
         if request.ready.get(request.next_chunk, set()) >= set(group):
+            if not self._may_start():
+                self._held = True
+                return
             request.advance(Event.GO)
             self._effects.go(request, group, go=True)
+
+    def start_held(self) -> None:
+        """Start the chunks that might not start when they were ready, if they may now."""
+        if self._held and self._may_start():
+            self._held = False
+            for request in self._table.with_plan:
+                self._decide(request)
 
     def drop(self, request: PoolRequest) -> None:
         """End a plan between two of its chunks."""

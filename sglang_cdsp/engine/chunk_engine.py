@@ -230,12 +230,16 @@ class ChunkEngine:
 
     def step(self) -> None:
         """One turn of the scheduler's loop: poll what is under way, advance the queue."""
-        for task in list(self._tasks.values()):
-            self._work.poll(task)
+        self.poll_writes()
         self._admitted.poll()
         self._admitted.count_waiting_from_arrival()
         self._grammars.poll()
         self._advance()
+
+    def poll_writes(self) -> None:
+        """Look after the writes of all tasks; nothing new begins."""
+        for task in list(self._tasks.values()):
+            self._work.poll(task)
 
     def _advance(self) -> None:
         """Admit one-instance requests up to the first task, and announce its next chunk."""

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    SetInternalStateReqOutput,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
@@ -27,6 +31,7 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.model_check import check_config, check_model
+from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
@@ -79,6 +84,7 @@ class PoolScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
+        self.profiler_manager = SafeProfiles(self.profiler_manager)
         self._join_pool()
 
     def init_model_config(self) -> None:
@@ -241,10 +247,24 @@ class PoolScheduler(Scheduler):
             self._cdsp.stamp_end(batch)
         return outcome
 
+    def _record_scheduler_state_for_paused_engine(self) -> None:
+        """Stock's turn of a paused loop. Writes to decode end meanwhile, and free their slots."""
+        if self._cdsp is not None:
+            self._cdsp.poll_writes()
+        super()._record_scheduler_state_for_paused_engine()
+
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Not idle while the engine holds KV slots: stock would call them a leak."""
         idle = self._cdsp is None or self._cdsp.idle
         return idle and super().is_fully_idle(*args, **kwargs)
+
+    def set_internal_state(self, recv_req: Any) -> Any:
+        """Stock's; a value of the wrong kind is refused rather than the server's end."""
+        try:
+            return super().set_internal_state(recv_req)
+        except Exception:
+            logger.exception("/set_internal_state: %s cannot be set", recv_req.server_args)
+            return SetInternalStateReqOutput(updated=False)
 
     def get_internal_state(self, recv_req: Any) -> Any:
         """Stock's state, with CDSP's under ``"cdsp"``."""

@@ -41,6 +41,7 @@ class FakeInstance:
         self.meets: int | None = None  # the epoch whose links it waits for
         self.used = 0
         self.last_seq = -1
+        self.paused = False
 
     # -- what may happen next -------------------------------------------------------------
 
@@ -61,6 +62,8 @@ class FakeInstance:
                 yield Move(name, partial(self._take_order, refuse), fault=True)
         for task in list(self.tasks.values()):
             yield from self._write_moves(task)
+        if self.paused:
+            return
         for stock in list(self.stock_requests.values()):
             yield from self._stock_moves(stock)
         if self.queue:

@@ -43,6 +43,8 @@ class DecodeSide:
 class AnyOrder(RuleBasedStateMachine):
     """Clients, decode and the pool's insides take turns as hypothesis likes."""
 
+    make_pool = FakePool
+
     @initialize(
         size=st.integers(2, 4),
         tp_size=st.integers(1, 2),
@@ -51,7 +53,7 @@ class AnyOrder(RuleBasedStateMachine):
         policy=st.sampled_from(POLICIES),
     )
     def start(self, size: int, tp_size: int, page_size: int, capacity: int, policy: str) -> None:
-        self.pool = FakePool(
+        self.pool = self.make_pool(
             size=size, tp_size=tp_size, page_size=page_size, capacity=capacity, policy=policy
         )
         self.requests: list[PoolRequest] = []
@@ -169,7 +171,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=12), faults=st.booleans())
     def things_happen(self, choices: list[int], faults: bool) -> None:
-        self.pool.lifecycle.on_loop()
+        self.pool.turn()
         for choice in choices:
             moves = [move for move in self.pool.moves() if faults or not move.fault]
             if moves:
@@ -178,7 +180,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 100))
     def time_passes(self, seconds: float) -> None:
         self.pool.now_s += seconds
-        self.pool.lifecycle.on_loop()
+        self.pool.turn()
 
     @rule()
     def the_pool_comes_to_rest(self) -> None:
