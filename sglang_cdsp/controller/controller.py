@@ -38,6 +38,7 @@ from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.dispatcher import Dispatcher
 from sglang_cdsp.controller.health import PoolHealth, stopped
+from sglang_cdsp.controller.launch_watch import LaunchWatch, Started
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.phases import Phase
@@ -53,9 +54,10 @@ from sglang_cdsp.controller.startup import (
     give_up,
     open_store,
     queue_limits,
+    refuse_start,
 )
 from sglang_cdsp.planner.forced import PARAMETER
-from sglang_cdsp.protocol import messages
+from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
 from sglang_cdsp.protocol.ports import free_ports
@@ -89,7 +91,9 @@ class PoolController(DataParallelController):
         self._control = ControlMessages(
             forward=self.send_control_message, answer=self._answer_control, clock=time.monotonic
         )
-        super().__init__(server_args, port_args, *more)
+        self.scheduler_procs: list[Any] = []
+        with LaunchWatch(lambda: self.scheduler_procs, self._ended_at_start):
+            super().__init__(server_args, port_args, *more)
         self._tp_size = int(get_parallel().tp_size)
         self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
@@ -139,6 +143,16 @@ class PoolController(DataParallelController):
             )
         )
         return reports
+
+    def _ended_at_start(self, process: Started) -> None:
+        """A scheduler has ended before it was ready: so does the server, with its words."""
+        words = last_words.find(str(self._progress.path))
+        self._progress.forget_path()
+        refuse_start(
+            words.removeprefix("sglang-cdsp: ")
+            or f"a scheduler process (pid {process.pid}) ended with exit code {process.exitcode} "
+            "while the pool started; its reason stands above, if it had the time to print one"
+        )
 
     def launch_tensor_parallel_group_thread(
         self, server_args: Any, port_args: Any, *args: Any, **kwargs: Any

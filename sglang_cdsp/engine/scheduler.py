@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +37,7 @@ from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.mesh import Mesh, pool_backend
+from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
@@ -81,7 +83,16 @@ class PoolScheduler(Scheduler):
         self._progress: ProgressBoard | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+            self._become_a_member()
+        except SystemExit as refusal:
+            # The controller tells it, as the last line; here it would be buried.
+            last_words.leave(pool_addresses().progress, str(refusal))
+            os._exit(1)
+
+    def _become_a_member(self) -> None:
+        """Check what was built, and join the pool; ``SystemExit`` says what cannot be served."""
         hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
         self.profiler_manager = SafeProfiles(self.profiler_manager)
