@@ -41,7 +41,7 @@ def routes_of(app: FastAPI) -> Iterator[APIRoute]:
 def install(app: FastAPI, memory: Memory) -> None:
     """Put guards into the routes of an application; safe to call twice."""
     for route in routes_of(app):
-        row = row_of(route.path, route.methods)
+        row = row_of(route.path, route.methods or ())
         if row is None or isinstance(route.app, (Refusal, MemoryGuard, Words)):
             continue
         if row.effect is Effect.REFUSED:

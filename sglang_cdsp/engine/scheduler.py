@@ -95,7 +95,7 @@ class PoolScheduler(Scheduler):
         """Check what was built, and join the pool; ``SystemExit`` says what cannot be served."""
         hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
-        self.profiler_manager = SafeProfiles(self.profiler_manager)
+        self.profiler_manager: Any = SafeProfiles(self.profiler_manager)
         self._join_pool()
 
     def init_model_config(self) -> None:

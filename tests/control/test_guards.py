@@ -24,19 +24,20 @@ class Server:
         self.requests = requests
         self.bodies: list[Any] = []
         self.error: Exception | None = None
+
+        async def answer(request: Request) -> None:
+            if self.error is not None:
+                raise self.error
+            self.bodies.append(await request.json())
+
         for path in (
             *("/start_profile", "/release_memory_occupation", "/resume_memory_occupation"),
             *("/open_session", "/slow_down"),
         ):
-            self.app.add_api_route(path, admin(self._answer), methods=["GET", "POST"])
+            self.app.add_api_route(path, admin(answer), methods=["GET", "POST"])
         for _ in range(2):
             install(self.app, Memory(lambda: self.requests))
         self.client = TestClient(self.app, raise_server_exceptions=False)
-
-    async def _answer(self, request: Request) -> None:
-        if self.error is not None:
-            raise self.error
-        self.bodies.append(await request.json())
 
 
 def test_what_the_pool_does_not_have_is_refused_with_the_remedy() -> None:

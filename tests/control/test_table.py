@@ -20,7 +20,7 @@ ONLY_WITH_A_VARIABLE = {"/dumper/{method}"}
 
 def routes() -> list[tuple[str, frozenset[str]]]:
     """Paths and methods of SGLang's own application."""
-    found = [(route.path, frozenset(route.methods)) for route in routes_of(app)]
+    found = [(route.path, frozenset(route.methods or ())) for route in routes_of(app)]
     found += [(r.path, frozenset({"GET"})) for r in app.routes if isinstance(r, APIWebSocketRoute)]
     return [(path, methods) for path, methods in found if not path.startswith("/cdsp/")]
 

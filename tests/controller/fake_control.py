@@ -28,6 +28,12 @@ CONTINUE = ContinueGenerationReqInput()
 RELEASE = ReleaseMemoryOccupationReqInput()
 RESUME = ResumeMemoryOccupationReqInput()
 FLUSH = FlushCacheReqInput()
+QUIET = (
+    PauseGenerationReqInput,
+    ReleaseMemoryOccupationReqInput,
+    ResumeMemoryOccupationReqInput,
+    UpdateWeightFromDiskReqInput,
+)
 
 
 class ControlledPool(FakePool):
@@ -79,9 +85,8 @@ class ControlledPool(FakePool):
 
     def _forward(self, message: Any) -> None:
         self.forwarded.append(message)
-        assert not self.lifecycle.chunk_running or isinstance(
-            message, (ContinueGenerationReqInput, FlushCacheReqInput)
-        ), "a message that waits for quiet goes out while a chunk runs"
+        quiet = not self.lifecycle.chunk_running or not isinstance(message, QUIET)
+        assert quiet, "a message that waits for quiet goes out while a chunk runs"
         for instance in self.instances:
             instance.order(partial(self._take, instance, message))
 

@@ -5,10 +5,10 @@ The fakes check that no chunk runs on two sets of weights and that nothing is fl
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from tests.controller.any_order import SETTINGS, AnyOrder
 from tests.controller.fake_control import (
     CONTINUE,
     FLUSH,
@@ -19,7 +19,6 @@ from tests.controller.fake_control import (
     RESUME,
     ControlledPool,
 )
-from tests.controller.test_any_order import AnyOrder
 
 
 class AnyControl(AnyOrder):
@@ -64,11 +63,5 @@ class AnyControl(AnyOrder):
             assert gate.may_bind
 
 
-AnyControl.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+AnyControl.TestCase.settings = SETTINGS
 TestAnyControl = AnyControl.TestCase

@@ -53,10 +53,11 @@ def test_new_weights_that_flush_wait_for_all_kv_to_be_freed(pool: ControlledPool
     pool.until(lambda: first.phase is Phase.RUNNING)
     pool.send(NEW_WEIGHTS)
     second = with_pages(pool, [(50, [2, 3])], room=8)
-    pool.until(lambda: bool(pool.forwarded))
-    assert first.phase is Phase.ENDED
+    pool.until(lambda: first.phase is Phase.RELEASING)
+    assert pool.forwarded == []
     assert second.phase is Phase.WAITING, "it gets no slots before the flush"
     pool.settle()
+    assert pool.forwarded == [NEW_WEIGHTS]
     assert second.outcome == "finished"
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from sglang_cdsp.control.table import ENDPOINTS, READS, Effect, Endpoint
 from sglang_cdsp.testing.answers import Answer
+from tests.serving.asking import call, chunks_started, in_hand, pool, until, words
 from tests.serving.client import Client, difference, text_tokens
 from tests.serving.conftest import POOL_SIZE
-from tests.serving.test_numbers import in_hand, until
 
 TOLERANCE = 1e-3
 ALL = list(range(POOL_SIZE))
@@ -68,28 +67,6 @@ QUESTIONS: dict[str, tuple[str, str, Any] | None] = {
 }
 
 
-def call(client: Client, server: str, method: str, path: str, body: Any = None) -> Any:
-    """Ask a server's endpoint."""
-    url = f"{client.servers.urls[server]}{path}"
-    return requests.request(method, url, json=body, timeout=120)
-
-
-def pool(client: Client, path: str, body: Any = None) -> Any:
-    """POST to the pool."""
-    return call(client, "prefill", "POST", path, body)
-
-
-def words(response: Any) -> str:
-    """What a refusal says."""
-    return str(response.json()["error"]["message"])
-
-
-def chunks_started(client: Client) -> int:
-    """Chunks of the whole pool so far."""
-    status = call(client, "prefill", "GET", "/cdsp/status").json()
-    return int(status["counters"]["chunks_by_sp_size"].get(str(POOL_SIZE), 0))
-
-
 @contextmanager
 def slowed_down(client: Client) -> Iterator[None]:
     """Chunks that take long enough to be met in the middle of a prompt."""
@@ -103,10 +80,10 @@ def slowed_down(client: Client) -> Iterator[None]:
 @contextmanager
 def long_request(client: Client, tokens: list[int]) -> Iterator[Future[Answer]]:
     """A request whose second chunk has started."""
-    before = chunks_started(client)
+    before = chunks_started(client, POOL_SIZE)
     with slowed_down(client), ThreadPoolExecutor(1) as threads:
         job = threads.submit(client.pool, tokens, PLAN)
-        assert until(lambda: chunks_started(client) >= before + 2)
+        assert until(lambda: chunks_started(client, POOL_SIZE) >= before + 2)
         yield job
         job.result()
 
@@ -148,38 +125,38 @@ def test_a_pause_ends_chunks_and_holds_the_rest(client: Client, checkpoint: Path
     stock = client.stock(tokens)
     for mode in ("in_place", "retract"):
         free = client.free_tokens()
-        before = chunks_started(client)
+        before = chunks_started(client, POOL_SIZE)
         with long_request(client, tokens) as job:
             assert pool(client, "/pause_generation", {"mode": mode}).status_code == 200
             # A question to the instances goes behind the pause: they have taken it.
             client.pool_states()
-            held = chunks_started(client)
+            held = chunks_started(client, POOL_SIZE)
             assert held < before + len(PLAN), "the pause came too late to tell"
             for _ in range(10):
                 client.pool_states()
                 time.sleep(SLEEP_S / 5)
-            assert chunks_started(client) == held
+            assert chunks_started(client, POOL_SIZE) == held
             assert not job.done()
             assert pool(client, "/continue_generation", {}).status_code == 200
             difference(stock, job.result(), TOLERANCE)
-        assert chunks_started(client) == before + len(PLAN)
+        assert chunks_started(client, POOL_SIZE) == before + len(PLAN)
         assert client.wait_free(free) == free
 
 
 def test_a_pause_that_aborts_ends_all_requests(client: Client, checkpoint: Path) -> None:
     tokens = text_tokens(checkpoint, TOKENS, 302)
     free = client.free_tokens()
-    before = chunks_started(client)
+    before = chunks_started(client, POOL_SIZE)
     with slowed_down(client), ThreadPoolExecutor(1) as threads:
         plan = {"custom_params": {"cdsp_plan": PLAN}}
         job = threads.submit(
             client.generate, client.servers.url, tokens, sampling_params=plan, rid="paused"
         )
-        assert until(lambda: chunks_started(client) >= before + 2)
+        assert until(lambda: chunks_started(client, POOL_SIZE) >= before + 2)
         assert pool(client, "/pause_generation", {"mode": "abort"}).status_code == 200
         assert job.result().status_code >= 400
         assert pool(client, "/continue_generation", {}).status_code == 200
-    assert chunks_started(client) < before + len(PLAN)
+    assert chunks_started(client, POOL_SIZE) < before + len(PLAN)
     difference(client.stock(tokens), client.pool(tokens, PLAN), TOLERANCE)
     assert client.wait_free(free) == free
 
@@ -221,7 +198,7 @@ def test_a_profile_that_cannot_be_made_is_refused(
     assert "not in progress" in words(refused)
     file = tmp_path / "a file"
     file.touch()
-    body = {"output_dir": str(file / "profile"), "activities": ["CPU"]}
+    body: dict[str, Any] = {"output_dir": str(file / "profile"), "activities": ["CPU"]}
     assert pool(client, "/start_profile", body).status_code == 200
     again = pool(client, "/start_profile", body)
     assert again.status_code == 400
@@ -229,7 +206,7 @@ def test_a_profile_that_cannot_be_made_is_refused(
     lost = pool(client, "/stop_profile")
     assert lost.status_code == 400
     assert "output_dir must be writable" in words(lost)
-    body = {"output_dir": str(file / "profile"), "activities": ["CPU"], "num_steps": 1}
+    body["num_steps"] = 1
     assert pool(client, "/start_profile", body).status_code == 200
     tokens = text_tokens(checkpoint, 300, 305)
     for _ in range(3):

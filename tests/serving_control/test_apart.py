@@ -13,9 +13,8 @@ import requests
 
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
+from tests.serving.asking import call, chunks_started, pool, until, words
 from tests.serving.client import Client, difference, read, text_tokens
-from tests.serving.test_control import call, pool, words
-from tests.serving.test_numbers import until
 
 TOLERANCE = 1e-3
 SIZE = 2
@@ -56,12 +55,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def in_the_middle(client: Client, tokens: list[int], **fields: Any) -> Iterator[Future[Any]]:
     """A request some of whose chunks have run; to its response."""
-
-    def started() -> int:
-        status = call(client, "prefill", "GET", "/cdsp/status").json()
-        return int(status["counters"]["chunks_by_sp_size"].get(str(SIZE), 0))
-
-    before = started()
+    before = chunks_started(client, SIZE)
     sampling = {"custom_params": {"cdsp_plan": PLAN}}
     assert pool(client, "/slow_down", {"forward_sleep_time": SLEEP_S}).status_code == 200
     with ThreadPoolExecutor(1) as threads:
@@ -69,7 +63,7 @@ def in_the_middle(client: Client, tokens: list[int], **fields: Any) -> Iterator[
             client.generate, client.servers.url, tokens, sampling_params=sampling, **fields
         )
         try:
-            assert until(lambda: started() > before)
+            assert until(lambda: chunks_started(client, SIZE) > before)
             assert not job.done()
             yield job
         finally:
