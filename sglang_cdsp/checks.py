@@ -94,6 +94,15 @@ REFUSALS: tuple[Refusal, ...] = (
         "--enable-return-routed-experts and --enable-return-indexer-topk",
     ),
     Refusal(
+        lambda a: bool(
+            a.enable_eplb
+            or a.expert_distribution_recorder_mode
+            or getattr(a, "expert_balancedness_report_mode", "off") != "off"
+        ),
+        "--cdsp computes chunks outside of SGLang's expert recorder: remove --enable-eplb, "
+        "--expert-distribution-recorder-mode and --expert-balancedness-report-mode",
+    ),
+    Refusal(
         lambda a: bool(a.allow_auto_truncate),
         "--cdsp does not shorten prompts, decode would shorten them to another length: remove "
         "--allow-auto-truncate",

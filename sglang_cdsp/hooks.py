@@ -12,6 +12,7 @@ SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 KV_CLASS = "sglang.srt.disaggregation.utils.get_kv_class"
 CONTROLLER_TARGET = "sglang.srt.entrypoints.engine.run_data_parallel_controller_process"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelController"
+CONTROL_MIXIN = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 LOADS = "sglang.srt.managers.tokenizer_manager.create_load_snapshot_reader"
 ACCELERATORS = "sglang.srt.entrypoints.v1_loads._num_accelerators_per_dp_rank"
@@ -33,7 +34,7 @@ OPTION_HOOKS = (
     ),
 )
 
-# The process that launches a server with ``--cdsp``.
+# The process that launches a server, and answers HTTP, with ``--cdsp``.
 LAUNCHER_HOOKS = (
     Hook(
         CONTROLLER_TARGET,
@@ -52,6 +53,18 @@ LAUNCHER_HOOKS = (
         "sglang_cdsp.loads:pool_accelerators",
         Kind.ASSIGN,
         "/v1/loads shows the accelerators of one replica",
+    ),
+    Hook(
+        f"{CONTROL_MIXIN}.flush_cache",
+        "sglang_cdsp.control.fan_out:flush_cache",
+        Kind.ASSIGN,
+        "a flush is told as what all instances did",
+    ),
+    Hook(
+        f"{CONTROL_MIXIN}._execute_profile",
+        "sglang_cdsp.control.fan_out:execute_profile",
+        Kind.ASSIGN,
+        "a profile is told as what all instances did",
     ),
 )
 

@@ -72,7 +72,8 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     _end(problems + problems_of(cdsp, server_args))
     cdsp = with_admin(cdsp)
     activate(cdsp)
-    routes.install(cdsp.admin, cdsp.admin_key)
+    shares_weights = getattr(server_args, "weight_cache_mode", "off") != "off"
+    routes.install(cdsp.admin, cdsp.admin_key, shares_weights=shares_weights)
     hook_table.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     return server_args

@@ -15,6 +15,8 @@ import zmq.asyncio
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from sglang_cdsp.control import guards
+from sglang_cdsp.control.memory import Memory
 from sglang_cdsp.protocol.admin import AdminReply, AdminRequest
 
 ANSWER_WITHIN_MS = 5000
@@ -73,9 +75,20 @@ def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message}}, status_code=status)
 
 
-def install(endpoint: str, key: str) -> None:
-    """Add the routes to SGLang's application; safe to call twice."""
-    from sglang.srt.entrypoints.http_server import app
+def install(endpoint: str, key: str, *, shares_weights: bool = False) -> None:
+    """Add the routes to SGLang's application, and guards to its own; safe to call twice.
+
+    Args:
+        endpoint: where the controller answers.
+        key: what it wants to hear.
+        shares_weights: other servers use the weights of this one, too.
+    """
+    from sglang.srt.entrypoints.http_server import app, get_global_state
+
+    def in_hand() -> int:
+        return len(get_global_state().tokenizer_manager.rid_to_state)
+
+    guards.install(app, Memory(in_hand, shares_weights=shares_weights))
 
     if not any(getattr(route, "path", "") == "/cdsp/status" for route in app.routes):
         add_routes(app, endpoint, key)

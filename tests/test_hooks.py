@@ -187,7 +187,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records what would be installed, without installing it."""
     done: list[str] = []
     monkeypatch.setenv(ENV_VAR, "")
-    monkeypatch.setattr(routes, "install", lambda endpoint, key: done.append("routes"))
+    monkeypatch.setattr(routes, "install", lambda *_, **__: done.append("routes"))
     monkeypatch.setattr(hook_table, "apply", lambda table: done.append("apply"))
     monkeypatch.setattr(hook_table, "fault", lambda hook: "")
     monkeypatch.setattr(hooks, "verify", lambda table: done.append("verify"))

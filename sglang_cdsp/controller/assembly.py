@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import zmq
 
@@ -19,6 +20,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.queue_limits import QueueLimits
+from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request_checks import unsupported
 from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
@@ -35,6 +37,7 @@ class PoolParts:
         tp_size: ranks of an instance.
         reports: the socket at which the schedulers report.
         lanes: of the links; the measurement at start uses them too.
+        gate: says what may start.
         model, device: what a latency model that is measured here is called.
     """
 
@@ -47,6 +50,7 @@ class PoolParts:
     dispatcher: Dispatcher
     tp_size: int
     reports: zmq.Socket[bytes]
+    gate: QuietGate[Any]
     model: str
     device: str
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
@@ -102,4 +106,5 @@ class PoolParts:
             limits=self.limits,
             stock_tokens=self.args.stock_tokens,
             lanes=self.lanes,
+            gate=self.gate,
         )

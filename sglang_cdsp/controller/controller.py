@@ -31,12 +31,14 @@ from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
+from sglang_cdsp.controller.control_messages import PAUSED, ControlMessages
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.dispatcher import Dispatcher
-from sglang_cdsp.controller.health import PoolHealth
+from sglang_cdsp.controller.health import PoolHealth, stopped
+from sglang_cdsp.controller.launch_watch import LaunchWatch, Started
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.phases import Phase
@@ -52,9 +54,10 @@ from sglang_cdsp.controller.startup import (
     give_up,
     link_orders,
     queue_limits,
+    refuse_start,
 )
 from sglang_cdsp.planner.forced import PARAMETER
-from sglang_cdsp.protocol import messages
+from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
 from sglang_cdsp.protocol.ports import free_ports
@@ -85,7 +88,12 @@ class PoolController(DataParallelController):
         self._zmq = zmq.Context()
         self._reports = self._open_reports()
         self._rendezvous_ports = free_ports(int(get_parallel().dp_size))
-        super().__init__(server_args, port_args, *more)
+        self._control = ControlMessages(
+            forward=self.send_control_message, answer=self._answer_control, clock=time.monotonic
+        )
+        self.scheduler_procs: list[Any] = []
+        with LaunchWatch(lambda: self.scheduler_procs, self._ended_at_start):
+            super().__init__(server_args, port_args, *more)
         self._tp_size = int(get_parallel().tp_size)
         self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
@@ -133,6 +141,16 @@ class PoolController(DataParallelController):
             )
         )
         return reports
+
+    def _ended_at_start(self, process: Started) -> None:
+        """A scheduler has ended before it was ready: so does the server, with its words."""
+        words = last_words.find(str(self._progress.path))
+        self._progress.forget_path()
+        refuse_start(
+            words.removeprefix("sglang-cdsp: ")
+            or f"a scheduler process (pid {process.pid}) ended with exit code {process.exitcode} "
+            "while the pool started; its reason stands above, if it had the time to print one"
+        )
 
     def launch_tensor_parallel_group_thread(
         self, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
@@ -187,6 +205,7 @@ class PoolController(DataParallelController):
             ),
             tp_size=self._tp_size,
             reports=self._reports,
+            gate=self._control.gate,
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
         )
@@ -238,6 +257,9 @@ class PoolController(DataParallelController):
         mapping[TokenizedGenerateReqInput] = self.on_request
         mapping[BatchTokenizedGenerateReqInput] = self._on_batch
         mapping[AbortReq] = self._on_abort
+        self._request_dispatcher.add_fallback_fn(
+            lambda message: self._control.on(message, self._lifecycle)
+        )
 
     def _on_batch(self, batch: BatchTokenizedGenerateReqInput) -> None:
         for tokenized in batch:
@@ -271,15 +293,28 @@ class PoolController(DataParallelController):
 
     def _on_health_check(self, tokenized: TokenizedGenerateReqInput) -> None:
         """Answer for a pool that works on chunks; an idle one shows that it can generate."""
-        busy = self._lifecycle.busy_instances
-        self._health.observe(busy)
+        busy = self._observe()
         if stuck := self._health.stuck:
             logger.error("sglang-cdsp: instances %s have come no further: not healthy", stuck)
+        elif pids := stopped(int(process.pid) for process in self.scheduler_procs):
+            logger.error("sglang-cdsp: scheduler processes %s are stopped: not healthy", pids)
         elif busy:
             worker = getattr(tokenized, "http_worker_ipc", None)
             sock_send(self._tokenizer, HealthCheckOutput(http_worker_ipc=worker))
         else:
             self.round_robin_scheduler(tokenized)
+
+    def _observe(self) -> frozenset[int]:
+        """Look whether busy instances come on, and return these; in a pause none has to."""
+        paused = self._control.gate.closed >= PAUSED
+        busy = frozenset() if paused else self._lifecycle.busy_instances
+        self._health.observe(busy)
+        return busy
+
+    def _answer_control(self, answer: Any) -> None:
+        """Answer a control message in every instance's name: SGLang waits for all of them."""
+        for _ in self.workers:
+            sock_send(self._tokenizer, answer)
 
     def _on_abort(self, abort: AbortReq) -> None:
         reason = abort.abort_message or "aborted by the client"
@@ -298,9 +333,10 @@ class PoolController(DataParallelController):
             self._read_decode()
             self._read_requests()
             read_reports(self._reports, self._lifecycle)
+            self._control.serve(self._lifecycle)
             self._lifecycle.on_loop()
             self._tell_load()
-            self._health.observe(self._lifecycle.busy_instances)
+            self._observe()
             self._admin.serve()
 
     def _check_schedulers(self) -> None:

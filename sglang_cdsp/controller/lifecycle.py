@@ -26,6 +26,7 @@ from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.queue import WaitingQueue
 from sglang_cdsp.controller.queue_limits import QueueLimits
+from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.types import Plan
@@ -54,12 +55,18 @@ class Lifecycle:
         limits: QueueLimits = NO_LIMITS,
         stock_tokens: int = DEFAULT_STOCK_TOKENS,
         lanes: LaneTable | None = None,
+        gate: QuietGate[Any] | None = None,
     ) -> None:
-        """``clock`` gives the time; ``decode`` knows how long it may take to name its pages.
+        """What the life cycle works with.
 
-        ``stock_tokens``: the longest prompt that takes its instance's stock path; ``lanes``: of the
-        pool, if another life cycle uses them before or after.
+        Args:
+            clock: gives the time.
+            decode: knows how long decode may take to name its pages.
+            stock_tokens: the longest prompt that takes its instance's stock path.
+            lanes: of the pool, if another life cycle uses them before or after.
+            gate: says what may start; without one everything may.
         """
+        self._gate: QuietGate[Any] = gate or QuietGate()
         self._effects = effects
         self._decode = decode
         self._rooms = RoomManager(rooms, effects, clock)
@@ -94,6 +101,7 @@ class Lifecycle:
             stock_tokens=stock_tokens,
             lanes=lanes or LaneTable(LANES),
             clock=clock,
+            may_start=lambda: self._gate.may_start,
         )
 
     @property
@@ -118,6 +126,22 @@ class Lifecycle:
             elif request.phase is Phase.STOCK and request.first_token_s is None:
                 busy.update(request.plan.instances)
         return frozenset(busy)
+
+    @property
+    def chunk_running(self) -> bool:
+        """Whether a chunk is inside a forward."""
+        return any(request.phase is Phase.RUNNING for request in self._table.with_plan)
+
+    @property
+    def holding(self) -> bool:
+        """Whether an instance holds, or is promised to hold, KV of a request."""
+        return bool(self._table.with_plan)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a request with a plan ends only after something more was started for it."""
+        waits = (Phase.BOUND, Phase.STOCK)
+        return any(request.phase in waits for request in self._table.with_plan)
 
     # -- from clients ---------------------------------------------------------------------
 
@@ -231,6 +255,9 @@ class Lifecycle:
         """The controller's loop comes round: tell decode what is due, start what can start."""
         self._rooms.tell()
         self._arrivals.end_overdue()
+        self._progress.start_held()
+        if not self._gate.may_bind:
+            return
         for request, plan in self._arrivals.starts():
             self._progress.bind(request, plan)
 

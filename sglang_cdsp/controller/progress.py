@@ -34,8 +34,16 @@ class Progress:
         stock_tokens: int,
         lanes: LaneTable,
         clock: Callable[[], float],
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``stock_tokens``: longest prompt of the stock path; ``clock`` gives monotonic seconds."""
+        """What chunks need to start.
+
+        Args:
+            stock_tokens: longest prompt of the stock path.
+            lanes: of the links.
+            clock: gives monotonic seconds.
+            may_start: is asked before every go.
+        """
         self._table = table
         self._ledger = ledger
         self._planning = planning
@@ -45,6 +53,8 @@ class Progress:
         self._tp_size = tp_size
         self._stock_tokens = stock_tokens
         self._clock = clock
+        self._may_start = may_start
+        self._held = False
         self._next_seq = 0
         self._lanes = lanes
 
@@ -80,6 +90,9 @@ class Progress:
             return
         group = request.plan.chunks[request.next_chunk].instances
         if request.ready.get(request.next_chunk, set()) >= set(group):
+            if not self._may_start():
+                self._held = True
+                return
             lane = self._lanes.take(request.seq, group)
             if lane is None:
                 return  # asked again when a chunk has left its lane
@@ -94,6 +107,13 @@ class Progress:
         if self._lanes.give_back(request.seq):
             for other in self._table.with_plan:
                 self._decide(other)
+
+    def start_held(self) -> None:
+        """Start the chunks that might not start when they were ready, if they may now."""
+        if self._held and self._may_start():
+            self._held = False
+            for request in self._table.with_plan:
+                self._decide(request)
 
     def drop(self, request: PoolRequest) -> None:
         """End a plan before its last chunk has ended; inside a chunk at its next layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -34,6 +35,26 @@ def give_up(reason: str) -> NoReturn:
     parent = psutil.Process().parent()
     if parent is not None:
         parent.send_signal(signal.SIGQUIT)
+    os._exit(1)
+
+
+def refuse_start(reason: str) -> NoReturn:
+    """End a server that is starting, so that the reason is the last line that it prints.
+
+    SGLang's launching process would add lines of its own, and the other schedulers theirs.
+    """
+    me = psutil.Process()
+    server = me.parent()
+    others = [] if server is None else server.children(recursive=True)
+    for process in others:
+        if process.pid != me.pid:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    logger.error("sglang-cdsp: %s", reason)
+    if server is not None:
+        server.kill()
+        # The first process of a container cannot be killed from inside.
+        server.send_signal(signal.SIGQUIT)
     os._exit(1)
 
 

@@ -249,8 +249,7 @@ class ChunkEngine:
 
     def step(self) -> None:
         """One turn of the scheduler's loop: poll what is under way, advance the queue, compute."""
-        for task in list(self._tasks.values()):
-            self._work.poll(task)
+        self.poll_writes()
         self._admitted.poll()
         self._admitted.count_waiting_from_arrival()
         self._grammars.poll()
@@ -261,6 +260,11 @@ class ChunkEngine:
     def worked(self) -> bool:
         """Whether the last turn computed something: then the next may, without any message."""
         return self._worked
+
+    def poll_writes(self) -> None:
+        """Look after the writes of all tasks; nothing new begins."""
+        for task in list(self._tasks.values()):
+            self._work.poll(task)
 
     def _advance(self) -> None:
         """Announce and admit what may start: the first in the order, and what passes it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import zmq
-from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    SetInternalStateReqOutput,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
@@ -30,12 +35,14 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.faults import requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.model_check import check_config, check_model
+from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.types import LinkShape
+from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import (
@@ -90,9 +97,19 @@ class PoolScheduler(Scheduler):
         self._progress: ProgressBoard | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+            self._become_a_member()
+        except SystemExit as refusal:
+            # The controller tells it, as the last line; here it would be buried.
+            last_words.leave(pool_addresses().progress, str(refusal))
+            os._exit(1)
+
+    def _become_a_member(self) -> None:
+        """Check what was built, and join the pool; ``SystemExit`` says what cannot be served."""
         hooks.verify(hooks.SCHEDULER_HOOKS)
         check_model(self)
+        self.profiler_manager: Any = SafeProfiles(self.profiler_manager)
         self._join_pool()
 
     def init_model_config(self) -> None:
@@ -274,10 +291,24 @@ class PoolScheduler(Scheduler):
             self._cdsp.stamp_end(batch)
         return outcome
 
+    def _record_scheduler_state_for_paused_engine(self) -> None:
+        """Stock's turn of a paused loop. Writes to decode end meanwhile, and free their slots."""
+        if self._cdsp is not None:
+            self._cdsp.poll_writes()
+        super()._record_scheduler_state_for_paused_engine()
+
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Not idle while the engine holds KV slots: stock would call them a leak."""
         idle = self._cdsp is None or self._cdsp.idle
         return idle and super().is_fully_idle(*args, **kwargs)
+
+    def set_internal_state(self, recv_req: Any) -> Any:
+        """Stock's; a value of the wrong kind is refused rather than the server's end."""
+        try:
+            return super().set_internal_state(recv_req)
+        except Exception:
+            logger.exception("/set_internal_state: %s cannot be set", recv_req.server_args)
+            return SetInternalStateReqOutput(updated=False)
 
     def get_internal_state(self, recv_req: Any) -> Any:
         """Stock's state, with CDSP's under ``"cdsp"``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from tests.contract import (
+    control_rows,
     controller_rows,
     decode_limit_rows,
     decode_rows,
@@ -33,6 +34,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("KV transfer over Mooncake", mooncake_rows.ROWS),
     ("A shard's forward and its attention", forward_rows.ROWS),
     ("SGLang's own numbers", number_rows.ROWS),
+    ("Control endpoints and messages", control_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),
 )
 ROWS = tuple(row for _, rows in SECTIONS for row in rows)

@@ -38,6 +38,7 @@ class FakeInstance:
         self.inside: list[FakeTask] = []
         self.used = 0
         self.last_seq = -1
+        self.paused = False
 
     # -- what may happen next -------------------------------------------------------------
 
@@ -53,6 +54,8 @@ class FakeInstance:
                 yield Move(name, partial(self._take_order, refuse), fault=True)
         for task in list(self.tasks.values()):
             yield from self._write_moves(task)
+        if self.paused:
+            return
         for stock in list(self.stock_requests.values()):
             yield from self._stock_moves(stock)
         for place, item in enumerate(list(self.queue)):

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.admission import Admission
@@ -20,6 +21,7 @@ from sglang_cdsp.controller.lifecycle import NO_LIMITS, Lifecycle
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.planning import make_planning
 from sglang_cdsp.controller.queue_limits import QueueLimits
+from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.planner.latency import builtin_model
@@ -67,6 +69,7 @@ class FakePool:
         decode_tokens: int | None = 1_000_000,
         limits: QueueLimits = NO_LIMITS,
         lanes: LaneTable | None = None,
+        gate: QuietGate[Any] | None = None,
     ) -> None:
         self.tp_size = tp_size
         self.page_size = page_size
@@ -123,6 +126,7 @@ class FakePool:
             decode=self.decode_servers,
             limits=limits,
             lanes=lanes,
+            gate=gate,
         )
 
     # -- the world around the pool --------------------------------------------------------
@@ -174,11 +178,15 @@ class FakePool:
             found += instance.moves()
         return found
 
+    def turn(self) -> None:
+        """The controller's loop comes round."""
+        self.lifecycle.on_loop()
+
     def settle(self) -> None:
         """Let everything happen, without further faults, until nothing moves for a while."""
         quiet = 0
         for _ in range(100_000):
-            self.lifecycle.on_loop()
+            self.turn()
             self.now_s += 1.0
             healthy = [move for move in self.moves() if not move.fault]
             quiet = 0 if healthy else quiet + 1
@@ -201,7 +209,7 @@ class FakePool:
         for _ in range(10_000):
             if reached():
                 return
-            self.lifecycle.on_loop()
+            self.turn()
             next(move for move in self.moves() if not move.fault).do()
         raise AssertionError("not reached")
 

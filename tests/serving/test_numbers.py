@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.serving.asking import in_hand, loads, until
 from tests.serving.client import Client, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 
 TOKENS = "sglang:realtime_tokens_total"
 QUEUE_TIME = "sglang:queue_time_seconds_sum"
 RUNNING = "sglang:num_running_reqs"
-WITHIN_S = 30.0
 
 
 def metric(client: Client, name: str, **labels: str) -> float:
@@ -26,12 +25,6 @@ def metric(client: Client, name: str, **labels: str) -> float:
     samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
     fitting = (s for s in samples if s.name == name and labels.items() <= s.labels.items())
     return sum(sample.value for sample in fitting)
-
-
-def loads(client: Client) -> list[dict[str, Any]]:
-    answer = requests.get(f"{client.servers.urls['prefill']}/v1/loads", timeout=10).json()
-    found: list[dict[str, Any]] = answer["loads"]
-    return found
 
 
 def test_loads_are_those_of_one_replica(client: Client) -> None:
@@ -43,20 +36,6 @@ def test_loads_are_those_of_one_replica(client: Client) -> None:
     assert [load["dp_rank"] for load in answer["loads"]] == [0]
     assert [load["dp_rank"] for load in first["loads"]] == [0]
     assert second["loads"] == []
-
-
-def in_hand(client: Client) -> int:
-    """Requests that the pool says it has."""
-    return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads(client))
-
-
-def until(reached: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + WITHIN_S
-    while not reached():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_prefilled_tokens_are_counted_wherever_they_were_computed(

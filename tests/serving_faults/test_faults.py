@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from sglang_cdsp.engine.faults import ENV_VAR
 from sglang_cdsp.testing.stack import RunningStack, prefill_only, running
 from tests.serving.client import Client, text_tokens
 
 FAULTY_LENGTH = 777
+HEALTH_LIMIT_S = 3
+LONG_CHUNK_S = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,7 @@ def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A pool of two whose instance 1 fails in chunk 1 of prompts of one length."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV_VAR, f"1:1:{FAULTY_LENGTH}")
+        patch.setenv("SGLANG_HEALTH_CHECK_TIMEOUT", str(HEALTH_LIMIT_S))
         flags = ("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans", "--cdsp-policy", "cdsp")
         with running(
             prefill_only(checkpoint, flags=flags), tmp_path_factory.mktemp("logs")
@@ -53,10 +58,58 @@ def test_an_exception_inside_a_chunk_fails_only_its_request(
     assert client.wait_free(free) == free
 
 
+def schedulers(stack: RunningStack) -> list[psutil.Process]:
+    """The schedulers of the pool."""
+    server = psutil.Process(stack.servers["prefill"].pid)
+    found = server.children(recursive=True)
+    return [process for process in found if "scheduler" in " ".join(process.cmdline())]
+
+
+def until(reached: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30.0
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return reached()
+
+
+def test_health_during_a_long_chunk_and_when_stopped(stack: RunningStack, checkpoint: Path) -> None:
+    """One chunk takes longer than `/health` waits for an answer of a scheduler."""
+    client, url = Client(stack), stack.urls["prefill"]
+    plan = {"custom_params": {"cdsp_plan": [(600, [0, 1])]}}
+
+    def health() -> int:
+        return requests.get(f"{url}/health", timeout=60).status_code
+
+    def slow_down(seconds: float) -> None:
+        body = {"forward_sleep_time": seconds}
+        requests.post(f"{url}/slow_down", json=body, timeout=60).raise_for_status()
+
+    def running() -> bool:
+        loads = requests.get(f"{url}/v1/loads", timeout=60).json()["loads"]
+        return all(load["num_running_reqs"] for load in loads)
+
+    slow_down(LONG_CHUNK_S)
+    victim = schedulers(stack)[-1]
+    with ThreadPoolExecutor(1) as threads:
+        tokens = text_tokens(checkpoint, 600, 3)
+        job = threads.submit(client.prefill, tokens, sampling_params=plan)
+        assert until(running)
+        assert health() == 200
+        assert not job.done(), "the chunk was too short to tell"
+        victim.suspend()
+        try:
+            assert health() == 503
+        finally:
+            victim.resume()
+        assert job.result().status_code == 200
+    slow_down(0.0)
+    assert health() == 200
+
+
 def test_a_killed_scheduler_ends_the_server(stack: RunningStack) -> None:
     server = psutil.Process(stack.servers["prefill"].pid)
     processes = [server, *server.children(recursive=True)]
-    victims = [p for p in processes if "scheduler" in " ".join(p.cmdline())]
+    victims = schedulers(stack)
     assert victims
     victims[-1].kill()
     gone, alive = psutil.wait_procs(processes, timeout=20)

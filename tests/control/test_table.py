@@ -1,0 +1,59 @@
+"""Every route of the installed server has a row, and every row its test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIWebSocketRoute
+from sglang.srt.entrypoints.http_server import app
+
+from sglang_cdsp.control.guards import routes_of
+from sglang_cdsp.control.table import ENDPOINTS, Effect, Endpoint, row_of
+from tests.control.page import page
+
+TESTS = Path(__file__).parents[1]
+OF_OTHER_RELEASES = {"/get_hicache_l3_cache_layout"}
+ONLY_WITH_A_VARIABLE = {"/dumper/{method}"}
+
+
+def routes() -> list[tuple[str, frozenset[str]]]:
+    """Paths and methods of SGLang's own application."""
+    found = [(route.path, frozenset(route.methods or ())) for route in routes_of(app)]
+    found += [(r.path, frozenset({"GET"})) for r in app.routes if isinstance(r, APIWebSocketRoute)]
+    return [(path, methods) for path, methods in found if not path.startswith("/cdsp/")]
+
+
+def test_every_route_has_a_row() -> None:
+    assert len(routes()) > 80
+    without = [(path, *methods) for path, methods in routes() if row_of(path, methods) is None]
+    assert without == [], "say in sglang_cdsp/control/table.py what it does in a pool"
+
+
+def test_every_row_is_about_a_route() -> None:
+    paths = {path for path, _ in routes()}
+    rows = {row.path for row in ENDPOINTS}
+    assert rows - paths <= OF_OTHER_RELEASES | ONLY_WITH_A_VARIABLE
+
+
+def test_no_route_has_two_rows() -> None:
+    for path, methods in routes():
+        assert len([row for row in ENDPOINTS if row.covers(path, methods)]) == 1, path
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ENDPOINTS if row.effect is not Effect.REQUEST], ids=lambda row: row.path
+)
+def test_a_row_is_whole_and_names_a_test(row: Endpoint) -> None:
+    assert row.stock
+    assert row.pool
+    path, _, name = row.test.partition("::")
+    tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert not name or name in functions, row.test
+
+
+def test_the_page_is_the_table() -> None:
+    written = (TESTS.parent / "docs" / "control.md").read_text(encoding="utf-8")
+    assert written == page(), "python -m tests.control.page > docs/control.md"

@@ -1,0 +1,1 @@
+"""Control endpoints that disturb whoever else uses the servers: weights and memory."""
