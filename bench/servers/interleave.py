@@ -110,7 +110,10 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
             if not shorts:
                 lines.append(f"| {budget} | {size} | {idle:.2f} s | none | | {longs / alone:.2f} |")
                 continue
-            p50, p99 = statistics.median(shorts), shorts[min(len(shorts) - 1, len(shorts) * 99 // 100)]
+            p50, p99 = (
+                statistics.median(shorts),
+                shorts[min(len(shorts) - 1, len(shorts) * 99 // 100)],
+            )
             above = f"{(p50 - idle) / layer:.1f}, {(p99 - idle) / layer:.1f} of {layer:.2f} s"
             lines.append(
                 f"| {budget} | {size} | {idle:.2f} s | {p50:.2f}, {p99:.2f} s, {len(shorts)} "
@@ -139,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 runs[budget] = measure(stack.url, options.tokens, options.short, options.rounds)
     print(table(runs))
     if options.out:
-        options.out.write_text(json.dumps({"tokens": options.tokens, "runs": runs}, indent=2) + "\n")
+        options.out.write_text(
+            json.dumps({"tokens": options.tokens, "runs": runs}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

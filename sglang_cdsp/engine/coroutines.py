@@ -179,7 +179,7 @@ class Coroutines:
         self._switch_out()
 
     def _may_go_on(self, current: Coroutine) -> bool:
-        """Whether a switch can be saved: never with partners, who must switch at the same points."""
+        """Whether a switch can be saved: never with partners, who switch at the same points."""
         if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
             return False
         self._poll()

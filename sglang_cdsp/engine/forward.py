@@ -106,8 +106,6 @@ def run_forward(model_runner: ModelRunner, forward: ForwardBatch, attention: Lay
     inputs = model_runner._extend_forward_kwargs(forward, None)
     set_forward_context(ForwardContext(attn_backend=attention))
     try:
-        return model_runner.model.forward(
-            forward.input_ids, forward.positions, forward, **inputs
-        )
+        return model_runner.model.forward(forward.input_ids, forward.positions, forward, **inputs)
     finally:
         set_forward_context(None)

@@ -50,8 +50,8 @@ from sglang_cdsp.protocol.messages import (
     GoOrder,
     GrammarOrder,
     Hello,
-    LoadOrder,
     LinkOrder,
+    LoadOrder,
     LogprobOrder,
     PeerOrder,
     PlanOrder,
@@ -131,7 +131,11 @@ class PoolScheduler(Scheduler):
 
         hub = LinkHub(
             make_links(
-                pool_links(self.device), instance, INCARNATION, LINK_SHAPE, torch.device(self.device)
+                pool_links(self.device),
+                instance,
+                INCARNATION,
+                LINK_SHAPE,
+                torch.device(self.device),
             ),
             LINK_SHAPE,
             give_way=lambda ready: coroutines.give_way(ready),
@@ -218,7 +222,9 @@ class PoolScheduler(Scheduler):
     def _has_messages(self) -> bool:
         """Whether the loop has something to do while chunks wait for their partners."""
         socket = getattr(self, "recv_from_tokenizer", None)
-        waiting = isinstance(socket, zmq.Socket) and bool(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        waiting = isinstance(socket, zmq.Socket) and bool(
+            socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
+        )
         return waiting or bool(self.waiting_queue)
 
     @property

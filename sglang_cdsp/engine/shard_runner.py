@@ -15,8 +15,8 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from sglang_cdsp.attention.backend import ShardAttention
 from sglang_cdsp.attention.ring import RingLayout
-from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.coroutines import Ready
+from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
 from sglang_cdsp.engine.layers import LayerSteps
 from sglang_cdsp.engine.prompt_logprobs import ask_for_rows, collect, rows_asked
@@ -122,9 +122,7 @@ class ShardRunner:
             event.record()
             self._give_way(event.query)
 
-    def _prepare(
-        self, task: ChunkTask, chunk: int, stored: Callable[[int], None]
-    ) -> ShardForward:
+    def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
         layout = task.layouts[chunk]
         sampling = None
         if task.is_final(chunk) and task.answers_at(self._instance):

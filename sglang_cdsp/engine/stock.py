@@ -80,7 +80,9 @@ class ModelRunner(Protocol):
     attn_backend: Any
     token_to_kv_pool: KVPool
 
-    def _extend_forward_kwargs(self, forward_batch: Any, pp_proxy_tensors: Any, /) -> dict[str, Any]:
+    def _extend_forward_kwargs(
+        self, forward_batch: Any, pp_proxy_tensors: Any, /
+    ) -> dict[str, Any]:
         """What the model's ``forward`` takes beside tokens, positions and batch."""
 
     def sample(self, logits_output: Any, forward_batch: Any, /) -> torch.Tensor:

@@ -27,11 +27,11 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
-    StopOrder,
     PlanOrder,
     ReleaseOrder,
     RoomOrder,
     StockOrder,
+    StopOrder,
     register_orders,
 )
 from tests.controller.fake_requests import request
