@@ -80,7 +80,7 @@ def nvidia_smi() -> dict[str, str]:
 
 
 def host_bandwidth(target: Target) -> dict[str, float]:
-    """GB/s of a pinned copy either way: what a mesh through host memory can reach."""
+    """GB/s of a pinned copy either way: what links through host memory can reach."""
     size = (4 if target.small else 256) * 2**20
     host = torch.zeros(size, dtype=torch.uint8, pin_memory=target.cuda)
     device = torch.zeros(size, dtype=torch.uint8, device=target.device)

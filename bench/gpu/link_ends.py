@@ -6,7 +6,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,18 +13,23 @@ import torch
 import torch.multiprocessing  # registers how tensors travel through a pipe: as shared memory
 
 from bench.gpu.target import Target, target_for
-from sglang_cdsp.parallel.mesh import Mesh, Message
+from sglang_cdsp.parallel.links.choose import make_links
+from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
+from sglang_cdsp.parallel.links.types import LinkShape, Message
 
 POLL_LIMIT_S = 20.0
-CONNECT_LIMIT = timedelta(seconds=20)
 TIMES = 5
+SHAPE = LinkShape(lanes=1, depth=2, slot_bytes=4 << 20)
+BLOCKS = 8
+"""More than a lane has slots."""
+SLEEP_CYCLES = 20_000_000
+End = Callable[[int, Connection, Target], dict[str, Any]]
+"""What an end does, given its rank, a pipe to the other end and the device."""
 READY = "ready"
 """What an end says when its turn may come."""
 
 
-def run_end(
-    name: str, rank: int, peer: Connection, report: Connection, port: int, dry_run: bool
-) -> None:
+def run_end(name: str, rank: int, peer: Connection, report: Connection, dry_run: bool) -> None:
     """Get ready, wait for the word to begin, run one end and report: a process's entry point."""
     try:
         torch.set_num_threads(1)
@@ -34,7 +38,7 @@ def run_end(
         target.synchronize()
         report.send(READY)
         report.recv()
-        figures = ENDS[name](rank, peer, target, port)
+        figures = ENDS[name](rank, peer, target)
         report.send((True, figures))
     except BaseException:
         report.send((False, "\n".join(traceback.format_exc().splitlines()[-8:])))
@@ -59,7 +63,7 @@ def require(right: bool, what: str) -> None:
         raise RuntimeError(what)
 
 
-def nixl_write(rank: int, peer: Connection, target: Target, port: int) -> dict[str, Any]:
+def nixl_write(rank: int, peer: Connection, target: Target) -> dict[str, Any]:
     """A write over UCX into the other's memory, and the notification that it is there."""
     from nixl._api import nixl_agent, nixl_agent_config
 
@@ -113,7 +117,7 @@ def _next(peer: Connection) -> Any:
     return peer.recv()
 
 
-def shared_memory(rank: int, peer: Connection, target: Target, port: int) -> dict[str, Any]:
+def shared_memory(rank: int, peer: Connection, target: Target) -> dict[str, Any]:
     """One end opens the other's tensor (CUDA IPC on a GPU), reads it and writes into it."""
     if rank == 0:
         mine = pattern(target, 5)
@@ -140,41 +144,81 @@ def shared_memory(rank: int, peer: Connection, target: Target, port: int) -> dic
     return {"GB/s": copy.nbytes / min(times) / 1e9}
 
 
-def mesh_exchange(backend: str) -> Callable[[int, Connection, Target, int], dict[str, Any]]:
-    """The pool's own links of one backend, both ways at once."""
+def pool_links(kind: str) -> End:
+    """The pool's own links of one kind, both ways at once."""
 
-    def end(rank: int, peer: Connection, target: Target, port: int) -> dict[str, Any]:
-        mesh = Mesh.connect(
-            rank,
-            2,
-            "127.0.0.1",
-            port,
-            backend,
-            bind_host="127.0.0.1",
-            device=target.device,
-            timeout=CONNECT_LIMIT,
-        )
+    def end(rank: int, peer: Connection, target: Target) -> dict[str, Any]:
+        hub, lane = linked(kind, rank, peer, target)
         out, into = pattern(target, rank), torch.zeros_like(pattern(target, 0))
         times = []
         for _ in range(TIMES):
             into.zero_()
             target.synchronize()
             began = time.perf_counter()
-            mesh.exchange([Message(out, 1 - rank)], [Message(into, 1 - rank)]).wait()
+            lane.exchange([Message(out, 1 - rank)], [Message(into, 1 - rank)]).wait()
             target.synchronize()
             times.append(time.perf_counter() - began)
             require(torch.equal(into, pattern(target, 1 - rank)), "what came is not what was sent")
-        peer.send("done")
-        _next(peer)
-        mesh.close()
+        finish(hub, lane, peer)
         return {f"GB/s each way, end {rank}": out.nbytes / min(times) / 1e9}
 
     return end
 
 
-ENDS: dict[str, Callable[[int, Connection, Target, int], dict[str, Any]]] = {
+def links_in_order(rank: int, peer: Connection, target: Target) -> dict[str, Any]:
+    """Blocks that are still to be computed, and slots that are still to be read.
+
+    What is sent is written by a kernel that has not begun when it is posted; what comes is read
+    by copies that have not begun when the next block wants their slot. More blocks than slots.
+    """
+    hub, lane = linked("nixl", rank, peer, target)
+    rows = 64 if target.small else SHAPE.slot_bytes // 4
+    out = [torch.zeros(rows, dtype=torch.int32, device=target.device) for _ in range(BLOCKS)]
+    into = [torch.zeros_like(tensor) for tensor in out]
+    target.synchronize()
+    works = []
+    for number in range(BLOCKS):
+        if target.cuda:
+            torch.cuda._sleep(SLEEP_CYCLES)
+        out[number].fill_(100 * rank + number + 1)
+        works.append(
+            lane.exchange([Message(out[number], 1 - rank)], [Message(into[number], 1 - rank)])
+        )
+    for work in works:
+        work.wait()
+    for number, tensor in enumerate(into):
+        wanted = 100 * (1 - rank) + number + 1
+        require(bool((tensor == wanted).all()), f"block {number} is not what was computed")
+    finish(hub, lane, peer)
+    return {f"blocks in order, end {rank}": len(into)}
+
+
+def linked(kind: str, rank: int, peer: Connection, target: Target) -> tuple[LinkHub, Lane]:
+    """This end's hub, and a lane to the other end."""
+    hub = LinkHub(make_links(kind, rank, 0, SHAPE, target.device), SHAPE)
+    peer.send(hub.invite(1 - rank))
+    hub.join(1 - rank, 0, _next(peer))
+    return hub, hub.open(0, 1, (0, 1))
+
+
+def finish(hub: LinkHub, lane: Lane, peer: Connection) -> None:
+    """Leave when the other end has all that it wants."""
+    peer.send("done")
+
+    def said() -> bool:
+        hub.poll()
+        return peer.poll()
+
+    _await(said, "the other end said nothing")
+    require(peer.recv() == "done", "the other end failed")
+    lane.close()
+    hub.close()
+
+
+ENDS: dict[str, End] = {
     "NIXL over UCX, write and notification": nixl_write,
     "shared memory (CUDA IPC)": shared_memory,
-    "gloo through the host": mesh_exchange("gloo-host"),
-    "NCCL": mesh_exchange("nccl"),
+    "links over NIXL": pool_links("nixl"),
+    "links over NIXL, blocks and slots in the device's order": links_in_order,
+    "links through the host": pool_links("shared-memory"),
 }

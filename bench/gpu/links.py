@@ -1,14 +1,10 @@
-"""Step 5: two processes on one device, and which links work between them.
-
-NCCL is expected to refuse two ranks on one device; either way is recorded.
-"""
+"""Step 5: two processes on one device, and which links work between them."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
@@ -17,7 +13,6 @@ from bench.gpu.environment import nvidia_smi
 from bench.gpu.link_ends import ENDS, READY, run_end
 from bench.gpu.record import CheckFailed, Recorder, Skipped
 from bench.gpu.target import Target
-from sglang_cdsp.protocol.ports import free_ports
 
 READY_S = 90.0
 """For the imports of all processes; the step's own limit on a GPU is shorter."""
@@ -39,13 +34,12 @@ def run(target: Target, recorder: Recorder) -> None:
     # All are started at once, since imports take longest; each begins when its turn comes.
     pairs = {name: Pair(name, target) for name in ENDS}
     for name, pair in pairs.items():
-        judge = refused_or_not if name == "NCCL" else both
-        recorder.check(name, partial(judged, pair, judge))
+        recorder.check(name, partial(judged, pair))
 
 
-def judged(pair: Pair, judge: Callable[[list[Answer]], dict[str, Any]]) -> dict[str, Any]:
+def judged(pair: Pair) -> dict[str, Any]:
     """Run a pair and judge its answers."""
-    return judge(pair.run())
+    return both(pair.run())
 
 
 Answer = tuple[bool, Any]
@@ -59,12 +53,11 @@ class Pair:
         spawn = multiprocessing.get_context("spawn")
         ends = spawn.Pipe()
         pipes = [spawn.Pipe() for _ in range(2)]
-        (port,) = free_ports(1)
         self._pipes = [mine for mine, _ in pipes]
         self._processes = [
             spawn.Process(
                 target=run_end,
-                args=(name, rank, ends[rank], pipes[rank][1], port, not target.cuda),
+                args=(name, rank, ends[rank], pipes[rank][1], not target.cuda),
                 daemon=True,
             )
             for rank in range(2)
@@ -121,17 +114,3 @@ def both(answers: list[Answer]) -> dict[str, Any]:
     if wrong:
         raise CheckFailed("\n".join(wrong))
     return {name: value for _, figures in answers for name, value in figures.items()}
-
-
-def refused_or_not(answers: list[Answer]) -> dict[str, Any]:
-    """Whether two ranks on one device were accepted; a refusal is what NCCL is expected to give.
-
-    Raises:
-        CheckFailed: neither end gave a clear answer.
-    """
-    if all(done for done, _ in answers):
-        return {"two ranks on one device": "accepted", **both(answers)}
-    said = [words for done, words in answers if not done and words not in (CRASHED, SILENT)]
-    if not said:
-        return both(answers)
-    return {"two ranks on one device": "refused, as expected", "said": said[0].splitlines()[-1]}

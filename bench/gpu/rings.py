@@ -15,16 +15,17 @@ from bench.gpu.record import CheckFailed, Recorder
 from bench.gpu.target import Target
 from sglang_cdsp.attention.partial import partial_attention
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import Lane
+from sglang_cdsp.parallel.links.types import Exchanger, LinkShape
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Move, Span
+from sglang_cdsp.testing.links import SMALL, thread_lanes
 from sglang_cdsp.testing.rings import (
     Attention,
     RingCase,
     in_threads,
     own_stream,
     run_threads,
-    thread_meshes,
 )
 
 SIZES = (2, 4, 8)
@@ -33,24 +34,25 @@ WAYS: dict[str, Attention] = {"KV": ring_attention, "Q": q_ring_attention}
 
 def run(target: Target, recorder: Recorder) -> None:
     """All of the step's checks."""
-    with meshes(target, max(SIZES)) as links:
+    with lanes(target, max(SIZES)) as links:
         for name, work in checks(target, links):
             recorder.check(name, work)
 
 
 @contextmanager
-def meshes(target: Target, size: int) -> Iterator[list[Mesh]]:
-    """Links among ``size`` threads, through host memory also in a dry run."""
-    links = thread_meshes(size, "gloo-host", target.device)
+def lanes(target: Target, size: int) -> Iterator[list[Lane]]:
+    """A lane among ``size`` threads; tensors of a device pass through host memory."""
+    shape = SMALL if target.small else LinkShape(lanes=1, depth=2, slot_bytes=4 << 20)
+    links = thread_lanes(size, shape)
     try:
         yield links
     finally:
-        for mesh in links:
-            mesh.close()
+        for lane in links:
+            lane.close()
 
 
 def checks(
-    target: Target, links: Sequence[Mesh]
+    target: Target, links: Sequence[Exchanger]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Name and work of every check of the step."""
     for size in SIZES:
@@ -83,7 +85,7 @@ def ring_cases(size: int, small: bool) -> list[RingCase]:
 
 
 def check_ring(
-    target: Target, links: Sequence[Mesh], way: Attention, case: RingCase
+    target: Target, links: Sequence[Exchanger], way: Attention, case: RingCase
 ) -> dict[str, float]:
     """Compare a ring with one attention call over everything, both against float64.
 
@@ -100,7 +102,7 @@ def check_ring(
     return {"off by": error, "one call off by": one_call, "apart": between}
 
 
-def check_moves(target: Target, links: Sequence[Mesh], size: int) -> dict[str, float]:
+def check_moves(target: Target, links: Sequence[Exchanger], size: int) -> dict[str, float]:
     """Every rank gives rows of its pools to the next one; they lie there bit by bit.
 
     Raises:

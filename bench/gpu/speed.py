@@ -16,7 +16,8 @@ from bench.micro.merge import Shape, measure
 from sglang_cdsp.attention.blocks import pack_block
 from sglang_cdsp.attention.partial import partial_attention
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
-from sglang_cdsp.parallel.mesh import Mesh, Message, Work
+from sglang_cdsp.attention.steps import KvRing, QRing
+from sglang_cdsp.parallel.links.types import Message
 from sglang_cdsp.testing.rings import Attention, RingCase
 
 PARTS = 8
@@ -104,14 +105,16 @@ def gather_and_pack(target: Target) -> dict[str, float]:
     }
 
 
-class UnlinkedMesh(Mesh):
+class Unlinked:
     """Sends nothing and leaves what is received as it is: the host's work without partners."""
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def exchange(
+        self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0
+    ) -> Unlinked:
+        return self
 
-    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Work:
-        return Work((), ())
+    def wait(self) -> None:
+        """Nothing is under way."""
 
 
 def host_time(target: Target, way: Attention, size: int) -> dict[str, Any]:
@@ -124,10 +127,12 @@ def host_time(target: Target, way: Attention, size: int) -> dict[str, Any]:
         tuple(range(size)), history, tokens, 64, HEADS, KV_HEADS, head_dim=DIM, value_dim=DIM
     )
     inputs = case.member_inputs(0, target.dtype, target.device)
-    layout, mesh = case.layout(0), UnlinkedMesh(0, size)
+    layout = case.layout(0)
+    # As the backend has it: the steps are worked out once a chunk.
+    ring = KvRing.of(layout) if way is ring_attention else QRing.of(layout)
 
     def layer() -> torch.Tensor:
-        return way(*inputs, layout, mesh, scale=case.scale)
+        return way(*inputs, layout, Unlinked(), scale=case.scale, ring=ring)
 
     host = host_milliseconds(target, layer)
     return {"host ms": host, "in all ms": milliseconds(target, layer)}

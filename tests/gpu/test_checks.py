@@ -16,7 +16,7 @@ from bench.gpu.record import CheckFailed, Recorder, read_checks
 from bench.gpu.target import Target, target_for
 from sglang_cdsp.attention.partial import Implementation
 from sglang_cdsp.attention.ring import ring_attention
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.testing.answers import Answer, compare
 from sglang_cdsp.testing.checkpoint import LlamaShape
 
@@ -130,24 +130,24 @@ def test_an_infinity_or_nan_is_never_within() -> None:
 
 
 @pytest.fixture(scope="module")
-def links() -> Iterator[list[Mesh]]:
-    with rings.meshes(CPU, 4) as meshes:
-        yield meshes
+def links() -> Iterator[list[Lane]]:
+    with rings.lanes(CPU, 4) as lanes:
+        yield lanes
 
 
-def test_rings_pass(links: list[Mesh]) -> None:
+def test_rings_pass(links: list[Lane]) -> None:
     for case in rings.ring_cases(4, small=True):
         for way in rings.WAYS.values():
             rings.check_ring(CPU, links, way, case)
     rings.check_moves(CPU, links, 4)
 
 
-def test_a_ring_that_loses_a_block_fails(links: list[Mesh]) -> None:
+def test_a_ring_that_loses_a_block_fails(links: list[Lane]) -> None:
     def loses(*tensors: torch.Tensor, **keywords: object) -> torch.Tensor:
-        q, k, v, k_history, v_history, layout, mesh = tensors
+        q, k, v, k_history, v_history, layout, exchanger = tensors
         if layout.me == 1:  # type: ignore[attr-defined]
             v_history = torch.zeros_like(v_history)
-        return ring_attention(q, k, v, k_history, v_history, layout, mesh, **keywords)  # type: ignore[arg-type]
+        return ring_attention(q, k, v, k_history, v_history, layout, exchanger, **keywords)  # type: ignore[arg-type]
 
     with pytest.raises(CheckFailed, match="ring is off"):
         rings.check_ring(CPU, links, loses, rings.ring_cases(4, small=True)[1])

@@ -10,7 +10,8 @@ import torch
 from bench.gpu import attention, environment, links, rings, speed
 from bench.gpu.link_ends import ENDS
 from bench.gpu.target import Target, target_for
-from sglang_cdsp.parallel.mesh import Mesh
+from sglang_cdsp.parallel.links.lanes import Lane
+from sglang_cdsp.parallel.links.types import Message
 from sglang_cdsp.testing.rings import in_threads, own_stream
 
 pytestmark = [
@@ -22,8 +23,8 @@ HERE = target_for(dry_run=not torch.cuda.is_available())
 
 
 @pytest.fixture(scope="module")
-def meshes() -> Iterator[list[Mesh]]:
-    with rings.meshes(HERE, max(rings.SIZES)) as found:
+def lanes() -> Iterator[list[Lane]]:
+    with rings.lanes(HERE, max(rings.SIZES)) as found:
         yield found
 
 
@@ -40,18 +41,18 @@ def test_every_implementation_is_there() -> None:
 
 @pytest.mark.parametrize("size", rings.SIZES)
 @pytest.mark.parametrize("way", list(rings.WAYS))
-def test_rings(meshes: list[Mesh], way: str, size: int) -> None:
+def test_rings(lanes: list[Lane], way: str, size: int) -> None:
     for case in rings.ring_cases(size, small=False):
-        rings.check_ring(HERE, meshes, rings.WAYS[way], case)
+        rings.check_ring(HERE, lanes, rings.WAYS[way], case)
 
 
 @pytest.mark.parametrize("size", rings.SIZES)
-def test_moves(meshes: list[Mesh], size: int) -> None:
-    rings.check_moves(HERE, meshes, size)
+def test_moves(lanes: list[Lane], size: int) -> None:
+    rings.check_moves(HERE, lanes, size)
 
 
-def test_a_mesh_through_host_memory_waits_for_what_is_still_being_computed(
-    meshes: list[Mesh],
+def test_links_through_host_memory_wait_for_what_is_still_being_computed(
+    lanes: list[Lane],
 ) -> None:
     """What is sent is written by a kernel that has not begun; what came is read by the next one."""
     shape, rounds = (1 << 22,), 5
@@ -63,13 +64,11 @@ def test_a_mesh_through_host_memory_waits_for_what_is_still_being_computed(
             for number in range(rounds):
                 torch.cuda._sleep(20_000_000)
                 out.fill_(10 * rank + number)
-                work = [
-                    meshes[rank].send(out, 1 - rank, 20),
-                    meshes[rank].recv(into, 1 - rank, 20),
-                ]
+                work = lanes[rank].exchange(
+                    [Message(out, 1 - rank, 20)], [Message(into, 1 - rank, 20)]
+                )
+                work.wait()
                 out.fill_(-1.0)
-                for one in work:
-                    one.wait()
                 sums.append(float(into.double().mean()))
         return sums
 
@@ -77,13 +76,9 @@ def test_a_mesh_through_host_memory_waits_for_what_is_still_being_computed(
     assert found == [[10.0 * (1 - rank) + n for n in range(rounds)] for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", [name for name in ENDS if name != "NCCL"])
+@pytest.mark.parametrize("name", list(ENDS))
 def test_links_between_two_processes(name: str) -> None:
     links.both(links.Pair(name, HERE).run())
-
-
-def test_nccl_gives_a_clear_answer() -> None:
-    links.refused_or_not(links.Pair("NCCL", HERE).run())
 
 
 def test_speed_and_ceilings_are_measured() -> None:

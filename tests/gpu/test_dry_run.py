@@ -32,7 +32,14 @@ def test_steps_without_servers(tmp_path: Path) -> None:
     assert document["summary"] == "5 passed, 0 failed, 0 skipped"
     assert document["machine"]["torch"]
     names = [check["name"] for step in document["steps"] for check in step["checks"]]
-    for part in ("merge_into", "torch-cpu-flash", "KV ring of 8", "Q ring of 2", "NIXL", "NCCL"):
+    for part in (
+        "merge_into",
+        "torch-cpu-flash",
+        "KV ring of 8",
+        "Q ring of 2",
+        "NIXL",
+        "links over NIXL",
+    ):
         assert any(part in name for name in names), part
 
 

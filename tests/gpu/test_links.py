@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import links
-from bench.gpu.links import CRASHED, SILENT, Pair, both, refused_or_not
+from bench.gpu.links import CRASHED, SILENT, Pair, both
 from bench.gpu.record import CheckFailed, Recorder, Skipped
 from bench.gpu.target import Target, target_for
 
@@ -16,18 +16,9 @@ DRY = target_for(dry_run=True)
 
 def test_both_ends_must_come_through() -> None:
     assert both([(True, {}), (True, {"GB/s": 2.0})]) == {"GB/s": 2.0}
-    with pytest.raises(CheckFailed, match="end 1: broken"):
-        both([(True, {}), (False, "broken")])
-
-
-def test_a_refusal_is_recorded_and_silence_is_not_one() -> None:
-    found = refused_or_not([(False, "Traceback\nLinkError: Duplicate GPU"), (False, SILENT)])
-    assert found["said"] == "LinkError: Duplicate GPU"
-    assert found["two ranks on one device"].startswith("refused")
-    assert refused_or_not([(True, {}), (True, {})])["two ranks on one device"] == "accepted"
-    for silent in (SILENT, CRASHED):
-        with pytest.raises(CheckFailed, match=silent):
-            refused_or_not([(False, silent), (False, SILENT)])
+    for words in ("broken", SILENT, CRASHED):
+        with pytest.raises(CheckFailed, match=f"end 1: {words}"):
+            both([(True, {}), (False, words)])
 
 
 def test_two_processes_share_memory_and_a_wrong_end_is_named() -> None:

@@ -18,9 +18,9 @@ from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.choose import make_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.types import LinkShape
-from tests.parallel.ring_cases import RingCase, run_member
+from tests.parallel.ring_cases import Attention, RingCase, run_member
 
-WAYS = {"kv": ring_attention, "q": q_ring_attention}
+WAYS: dict[str, Attention] = {"kv": ring_attention, "q": q_ring_attention}
 SHAPE = LinkShape(lanes=1, depth=2, slot_bytes=32 << 10)
 
 

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from sglang_cdsp.parallel.errors import LinkError
-from sglang_cdsp.parallel.mesh import Mesh, Message
+from sglang_cdsp.parallel.links.types import Message
+from sglang_cdsp.parallel.mesh import Mesh
 from tests.parallel.ring_cases import in_threads, thread_meshes
 
 

@@ -10,7 +10,8 @@ from torch._C._distributed_c10d import HashStore
 
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
 from sglang_cdsp.parallel.errors import LinkError
-from sglang_cdsp.parallel.mesh import BACKEND_VAR, Mesh, Message, pool_backend
+from sglang_cdsp.parallel.links.types import Message
+from sglang_cdsp.parallel.mesh import BACKEND_VAR, Mesh, pool_backend
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Move, Span
 from tests.parallel.ring_cases import RingCase, in_threads, run_threads, thread_meshes
