@@ -12,7 +12,8 @@ from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -> PoolView:
     """The pool as the next prompt must see it: the last group is busy until the plan ends.
 
-    A plan that passes puts off the groups that stand still for it, by as much as they do.
+    A plan that passes puts off the groups that stand still for it, by as much as they do. A group
+    that another plan waits for is not passed any more: what may delay that plan is not known here.
     """
     queue = list(pool.queue_s)
     rings = pool.passable
@@ -25,6 +26,7 @@ def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -
     else:
         for i in plan.instances:
             queue[i] = plan.ttft_s
+        rings = tuple(r for r in rings if set(r.instances).isdisjoint(plan.instances))
     free = pool.free_tokens
     if free is not None:
         demand = kv_demand(
