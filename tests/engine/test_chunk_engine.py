@@ -37,7 +37,7 @@ def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() ->
         assert Drained not in rank.kinds()
         rank.written[write] = "landed"
     rank.engine.step()
-    assert rank.last(Drained) == {"seq": 0, "error": ""}
+    assert rank.last(Drained) == {"seq": 0, "error": "", "uncertain": False}
     assert rank.allocator.available_size() < PAGES
     rank.engine.on_release(ReleaseOrder(seq=0))
     assert rank.allocator.available_size() == PAGES
@@ -92,6 +92,8 @@ def test_a_rank_that_loses_a_write_stays_in_step_with_its_partner() -> None:
         rank.go(1, go=False)
         rank.engine.step()
     assert [rank.last(Drained)["error"] for rank in ranks] == ["", "KV write failed"]
+    assert ranks[1].last(WriteLost)["uncertain"], "parts of it may still arrive at decode"
+    assert [rank.last(Drained)["uncertain"] for rank in ranks] == [False, True]
 
 
 @pytest.mark.parametrize(("chunk", "shared"), [(0, False), (1, True)])
