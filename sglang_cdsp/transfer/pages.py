@@ -47,10 +47,11 @@ def posts(pages: Pages, *, per_run: int, per_page: int) -> tuple[Pages, ...]:
         per_run: pieces of memory of a run of neighbours, 0 where neighbours are not merged.
         per_page: pieces of memory of a page where neighbours are not merged, else 0.
     """
-    cuts: list[int] = []
+    if not len(pages):
+        return ()
     if per_run:
         cuts = runs(pages)[:: max(1, MAX_DESCRIPTORS // per_run)].tolist()
-    elif len(pages):
+    else:
         cuts = list(range(0, len(pages), max(1, MAX_DESCRIPTORS // per_page)))
     found = []
     for start, stop in zip(cuts, [*cuts[1:], len(pages)], strict=True):

@@ -60,7 +60,7 @@ class SlowManager(FakePoolManager):
         self.pages("decode", DECODE_PAGES)
 
     @property
-    def layer_buffers(self) -> dict[int, tuple[int, ...]]:  # type: ignore[override]
+    def layer_buffers(self) -> dict[int, tuple[int, ...]]:
         """The memory's rows are all the KV that there is."""
         return {0: (0,)}
 

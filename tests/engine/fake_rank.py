@@ -41,8 +41,8 @@ class NoSurroundings:
 class FakeWrite:
     """A write whose state is its entry in ``Rank.written``, from the end of its chunk on."""
 
-    def __init__(self, written: dict[int, str], last: bool) -> None:
-        self.written, self.last = written, last
+    def __init__(self, rank: Rank, last: bool) -> None:
+        self.rank, self.last = rank, last
         self.number: int | None = None
         self.cancelled = False
 
@@ -50,8 +50,8 @@ class FakeWrite:
         pass
 
     def computed(self, *, aux_index: int | None) -> None:
-        self.number = len(self.written)
-        self.written[self.number] = "flying"
+        self.number = len(self.rank.written)
+        self.rank.written[self.number] = "flying"
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -59,7 +59,7 @@ class FakeWrite:
     def poll(self) -> bool:
         if self.number is None:
             return self.cancelled
-        state = self.written[self.number]
+        state = self.rank.written[self.number]
         if state == "lost":
             raise TransferFailed("KV write failed", uncertain=True)
         return state == "landed"
@@ -153,7 +153,7 @@ class Rank:
         assert "flying" not in self.written.values(), "a room is forgotten while it is written to"
 
     def open_write(self, room: int, pages: Any, *rest: Any, last: bool) -> Any:
-        return FakeWrite(self.written, last)
+        return FakeWrite(self, last)
 
     # -- runner ---------------------------------------------------------------------------
 

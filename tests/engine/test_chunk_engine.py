@@ -92,6 +92,8 @@ def test_a_rank_that_loses_a_write_stays_in_step_with_its_partner() -> None:
         rank.stop()
         rank.engine.step()
     assert [rank.last(Drained)["error"] for rank in ranks] == ["", "KV write failed"]
+    assert ranks[1].last(WriteLost)["uncertain"], "parts of it may still arrive at decode"
+    assert [rank.last(Drained)["uncertain"] for rank in ranks] == [False, True]
 
 
 @pytest.mark.parametrize("chunk", [0, 1])

@@ -103,9 +103,10 @@ def flying(*chunks: int) -> tuple[FakePoolManager, ChunkTask]:
     """A task with one write in flight per named chunk."""
     manager = FakePoolManager()
     run = PlanRun(plan_layout([(4, [0])], 1), 1)
+    run.run(0)
     task = task_of(run, plan_layout([(4, [0])], 1), 0, FakeHome())
     manager.peer("a")
-    manager.pages("a", [10])
+    manager.pages("a", [10, 11, 12, 13])
     for chunk in chunks:
         source, place = np.array([5], np.int32), np.array([0], np.int64)
         write = manager.open_write(ROOM, source, place, 0, last=False)
