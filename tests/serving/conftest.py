@@ -28,16 +28,15 @@ def servers(
     checkpoint: Path, plan_log: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningStack]:
     """Pool with decode and router, and a stock server with the same checkpoint beside them."""
-    common = (
-        *("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor"),
-        "--enable-metrics",
-    )
+    common = ("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor")
     pool = disaggregated(
         checkpoint,
         prefill_flags=(
             *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
             *("--cdsp-plan-log", str(plan_log), "--max-total-tokens", str(INSTANCE_TOKENS)),
+            "--enable-metrics",
         ),
+        decode_flags=("--enable-metrics",),
         flags=common,
     )
     stock = single(checkpoint, flags=common)
