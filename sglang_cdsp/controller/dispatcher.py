@@ -128,7 +128,8 @@ class Dispatcher:
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client through the tokenizer."""
-        reason = {"type": "abort", "message": message, "status_code": int(status)}
+        # SGLang's OpenAI streams take an abort for an error if this is no plain number.
+        reason = {"type": "abort", "message": message, "status_code": status}
         worker = getattr(request.tokenized, "http_worker_ipc", None)
         answer = AbortReq(rid=request.rid, finished_reason=reason, http_worker_ipc=worker)
         sock_send(self._tokenizer, answer)

@@ -238,6 +238,7 @@ def test_a_client_is_answered_through_the_tokenizer(wire: Wire) -> None:
     (answer,) = wire.tokenizer.sent
     assert answer.rid == "r"
     assert answer.finished_reason == {"type": "abort", "message": "too long", "status_code": 400}
+    assert isinstance(answer.finished_reason["status_code"], HTTPStatus), "OpenAI's streams ask"
 
 
 def test_observers_hear_of_effects(wire: Wire) -> None:

@@ -36,16 +36,15 @@ def servers(
     """
     seed = os.environ.get(SHAKE_VAR) or str(random.SystemRandom().randrange(1 << 31))
     print(f"\nthe pool is shaken: {SHAKE_VAR}={seed}")
-    common = (
-        *("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor"),
-        "--enable-metrics",
-    )
+    common = ("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor")
     pool = disaggregated(
         checkpoint,
         prefill_flags=(
             *("--cdsp", "--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
             *("--cdsp-plan-log", str(plan_log), "--max-total-tokens", str(INSTANCE_TOKENS)),
+            "--enable-metrics",
         ),
+        decode_flags=("--enable-metrics",),
         flags=common,
     )
     stock = single(checkpoint, flags=common)

@@ -79,4 +79,7 @@ def same(stock: Any, ours: Any, where: str = "answer") -> None:
 VARYING = {
     *("id", "created", "e2e_latency", "cached_tokens", "cached_tokens_details", "dp_rank"),
     *("prompt_tokens_details", "decode_throughput", "response_sent_to_client_ts"),
+    # Times that servers with --enable-metrics add.
+    *("request_received_ts", "first_token_latency", "api_server_dispatch_finish_ts"),
+    *("request_finished_ts", "forward_entry_time", "prefill_finished_time", "queue_time"),
 }
