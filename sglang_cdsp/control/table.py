@@ -215,9 +215,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "/weights_checker",
         Effect.STOCK,
-        "checksums for each rank",
+        "checksums for each rank; 400 without CUDA",
         "the same",
-        APART + "test_new_weights_come_while_chunks_run",
+        APART + "test_weights_are_checked_as_in_stock",
     ),
     Endpoint(
         "/release_memory_occupation",
