@@ -17,11 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import zmq
-from sglang.srt.managers.io_struct import (
-    AbortReq,
-    SetInternalStateReqOutput,
-    TokenizedGenerateReqInput,
-)
+from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
@@ -307,14 +303,6 @@ class PoolScheduler(Scheduler):
         """Not idle while the engine holds KV slots: stock would call them a leak."""
         idle = self._cdsp is None or self._cdsp.idle
         return idle and super().is_fully_idle(*args, **kwargs)
-
-    def set_internal_state(self, recv_req: Any) -> Any:
-        """Stock's; a value of the wrong kind is refused rather than the server's end."""
-        try:
-            return super().set_internal_state(recv_req)
-        except Exception:
-            logger.exception("/set_internal_state: %s cannot be set", recv_req.server_args)
-            return SetInternalStateReqOutput(updated=False)
 
     def get_internal_state(self, recv_req: Any) -> Any:
         """Stock's state, with CDSP's under ``"cdsp"``."""

@@ -166,14 +166,4 @@ ROWS = (
         "a paused loop takes its turn here",
         Signature(SCHEDULER, "Scheduler._record_scheduler_state_for_paused_engine", (), exact=True),
     ),
-    row(
-        "engine.scheduler",
-        "setting options",
-        Signature(SCHEDULER, "Scheduler.set_internal_state", ("recv_req",), exact=True),
-    ),
-    row(
-        "engine.scheduler",
-        "its answer",
-        Fields(IO, "SetInternalStateReqOutput", ("updated",)),
-    ),
 )

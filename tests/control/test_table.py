@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from fastapi.routing import APIWebSocketRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from sglang.srt.entrypoints.http_server import app
 
 from sglang_cdsp.control.guards import routes_of
@@ -35,6 +35,14 @@ def test_every_row_is_about_a_route() -> None:
     paths = {path for path, _ in routes()}
     rows = {row.path for row in ENDPOINTS}
     assert rows - paths <= OF_OTHER_RELEASES | ONLY_WITH_A_VARIABLE
+
+
+def test_what_is_refused_is_a_route_of_the_application_itself() -> None:
+    """A guard is put into a route; those of a router are copied where it is included."""
+    own = {(r.path, frozenset(r.methods or ())) for r in app.routes if isinstance(r, APIRoute)}
+    for path, methods in routes():
+        row = row_of(path, methods)
+        assert row is None or row.effect is not Effect.REFUSED or (path, methods) in own, path
 
 
 def test_no_route_has_two_rows() -> None:
