@@ -7,39 +7,73 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.model_executor.forward_context import get_attn_backend, has_forward_context
 
 from sglang_cdsp.engine.forward import run_forward
+from sglang_cdsp.engine.shard_runner import ShardRunner
 
 
-class Stream:
-    """Says in which order things happen."""
+class Model:
+    """Notes what SGLang's layers would find."""
 
-    def __init__(self, events: list[str]) -> None:
-        self._events = events
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.seen: list[Any] = []
 
-    def synchronize(self) -> None:
-        self._events.append("device done")
-
-
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [
-        ("cpu", ["forward"]),
-        ("cuda", ["forward", "device done"]),
-        ("cuda:1", ["forward", "device done"]),
-    ],
-)
-def test_a_chunk_is_over_when_the_device_is_done(
-    device: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(events))
-
-    def execute(forward: Any) -> str:
-        events.append(forward)
+    def forward(self, input_ids: Any, positions: Any, batch: Any, **more: Any) -> str:
+        self.seen += [get_attn_backend(), input_ids, positions, more]
+        if self.error is not None:
+            raise self.error
         return "logits"
 
-    runner = SimpleNamespace(device=device, eager_runner=SimpleNamespace(execute=execute))
-    logits = run_forward(runner, "forward", attention=object())  # type: ignore[arg-type]
-    assert logits == "logits"
-    assert events == expected
+
+def runner_of(model: Model) -> Any:
+    extra = {"input_embeds": None}
+    return SimpleNamespace(model=model, _extend_forward_kwargs=lambda batch, proxies: extra)
+
+
+def test_the_model_finds_the_chunks_attention_and_its_own_tensors() -> None:
+    """The batch's tensors themselves: SGLang's runner would copy them into buffers that all share.
+    """  # fmt: skip
+    model, batch = Model(), SimpleNamespace(input_ids=object(), positions=object())
+    attention: Any = object()
+    assert run_forward(runner_of(model), batch, attention) == "logits"  # type: ignore[arg-type]
+    assert model.seen[0] is attention
+    assert model.seen[1] is batch.input_ids
+    assert model.seen[2] is batch.positions
+    assert model.seen[3] == {"input_embeds": None}
+    assert not has_forward_context()
+
+
+def test_a_forward_that_fails_leaves_no_attention_behind() -> None:
+    batch: Any = SimpleNamespace(input_ids=None, positions=None)
+    attention: Any = object()
+    with pytest.raises(ValueError, match="broke"):
+        run_forward(runner_of(Model(ValueError("broke"))), batch, attention)
+    assert not has_forward_context()
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
+def test_a_chunk_is_over_when_the_device_is_done(
+    device: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched is not computed: times and KV are right only behind the chunk's own event."""
+    said: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            said.append("recorded")
+
+        def query(self) -> bool:
+            said.append("asked")
+            return True
+
+    def give_way(ready: Any) -> None:
+        assert ready()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    runner: Any = object.__new__(ShardRunner)
+    runner._model_runner = SimpleNamespace(device=device)
+    runner._give_way = give_way
+    runner._await_device()
+    assert said == (["recorded", "asked"] if waits else [])
