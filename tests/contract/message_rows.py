@@ -140,6 +140,15 @@ ROWS = (
         ),
     ),
     row(
+        "controller.dispatcher",
+        "streams tell an abort by the status's type from one that a client asked for",
+        Order(
+            "sglang.srt.entrypoints.openai.serving_completions",
+            "OpenAIServingCompletion._generate_completion_stream",
+            ("isinstance(finish_reason.get('status_code'), HTTPStatus)",),
+        ),
+    ),
+    row(
         "controller.controller",
         "a second answer to the same request is ignored",
         Order(TOKENIZER, "TokenizerManager._handle_abort_req", ("if state is None:",)),
