@@ -7,8 +7,7 @@ while that group stands still (`Passable`). A stall at one member stalls the who
   members counted, and those of idle instances that take part;
 - a member of a ring that stands still anyway has room until the ring goes on, at no cost: short
   prompts that pass one chunk at the same layer are packed side by side;
-- every ring's delay also counts against its own prompt, relative to what that one takes (`harm`),
-  and must stay within its budget.
+- every ring's delay also counts against its own prompt, and must stay within its budget.
 
 The idea of pre-empting long prefills for short prompts, and of packing those that do so together,
 is PecSched's; here passing has a price, so it is done where it pays.
@@ -31,14 +30,14 @@ class Passing:
     """One way to run a prompt at once.
 
     start_s, end_s: from the planning moment. work: instance-seconds that it takes from the pool.
-    harm: the sum, over the prompts passed, of delay over own time.
+    delays: by how many seconds each ring that it touches is put off.
     """
 
     group: Group
     start_s: float
     end_s: float
     work: float
-    harm: float
+    delays: tuple[tuple[Group, float], ...]
 
 
 def ways_to_pass(problem: Problem, passable: tuple[Passable, ...]) -> Iterator[Passing]:
@@ -127,12 +126,9 @@ def _way(problem: Problem, group: Group, ring_of: dict[int, Passable]) -> Passin
     spread = straddles(group, problem.instances_per_node)
     seconds = problem.row(group, spread).predict(0, problem.tokens)
     end = start + seconds
-    work, harm, delays = alone * end, 0.0, 0.0
-    for ring in rings:
-        delay = max(0.0, end - ring.resume_s)
-        delays += delay
-        work += delay * len(ring.instances)
-        harm += delay / ring.own_s
-    if delays and delays > min(ring.budget_s for ring in rings):
+    delays = tuple((ring.instances, max(0.0, end - ring.resume_s)) for ring in rings)
+    total = sum([delay for _, delay in delays])
+    if total and total > min([ring.budget_s for ring in rings]):
         return None  # a prompt may run on one ring and wait for another
-    return Passing(group, start, end, work, harm)
+    work = alone * end + sum([len(members) * delay for members, delay in delays])
+    return Passing(group, start, end, work, delays)

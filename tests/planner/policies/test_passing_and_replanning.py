@@ -20,7 +20,8 @@ OPTIONS = PolicyOptions(MODEL, (1, 2, 4, 8), improvement_rate=0.1)
 def busy(**changes: object) -> PoolView:
     """Two rings of four in the middle of long prompts, both with time to spare."""
     rings = tuple(
-        Passable(tuple(range(at, at + 4)), 12.0, 6.0, 0.05, 0.05, 2.4, (0.0,) * 4) for at in (0, 4)
+        Passable(tuple(range(at, at + 4)), 12.0, 6.0, 6.0, 0.05, 0.05, 2.4, (0.0,) * 4)
+        for at in (0, 4)
     )
     view = PoolView((6.0,) * N, None, NODE, passable=rings)
     return dataclasses.replace(view, **changes)  # type: ignore[arg-type]
