@@ -24,15 +24,15 @@ chunk can start, and two things are decided then:
   The first term stands for prompts that have not arrived yet.
 
 With a budget (`preempt_budget`) a prompt that cannot start yet may pass chunks that run
-(passing.py). Delay is scarce, so it is spent where it decides between soon and late, and not on
-those who are late themselves, with g the geometric mean of s of past arrivals:
+(passing.py), if waiting gives its first token later than SOON * s after its arrival. Waiting and
+every way to pass are priced alike: TTFT plus the price above for every instance-second, those by
+which rings stand still longer included, and for passing also
 
-- a prompt passes if it has its first token within SOON * g of its arrival by passing, and has not
-  by waiting;
-- a running prompt that is expected to take more than LATE * g from its arrival on is not passed;
-- among the ways that are left, and waiting, it takes the one with the least TTFT plus price, as
-  above, for every instance-second, those by which rings stand still longer included, and for
-  passing also PASS_PRICE * s * sum of delay / own time over the prompts passed.
+      PASS_PRICE * s * sum over the prompts passed of delay / own time * max(1, T / late)^TAIL
+      late = LATE * mean s of past arrivals,
+
+T being what the passed prompt is expected to take from its arrival on. Those who are late already
+are the tail of the distribution: they are spared, unless the delay is tiny.
 
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
 later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it.
@@ -73,9 +73,14 @@ TOP_PRICE = 10.0
 PASS_PRICE = 1.0
 """What a passed prompt's delay weighs against an equal delay, each relative to own time."""
 
-SOON = 2.0
-LATE = 8.0
-TAIL = 3
+SOON = 3.0
+"""Up to this multiple of what it needs, waiting included, a prompt does not pass: delay is
+scarce. Less costs the tail, more the median (docs/planner.md)."""
+
+LATE, TAIL = 4.0, 3
+"""From this multiple of what arrivals need on average a running prompt counts as late, and how
+steeply its delay gets dearer."""
+
 MEMORY = 1 / 64
 """Weight of the latest arrival in the mean over past ones."""
 
