@@ -7,8 +7,7 @@ while that group stands still (`Passable`). A stall at one member stalls the who
   members counted, and those of idle instances that take part;
 - a member of a ring that stands still anyway has room until the ring goes on, at no cost: short
   prompts that pass one chunk at the same layer are packed side by side;
-- every ring's delay also counts against its own prompt, relative to what that one takes (`harm`),
-  and must stay within its budget.
+- every ring's delay also counts against its own prompt, and must stay within its budget.
 
 The idea of pre-empting long prefills for short prompts, and of packing those that do so together,
 is PecSched's; here passing has a price, so it is done where it pays.
@@ -31,14 +30,14 @@ class Passing:
     """One way to run a prompt at once.
 
     start_s, end_s: from the planning moment. work: instance-seconds that it takes from the pool.
-    harm: the sum, over the prompts passed, of delay over own time.
+    delays: by how many seconds each ring that it touches is put off.
     """
 
     group: Group
     start_s: float
     end_s: float
     work: float
-    harm: float
+    delays: tuple[tuple[Group, float], ...]
 
 
 def ways_to_pass(problem: Problem, passable: tuple[Passable, ...]) -> Iterator[Passing]:
@@ -53,22 +52,28 @@ def ways_to_pass(problem: Problem, passable: tuple[Passable, ...]) -> Iterator[P
     up = [ring for ring in passable if all(problem.queue_s[i] < math.inf for i in ring.instances)]
     ring_of = {i: ring for ring in up for i in ring.instances}
     idle = [i for i, queue in enumerate(problem.queue_s) if not queue and i not in ring_of]
-    long_first = sorted(up, key=lambda ring: (-ring.own_s, ring.instances))
-    inside = [i for ring in long_first for i in _free_first(ring)]
+    ordered = [(ring, _free_first(ring)) for ring in sorted(up, key=_longest_first)]
+    inside = [i for _, members in ordered for i in members]
     for size in problem.sizes:
         need = shard_share(problem.tokens, size, problem.page_size)
-        tried: set[Group] = set()
-        groups = [_free_first(ring)[:size] for ring in up if len(ring.instances) >= size]
-        groups += [inside[:size], [*idle, *inside][:size]]
+        groups = [
+            members[:size]
+            for ring, members in ordered
+            if len(members) >= size and ring.budget_s + ring.resume_s > ring.boundary_s
+        ]
+        if ordered and len(ordered[0][1]) < size:
+            groups.append(inside[:size])
+        if idle:
+            groups.append([*idle, *inside][:size])
         for members in groups:
-            group = tuple(sorted(members))
-            if len(group) < size or group in tried:
-                continue
-            tried.add(group)
-            if all(problem.free_tokens[i] >= need for i in group):
-                way = _way(problem, group, ring_of)
+            if len(members) == size and all(problem.free_tokens[i] >= need for i in members):
+                way = _way(problem, tuple(sorted(members)), ring_of)
                 if way is not None:
                     yield way
+
+
+def _longest_first(ring: Passable) -> tuple[float, Group]:
+    return -ring.own_s, ring.instances
 
 
 def passed(pool: PoolView, group: Group, end_s: float) -> tuple[tuple[Passable, ...], Group, float]:
@@ -76,30 +81,25 @@ def passed(pool: PoolView, group: Group, end_s: float) -> tuple[tuple[Passable, 
 
     Returns the rings, the members of those that are delayed, and the largest delay.
     """
-    rings: list[Passable] = []
-    late: list[int] = []
-    most = 0.0
+    delays = {
+        ring.instances: max(0.0, end_s - ring.resume_s)
+        for ring in pool.passable
+        if not set(ring.instances).isdisjoint(group)
+    }
+    late = tuple(i for members, delay in delays.items() if delay for i in members)
+    total = sum(delays.values())
+    rings = []
     for ring in pool.passable:
-        if not set(ring.instances) & set(group):
-            rings.append(ring)
-            continue
-        delay = max(0.0, end_s - ring.resume_s)
-        if delay:
-            late += ring.instances
-            most = max(most, delay)
-        taken = tuple(
-            end_s if i in group else taken
-            for i, taken in zip(ring.instances, ring.taken_s, strict=True)
-        )
-        rings.append(
-            replace(
-                ring,
-                resume_s=max(ring.resume_s, end_s),
-                budget_s=ring.budget_s - delay,
-                taken_s=taken,
+        # A prompt may run on one ring and wait for another: its budget counts for both.
+        after = replace(ring, budget_s=ring.budget_s - total)
+        if ring.instances in delays:
+            taken = tuple(
+                end_s if i in group else until
+                for i, until in zip(ring.instances, ring.taken_s, strict=True)
             )
-        )
-    return tuple(rings), tuple(late), most
+            after = replace(after, resume_s=max(ring.resume_s, end_s), taken_s=taken)
+        rings.append(after)
+    return tuple(rings), late, max(delays.values(), default=0.0)
 
 
 def _free_first(ring: Passable) -> list[int]:
@@ -126,11 +126,9 @@ def _way(problem: Problem, group: Group, ring_of: dict[int, Passable]) -> Passin
     spread = straddles(group, problem.instances_per_node)
     seconds = problem.row(group, spread).predict(0, problem.tokens)
     end = start + seconds
-    work, harm = alone * end, 0.0
-    for ring in rings:
-        delay = max(0.0, end - ring.resume_s)
-        if delay > ring.budget_s:
-            return None
-        work += delay * len(ring.instances)
-        harm += delay / ring.own_s
-    return Passing(group, start, end, work, harm)
+    delays = tuple((ring.instances, max(0.0, end - ring.resume_s)) for ring in rings)
+    total = sum([delay for _, delay in delays])
+    if total and total > min([ring.budget_s for ring in rings]):
+        return None  # a prompt may run on one ring and wait for another
+    work = alone * end + sum([len(members) * delay for members, delay in delays])
+    return Passing(group, start, end, work, delays)

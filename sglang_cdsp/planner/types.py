@@ -170,6 +170,7 @@ class Passable:
     Attributes:
         instances: the chunk's SP group.
         own_s: what the chunk's prompt takes in all when nobody passes it (`Plan.seconds`).
+        waited_s: how long ago the chunk's prompt arrived.
         left_s: what the chunk still has to compute.
         budget_s: by how much more the prompt, or one bound behind it, may be delayed.
         taken_s: per member, until when it serves prompts that pass; 0 = it serves nobody. A
@@ -178,6 +179,7 @@ class Passable:
 
     instances: Group
     own_s: float
+    waited_s: float
     left_s: float
     boundary_s: float
     resume_s: float

@@ -105,6 +105,7 @@ class PrefillPool:
         return Passable(
             run.group,
             run.task.own_s,
+            now - run.task.request.arrival_s,
             run.left_s(now),
             boundary - now,
             max(boundary, run.resumes_s) - now if asked else boundary - now,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sglang_cdsp.planner import PoolView
-from sglang_cdsp.planner.types import Passable, Placement
+from sglang_cdsp.planner.types import Placement
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import InvariantError
 from sglang_cdsp.simulator.result import Result
@@ -158,7 +158,7 @@ def test_what_the_policy_sees() -> None:
     def ring(now: float) -> tuple[Any, ...]:
         (r,) = seen[now]
         assert r.instances == (0, 1)
-        assert r.own_s == 10
+        assert (r.own_s, r.waited_s) == (10, now)
         return (r.left_s, r.boundary_s, r.resume_s, r.budget_s, r.taken_s)
 
     def close(*expected: Any) -> tuple[Any, ...]:
@@ -207,8 +207,3 @@ def test_without_a_budget_nothing_is_shown_to_pass() -> None:
     policy.views = []
     simulate(setup, requests((0, 1000, 1), (0.5, 10, 1)), policy=policy)
     assert [pool.passable for _, pool in policy.views] == [(), ()]
-
-
-def test_a_passable_is_plain_data() -> None:
-    ring = Passable((0, 1), 10.0, 5.0, 0.1, 0.1, 2.0, (0.0, 0.0))
-    assert ring == Passable((0, 1), 10.0, 5.0, 0.1, 0.1, 2.0, (0.0, 0.0))

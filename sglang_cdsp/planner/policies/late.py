@@ -24,12 +24,15 @@ chunk can start, and two things are decided then:
   The first term stands for prompts that have not arrived yet.
 
 With a budget (`preempt_budget`) a prompt that cannot start yet may pass chunks that run
-(passing.py). Both ways are priced alike: TTFT plus the price above for every instance-second, those
-by which rings stand still longer included, and for passing also
+(passing.py), if waiting gives its first token later than SOON * s after its arrival. Waiting and
+every way to pass are priced alike: TTFT plus the price above for every instance-second, those by
+which rings stand still longer included, and for passing also
 
-      PASS_PRICE * s * sum of delay / own time over the prompts passed.
+      PASS_PRICE * s * sum over the prompts passed of delay / own time * max(1, T / late)^TAIL
+      late = LATE * mean s of past arrivals,
 
-It passes where that costs less than its best plan, wait included.
+T being what the passed prompt is expected to take from its arrival on. Those who are late already
+are the tail of the distribution: they are spared, unless the delay is tiny.
 
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
 later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it.
@@ -48,7 +51,7 @@ from sglang_cdsp.planner.policies.chunkwise import Chunkwise, worth_it
 from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
-from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView, PromptView
+from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, PromptView
 from sglang_cdsp.planner.views import after_plan, empty_pool
 
 PATIENCE = 3.0
@@ -69,6 +72,14 @@ TOP_PRICE = 10.0
 
 PASS_PRICE = 1.0
 """What a passed prompt's delay weighs against an equal delay, each relative to own time."""
+
+SOON = 3.0
+"""Up to this multiple of what it needs, waiting included, a prompt does not pass: delay is
+scarce. Less costs the tail, more the median (docs/planner.md)."""
+
+LATE, TAIL = 4.0, 3
+"""From this multiple of what arrivals need on average a running prompt counts as late, and how
+steeply its delay gets dearer."""
 
 MEMORY = 1 / 64
 """Weight of the latest arrival in the mean over past ones."""
@@ -148,7 +159,10 @@ class CdspLate(Chunkwise):
             prompt = self._waiting[rid]
             if pool.up and not all(pool.up[i] for i in prompt.history_instances):
                 continue  # its history is out of reach: it alone waits
-            plan = self._plan_now(prompt, pool, self._price(seconds, behind / pool.size))
+            price = self._price(seconds, behind / pool.size)
+            plan = self.plan_at(prompt, pool, price)
+            if self._may_pass(pool) and (plan is None or not _starts_now(plan)):
+                plan = self._pass(prompt, plan, pool, price, now_s) or plan
             if plan is None and self._hopeless(prompt, pool):
                 continue  # too many instances are down: it alone waits
             if plan is None or not _starts_now(plan):
@@ -167,23 +181,38 @@ class CdspLate(Chunkwise):
         need = self._need(prompt.tokens, prompt.history_tokens)
         return self.plan_at(prompt, pool, self._price(need.seconds, 0.0))
 
-    def _plan_now(self, prompt: PromptView, pool: PoolView, price: float) -> Plan | None:
-        """The prompt's best plan, or what it should rather do than wait for that: pass."""
-        plan = self.plan_at(prompt, pool, price)
-        if not self._may_pass(pool) or (plan is not None and _starts_now(plan)):
-            return plan
-        waiting = math.inf if plan is None else _cost(plan, pool, price)
-        problem = self._problem(prompt, pool)
-        seconds = self._need(prompt.tokens, prompt.history_tokens).seconds
+    def _pass(
+        self, prompt: PromptView, plan: Plan | None, pool: PoolView, price: float, now_s: float
+    ) -> Plan | None:
+        """A plan that passes, if that is better than to wait for `plan`."""
+        need = self._need(prompt.tokens, prompt.history_tokens)
+        waited_s = now_s - prompt.arrival_s
+        if plan is not None and waited_s + plan.ttft_s <= SOON * need.seconds:
+            return None
+        late_s = LATE * (self._mean_s or need.seconds)
+        harm = {
+            ring.instances: PASS_PRICE
+            * need.seconds
+            / ring.own_s
+            * max(1.0, self._until_s(ring, pool) / late_s) ** TAIL
+            for ring in pool.passable
+        }
+        least = math.inf if plan is None else _cost(plan, pool, price)
         best: Passing | None = None
-        for way in ways_to_pass(problem, pool.passable):
-            cost = way.end_s + price * way.work + PASS_PRICE * seconds * way.harm
-            if cost < waiting:
-                best, waiting = way, cost
+        for way in ways_to_pass(self._problem(prompt, pool), pool.passable):
+            delays = sum([harm[ring] * delay for ring, delay in way.delays])
+            cost = way.end_s + price * way.work + delays
+            if cost < least:
+                best, least = way, cost
         if best is None:
-            return plan
+            return None
         chunk = PlannedChunk(prompt.tokens, best.group, best.start_s, best.end_s)
         return Plan((chunk,), best.end_s, self.name, passes=True)
+
+    @staticmethod
+    def _until_s(ring: Passable, pool: PoolView) -> float:
+        """What the ring's prompt is expected to take from its arrival on."""
+        return ring.waited_s + max(pool.queue_s[i] for i in ring.instances)
 
     def _may_pass(self, pool: PoolView) -> bool:
         return bool(pool.passable) and self.options.preempt_budget > 0
