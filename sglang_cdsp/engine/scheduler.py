@@ -218,9 +218,7 @@ class PoolScheduler(Scheduler):
     def _has_messages(self) -> bool:
         """Whether the loop has something to do while chunks wait for their partners."""
         socket = getattr(self, "recv_from_tokenizer", None)
-        waiting = isinstance(socket, zmq.Socket) and bool(
-            socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
-        )
+        waiting = isinstance(socket, zmq.Socket) and bool(socket.poll(0))
         return waiting or bool(self.waiting_queue)
 
     @property

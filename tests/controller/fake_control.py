@@ -69,14 +69,13 @@ class ControlledPool(FakePool):
         """A control message reaches the controller."""
         self.control.on(message, self.lifecycle)
 
-    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
+    def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """One decision for all members of a chunk, each of which looks at its weights first."""
         members = tuple(instances)
-        if go:
-            sets = self._sets.setdefault((request.seq, request.next_chunk), set())
-            for me in members:
-                self.instances[me].order(partial(self._look, me, sets))
-        super().go(request, members, go=go)
+        sets = self._sets.setdefault((request.seq, request.next_chunk), set())
+        for me in members:
+            self.instances[me].order(partial(self._look, me, sets))
+        super().go(request, members)
 
     def _look(self, me: int, sets: set[int]) -> None:
         sets.add(self.taken[me])

@@ -153,11 +153,16 @@ class SlowPool(FakePool):
             self.holders[instance].plan(CHUNKS, rid=request.rid, seq=request.seq)
         self.holders[0].request(request.rid)
 
-    def go(self, request: PoolRequest, instances: Iterable[int], *, go: bool) -> None:
+    def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         for instance in instances:
             self.mail.append(
-                partial(self.holders[instance].go, request.next_chunk, go=go, seq=request.seq)
+                partial(self.holders[instance].go, request.next_chunk, seq=request.seq)
             )
+
+    def stop(self, request: PoolRequest) -> None:
+        assert request.plan is not None
+        for instance in request.plan.instances:
+            self.mail.append(partial(self.holders[instance].stop, seq=request.seq))
 
     def release(self, request: PoolRequest) -> None:
         for holder in self.holders:

@@ -35,9 +35,10 @@ def runner_of(model: Model) -> Any:
 def test_the_model_finds_the_chunks_attention_and_its_own_tensors() -> None:
     """The batch's tensors themselves: SGLang's runner would copy them into buffers that all share.
     """  # fmt: skip
-    model, batch = Model(), SimpleNamespace(input_ids=object(), positions=object())
+    model = Model()
+    batch: Any = SimpleNamespace(input_ids=object(), positions=object())
     attention: Any = object()
-    assert run_forward(runner_of(model), batch, attention) == "logits"  # type: ignore[arg-type]
+    assert run_forward(runner_of(model), batch, attention) == "logits"
     assert model.seen[0] is attention
     assert model.seen[1] is batch.input_ids
     assert model.seen[2] is batch.positions

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from sglang_cdsp.engine import layers
 from sglang_cdsp.engine.layers import LAYERS_AHEAD, LayerSteps
 
 
@@ -61,7 +60,7 @@ def test_the_host_runs_only_so_many_layers_ahead_of_the_device(
 ) -> None:
     """What is launched cannot be taken back. Red when a layer does not wait for an earlier one."""
     Event.all = []
-    monkeypatch.setattr(layers.torch, "cuda", SimpleNamespace(Event=Event))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     said: list[str] = []
     attention: Any = Attention(said)
 
