@@ -217,6 +217,17 @@ def test_tensors_of_any_dtype_and_shape_travel(hubs: list[LinkHub], dtype: torch
     assert torch.equal(one, out[1, 2, 3])
 
 
+def test_tensors_of_inference_mode_travel_whoever_polls(hubs: list[LinkHub]) -> None:
+    """SGLang's forwards run in inference mode, a test or another loop may poll outside of it."""
+    lanes = [hub.open(0, 1, (0, 1)) for hub in hubs[:2]]
+    with torch.inference_mode():
+        out, into = some(1000, 7), some(1000, 0)
+        lanes[0].exchange([Message(out, 1)], [])
+        work = lanes[1].exchange([], [Message(into, 0)])
+    drive(hubs, work.done)
+    assert torch.equal(into, some(1000, 7))
+
+
 def test_misuse_is_refused(hubs: list[LinkHub]) -> None:
     hub = hubs[0]
     lane = hub.open(0, 5, (0, 1))
