@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -281,6 +282,24 @@ def test_what_is_waited_for_is_shown(hubs: list[LinkHub]) -> None:
         {"for": "receive", "tag": 3, "bytes": 50, "bytes_done": 0, **common},
         {"for": "send", "tag": 2, "bytes": 1000, "bytes_done": 128, **common},
     ]
+
+
+def test_who_waits_sleeps_between_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 9: red where a waiting instance spins beside its neighbour."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 8:
+            lanes[1].exchange([Message(some(10, 8), 0)], [])
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    hubs = hubs_of(None, 2, SHAPE)
+    lanes = [hub.open(0, 1, (0, 1)) for hub in hubs]
+    lanes[0].exchange([], [Message(some(10, 0), 1)]).wait()
+    assert len(slept) == 8
+    assert slept == sorted(slept)
+    assert (slept[0], slept[-1]) == (50e-6, 1e-3)
 
 
 def test_waiting_gives_way_with_what_it_waits_for() -> None:
