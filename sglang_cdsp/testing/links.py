@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
-from sglang_cdsp.parallel.links.threads import Switchboard, ThreadLinks
+from sglang_cdsp.parallel.links.threads import Hook, Switchboard, ThreadLinks, at_once
 from sglang_cdsp.parallel.links.types import LinkShape
 
 SMALL = LinkShape(lanes=2, depth=2, slot_bytes=4096)
@@ -22,17 +22,17 @@ def link_up(hubs: Sequence[LinkHub], incarnations: Sequence[int] | None = None) 
         hubs[other].join(mine, lives[mine], invitation)
 
 
-def thread_hubs(size: int, shape: LinkShape = SMALL) -> list[LinkHub]:
+def thread_hubs(size: int, shape: LinkShape = SMALL, hook: Hook = at_once) -> list[LinkHub]:
     """Hubs of seats 0 to ``size - 1``, linked in this process; each for a thread of its own.
 
-    CUDA tensors pass through host memory.
+    CUDA tensors pass through host memory. ``hook`` delays and reorders what the hubs see.
     """
-    board = Switchboard()
+    board = Switchboard(hook)
     hubs = [LinkHub(ThreadLinks(board, seat, 0, shape), shape) for seat in range(size)]
     link_up(hubs)
     return hubs
 
 
-def thread_lanes(size: int, shape: LinkShape = SMALL) -> list[Lane]:
+def thread_lanes(size: int, shape: LinkShape = SMALL, hook: Hook = at_once) -> list[Lane]:
     """One lane of such hubs, with all of them as members."""
-    return [hub.open(0, 0, range(size)) for hub in thread_hubs(size, shape)]
+    return [hub.open(0, 0, range(size)) for hub in thread_hubs(size, shape, hook)]

@@ -9,9 +9,12 @@ import torch
 from hypothesis import given, settings
 
 from sglang_cdsp.attention.errors import AttentionError
-from sglang_cdsp.attention.ring import ring_attention
+from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
+from sglang_cdsp.parallel.links.types import LinkShape
+from tests.parallel.links.kinds import shuffled
 from tests.parallel.ring_cases import (
+    Attention,
     RingCase,
     ring_cases,
     run_member,
@@ -35,6 +38,15 @@ def lanes() -> Iterator[list[Lane]]:
 def test_equals_attention_over_the_full_sequence(lanes: list[Lane], case: RingCase) -> None:
     out = run_threads(case, lanes, ring_attention)
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", [ring_attention, q_ring_attention])
+def test_links_that_deliver_late_and_out_of_order(way: Attention) -> None:
+    lanes = thread_lanes(RANKS, LinkShape(lanes=1, depth=3, slot_bytes=512), shuffled)
+    for tokens, history in ((101, 96), (7, 300), (1, 0)):
+        case = RingCase(group=(2, 0, 4, 1, 3), history=history, tokens=tokens)
+        out = run_threads(case, lanes, way)
+        torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_is_as_good_as_its_own_rounding(lanes: list[Lane]) -> None:

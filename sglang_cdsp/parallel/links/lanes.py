@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.pieces import Inbox, Outbox, Part
 from sglang_cdsp.parallel.links.types import (
@@ -66,6 +68,9 @@ class Lane:
         """This instance."""
         return self._hub.seat
 
+    # Tensors that were made in inference mode may be written to there alone, and whoever polls may
+    # be outside of it.
+    @torch.inference_mode()
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0) -> Work:
         """Start all of ``sends`` and ``recvs``; empty tensors are left out on both sides.
 
@@ -224,6 +229,7 @@ class LinkHub:
         self.drain_lane(lane)
         return opened
 
+    @torch.inference_mode()
     def poll(self) -> bool:
         """Move all lanes on; return whether anything happened. Never waits."""
         events = self._links.poll()

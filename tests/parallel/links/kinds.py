@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ import torch
 
 from sglang_cdsp.parallel.links.choose import make_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
-from sglang_cdsp.parallel.links.threads import Hook, Switchboard, ThreadLinks, at_once
-from sglang_cdsp.parallel.links.types import Links, LinkShape
-from sglang_cdsp.testing.links import link_up
+from sglang_cdsp.parallel.links.threads import Hook, at_once
+from sglang_cdsp.parallel.links.types import Event, Links, LinkShape
+from sglang_cdsp.testing.links import link_up, thread_hubs
 
 CPU = torch.device("cpu")
 POLLS = 20_000
@@ -68,10 +69,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def hubs_of(kind: Kind | None, size: int, shape: LinkShape, hook: Hook = at_once) -> list[LinkHub]:
     """Linked hubs in this process; without a kind those for threads."""
     if kind is None:
-        board = Switchboard(hook)
-        hubs = [LinkHub(ThreadLinks(board, seat, 0, shape), shape) for seat in range(size)]
-    else:
-        hubs = [LinkHub(kind.make(seat, 0, shape), shape) for seat in range(size)]
+        return thread_hubs(size, shape, hook)
+    hubs = [LinkHub(kind.make(seat, 0, shape), shape) for seat in range(size)]
     link_up(hubs)
     return hubs
 
@@ -84,3 +83,10 @@ def drive(hubs: Sequence[LinkHub], ready: Callable[[], bool]) -> None:
         if not sum(hub.poll() for hub in hubs) and number > 100:
             time.sleep(1e-4)
     raise AssertionError(f"nothing comes: {[hub.snapshot()['waiting'] for hub in hubs]}")
+
+
+def shuffled(seat: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
+    """A hook of links among threads: events in another order, some of them later."""
+    draw = random.Random(len(events) + seat)
+    order = draw.sample(list(events), len(events))
+    return order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]

@@ -38,15 +38,31 @@ Function = Callable[..., Any]
 class Remote:
     """The process, seen from the test."""
 
-    def __init__(self, kind: Kind, seat: int, shape: LinkShape, incarnation: int = 0) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        seat: int,
+        shape: LinkShape,
+        incarnation: int = 0,
+        condition: Callable[[], None] | None = None,
+    ) -> None:
+        """Start it; ``condition`` is what it does to itself first."""
         spawn = multiprocessing.get_context("spawn")
         self.seat, self.incarnation = seat, incarnation
         self._pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(
-            target=serve, args=(theirs, kind, seat, incarnation, shape), daemon=True
+            target=serve, args=(theirs, kind, seat, incarnation, shape, condition), daemon=True
         )
         self.process.start()
         theirs.close()
+
+    def made(self) -> str:
+        """Wait until it is under its condition; why it is not, or "" ."""
+        try:
+            self.answer()
+        except RuntimeError as error:
+            return str(error)
+        return ""
 
     def begin(self, function: Function, *arguments: Any) -> None:
         """Have it run ``function(end, *arguments)``, a function of some module."""
@@ -86,9 +102,23 @@ def state_of(pid: int | None) -> str:
         return file.read().rpartition(")")[2].split()[0]
 
 
-def serve(pipe: Connection, kind: Kind, seat: int, incarnation: int, shape: LinkShape) -> None:
+def serve(
+    pipe: Connection,
+    kind: Kind,
+    seat: int,
+    incarnation: int,
+    shape: LinkShape,
+    condition: Callable[[], None] | None,
+) -> None:
     """Run functions until the pipe ends: a process's entry point."""
     torch.set_num_threads(1)
+    if condition is not None:
+        try:
+            condition()
+        except OSError as error:
+            pipe.send((False, str(error)))
+            return
+        pipe.send((True, ""))
     end = End(kind, seat, incarnation, shape)
     end.pipe = pipe
     while True:

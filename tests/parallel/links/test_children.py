@@ -7,15 +7,15 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.shared_memory import SharedMemoryLinks
 from sglang_cdsp.parallel.links.types import LinkShape
-from tests.parallel.links import actions, remote
-from tests.parallel.links.kinds import BETWEEN_PROCESSES, SHARED, Kind, hubs_of
+from tests.parallel.links import actions, conditions, remote
+from tests.parallel.links.kinds import BETWEEN_PROCESSES, NIXL, SHARED, Kind, hubs_of
 from tests.parallel.links.remote import End, Remote
 
 SHAPE = LinkShape(lanes=1, depth=2, slot_bytes=4096)
@@ -156,3 +156,24 @@ def test_an_area_of_another_user_or_namespace_is_a_clear_error() -> None:
         other.join(0, 0, b"hello")
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("kind", [SHARED, NIXL], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "condition", [conditions.without_process_vm_writev, conditions.with_a_small_dev_shm]
+)
+def test_links_work_in_a_container_that_withholds_much(
+    kind: Kind, condition: Callable[[], None]
+) -> None:
+    pair = [Remote(kind, seat, SHAPE, condition=condition) for seat in range(2)]
+    try:
+        why = [process.made() for process in pair]
+        if any(why):
+            pytest.skip(f"this machine cannot be made such a one: {why}")
+        remote.link(pair)
+        for process in pair:
+            process.call(actions.open_lane, 1, (0, 1))
+        both_ways(*pair)
+    finally:
+        for process in pair:
+            process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -217,6 +218,17 @@ def test_tensors_of_any_dtype_and_shape_travel(hubs: list[LinkHub], dtype: torch
     assert torch.equal(one, out[1, 2, 3])
 
 
+def test_tensors_of_inference_mode_travel_whoever_polls(hubs: list[LinkHub]) -> None:
+    """SGLang's forwards run in inference mode, a test or another loop may poll outside of it."""
+    lanes = [hub.open(0, 1, (0, 1)) for hub in hubs[:2]]
+    with torch.inference_mode():
+        out, into = some(1000, 7), some(1000, 0)
+        lanes[0].exchange([Message(out, 1)], [])
+        work = lanes[1].exchange([], [Message(into, 0)])
+    drive(hubs, work.done)
+    assert torch.equal(into, some(1000, 7))
+
+
 def test_misuse_is_refused(hubs: list[LinkHub]) -> None:
     hub = hubs[0]
     lane = hub.open(0, 5, (0, 1))
@@ -270,6 +282,24 @@ def test_what_is_waited_for_is_shown(hubs: list[LinkHub]) -> None:
         {"for": "receive", "tag": 3, "bytes": 50, "bytes_done": 0, **common},
         {"for": "send", "tag": 2, "bytes": 1000, "bytes_done": 128, **common},
     ]
+
+
+def test_who_waits_sleeps_between_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 9: red where a waiting instance spins beside its neighbour."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 8:
+            lanes[1].exchange([Message(some(10, 8), 0)], [])
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    hubs = hubs_of(None, 2, SHAPE)
+    lanes = [hub.open(0, 1, (0, 1)) for hub in hubs]
+    lanes[0].exchange([], [Message(some(10, 0), 1)]).wait()
+    assert len(slept) == 8
+    assert slept == sorted(slept)
+    assert (slept[0], slept[-1]) == (50e-6, 1e-3)
 
 
 def test_waiting_gives_way_with_what_it_waits_for() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
-from sglang_cdsp.parallel.links.types import Event, LinkShape, Message
+from sglang_cdsp.parallel.links.types import LinkShape, Message
 from sglang_cdsp.parallel.links.work import Work
 from tests.parallel.links.kinds import (
     NIXL,
@@ -23,17 +23,11 @@ from tests.parallel.links.kinds import (
     Kind,
     drive,
     hubs_of,
+    shuffled,
 )
 
 SEATS, LANES, SLOT = 3, 3, 64
 KINDS = [None, "reordered", SHARED, NIXL, NIXL_TCP, NIXL_WITHOUT_CMA]
-
-
-def shuffled(seat: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
-    """A hook: events in another order, some of them later."""
-    draw = random.Random(len(events) + seat)
-    order = draw.sample(list(events), len(events))
-    return order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
 
 
 @dataclass
