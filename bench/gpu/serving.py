@@ -1,8 +1,8 @@
 """Step 6: real servers. The pool's answers are stock's, for every way that a prompt can take.
 
 A stock server, a pool of two with decode and router, all on one GPU, with a generated Llama of one
-billion parameters. Two ranks on one GPU cannot use NCCL, so the pool's mesh copies through host
-memory. What rounding does is measured on the stock server itself, which gets each prompt also in
+billion parameters. Whether NIXL links two processes on one device is step 5's question, so the
+pool's links copy through host memory here. What rounding does is measured on the stock server itself, which gets each prompt also in
 two forwards; the pool may be off by a few times that.
 """
 
@@ -24,7 +24,7 @@ import sglang_cdsp
 from bench.gpu.plans import PAGE, cases
 from bench.gpu.record import CheckFailed, Recorder
 from bench.gpu.target import Target
-from sglang_cdsp.parallel.mesh import BACKEND_VAR
+from sglang_cdsp.parallel.links.choose import LINKS_VAR
 from sglang_cdsp.testing.answers import TOP, Answer, compare, gap_at_first_token
 from sglang_cdsp.testing.checkpoint import LlamaShape, WeightScale, write_checkpoint
 from sglang_cdsp.testing.prompts import cut_ids
@@ -99,7 +99,7 @@ def run(target: Target, recorder: Recorder) -> None:
     checkpoint = recorder.folder / CHECKPOINT
     if not recorder.check("checkpoint", lambda: written(checkpoint, sizes)):
         return
-    os.environ[BACKEND_VAR] = "gloo-host"
+    os.environ[LINKS_VAR] = "shared-memory"
     if target.cuda:
         os.environ.update(ONE_GPU)
     with ExitStack() as ends:

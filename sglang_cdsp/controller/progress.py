@@ -135,6 +135,7 @@ class Progress:
         """An instance ran its shard between two times; ``passed_s`` of it it ran something else."""
         if request.advance(Event.CHUNK_DONE) is Phase.DRAINING:
             return  # the stop met it at its end
+        assert request.plan is not None
         times = request.times[chunk]
         # Members wait for each other inside a chunk: the last to come starts it.
         times.start_s = max(start_s, times.start_s or start_s)

@@ -37,6 +37,7 @@ from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.nixl_process import prepare_environment
 from sglang_cdsp.parallel.links.types import LinkShape
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
@@ -86,15 +87,18 @@ class _ChunkForward:
 class PoolScheduler(Scheduler):
     """One rank of one prefill instance."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
         register_orders()
+        if pool_links(str(server_args.device)) == "nixl":
+            # Before anything imports NIXL: UCX reads its variables once.
+            prepare_environment()
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
-            super().__init__(*args, **kwargs)
+            super().__init__(server_args, *args, **kwargs)
             self._become_a_member()
         except SystemExit as refusal:
             # The controller tells it, as the last line; here it would be buried.

@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch._C._distributed_c10d import HashStore
 
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.parallel.links.types import Exchanger
-from sglang_cdsp.parallel.mesh import Mesh
 from sglang_cdsp.parallel.spans import Span, split_chunk
 
 T = TypeVar("T")
@@ -134,26 +131,6 @@ def own_stream(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
-
-
-def thread_meshes(
-    size: int, backend: str = "gloo", device: torch.device | None = None
-) -> list[Mesh]:
-    """Connect ``size`` ranks, all in this process, with real gloo links."""
-    store = HashStore()
-
-    def connect(rank: int) -> Mesh:
-        return Mesh.from_store(
-            store,
-            rank,
-            size,
-            backend,
-            bind_host="127.0.0.1",
-            device=device,
-            timeout=timedelta(seconds=60),
-        )
-
-    return in_threads(connect, range(size))
 
 
 def in_threads(work: Callable[[int], T], ranks: Sequence[int]) -> list[T]:

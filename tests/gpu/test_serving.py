@@ -17,7 +17,7 @@ import pytest
 from bench.gpu import serving
 from bench.gpu.record import Recorder
 from bench.gpu.target import target_for
-from sglang_cdsp.parallel.mesh import BACKEND_VAR
+from sglang_cdsp.parallel.links.choose import LINKS_VAR
 from sglang_cdsp.testing.stack import RunningStack
 
 DRY = target_for(dry_run=True)
@@ -107,7 +107,7 @@ def served(fake: FakeServers) -> Iterator[str]:
 def run(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:  # FakeServers -> checks by name
-    monkeypatch.setenv(BACKEND_VAR, "")  # the step sets it
+    monkeypatch.setenv(LINKS_VAR, "")  # the step sets it
     (tmp_path / serving.CHECKPOINT).symlink_to(checkpoint)
 
     def with_servers(fake: FakeServers) -> dict[str, Any]:

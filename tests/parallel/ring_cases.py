@@ -12,7 +12,6 @@ from sglang_cdsp.testing.rings import (
     rows_of,
     run_member,
     run_threads,
-    thread_meshes,
 )
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "run_member",
     "run_threads",
     "thread_lanes",
-    "thread_meshes",
 ]
 
 

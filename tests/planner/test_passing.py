@@ -19,7 +19,7 @@ LINEAR = LatencyModel(tuple((s, Coefficients(0.0, 1e-3 / s, 0.0, 0.0)) for s in 
 """One second for 1000 tokens on one instance, and perfect speed-up."""
 
 
-def about(value: float) -> Any:
+def about(value: float | tuple[float, ...]) -> Any:
     return pytest.approx(value)
 
 
