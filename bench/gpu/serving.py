@@ -2,8 +2,8 @@
 
 A stock server, a pool of two with decode and router, all on one GPU, with a generated Llama of one
 billion parameters. Whether NIXL links two processes on one device is step 5's question, so the
-pool's links copy through host memory here. What rounding does is measured on the stock server itself, which gets each prompt also in
-two forwards; the pool may be off by a few times that.
+pool's links copy through host memory here. What rounding does is measured on the stock server
+itself, which gets each prompt also in two forwards; the pool may be off by a few times that.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ class _Bound:
         due_s: expected end of each chunk, moved along with delays.
         ends_s: per instance, the expected end of the plan there; empty once it is computed.
         own_s: what its chunks take in all, seconds.
+        arrival_s: when its request arrived.
         delayed_s: by how much prompts that passed have put it off.
         ring: its running chunk, None between chunks and for what does not give way.
     """
@@ -31,6 +32,7 @@ class _Bound:
     slots: dict[int, int]
     own_s: float
     passes: bool
+    arrival_s: float
     delayed_s: float = 0.0
     ring: Ring | None = None
 
@@ -54,13 +56,25 @@ class InstanceLedger:
     preempt_budget: float = 0.0
     _bound: dict[int, _Bound] = field(default_factory=dict)
 
-    def bind(self, seq: int, plan: Plan, now_s: float, slots: dict[int, int]) -> None:
-        """Promise ``slots`` per instance to a plan; its last group is busy until it ends."""
+    def bind(
+        self,
+        seq: int,
+        plan: Plan,
+        now_s: float,
+        slots: dict[int, int],
+        arrival_s: float | None = None,
+    ) -> None:
+        """Promise ``slots`` per instance to a plan; its last group is busy until it ends.
+
+        Args:
+            arrival_s: when its request arrived; now if not given.
+        """
         due = [now_s + chunk.end_s for chunk in plan.chunks]
         ends = dict.fromkeys(plan.instances, due[-1])
         if plan.passes:
             self._put_off(plan.instances, now_s, due[-1])
-        self._bound[seq] = _Bound(seq, due, ends, dict(slots), plan.seconds, plan.passes)
+        arrived_s = now_s if arrival_s is None else arrival_s
+        self._bound[seq] = _Bound(seq, due, ends, dict(slots), plan.seconds, plan.passes, arrived_s)
 
     def started(self, seq: int, chunk: PlannedChunk, now_s: float) -> None:
         """A chunk was started that gives way at its layers."""
@@ -157,6 +171,7 @@ class InstanceLedger:
             bound.ring.passable(
                 now_s,
                 bound.own_s,
+                now_s - bound.arrival_s,
                 min(self.preempt_budget * b.own_s - b.delayed_s for b in self._behind(bound)),
             )
             for bound in self._bound.values()

@@ -69,7 +69,7 @@ class Progress:
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
         demand = kv_demand(chunks, self._ledger.page_size)
-        self._ledger.bind(request.seq, plan, now_s, demand)
+        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s)
         self._effects.bind(request)
 
     # -- chunks ---------------------------------------------------------------------------

@@ -51,13 +51,14 @@ class Ring:
             self.taken_s[member] = max(end_s, self.taken_s.get(member, 0.0))
         return delay_s
 
-    def passable(self, now_s: float, own_s: float, budget_s: float) -> Passable:
-        """What a policy sees of it; ``own_s`` and ``budget_s`` as there."""
+    def passable(self, now_s: float, own_s: float, waited_s: float, budget_s: float) -> Passable:
+        """What a policy sees of it; ``own_s``, ``waited_s`` and ``budget_s`` as there."""
         goes_on_s = self._goes_on_s(now_s)
         halts_s = max(now_s, self.halts_s) if now_s < self.resumes_s else goes_on_s
         return Passable(
             instances=self.group,
             own_s=own_s,
+            waited_s=waited_s,
             left_s=max(0.0, self.seconds - self._computed_s(now_s)),
             boundary_s=halts_s - now_s,
             resume_s=goes_on_s - now_s,

@@ -72,7 +72,15 @@ ROWS = (
         "engine.forward_state",
         "per-forward flags that live in one place for the whole process",
         Names(CONTEXTS, ("get_forward",)),
+    ),
+    row(
+        "engine.forward_state",
+        "which flags these are",
         Fields(CONTEXTS, "ForwardFlags", ("_GRAPH_VISIBLE",)),
+    ),
+    row(
+        "engine.forward_state",
+        "flags put back at a switch",
         Signature(CONTEXTS, "ForwardFlags.set", ("name", "value")),
     ),
     row(
@@ -95,8 +103,12 @@ ROWS = (
     ),
     row(
         "engine.forward",
-        "a prefill runs the model's own forward, behind a copy into static buffers",
+        "a prefill copies its batch into static buffers first",
         Calls(EAGER, "EagerRunner._execute_extend", "self.load_batch"),
+    ),
+    row(
+        "engine.forward",
+        "and then runs the model's own forward",
         Calls(EAGER, "EagerRunner._execute_extend", "model_runner.model.forward"),
     ),
     row(

@@ -16,14 +16,14 @@ def plan(group: tuple[int, ...], start_s: float, end_s: float, *, passes: bool =
 def test_a_chunk_stands_still_from_its_next_layer_on() -> None:
     """8 s in 4 layers, started at 100; at 103 a prompt of 1 s passes at member 1."""
     ring = Ring((0, 1), 100.0, 8.0, 4)
-    seen = ring.passable(103.0, 8.0, 1.6)
+    seen = ring.passable(103.0, 8.0, 3.0, 1.6)
     assert (seen.left_s, seen.boundary_s, seen.resume_s) == (5.0, 1.0, 1.0)
     assert seen.taken_s == (0.0, 0.0)
     assert ring.put_off((1, 2), 103.0, 105.0) == 1.0
-    seen = ring.passable(104.5, 8.0, 0.6)
+    seen = ring.passable(104.5, 8.0, 4.5, 0.6)
     assert (seen.left_s, seen.boundary_s, seen.resume_s) == (4.0, 0.0, 0.5)
     assert seen.taken_s == (0.0, 0.5)
-    later = ring.passable(106.0, 8.0, 0.6)
+    later = ring.passable(106.0, 8.0, 6.0, 0.6)
     assert (later.left_s, later.boundary_s) == (3.0, 1.0), "a layer ends at 107 now"
 
 
@@ -32,12 +32,12 @@ def test_who_fits_beside_another_that_passes_delays_nobody() -> None:
     assert ring.put_off((0,), 0.5, 3.0) == 2.0
     assert ring.put_off((1,), 1.5, 2.5) == 0.0
     assert ring.put_off((1,), 1.5, 3.5) == 0.5
-    assert ring.passable(3.5, 4.0, 1.0).left_s == 3.0
+    assert ring.passable(3.5, 4.0, 3.5, 1.0).left_s == 3.0
 
 
 def test_a_late_chunk_has_nothing_left_and_can_be_passed_at_once() -> None:
     ring = Ring((0,), 0.0, 4.0, 4)
-    seen = ring.passable(9.0, 4.0, -1.0)
+    seen = ring.passable(9.0, 4.0, 9.0, -1.0)
     assert (seen.left_s, seen.boundary_s, seen.budget_s) == (0.0, 0.0, 0.0)
 
 
