@@ -60,16 +60,18 @@ def test_beside_one_that_passes_is_room_for_nothing() -> None:
 def test_over_two_rings_the_longer_prompts_first_and_both_stand_still() -> None:
     """The first is there at 0.1 s and waits until 0.3 s for the second."""
     found = ways(1000, (5.0, 5.0), ring(0, boundary_s=0.3, resume_s=0.3), ring(1, own_s=20.0))
-    assert found[0, 1] == Passing(
-        (0, 1), 0.3, 0.8, pytest.approx(1.2), (((0,), 0.5), ((1,), pytest.approx(0.7)))
-    )
+    way = found[0, 1]
+    assert (way.start_s, way.end_s) == (0.3, 0.8)
+    assert way.work == pytest.approx(1.2)
+    assert dict(way.delays) == pytest.approx({(0,): 0.5, (1,): 0.7})
     assert set(found) == {(0,), (1,), (0, 1)}
 
 
 def test_an_idle_instance_takes_part_at_the_price_of_its_seconds() -> None:
     found = ways(1000, (5.0, 0.0), ring(0))
     assert set(found) == {(0,), (0, 1)}, "on the idle one alone nobody is passed"
-    assert found[0, 1] == Passing((0, 1), 0.1, 0.6, pytest.approx(1.1), (((0,), 0.5),))
+    assert found[0, 1].work == pytest.approx(1.1)
+    assert found[0, 1].delays == (((0,), 0.5),)
 
 
 def test_budgets_slots_history_and_seats_that_are_down() -> None:
