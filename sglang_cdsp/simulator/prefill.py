@@ -269,7 +269,7 @@ class PrefillPool:
         if abs(late) > ROUNDING_S:
             self.order.shift(task, late)
         self._listener.chunk_ended(now, task, chunk)
-        plan = task.plan  # replanned by now, it may be
+        plan = task.plan  # which the listener may have replaced
         assert plan is not None
         if task.chunk < len(plan.chunks):
             if not task.missing[task.chunk]:
