@@ -27,7 +27,7 @@ This page is written from the table in `tests/contract`:
 | real servers over NIXL: parity, ends and aborts, features | yes | yes (`make test-newest`) |
 | real servers over Mooncake (TCP) | yes | not yet passed |
 | faults | yes | by hand |
-| tensor parallelism | yes | tried once, did not pass: do not use |
+| tensor parallelism, over NIXL | yes | yes (`tests/serving_tp`) |
 | stock servers on the CPU platform, patches | yes | not run |
 | CUDA | not yet | not yet |
 
