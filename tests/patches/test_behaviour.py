@@ -287,3 +287,11 @@ def test_0014_decode_answers_with_the_status_that_prefill_names(answers: Answers
             "503": {**before, "ends": [503, 503]},
             **dict.fromkeys(("no frame", "200", "no number"), before),
         }
+
+
+def test_0015_expert_recording_needs_a_recorder(answers: Answers) -> None:
+    wheel, patched = answers["wheel"]["recorder"], answers["patched"]["recorder"]
+    asked = {name: [200, 1] for name in ("start", "stop", "dump")}
+    refused = {name: [400, 0] for name in asked}
+    assert patched == {"without": refused, "with": asked}
+    assert wheel == {"without": asked, "with": asked}, "the schedulers end by it"

@@ -22,6 +22,7 @@ PROBES = (
     "admission",
     "refusals",
     "torch_attention",
+    "recorder",
     "bootstrap_port",
     "mini_router",
     "refusal_status",
