@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=PAGE, metavar="FILE", help=f"default: {PAGE}")
     args = parser.parse_args(arguments)
     try:
-        check_file(args.out, "--out")
-        check_file(args.cache, "--cache")
         for name in (TRACE, BACKGROUND) if args.traces else ():
             read_trace(args.traces / name)
+        check_file(args.out, "--out")
+        check_file(args.cache, "--cache")
     except (OutputError, TraceError) as error:
         parser.error(str(error))
     places = [

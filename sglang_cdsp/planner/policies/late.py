@@ -28,8 +28,8 @@ With a budget (`preempt_budget`) a prompt that cannot start yet may pass chunks 
 every way to pass are priced alike: TTFT plus the price above for every instance-second, those by
 which rings stand still longer included, and for passing also
 
-      PASS_PRICE * s * sum over the prompts passed of delay / own time * max(1, T / late)^TAIL
-      late = LATE * mean s of past arrivals,
+      PASS_PRICE * s * sum over the prompts passed of (delay / own time) * L^TAIL
+      L = max(1, min(MOST, T / (LATE * mean s of past arrivals))),
 
 T being what the passed prompt is expected to take from its arrival on. Those who are late already
 are the tail of the distribution: they are spared, unless the delay is tiny.
@@ -77,9 +77,10 @@ SOON = 3.0
 """Up to this multiple of what it needs, waiting included, a prompt does not pass: delay is
 scarce. Less costs the tail, more the median (docs/planner.md)."""
 
-LATE, TAIL = 4.0, 3
-"""From this multiple of what arrivals need on average a running prompt counts as late, and how
-steeply its delay gets dearer."""
+LATE, TAIL, MOST = 4.0, 3, 4.0
+"""From LATE times what arrivals need on average a running prompt counts as late, and its delay gets
+dearer with the power TAIL of how late it is, up to MOST times: where nearly all prompts are short,
+every long one is late, and a very short one passes it all the same."""
 
 MEMORY = 1 / 64
 """Weight of the latest arrival in the mean over past ones."""
@@ -194,7 +195,7 @@ class CdspLate(Chunkwise):
             ring.instances: PASS_PRICE
             * need.seconds
             / ring.own_s
-            * max(1.0, self._until_s(ring, pool) / late_s) ** TAIL
+            * min(MOST, max(1.0, self._until_s(ring, pool) / late_s)) ** TAIL
             for ring in pool.passable
         }
         least = math.inf if plan is None else _cost(plan, pool, price)

@@ -44,6 +44,17 @@ def test_a_short_prompt_passes_long_ones_where_nobody_is_free() -> None:
     assert plan.to_dict()["passes"] is True
 
 
+def test_a_late_prompt_is_passed_by_very_short_ones_only() -> None:
+    """What may still wait lets a prompt of 30,000 tokens pass; what is late, one of 200."""
+
+    def waited(seconds: float) -> PoolView:
+        rings = tuple(dataclasses.replace(ring, waited_s=seconds) for ring in busy().passable)
+        return busy(queue_s=(1.2,) * N, passable=rings)
+
+    for tokens, since_s, passes in ((30_000, 0.0, 1), (30_000, 60.0, 0), (200, 60.0, 1)):
+        assert sum(plan.passes for plan in started(waited(since_s), tokens)) == passes
+
+
 def test_with_an_idle_instance_nobody_passes() -> None:
     [plan] = started(busy(queue_s=(*(6.0,) * 7, 0.0), passable=busy().passable[:1]), 2000)
     assert (plan.passes, plan.instances) == (False, (7,))
