@@ -220,6 +220,8 @@ class StockScheduler(Protocol):
         disagg_metadata_buffers, req_to_metadata_buffer_idx_allocator: metadata for decode.
         metrics_reporter, metrics_collector, pool_stats_observer, load_inquirer: SGLang's numbers.
         req_to_token_pool, tree_cache, enable_overlap, spec_algorithm: passed on to a batch.
+        schedule_stream, forward_stream: CUDA streams; SGLang's forwards run on the latter with
+            ``enable_overlap`` and else on the former.
     """
 
     waiting_queue: list[Req]
@@ -250,6 +252,9 @@ class StockScheduler(Protocol):
     tree_cache: Any
     enable_overlap: bool
     spec_algorithm: Any
+
+    schedule_stream: Any
+    forward_stream: Any
 
     def publish_load_snapshot(self, force: bool = False) -> Any:
         """Publish the load of this rank for ``/v1/loads`` and for balancing."""

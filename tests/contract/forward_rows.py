@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.contract.needs import Attributes, Base, Calls, Fields, Names, Order, Signature
 from tests.contract.row import row
 
+SCHEDULER = "sglang.srt.managers.scheduler"
 INFO = "sglang.srt.model_executor.forward_batch_info"
 CONTEXTS = "sglang.srt.runtime_context"
 CONTEXT = "sglang.srt.model_executor.forward_context"
@@ -72,8 +73,35 @@ ROWS = (
         "engine.forward_state",
         "per-forward flags that live in one place for the whole process",
         Names(CONTEXTS, ("get_forward",)),
+    ),
+    row(
+        "engine.forward_state",
+        "which flags these are",
         Fields(CONTEXTS, "ForwardFlags", ("_GRAPH_VISIBLE",)),
+    ),
+    row(
+        "engine.forward_state",
+        "flags put back at a switch",
         Signature(CONTEXTS, "ForwardFlags.set", ("name", "value")),
+    ),
+    row(
+        "engine.forward_state",
+        "the normal loop launches its forwards on the stream that the loop runs on",
+        Order(SCHEDULER, "Scheduler.run_event_loop", ("StreamContext(self.schedule_stream)",)),
+    ),
+    row(
+        "engine.forward_state",
+        "with overlap, and only then, a forward runs on another stream, behind that one",
+        Order(
+            SCHEDULER,
+            "Scheduler.run_batch",
+            (
+                "if self.enable_overlap:",
+                "with self.forward_stream_ctx:",
+                "self.forward_stream.wait_stream(self.schedule_stream)",
+                "self.model_worker.forward_batch_generation",
+            ),
+        ),
     ),
     row(
         "attention.backend engine.layers",
@@ -95,8 +123,12 @@ ROWS = (
     ),
     row(
         "engine.forward",
-        "a prefill runs the model's own forward, behind a copy into static buffers",
+        "a prefill copies its batch into static buffers first",
         Calls(EAGER, "EagerRunner._execute_extend", "self.load_batch"),
+    ),
+    row(
+        "engine.forward",
+        "and then runs the model's own forward",
         Calls(EAGER, "EagerRunner._execute_extend", "model_runner.model.forward"),
     ),
     row(
