@@ -38,6 +38,7 @@ class PoolParts:
         reports: the socket at which the schedulers report.
         lanes: of the links; the measurement at start uses them too.
         gate: says what may start.
+        max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
     """
 
@@ -53,6 +54,7 @@ class PoolParts:
     gate: QuietGate[Any]
     model: str
     device: str
+    max_shard_tokens: int | None = None
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
@@ -105,6 +107,7 @@ class PoolParts:
             decode=self.decode,
             limits=self.limits,
             stock_tokens=self.args.stock_tokens,
+            max_shard_tokens=self.max_shard_tokens,
             lanes=self.lanes,
             gate=self.gate,
         )

@@ -24,6 +24,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
+from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
@@ -180,6 +181,9 @@ class PoolScheduler(Scheduler):
             vocab_size=int(self.model_config.vocab_size),
             layers=int(self.model_config.num_hidden_layers),
             kv_cache_dtype=manager.kv_cache_dtype_str,
+            max_shard_tokens=measured_shard(
+                self, int(parallel.tp_size), int(allocator.available_size())
+            ),
         )
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:

@@ -67,6 +67,8 @@ class ModelConfig(Protocol):
     attention_chunk_size: int | None
     num_hidden_layers: int
     hf_config: Any
+    hf_text_config: Any
+    hidden_size: int
     context_len: int
     vocab_size: int
 

@@ -289,7 +289,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.model_check engine.scheduler",
+        "engine.model_check engine.scheduler engine.activations",
         "what is asked of the model",
         Attributes(
             CONFIG,
@@ -303,6 +303,8 @@ ROWS = (
                 "attention_chunk_size",
                 "num_hidden_layers",
                 "hf_config",
+                "hf_text_config",
+                "hidden_size",
                 "context_len",
                 "vocab_size",
             ),
