@@ -123,6 +123,8 @@ class PoolController(DataParallelController):
         self.max_total_num_tokens = sum(self._ledger.capacity)
         self._start_planning(hello)
         self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
+        # Stock decode refuses a pool with other pages than its own.
+        logger.info("decode servers of this pool need --page-size %d", hello.page_size)
 
     # -- start ----------------------------------------------------------------------------
 
