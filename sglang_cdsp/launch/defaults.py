@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
-
-from sglang_cdsp.platforms.detect import torch_only_platform_wanted
 
 CUDA_PAGE_SIZE = 64
 """Tokens of a KV page on GPUs.
@@ -27,8 +26,7 @@ def open_settings(namespace: Any) -> dict[str, object]:
 
 
 def _on_cuda(namespace: Any) -> bool:
-    """Whether the servers will run on CUDA; a platform that is named on purpose goes before it."""
-    named = getattr(namespace, "device", None)
-    return (
-        named in (None, "cuda") and torch.cuda.is_available() and not torch_only_platform_wanted()
-    )
+    """Whether the servers will run on CUDA: nobody has named anything else, and it is there."""
+    elsewhere = os.environ.get("SGLANG_PLATFORM") or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1"
+    on_cuda = getattr(namespace, "device", None) in (None, "cuda") and not elsewhere
+    return on_cuda and torch.cuda.is_available()

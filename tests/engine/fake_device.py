@@ -11,6 +11,7 @@ class FakeDevice:
 
     Attributes:
         launched, ran: pieces so far.
+        by_events: each event ends a piece: for code that launches by itself.
         now_ms: the device's time.
         most: pieces that were launched and had not run, at most.
     """
@@ -19,6 +20,7 @@ class FakeDevice:
     ran: int = 0
     now_ms: float = 0.0
     most: int = 0
+    by_events: bool = False
     events: list[FakeEvent] = field(default_factory=list)
 
     def __call__(self, *, enable_timing: bool = False) -> FakeEvent:
@@ -53,6 +55,8 @@ class FakeEvent:
     passed_ms: float | None = None
 
     def record(self) -> None:
+        if self.device.by_events:
+            self.device.launch()
         self.behind = self.device.launched
         self.device.events.append(self)
         self.device.stamp()

@@ -13,6 +13,8 @@ from sglang_cdsp.launch.defaults import open_settings
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults.torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
 
 
 @pytest.mark.usefixtures("gpus")
@@ -28,8 +30,13 @@ def test_what_the_user_says_stays() -> None:
 
 
 @pytest.mark.usefixtures("gpus")
-def test_the_cpu_platform_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_PLATFORM", "cdsp_cpu")
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SGLANG_PLATFORM", "cdsp_cpu"), ("SGLANG_USE_CPU_ENGINE", "1")]
+)
+def test_the_cpu_stays_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
     assert open_settings(SimpleNamespace(page_size=None, device=None)) == {}
 
 
