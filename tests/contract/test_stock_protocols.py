@@ -29,7 +29,6 @@ OWNERS = {
     "KVPool": ("KVCache", "MHATokenToKVPool"),
     "MetadataBuffers": ("MetadataBuffers",),
     "ModelConfig": ("ModelConfig",),
-    "EagerRunner": ("EagerRunner",),
     "ModelRunner": ("ModelRunner",),
     "TpWorker": ("TpModelWorker",),
     "ForwardMode": ("ForwardMode",),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sglang_cdsp.engine.device import Event, Events
 
 
 @dataclass
@@ -65,9 +69,13 @@ class FakeEvent:
         assert self.behind is not None, "asked before it is recorded"
         return self.device.ran >= self.behind
 
-    def elapsed_time(self, later: FakeEvent, /) -> float:
+    def elapsed_time(self, later: Any, /) -> float:
         assert self.timed, "made without enable_timing"
         assert later.timed, "made without enable_timing"
         assert self.passed_ms is not None, "torch raises: the device has not come that far"
         assert later.passed_ms is not None, "torch raises: the device has not come that far"
-        return later.passed_ms - self.passed_ms
+        return float(later.passed_ms - self.passed_ms)
+
+
+if TYPE_CHECKING:
+    CHECKED: tuple[type[Event], Events] = (FakeEvent, FakeDevice())

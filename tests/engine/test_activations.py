@@ -34,8 +34,12 @@ def test_widths_are_those_of_the_rank() -> None:
 
 
 def test_experts_count_by_how_many_a_token_goes_to() -> None:
-    text = {"intermediate_size": 200, "moe_intermediate_size": 60, "num_experts_per_tok": 8}
-    found = widths_of(scheduler(**text), 1)
+    text: dict[str, Any] = {
+        "intermediate_size": 200,
+        "moe_intermediate_size": 60,
+        "num_experts_per_tok": 8,
+    }
+    found = widths_of(scheduler("cuda", **text), 1)
     assert (found.mlp, found.routed) == (480, 8)
     assert widths_of(scheduler(n_inner=None), 1).mlp == 256
 
@@ -66,7 +70,7 @@ def test_memory_that_torch_has_cached_is_free(monkeypatch: pytest.MonkeyPatch) -
         memory_reserved=lambda: 900_000,
         memory_allocated=lambda: 400_000,
     )
-    monkeypatch.setattr(activations.torch, "cuda", memory)
+    monkeypatch.setattr(torch, "cuda", memory)
     ours = scheduler(intermediate_size=200)
     expected = largest_shard(1_500_000, 100, widths_of(ours, 1))
     assert measured_shard(ours, 1, 100) == expected > activations.LEAST_TOKENS

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.attention.pacing import Pacing
-from sglang_cdsp.engine import forward_state
+from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.device import PIECES_AHEAD, Pace, Stopwatch, events_of
 from sglang_cdsp.engine.forward_state import ForwardSurroundings, enter_forward_stream
 from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_stock import FakeScheduler
-from tests.engine.test_coroutines import Alone
 
 Ready = Callable[[], bool] | None
 
@@ -142,12 +142,15 @@ def test_a_chunk_runs_on_the_stream_of_stock_forwards(
     """It keeps it over its switches, and the loop keeps its own."""
     schedule, forward = Stream(), Stream()
     cuda = Cuda(schedule)
-    monkeypatch.setattr(forward_state.torch, "cuda", cuda)
+    monkeypatch.setattr(torch, "cuda", cuda)
     scheduler: Any = SimpleNamespace(
         enable_overlap=overlap, schedule_stream=schedule, forward_stream=forward
     )
     run = Coroutines(
-        surroundings=ForwardSurroundings("cuda"), ranks=Alone(), leads=True, stretch_s=0.0
+        surroundings=ForwardSurroundings("cuda"),
+        ranks=Agreement(None, 1),
+        leads=True,
+        stretch_s=0.0,
     )
     seen: list[Stream] = []
 

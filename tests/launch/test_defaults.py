@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from sglang_cdsp.launch import defaults
 from sglang_cdsp.launch.defaults import open_settings
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
 
@@ -41,5 +41,5 @@ def test_the_cpu_stays_as_it_was(
 
 
 def test_without_gpus_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert open_settings(SimpleNamespace(page_size=None, device=None)) == {}
