@@ -200,7 +200,7 @@ class ChunkWork:
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
     ) -> None:
-        passed_s = task.running.passed_s if task.running is not None else 0.0
+        passed_s = 0.0 if task.running is None else self._coroutines.passed_s(task.running)
         self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)

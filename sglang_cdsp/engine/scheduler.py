@@ -29,8 +29,10 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.device import events_of
 from sglang_cdsp.engine.faults import requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
@@ -137,6 +139,7 @@ class PoolScheduler(Scheduler):
             LINK_SHAPE,
             give_way=lambda ready: coroutines.give_way(ready),
         )
+        events = events_of(self.device)
         coroutines = Coroutines(
             surroundings=ForwardSurroundings(self.device),
             ranks=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
@@ -144,6 +147,7 @@ class PoolScheduler(Scheduler):
             stretch_s=STRETCH_S,
             poll=hub.poll,
             interrupted=self._has_messages,
+            meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
         runner = ShardRunner(self, hub, instance, coroutines.give_way, self._come_on)

@@ -16,6 +16,7 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.device import PIECES_AHEAD, Pace, Stopwatch, events_of
 from sglang_cdsp.engine.forward_state import ForwardSurroundings, enter_forward_stream
+from sglang_cdsp.engine.meters import DeviceMeter
 from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_stock import FakeScheduler
 
@@ -110,6 +111,50 @@ def test_a_chunk_takes_what_the_device_takes() -> None:
         now_s[0] = 100.04
 
     assert watch.stop(give_way, lambda: now_s[0]) == pytest.approx(100.04 - 0.030)
+
+
+class NoGlobals:
+    """Forwards that set nothing."""
+
+    def take(self) -> None:
+        """Nothing."""
+
+    def put(self, state: None) -> None:
+        """Nothing."""
+
+
+def test_what_passes_is_counted_by_the_device() -> None:
+    """Two chunks take turns; the host launches in no time and hears of the ends much later."""
+    device = FakeDevice()
+    run = Coroutines(
+        surroundings=NoGlobals(),
+        ranks=Agreement(None, 1),
+        leads=True,
+        stretch_s=0.0,
+        clock=lambda: 0.0,
+        meter=DeviceMeter(device),
+    )
+    own: dict[str, list[float]] = {"a": [10.0, 20.0], "b": [400.0, 500.0]}
+    launched: list[float] = []
+
+    def chunk(name: str) -> Callable[[], None]:
+        def work() -> None:
+            for ms in own[name]:
+                run.give_way(lambda: len(launched) % 2 == (name == "b"))
+                device.launch()
+                launched.append(ms)
+            run.give_way(lambda: len(launched) == 4)
+
+        return work
+
+    a, b = run.start("a", (0, 0), chunk("a")), run.start("b", (0, 1), chunk("b"))
+    while len(launched) < 4:
+        run.turn()
+    assert run.passed_s(a) == run.passed_s(b) == 0.0, "the device has run nothing yet"
+    for ms in launched:
+        device.run(1, ms)
+    assert run.passed_s(a) == pytest.approx(0.9)
+    assert run.passed_s(b) == pytest.approx(0.03)
 
 
 class Stream:
