@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
-if TYPE_CHECKING:
-    from sglang_cdsp.engine.coroutines import Ready
+Ready = Callable[[], bool]
+"""Whether something has come about."""
 
 PIECES_AHEAD = 2
 """Pieces that are launched and have not run, at most: one runs, one waits behind it.

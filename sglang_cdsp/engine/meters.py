@@ -1,4 +1,4 @@
-"""How long each coroutine runs between two switches: by the host's clock, or by the device's events.
+"""How long each coroutine runs between two switches: by the host's clock, or by device events.
 
 A chunk's own time is what is left of its duration when the stretches of the others are taken off.
 """

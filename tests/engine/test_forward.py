@@ -6,11 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from sglang.srt.model_executor.forward_context import get_attn_backend, has_forward_context
 
 from sglang_cdsp.engine.forward import run_forward
-from sglang_cdsp.engine.shard_runner import ShardRunner
 
 
 class Model:
@@ -35,9 +33,10 @@ def runner_of(model: Model) -> Any:
 def test_the_model_finds_the_chunks_attention_and_its_own_tensors() -> None:
     """The batch's tensors themselves: SGLang's runner would copy them into buffers that all share.
     """  # fmt: skip
-    model, batch = Model(), SimpleNamespace(input_ids=object(), positions=object())
+    model = Model()
+    batch: Any = SimpleNamespace(input_ids=object(), positions=object())
     attention: Any = object()
-    assert run_forward(runner_of(model), batch, attention) == "logits"  # type: ignore[arg-type]
+    assert run_forward(runner_of(model), batch, attention) == "logits"
     assert model.seen[0] is attention
     assert model.seen[1] is batch.input_ids
     assert model.seen[2] is batch.positions
@@ -51,29 +50,3 @@ def test_a_forward_that_fails_leaves_no_attention_behind() -> None:
     with pytest.raises(ValueError, match="broke"):
         run_forward(runner_of(Model(ValueError("broke"))), batch, attention)
     assert not has_forward_context()
-
-
-@pytest.mark.parametrize(("device", "waits"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
-def test_a_chunk_is_over_when_the_device_is_done(
-    device: str, waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Launched is not computed: times and KV are right only behind the chunk's own event."""
-    said: list[str] = []
-
-    class Event:
-        def record(self) -> None:
-            said.append("recorded")
-
-        def query(self) -> bool:
-            said.append("asked")
-            return True
-
-    def give_way(ready: Any) -> None:
-        assert ready()
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    runner: Any = object.__new__(ShardRunner)
-    runner._model_runner = SimpleNamespace(device=device)
-    runner._give_way = give_way
-    runner._await_device()
-    assert said == (["recorded", "asked"] if waits else [])
