@@ -85,6 +85,7 @@ class CdspArgs:
         stock_tokens: longest one-instance prompt that runs in SGLang's own batches, in tokens; a
             longer one is a chunk task, which gives way inside its forward.
         preempt_budget: share of its own time by which prompts that pass may delay a running one.
+        max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
         latency_model: path of a latency model file; None means the server measures itself.
         instances_per_node: instances that share a node; None means the whole pool.
         plan_log: file that receives one JSON line per ended request; None means no log.
@@ -102,6 +103,7 @@ class CdspArgs:
     min_chunk: int = DEFAULT_MIN_CHUNK
     stock_tokens: int = DEFAULT_STOCK_TOKENS
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
+    max_shard_tokens: int | None = None
     latency_model: str | None = None
     instances_per_node: int | None = None
     plan_log: str | None = None
@@ -186,6 +188,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         f"that pass it, 0 for none (default: {default.preempt_budget}).",
     )
     group.add_argument(
+        "--cdsp-max-shard-tokens",
+        type=_integer,
+        default=None,
+        metavar="TOKENS",
+        help="Most tokens that an instance computes at once, as activations take memory; a longer "
+        "chunk runs as several (default: what a GPU has free at start allows, no limit on CPUs).",
+    )
+    group.add_argument(
         "--cdsp-latency-model",
         default=None,
         metavar="FILE",
@@ -244,6 +254,7 @@ def parse_sp_sizes(text: str) -> tuple[int, ...]:
 
 _POSITIVE = {
     "stock_tokens": "it is a number of tokens, try 1024",
+    "max_shard_tokens": "leave it out for what the memory allows",
     "min_chunk": "it is a number of tokens, try 256",
     "instances_per_node": "leave it out if all instances share a node",
     "decode_max_total_tokens": "leave it out to hear it from decode",

@@ -22,6 +22,7 @@ from sglang_cdsp.args import (
 from sglang_cdsp.checks import forced_settings
 from sglang_cdsp.hook_table import HookNotLive
 from sglang_cdsp.launch.command_line import problems_of
+from sglang_cdsp.launch.defaults import open_settings
 from sglang_cdsp.launch.unknown_flags import keep_unknown_flags
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     if cdsp is None:
         _end(problems)
         return original(cls, namespace)
-    for name, value in forced_settings(cdsp).items():
+    for name, value in {**open_settings(namespace), **forced_settings(cdsp)}.items():
         setattr(namespace, name, value)
     server_args = original(cls, namespace)
     _end(problems + problems_of(cdsp, server_args))

@@ -11,7 +11,7 @@ import zmq
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.admission import Admission
-from sglang_cdsp.controller.calibration import measured_model
+from sglang_cdsp.controller.calibration import measured_model, probe_runner
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher
@@ -22,6 +22,7 @@ from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request_checks import unsupported
+from sglang_cdsp.controller.warm_up import warm_up, warm_up_plans
 from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.protocol.limits import LANES
@@ -38,6 +39,7 @@ class PoolParts:
         reports: the socket at which the schedulers report.
         lanes: of the links; the measurement at start uses them too.
         gate: says what may start.
+        max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
     """
 
@@ -53,36 +55,35 @@ class PoolParts:
     gate: QuietGate[Any]
     model: str
     device: str
+    max_shard_tokens: int | None = None
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
-        """Find the latency model, then the planner.
+        """Run probes, which warm up the pool and measure it if need be; then make the planner.
 
         Raises:
             ValueError: an option does not fit the model; names the remedy.
-            RuntimeError: the pool could not be measured.
+            RuntimeError: the pool does not work, or could not be measured.
         """
         instances = len(self.ledger.capacity)
         sizes = self.args.sp_sizes or default_sp_sizes(instances)
-        if self.args.latency_model is not None:
-            model = LatencyModel.load(self.args.latency_model)
-        else:
-            model = self._measure(tuple(sorted({*sizes, instances})))
-        return make_planning(self.args, model, sizes, self.hello.page_size)
-
-    def _measure(self, sizes: tuple[int, ...]) -> LatencyModel:
-        """Run probes on the pool before anybody is served."""
-        page_size = self.hello.page_size
+        page_size, longest = self.hello.page_size, self.ledger.smallest_instance
+        known = self.args.latency_model
+        model = LatencyModel.load(known) if known is not None else None
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
-        return measured_model(
-            sizes,
-            min(self.hello.max_input_tokens, self.ledger.smallest_instance),
-            page_size,
-            self.lifecycle(stand_in),
-            self.reports,
-            model=self.model,
-            device=self.device,
-        )
+        run = probe_runner(self.lifecycle(stand_in), self.reports)
+        all_sizes = tuple(sorted({*sizes, instances}))
+        warm_up(warm_up_plans(instances, all_sizes, page_size, longest), run)
+        if model is None:
+            model = measured_model(
+                all_sizes,
+                min(self.hello.max_input_tokens, longest),
+                page_size,
+                run,
+                model=self.model,
+                device=self.device,
+            )
+        return make_planning(self.args, model, sizes, page_size)
 
     def lifecycle(self, planning: Planning) -> Lifecycle:
         """A life cycle whose effects reach the schedulers, decode and the clients."""
@@ -105,6 +106,7 @@ class PoolParts:
             decode=self.decode,
             limits=self.limits,
             stock_tokens=self.args.stock_tokens,
+            max_shard_tokens=self.max_shard_tokens,
             lanes=self.lanes,
             gate=self.gate,
         )

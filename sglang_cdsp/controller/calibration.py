@@ -59,7 +59,10 @@ def probe_runner(lifecycle: Lifecycle, reports: zmq.Socket[bytes]) -> Callable[[
         deadline = time.monotonic() + PROBE_TIMEOUT_S
         while request.phase is not Phase.ENDED:
             if time.monotonic() > deadline:
-                raise RuntimeError("measuring the pool takes too long; give --cdsp-latency-model")
+                raise RuntimeError(
+                    f"a probe of {plan.tokens} tokens on instances {list(plan.instances)} has not "
+                    f"ended in {PROBE_TIMEOUT_S:.0f} s; see what they logged"
+                )
             if reports.poll(POLL_MS):
                 read_reports(reports, lifecycle)
         return request
@@ -136,19 +139,17 @@ def measured_model(
     sizes: Sequence[int],
     longest: int,
     page_size: int,
-    lifecycle: Lifecycle,
-    reports: zmq.Socket[bytes],
+    run: Callable[[Plan], PoolRequest],
     *,
     model: str,
     device: str,
 ) -> LatencyModel:
-    """Measure a pool that serves nobody yet, through its own life cycle and report socket.
+    """Measure a pool that serves nobody yet; ``run`` runs a probe to its end.
 
     Raises:
         RuntimeError: as :func:`calibrate`.
     """
     logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
-    run = probe_runner(lifecycle, reports)
     measured = calibrate(sizes, longest, page_size, run, model=model, device=device)
     logger.info("measured latency model: %s", json.dumps(measured.to_json()["sp"]))
     return measured

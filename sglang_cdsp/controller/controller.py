@@ -52,6 +52,7 @@ from sglang_cdsp.controller.startup import (
     bootstrap_route,
     bootstrap_row,
     give_up,
+    largest_shard,
     link_orders,
     queue_limits,
     refuse_start,
@@ -122,6 +123,8 @@ class PoolController(DataParallelController):
         self.max_total_num_tokens = sum(self._ledger.capacity)
         self._start_planning(hello)
         self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
+        # Stock decode refuses a pool with other pages than its own.
+        logger.info("decode servers of this pool need --page-size %d", hello.page_size)
 
     # -- start ----------------------------------------------------------------------------
 
@@ -175,6 +178,9 @@ class PoolController(DataParallelController):
             worker = self.workers[seat]
             assert worker is not None
             sock_send(worker, order)
+        self._max_shard_tokens = largest_shard(hellos.values(), self._cdsp.max_shard_tokens)
+        if self._max_shard_tokens is not None:
+            logger.info("a member computes at most %d tokens at once", self._max_shard_tokens)
         self._health = PoolHealth(self._progress.read, self._tp_size, time.monotonic)
         first = hellos[(0, 0)]
         self._ledger = InstanceLedger(
@@ -208,6 +214,7 @@ class PoolController(DataParallelController):
             gate=self._control.gate,
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
+            max_shard_tokens=self._max_shard_tokens,
         )
         try:
             self._planning = parts.planning()

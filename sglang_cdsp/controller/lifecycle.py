@@ -54,6 +54,7 @@ class Lifecycle:
         decode: DecodeServers,
         limits: QueueLimits = NO_LIMITS,
         stock_tokens: int = DEFAULT_STOCK_TOKENS,
+        max_shard_tokens: int | None = None,
         lanes: LaneTable | None = None,
         gate: QuietGate[Any] | None = None,
     ) -> None:
@@ -63,6 +64,7 @@ class Lifecycle:
             clock: gives the time.
             decode: knows how long decode may take to name its pages.
             stock_tokens: the longest prompt that takes its instance's stock path.
+            max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
             lanes: of the pool, if another life cycle uses them before or after.
             gate: says what may start; without one everything may.
         """
@@ -101,6 +103,7 @@ class Lifecycle:
             stock_tokens=stock_tokens,
             lanes=lanes or LaneTable(LANES),
             clock=clock,
+            max_shard_tokens=max_shard_tokens,
             may_start=lambda: self._gate.may_start,
         )
 

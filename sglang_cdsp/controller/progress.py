@@ -14,6 +14,7 @@ from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import Drained, LogprobPart
 
@@ -34,6 +35,7 @@ class Progress:
         stock_tokens: int,
         lanes: LaneTable,
         clock: Callable[[], float],
+        max_shard_tokens: int | None = None,
         may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         """What chunks need to start.
@@ -42,6 +44,7 @@ class Progress:
             stock_tokens: longest prompt of the stock path.
             lanes: of the links.
             clock: gives monotonic seconds.
+            max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
             may_start: is asked before every go.
         """
         self._table = table
@@ -53,13 +56,18 @@ class Progress:
         self._tp_size = tp_size
         self._stock_tokens = stock_tokens
         self._clock = clock
+        self._max_shard_tokens = max_shard_tokens
         self._may_start = may_start
         self._held = False
         self._next_seq = 0
         self._lanes = lanes
 
     def bind(self, request: PoolRequest, plan: Plan) -> None:
-        """A request gets its plan: the next sequence number, its slots, its orders."""
+        """A request gets its plan: the next sequence number, its slots, its orders.
+
+        Chunks whose activations would not fit are run as several.
+        """
+        plan = within_shards(plan, self._max_shard_tokens, self._ledger.page_size)
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
         now_s = self._clock()
         request.plan, request.policy, request.bound_s = plan, plan.policy, now_s

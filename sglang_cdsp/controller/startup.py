@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import psutil
@@ -81,6 +81,16 @@ def await_hellos(
                 "others run without the CDSP hooks; install a tested sglang release"
             )
     return hellos
+
+
+def largest_shard(hellos: Iterable[Hello], stated: int | None) -> int | None:
+    """Tokens that a member may have in one forward: as stated, else the least that a rank says.
+
+    Returns:
+        None where nothing limits them.
+    """
+    said = [hello.max_shard_tokens for hello in hellos if hello.max_shard_tokens is not None]
+    return stated if stated is not None else min(said, default=None)
 
 
 def queue_limits() -> QueueLimits:

@@ -18,6 +18,7 @@ try:
         format_table,
         send_burst,
     )
+    from sglang_cdsp.launch.defaults import open_settings
     from sglang_cdsp.simulator.plan_log import read_lines
     from sglang_cdsp.testing.checkpoint import write_checkpoint
     from sglang_cdsp.testing.directory_lock import locked
@@ -118,14 +119,18 @@ def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) 
         *("--cdsp-plan-log", str(plan_log.resolve())),
         "--cdsp-allow-request-plans",
     )
+    # Stock decode does not know what a pool chooses on GPUs, and wants the same.
+    chosen = open_settings(argparse.Namespace(page_size=None)).get("page_size")
+    pages = () if chosen is None else ("--page-size", str(chosen))
     return disaggregated(
         checkpoint,
         prefill_flags=(
+            *pages,
             *("--max-total-tokens", "20000"),
             *(() if options.stock else pool),
             *options.flags,
         ),
-        decode_flags=("--max-total-tokens", "80000"),
+        decode_flags=("--max-total-tokens", "80000", *pages),
         router_port=options.port or (SERVE_PORT if options.serve else None),
     )
 

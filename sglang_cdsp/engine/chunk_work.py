@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sglang_cdsp.engine import prompt_logprobs, sampling
 from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.engine.shard_runner import ShardDone, ShardRunner
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.stock_requests import take_compiling
 from sglang_cdsp.engine.tasks import ChunkTask
@@ -139,15 +139,17 @@ class ChunkWork:
             self._coroutines.give_way()
             start_s = time.monotonic()
             self._starts()
-            part = self._run_chunk(task, order)
+            done = self._run_chunk(task, order)
         except StoppedError as stopped:
             self._chunk_ended(task)
             if not task.over:
                 self._chunk_failed(task, order.chunk, str(stopped))
             return
-        self._chunk_done(task, order.chunk, start_s, part)
+        # On CUDA the host starts a chunk before the device does.
+        device_s = done.start_s
+        self._chunk_done(task, order.chunk, start_s if device_s is None else device_s, done.part)
 
-    def _run_chunk(self, task: ChunkTask, order: GoOrder) -> LogprobPart | None:
+    def _run_chunk(self, task: ChunkTask, order: GoOrder) -> ShardDone:
         """Run a chunk to its end.
 
         Raises:
@@ -159,7 +161,7 @@ class ChunkWork:
                 task.req.time_stats.set_forward_entry_time()  # the first call counts
             write = self._open_write(task, order.chunk)
             stored = write.layer_stored if write is not None else nothing
-            part = self._runner.run(task, order, stored)
+            done = self._runner.run(task, order, stored)
         except StoppedError:
             raise
         except Exception as failure:
@@ -173,7 +175,7 @@ class ChunkWork:
         if write is not None:
             finish_write(self._scheduler, task, write)
         self._free_what_moved(task, order.chunk)
-        return part
+        return done
 
     def _await_room(self, task: ChunkTask) -> None:
         """Give way until decode's pages are here, which every rank gets by itself."""
@@ -198,7 +200,7 @@ class ChunkWork:
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
     ) -> None:
-        passed_s = task.running.passed_s if task.running is not None else 0.0
+        passed_s = 0.0 if task.running is None else self._coroutines.passed_s(task.running)
         self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)

@@ -14,12 +14,15 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
+
+from sglang_cdsp.engine.meters import HostMeter, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ class Coroutines:
         poll: Callable[[], object] = lambda: None,
         interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        meter: Meter | None = None,
         shake: random.Random | None = None,
     ) -> None:
         """Start with none.
@@ -107,6 +111,7 @@ class Coroutines:
             poll: moves on what others send.
             interrupted: whether the loop has something to do while all coroutines wait.
             clock: monotonic seconds.
+            meter: what the stretches of coroutines are measured by; the clock by default.
             shake: for tests: switch at every point, to a coroutine drawn from this; seeded alike
                 at all ranks.
         """
@@ -117,7 +122,9 @@ class Coroutines:
         self._poll = poll
         self._interrupted = interrupted
         self._clock = clock
+        self._meter = meter or HostMeter(clock)
         self._shake = shake
+        self._stretches: deque[tuple[tuple[Coroutine, ...], Callable[[], float | None]]] = deque()
         self._live: list[Coroutine] = []
         self._current: Coroutine | None = None
         self._main: greenlet | None = None
@@ -221,11 +228,22 @@ class Coroutines:
             self._wait()
         return ran
 
-    def passed(self, seconds: float, but: Coroutine | None = None) -> None:
-        """Something else was computed here for so long while all of them, ``but`` one, stood."""
+    def passed(self, seconds: float) -> None:
+        """Something else was computed here for so long while all of them stood."""
         for coroutine in self._live:
-            if coroutine is not but:
-                coroutine.passed_s += seconds
+            coroutine.passed_s += seconds
+
+    def passed_s(self, coroutine: Coroutine) -> float:
+        """Seconds since its start in which something else was computed here, as far as known."""
+        self._account()
+        return coroutine.passed_s
+
+    def _account(self) -> None:
+        """Count the stretches of others whose lengths have become known."""
+        while self._stretches and (seconds := self._stretches[0][1]()) is not None:
+            others, _ = self._stretches.popleft()
+            for other in others:
+                other.passed_s += seconds
 
     def snapshot(self) -> list[dict[str, Any]]:
         """What is under way, JSON-ready: names, and since when each has not run, in seconds."""
@@ -267,8 +285,9 @@ class Coroutines:
 
     def _resume(self, coroutine: Coroutine) -> None:
         """Run a coroutine to its next switch, in its own surroundings."""
-        outside, start_s = self._surroundings.take(), self._clock()
+        outside = self._surroundings.take()
         self._surroundings.put(coroutine.state)
+        mark = self._meter.begin()
         before, self._current = self._current, coroutine
         self._main = getcurrent()
         coroutine.ready = None
@@ -279,10 +298,12 @@ class Coroutines:
                 # One that fails before it began gets to know it at its first ``give_way``.
                 coroutine.body.switch()
         finally:
+            others = tuple(other for other in self._live if other is not coroutine)
+            self._stretches.append((others, self._meter.end(mark)))
             coroutine.state = self._surroundings.take()
             self._surroundings.put(outside)
             self._current = before
-            self.passed(self._clock() - start_s, but=coroutine)
+            self._account()
             if coroutine.body.dead:
                 self._live.remove(coroutine)
 

@@ -8,11 +8,14 @@ greenlet has a context of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, set_forward_context
 from sglang.srt.runtime_context import get_forward
+
+if TYPE_CHECKING:
+    from sglang_cdsp.engine.stock import StockScheduler
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,23 @@ class ForwardSurroundings:
             forward.set(name, value)
         if self._cuda:
             torch.cuda.set_stream(state.stream)
+
+
+def enter_forward_stream(scheduler: StockScheduler, device: str) -> None:
+    """Go on on the stream of SGLang's own forwards, behind all that the loop has launched.
+
+    On one stream, tensor-parallel communicators, the buffer of the custom all-reduce and the
+    workspaces of kernels are never used by two forwards at once. SGLang's overlap loop runs its
+    forwards on ``forward_stream``, its normal loop on the loop's own ``schedule_stream``. The
+    coroutine that calls this keeps the stream over its switches (``ForwardState.stream``).
+    """
+    if torch.device(device).type != "cuda":
+        return
+    before = torch.cuda.current_stream()
+    stream = scheduler.forward_stream if scheduler.enable_overlap else scheduler.schedule_stream
+    if stream != before:
+        stream.wait_stream(before)
+        torch.cuda.set_stream(stream)
 
 
 def _plain_flags() -> frozenset[str]:

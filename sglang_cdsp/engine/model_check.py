@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from torch import nn
 
 from sglang_cdsp import architectures
 from sglang_cdsp.architectures import PLAIN, REMEDY
@@ -72,6 +74,7 @@ def check_model(scheduler: StockScheduler) -> None:
         ]
     )
     _check_pool(runner.token_to_kv_pool, runner.dtype)
+    _refuse(_odd_buffers(runner.token_to_kv_pool, runner.model))
     _check_backend(runner.attn_backend)
 
 
@@ -100,9 +103,25 @@ def _check_pool(pool: KVPool, dtype: Any) -> None:
         )
     if pool.dtype != dtype:
         raise UnsupportedModel(
-            f"sglang-cdsp: KV is kept as {pool.dtype}, the model computes in {dtype}; "
-            "remove --kv-cache-dtype"
+            f"sglang-cdsp: KV is kept as {pool.dtype}, the model computes in {dtype}; remove "
+            "--kv-cache-dtype, or, where the checkpoint asks for FP8 KV itself, set "
+            "--kv-cache-dtype bfloat16 and --dtype bfloat16"
         )
+
+
+def _odd_buffers(pool: KVPool, model: nn.Module) -> list[str]:
+    """Layers whose keys and values are not ``[slots, heads, dim]`` as their attention has them."""
+    odd = []
+    for layer in (m for m in model.modules() if isinstance(m, RadixAttention)):
+        keys = tuple(pool.get_key_buffer(layer.layer_id).shape)
+        values = tuple(pool.get_value_buffer(layer.layer_id).shape)
+        wanted_k = (layer.tp_k_head_num, layer.qk_head_dim)
+        wanted_v = (layer.tp_v_head_num, layer.v_head_dim)
+        if keys[1:] != wanted_k or values[1:] != wanted_v:
+            odd.append(f"the KV of layer {layer.layer_id} is {list(keys)} and {list(values)}")
+    if not odd:
+        return []
+    return [f"{odd[0]}, not a row of heads a slot" + (f" ({len(odd)} such)" if odd[1:] else "")]
 
 
 def _check_backend(backend: Any) -> None:

@@ -61,7 +61,7 @@ def _odd_counts(found: Counter[int], layers: int) -> list[str]:
 
 def _sinks(model: nn.Module) -> list[str]:
     """Attention sinks are arguments of the call, so the layer does not show them."""
-    for name, _ in model.named_parameters():
+    for name, _ in (*model.named_parameters(), *model.named_buffers()):
         if "sink" in name.rpartition(".")[2].lower():
             return [f"it has attention sinks ({name})"]
     return []

@@ -24,12 +24,15 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
+from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.device import events_of
 from sglang_cdsp.engine.faults import requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
@@ -140,6 +143,7 @@ class PoolScheduler(Scheduler):
             LINK_SHAPE,
             give_way=lambda ready: coroutines.give_way(ready),
         )
+        events = events_of(self.device)
         coroutines = Coroutines(
             surroundings=ForwardSurroundings(self.device),
             ranks=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
@@ -147,6 +151,7 @@ class PoolScheduler(Scheduler):
             stretch_s=STRETCH_S,
             poll=hub.poll,
             interrupted=self._has_messages,
+            meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
         runner = ShardRunner(self, hub, instance, coroutines.give_way, self._come_on)
@@ -184,6 +189,9 @@ class PoolScheduler(Scheduler):
             vocab_size=int(self.model_config.vocab_size),
             layers=int(self.model_config.num_hidden_layers),
             kv_cache_dtype=manager.kv_cache_dtype_str,
+            max_shard_tokens=measured_shard(
+                self, int(parallel.tp_size), int(allocator.available_size())
+            ),
         )
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:

@@ -16,8 +16,10 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang_cdsp.attention.backend import ShardAttention
 from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.coroutines import Ready
+from sglang_cdsp.engine.device import Pace, Stopwatch, events_of
 from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
+from sglang_cdsp.engine.forward_state import enter_forward_stream
 from sglang_cdsp.engine.layers import LayerSteps
 from sglang_cdsp.engine.prompt_logprobs import ask_for_rows, collect, rows_asked
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
@@ -57,6 +59,19 @@ class ShardForward:
     logprob_spec: LogprobSpec | None
 
 
+@dataclass(frozen=True)
+class ShardDone:
+    """A shard that was computed.
+
+    Attributes:
+        part: prompt log-probabilities of it, None if the request asked for none of its rows.
+        start_s: when the device started, monotonic seconds; None where the host computes itself.
+    """
+
+    part: LogprobPart | None = None
+    start_s: float | None = None
+
+
 class ShardRunner:
     """One rank's model as far as it runs shards; knows nothing of queues."""
 
@@ -83,13 +98,12 @@ class ShardRunner:
         self._instance = instance
         self._give_way = give_way
         self._on_layer = on_layer
+        self._events = events_of(self._model_runner.device)
         self._fault = requested_fault()
         modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
         self._layers = sorted(module.layer_id for module in modules)
 
-    def run(
-        self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]
-    ) -> LogprobPart | None:
+    def run(self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]) -> ShardDone:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
 
         It gives way at every layer. At home the plan's last chunk leaves the first token in the
@@ -100,9 +114,6 @@ class ShardRunner:
             stored: called with a layer's number when its KV is in the pool, or will be once the
                 current stream has run.
 
-        Returns:
-            Prompt log-probabilities of the shard, if the request asked for any of its rows.
-
         Raises:
             StoppedError: the chunk is not to go on.
             LinkError: a partner is gone.
@@ -110,17 +121,13 @@ class ShardRunner:
         group = task.layouts[order.chunk].group
         if len(group) > 1:
             task.lane = self._hub.open(order.lane, order.serial, group)
+        enter_forward_stream(self._scheduler, self._model_runner.device)
+        watch = Stopwatch(self._events) if self._events is not None else None
         forward = self._prepare(task, order.chunk, stored)
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
-        self._await_device()
-        return self._finish(task, forward, logits)
-
-    def _await_device(self) -> None:
-        """On CUDA the chunk is over when the device says so."""
-        if torch.device(self._model_runner.device).type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-            self._give_way(event.query)
+        # The chunk is over when the device says so, and took as long as the device says.
+        start_s = watch.stop(self._give_way) if watch is not None else None
+        return ShardDone(self._finish(task, forward, logits), start_s)
 
     def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
         layout = task.layouts[chunk]
@@ -135,11 +142,9 @@ class ShardRunner:
         spec = task.logprob_spec if rows_asked(positions, task.logprob_spec) else None
         if spec is not None:
             ask_for_rows(inputs, task.tokens, positions, spec)
+        pace = Pace(self._give_way, self._events)
         attention = LayerSteps(
-            self._attention(task, chunk, shard.slots, stored),
-            self._give_way,
-            self._on_layer,
-            self._model_runner.device,
+            self._attention(task, chunk, shard.slots, stored, pace), pace, self._on_layer
         )
         return ShardForward(inputs, attention, positions, sampling, spec)
 
@@ -153,7 +158,12 @@ class ShardRunner:
         )
 
     def _attention(
-        self, task: ChunkTask, chunk: int, own: torch.Tensor, stored: Callable[[int], None]
+        self,
+        task: ChunkTask,
+        chunk: int,
+        own: torch.Tensor,
+        stored: Callable[[int], None],
+        pace: Pace,
     ) -> ShardAttention:
         layout, slot_table = task.layouts[chunk], task.slot_table
         member = layout.group.index(self._instance)
@@ -169,7 +179,7 @@ class ShardRunner:
             own_slots=own,
             history_slots=slot_table.slots(layout.history[member]),
             rebalancer=self._rebalancer(task, layout),
-            give_way=self._give_way,
+            give_way=pace,
             tile_flops=TILE_FLOPS[torch.device(self._model_runner.device).type == "cuda"],
             stored=stored,
         )

@@ -67,6 +67,8 @@ class ModelConfig(Protocol):
     attention_chunk_size: int | None
     num_hidden_layers: int
     hf_config: Any
+    hf_text_config: Any
+    hidden_size: int
     context_len: int
     vocab_size: int
 
@@ -220,6 +222,8 @@ class StockScheduler(Protocol):
         disagg_metadata_buffers, req_to_metadata_buffer_idx_allocator: metadata for decode.
         metrics_reporter, metrics_collector, pool_stats_observer, load_inquirer: SGLang's numbers.
         req_to_token_pool, tree_cache, enable_overlap, spec_algorithm: passed on to a batch.
+        schedule_stream, forward_stream: CUDA streams; SGLang's forwards run on the latter with
+            ``enable_overlap`` and else on the former.
     """
 
     waiting_queue: list[Req]
@@ -250,6 +254,9 @@ class StockScheduler(Protocol):
     tree_cache: Any
     enable_overlap: bool
     spec_algorithm: Any
+
+    schedule_stream: Any
+    forward_stream: Any
 
     def publish_load_snapshot(self, force: bool = False) -> Any:
         """Publish the load of this rank for ``/v1/loads`` and for balancing."""

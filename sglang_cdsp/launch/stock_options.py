@@ -153,7 +153,7 @@ OPTIONS: tuple[Option, ...] = (
     # Sizes of batches and of memory.
     honoured("--mem-fraction-static", "each instance's memory"),
     honoured("--max-total-tokens", "each instance's KV"),
-    honoured("--page-size", "chunks are whole pages"),
+    honoured("--page-size", "chunks are whole pages; 64 on GPUs if left open; alike at decode"),
     honoured("--prefill-max-requests", "SGLang's batches; a chunk is of one request"),
     honoured("SGLANG_MAX_NEW_TOKENS_LIMIT", "by the intake of the instance that answers"),
     instance("--max-running-requests", STOCK_BATCHES),

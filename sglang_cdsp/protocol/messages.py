@@ -216,6 +216,7 @@ class Hello(Report, frozen=True, kw_only=True):
     Attributes:
         incarnation: which life of its seat this process is.
         invitations: by instance, how the same rank of it reaches this one.
+        max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
     """
 
     incarnation: int
@@ -226,6 +227,7 @@ class Hello(Report, frozen=True, kw_only=True):
     vocab_size: int
     layers: int
     kv_cache_dtype: str
+    max_shard_tokens: int | None = None
 
 
 class Ready(Report, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.contract.needs import Attributes, Base, Calls, Fields, Names, Order, Signature
 from tests.contract.row import row
 
+SCHEDULER = "sglang.srt.managers.scheduler"
 INFO = "sglang.srt.model_executor.forward_batch_info"
 CONTEXTS = "sglang.srt.runtime_context"
 CONTEXT = "sglang.srt.model_executor.forward_context"
@@ -82,6 +83,25 @@ ROWS = (
         "engine.forward_state",
         "flags put back at a switch",
         Signature(CONTEXTS, "ForwardFlags.set", ("name", "value")),
+    ),
+    row(
+        "engine.forward_state",
+        "the normal loop launches its forwards on the stream that the loop runs on",
+        Order(SCHEDULER, "Scheduler.run_event_loop", ("StreamContext(self.schedule_stream)",)),
+    ),
+    row(
+        "engine.forward_state",
+        "with overlap, and only then, a forward runs on another stream, behind that one",
+        Order(
+            SCHEDULER,
+            "Scheduler.run_batch",
+            (
+                "if self.enable_overlap:",
+                "with self.forward_stream_ctx:",
+                "self.forward_stream.wait_stream(self.schedule_stream)",
+                "self.model_worker.forward_batch_generation",
+            ),
+        ),
     ),
     row(
         "attention.backend engine.layers",
@@ -269,7 +289,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.model_check engine.scheduler",
+        "engine.model_check engine.scheduler engine.activations",
         "what is asked of the model",
         Attributes(
             CONFIG,
@@ -283,6 +303,8 @@ ROWS = (
                 "attention_chunk_size",
                 "num_hidden_layers",
                 "hf_config",
+                "hf_text_config",
+                "hidden_size",
                 "context_len",
                 "vocab_size",
             ),

@@ -173,6 +173,8 @@ ROWS = (
                 "model_config",
                 "enable_overlap",
                 "spec_algorithm",
+                "schedule_stream",
+                "forward_stream",
                 "batch_result_processor",
                 "output_streamer",
                 "max_req_len",

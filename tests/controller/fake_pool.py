@@ -68,6 +68,7 @@ class FakePool:
         min_chunk: int = 16,
         decode_tokens: int | None = 1_000_000,
         limits: QueueLimits = NO_LIMITS,
+        max_shard_tokens: int | None = None,
         lanes: LaneTable | None = None,
         gate: QuietGate[Any] | None = None,
     ) -> None:
@@ -125,6 +126,7 @@ class FakePool:
             clock=lambda: self.now_s,
             decode=self.decode_servers,
             limits=limits,
+            max_shard_tokens=max_shard_tokens,
             lanes=lanes,
             gate=gate,
         )

@@ -11,6 +11,7 @@ from sglang_cdsp.controller import startup
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
     await_hellos,
+    largest_shard,
     link_orders,
 )
 from sglang_cdsp.protocol.addresses import PoolAddresses, pool_addresses, publish_addresses
@@ -29,7 +30,7 @@ def sockets() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
     ranks.close(0)
 
 
-def hello(instance: int, rank: int) -> Hello:
+def hello(instance: int, rank: int, max_shard_tokens: int | None = None) -> Hello:
     return Hello(
         instance=instance,
         tp_rank=rank,
@@ -42,7 +43,15 @@ def hello(instance: int, rank: int) -> Hello:
         vocab_size=32,
         layers=4,
         kv_cache_dtype="float32",
+        max_shard_tokens=max_shard_tokens,
     )
+
+
+def test_the_smallest_memory_says_how_long_a_shard_may_be() -> None:
+    some = [hello(0, 0, 900), hello(0, 1, 700), hello(1, 0), hello(1, 1, 800)]
+    assert largest_shard(some, None) == 700
+    assert largest_shard(some, 5000) == 5000
+    assert largest_shard([hello(0, 0)], None) is None
 
 
 def test_every_rank_greets_once(sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:

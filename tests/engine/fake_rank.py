@@ -12,6 +12,7 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.shard_runner import ShardDone
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.protocol.messages import (
     GoOrder,
@@ -73,6 +74,7 @@ class Rank:
         written: its writes to decode; each is "flying", "landed" or "lost".
         breaks: chunks in which the model raises.
         layers: how often a forward gives way.
+        device_start_s: when a device says that it started, None for none.
         joined: links that it was told of: seat, incarnation and invitation.
         computed: tokens of each shard that was computed.
         started: for each forward that began, how many had ended.
@@ -88,6 +90,7 @@ class Rank:
         self.started: list[int] = []
         self.on_start: Callable[[], None] = lambda: None
         self.layers = 0
+        self.device_start_s: float | None = None
         self.joined: list[tuple[int, int, bytes]] = []
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
@@ -157,13 +160,14 @@ class Rank:
 
     # -- runner ---------------------------------------------------------------------------
 
-    def run(self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]) -> None:
+    def run(self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]) -> ShardDone:
         for layer in range(self.layers):
             self.coroutines.give_way()
             stored(layer)
         task.slot_table.slots(task.layouts[order.chunk].shard(self.instance))
         if order.chunk in self.breaks:
             raise RuntimeError("the model broke")
+        return ShardDone(start_s=self.device_start_s)
 
     # -- links ----------------------------------------------------------------------------
 

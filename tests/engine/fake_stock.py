@@ -82,6 +82,9 @@ class FakeScheduler:
     enable_overlap: bool = False
     spec_algorithm: Any = None
 
+    schedule_stream: Any = None
+    forward_stream: Any = None
+
     def publish_load_snapshot(self, force: bool = False) -> Any:
         """Nobody balances load here."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ChunkDone,
     Drained,
     Failed,
     Ready,
@@ -45,6 +46,17 @@ def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() ->
     rank.engine.step()
     assert rank.engine.idle
     assert len(rank.started) == len(rank.computed) == len(CHUNKS), "each forward is counted once"
+
+
+def test_where_a_device_says_when_it_started_that_is_reported() -> None:
+    """The host starts long before: what it has launched may wait behind others' work."""
+    rank = Rank()
+    rank.device_start_s = -123.5
+    rank.plan()
+    rank.request()
+    rank.engine.step()
+    rank.go(0)
+    assert rank.last(ChunkDone)["start_s"] == -123.5
 
 
 def test_a_request_runs_from_the_start_of_its_first_chunk() -> None:

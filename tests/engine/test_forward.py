@@ -6,11 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from sglang.srt.model_executor.forward_context import get_attn_backend, has_forward_context
 
 from sglang_cdsp.engine.forward import run_forward
-from sglang_cdsp.engine.shard_runner import ShardRunner
 
 
 class Model:
@@ -52,29 +50,3 @@ def test_a_forward_that_fails_leaves_no_attention_behind() -> None:
     with pytest.raises(ValueError, match="broke"):
         run_forward(runner_of(Model(ValueError("broke"))), batch, attention)
     assert not has_forward_context()
-
-
-@pytest.mark.parametrize(("device", "waits"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
-def test_a_chunk_is_over_when_the_device_is_done(
-    device: str, waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Launched is not computed: times and KV are right only behind the chunk's own event."""
-    said: list[str] = []
-
-    class Event:
-        def record(self) -> None:
-            said.append("recorded")
-
-        def query(self) -> bool:
-            said.append("asked")
-            return True
-
-    def give_way(ready: Any) -> None:
-        assert ready()
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    runner: Any = object.__new__(ShardRunner)
-    runner._model_runner = SimpleNamespace(device=device)
-    runner._give_way = give_way
-    runner._await_device()
-    assert said == (["recorded", "asked"] if waits else [])

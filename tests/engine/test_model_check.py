@@ -59,11 +59,18 @@ def backend(name: str) -> Any:
     return type(name, (), {})()
 
 
+def pool(kind: type = MHATokenToKVPool, *, keys: Any = (9, 2, 2), **changed: Any) -> Any:
+    """SGLang's pool, its K and V of one shape at each layer."""
+    buffer = lambda layer_id: torch.empty(keys)  # noqa: E731
+    plain = {"dtype": torch.bfloat16, "kv_cache_layout": "nhd"}
+    return unmade(kind, get_key_buffer=buffer, get_value_buffer=buffer, **{**plain, **changed})
+
+
 def scheduler(**changed: Any) -> Any:
     layers = nn.ModuleList(RadixAttention(2, 2, 0.5, 2, layer_id=i) for i in range(LAYERS))
     runner = {
         "model": unmade(LlamaForCausalLM, layers=layers),
-        "token_to_kv_pool": unmade(MHATokenToKVPool, dtype=torch.bfloat16, kv_cache_layout="nhd"),
+        "token_to_kv_pool": pool(),
         "dtype": torch.bfloat16,
         "attn_backend": backend("TritonAttnBackend"),
     }
@@ -128,7 +135,7 @@ def test_a_plain_name_built_by_somebody_else_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "says"),
+    ("kept", "says"),
     [
         (unmade(MHATokenToKVPool, dtype=torch.bfloat16, kv_cache_layout="hnd"), "layout hnd"),
         (
@@ -143,10 +150,20 @@ def test_a_plain_name_built_by_somebody_else_is_refused() -> None:
             unmade(MHATokenToKVPool, dtype=torch.float16, kv_cache_layout="nhd"),
             "remove --kv-cache-dtype",
         ),
+        *(
+            (
+                pool(dtype=dtype),
+                "where the checkpoint asks for FP8 KV itself, set --kv-cache-dtype bfloat16",
+            )
+            for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+        ),
+        (pool(keys=(9, 4)), "KV of layer 0 is [9, 4] and [9, 4], not a row of heads a slot (2 suc"),
+        (pool(keys=(2, 9, 2)), "serve this model without --cdsp"),
+        (pool(keys=(9, 2, 4)), "[9, 2, 4]"),
     ],
 )
-def test_kv_that_is_not_kept_in_plain_slots_is_refused(pool: Any, says: str) -> None:
-    assert says in refusal(token_to_kv_pool=pool)
+def test_kv_that_is_not_kept_in_plain_slots_is_refused(kept: Any, says: str) -> None:
+    assert says in refusal(token_to_kv_pool=kept)
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))

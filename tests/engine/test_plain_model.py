@@ -53,6 +53,10 @@ def sinks(built: nn.Module) -> None:
     layer(built, 0).sinks = nn.Parameter(torch.zeros(2))
 
 
+def sink_buffer(built: nn.Module) -> None:
+    layer(built, 0).register_buffer("attention_sink_bias", torch.zeros(2))
+
+
 def twice(built: nn.Module) -> None:
     layer(built, 1).cross = RadixAttention(2, 2, 0.5, 2, layer_id=1)
 
@@ -113,6 +117,7 @@ def test_a_plain_model_has_none() -> None:
         (chunked, "3 layers have chunked attention"),
         (cap, "layer 2 has a logit soft cap"),
         (sinks, "attention sinks (layers.0.sinks)"),
+        (sink_buffer, "attention sinks (layers.0.attention_sink_bias)"),
         (twice, "layers 1 have several attention modules"),
         (absent, "layers 1 have no keys and values of their own"),
         (shared, "layers 2 have no keys and values of their own"),

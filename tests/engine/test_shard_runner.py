@@ -7,6 +7,7 @@ forward context, as two suspended forwards of one instance do.
 from __future__ import annotations
 
 import random
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,9 @@ from sglang.srt.model_executor.forward_context import get_attn_backend, has_forw
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
+from sglang_cdsp.engine.device import PIECES_AHEAD
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
-from sglang_cdsp.engine.shard_runner import ShardRunner
+from sglang_cdsp.engine.shard_runner import ShardDone, ShardRunner
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import plan_layout
@@ -29,6 +31,7 @@ from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.threads import Switchboard, ThreadLinks
 from sglang_cdsp.parallel.links.types import LinkShape
 from sglang_cdsp.protocol.messages import GoOrder
+from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
@@ -157,6 +160,7 @@ class Instance:
         finish = lambda task, forward, logits: self.outputs.__setitem__(task.seq, logits)  # noqa: E731
         self.runner._finish = finish  # type: ignore[method-assign]
         self.stopped: list[str] = []
+        self.done: list[ShardDone] = []
 
     def begin(self, task: ChunkTask, order: GoOrder, found: dict[int, torch.Tensor]) -> None:
         """Start a chunk as ``ChunkWork`` does; hidden states go into ``found`` by position."""
@@ -183,7 +187,7 @@ class Instance:
         task.running = self.coroutines.start("chunk", (0, task.seq), body)
 
     def _run(self, task: ChunkTask, order: GoOrder) -> Any:
-        self.runner.run(task, order, self.stored.append)
+        self.done.append(self.runner.run(task, order, self.stored.append))
         return self.outputs.pop(task.seq)
 
 
@@ -289,3 +293,28 @@ def test_a_stopped_chunk_leaves_its_lane_to_the_next_one() -> None:
             instance.coroutines.turn()
     together = torch.stack([found[position] for position in range(24)])
     torch.testing.assert_close(together.double(), alone(again[0].tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_device_is_never_far_behind_and_says_how_long_a_chunk_took() -> None:
+    """Two layers of a ring of two, with tiles. Each event ends a piece, which takes 1,000 s."""
+    instances = pool_of(1, seed=0)[:2]
+    devices = [FakeDevice(by_events=True) for _ in instances]
+    for instance, device in zip(instances, devices, strict=True):
+        instance.runner._events = device
+    before_s = time.monotonic()
+    for instance in instances:
+        task = task_on(instance, 0, [(48, [0, 1])], 1)
+        instance.begin(task, GoOrder(seq=0, chunk=0, lane=0, serial=1), {})
+    while any(len(i.coroutines) for i in instances):
+        for instance, device in zip(instances, devices, strict=True):
+            instance.coroutines.turn()
+            device.run(1, ms=1e6)
+    after_s = time.monotonic()
+    for instance, device in zip(instances, devices, strict=True):
+        assert device.most <= PIECES_AHEAD
+        # The first event ends what was launched before the chunk, the last one ends the chunk.
+        took_s = 1000.0 * (device.ran - 1)
+        assert device.ran >= 2 + LAYERS * 2, "layers and ring steps are pieces"
+        [done] = instance.done
+        assert done.start_s is not None
+        assert before_s - took_s <= done.start_s <= after_s - took_s

@@ -86,6 +86,7 @@ REPORTS: list[Report] = [
         vocab_size=32,
         layers=4,
         kv_cache_dtype="f",
+        max_shard_tokens=5000,
     ),
     Ready(**BY, seq=1, chunk=0),
     ChunkDone(**BY, seq=1, chunk=2, start_s=11.25, passed_s=0.5),
