@@ -88,8 +88,8 @@ def test_what_else_is_waited_for_counts_too() -> None:
 
 def test_where_the_host_computes_there_are_no_events() -> None:
     assert events_of("cpu") is None
-    on_device: Any = events_of("cuda:1")
-    assert on_device is torch.cuda.Event
+    on_cuda: Any = events_of("cuda:1")
+    assert on_cuda is torch.cuda.Event
     asked: list[Ready] = []
     Pace(asked.append, None)()
     assert asked == [None]
