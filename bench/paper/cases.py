@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from sglang_cdsp.cli.progress import over
-from sglang_cdsp.planner.policies.options import DEFAULT_PREEMPT_BUDGET
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.metrics import Summary, light_load, summarise, ttfts
 from sglang_cdsp.simulator.setup import Setup
@@ -67,7 +66,7 @@ class Case:
     """One simulation. improvement_rate: 0 for policies that have none.
 
     table: what the regulator reads, (arrival rate, improvement rate) each; () = no regulator.
-    preempt_budget: as in PolicyOptions.
+    preempt_budget: as in PolicyOptions; the comparison is without passing, as the paper's system.
     """
 
     load: Load
@@ -76,7 +75,7 @@ class Case:
     improvement_rate: float
     seed: int
     table: tuple[tuple[str, float], ...] = ()
-    preempt_budget: float = DEFAULT_PREEMPT_BUDGET
+    preempt_budget: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

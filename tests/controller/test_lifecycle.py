@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from sglang_cdsp.args import DEFAULT_STOCK_TOKENS
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
@@ -352,3 +353,13 @@ def test_a_prompt_passes_a_running_chunk(pool: FakePool) -> None:
     pool.settle()
     assert (long.outcome, short.outcome) == ("finished", "finished")
     assert empty(pool)
+
+
+def test_a_long_prompt_on_one_instance_is_a_chunk_task(pool: FakePool) -> None:
+    """Its forward gives way; in SGLang's own batch it would block the instance's loop."""
+    long = with_pages(pool, [(DEFAULT_STOCK_TOKENS + 1, [2])])
+    short = with_pages(pool, [(DEFAULT_STOCK_TOKENS, [2])], room=ROOM + 1)
+    assert (long.phase, short.phase) == (Phase.BOUND, Phase.STOCK)
+    pool.settle()
+    assert (long.outcome, short.outcome) == ("finished", "finished")
+    assert pool.entered == {(0, 0): {2}}

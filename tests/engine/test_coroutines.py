@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -12,7 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
+from sglang_cdsp.engine.coroutines import (
+    LONGEST_WAIT_S,
+    SHORTEST_SLEEP_S,
+    Coroutines,
+    StoppedError,
+)
 
 FLAG: ContextVar[str] = ContextVar("flag", default="default")
 
@@ -298,3 +304,36 @@ def test_ranks_switch_alike_whatever_arrives_when(seed: int, data: st.DataObject
     for name in names:
         expected = f"{name} stopped" if name == failing else f"{name} ends"
         assert expected in orders[0]
+
+
+def test_who_has_nothing_to_run_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour computes on the same cores; a message ends the wait."""
+    clock, slept, messages = Clock(), list[float](), list[bool]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now_s += seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    run = Coroutines(
+        surroundings=Globals(),
+        ranks=Alone(),
+        leads=True,
+        stretch_s=1.0,
+        clock=clock,
+        interrupted=lambda: bool(messages),
+    )
+
+    def waits() -> None:
+        run.give_way()
+        run.give_way(lambda: False)
+
+    run.start("waits", (0, 0), waits)
+    assert run.turn()
+    assert not run.turn()
+    assert sum(slept) >= LONGEST_WAIT_S
+    assert len(slept) < LONGEST_WAIT_S / SHORTEST_SLEEP_S, "it does not spin"
+    slept.clear()
+    messages.append(True)
+    assert not run.turn()
+    assert slept == []
