@@ -10,6 +10,7 @@ import torch
 from sglang_cdsp.kernels.merge import merge_states
 
 from bench.gpu.attention import within
+from bench.gpu.pacing import pace_bound, stopwatch
 from bench.gpu.record import Recorder
 from bench.gpu.target import Target, copy_bandwidth, host_milliseconds, milliseconds
 from bench.micro.merge import Shape, measure
@@ -39,6 +40,8 @@ def run(target: Target, recorder: Recorder) -> None:
             f"merge of {shape.states} x {shape.tokens} tokens", partial(merge, target, shape)
         )
     recorder.check("gather and pack", partial(gather_and_pack, target))
+    recorder.check("pieces ahead of the device", partial(pace_bound, target))
+    recorder.check("times by events", partial(stopwatch, target))
     for size in (1, 2, 8):
         for name, way in (("KV", ring_attention), ("Q", q_ring_attention)):
             recorder.check(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sglang_cdsp.kernels.merge import merge_into, merge_states
 
-from bench.gpu import attention, environment, plans, rings, serving, speed
+from bench.gpu import attention, environment, pacing, plans, rings, serving, speed
 from bench.gpu.attention import MergeCase, attention_cases, check_attention, merge_cases
 from bench.gpu.record import CheckFailed, Recorder, read_checks
 from bench.gpu.target import Target, target_for
@@ -221,3 +221,32 @@ def test_what_a_recorder_wrote_can_be_read(tmp_path: object) -> None:
 
 def test_the_target_of_a_dry_run_is_small() -> None:
     assert Target(torch.device("cpu"), torch.float32, small=True) == CPU
+
+
+class Lagging:
+    """An event of a device that runs one piece at each look."""
+
+    done = 0
+    made = 0
+
+    def __init__(self, **timing: bool) -> None:
+        Lagging.made += 1
+        self.number = Lagging.made
+
+    def record(self) -> None:
+        """Behind what was launched before."""
+
+    def query(self) -> bool:
+        Lagging.done += 1
+        return self.number <= Lagging.done // 40
+
+
+def test_a_host_that_runs_ahead_of_its_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check must not pass on a machine where the pace does nothing."""
+    monkeypatch.setattr(torch.cuda, "Event", Lagging)
+    monkeypatch.setattr(Target, "cuda", property(lambda self: True))
+    monkeypatch.setattr(Target, "synchronize", lambda self: None)
+    monkeypatch.setattr(pacing, "milliseconds", lambda *_, **__: 1.0)
+    monkeypatch.setattr(pacing, "Pace", lambda give_way, events: lambda: None)
+    with pytest.raises(CheckFailed, match="ahead of the device"):
+        pacing.pace_bound(CPU)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from bench.gpu import attention, environment, links, rings, speed
+from bench.gpu import attention, environment, links, pacing, rings, speed
 from bench.gpu.link_ends import ENDS
 from bench.gpu.target import Target, target_for
 from sglang_cdsp.parallel.links.lanes import Lane
@@ -85,6 +85,8 @@ def test_speed_and_ceilings_are_measured() -> None:
     environment.product_ceiling(HERE)
     speed.parts_against_whole(HERE, 512, 8192)
     speed.gather_and_pack(HERE)
+    pacing.pace_bound(HERE)
+    pacing.stopwatch(HERE)
 
 
 def test_the_target_is_the_gpu() -> None:
