@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contract.changed import Changed
 from tests.contract.needs import Attributes, Fields, Names, Order, Signature
 from tests.contract.row import row
 
@@ -12,6 +13,8 @@ PROFILES = "sglang.srt.utils.profile_utils"
 SCHEDULER = "sglang.srt.managers.scheduler"
 HTTP = "sglang.srt.entrypoints.http_server"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller"
+
+WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater"
 
 ROWS = (
     row(
@@ -77,11 +80,19 @@ ROWS = (
     ),
     row(
         "controller.control_messages",
-        "new weights assert that their flush works",
-        Order(
-            "sglang.srt.managers.scheduler_components.weight_updater",
-            "SchedulerWeightUpdaterManager.flush_cache_after_weight_update",
-            ("if recv_req.flush_cache:", "assert flush_cache_success"),
+        "new weights want their flush to work",
+        Changed(
+            Order(
+                WEIGHTS,
+                "SchedulerWeightUpdaterManager.flush_cache_after_weight_update",
+                ("if recv_req.flush_cache:", "assert flush_cache_success"),
+            ),
+            Order(
+                WEIGHTS,
+                "SchedulerWeightUpdaterManager.flush_cache_after_weight_update",
+                ("if recv_req.flush_cache and not self.flush_cache(", "return False"),
+            ),
+            "Either way they wait until no instance holds KV (`controller/control_messages.py`).",
         ),
     ),
     row(
