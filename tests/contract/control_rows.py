@@ -90,7 +90,7 @@ ROWS = (
             Order(
                 WEIGHTS,
                 "SchedulerWeightUpdaterManager.flush_cache_after_weight_update",
-                ("if recv_req.flush_cache and (not self.flush_cache(", "return False"),
+                ("if recv_req.flush_cache and (not self.flush_cache(", "return (False"),
             ),
             "Either way they wait until no instance holds KV (`controller/control_messages.py`).",
         ),
