@@ -70,8 +70,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LINK_SHAPE = LinkShape(lanes=LANES, depth=2, slot_bytes=16 << 20)
-"""Link buffers towards each other instance; host memory is touched as it is used."""
+SLOT_BYTES = {"cpu": 16 << 20, "cuda": 8 << 20}
+"""Bytes of a slot of the links, by device; a block of up to two of them is sent at once.
+
+Host memory is touched as it is used. On CUDA every partner takes 256 MiB: LANES x 2 slots in both
+directions.
+"""
 
 INCARNATION = 1
 """Which life of its seat this process is: a pool's instances live once."""
@@ -132,15 +136,17 @@ class PoolScheduler(Scheduler):
         ranks = int(parallel.dp_size) * int(parallel.tp_size)
         self._progress = ProgressBoard(Path(addresses.progress), ranks)
 
+        device = torch.device(self.device)
+        shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
         hub = LinkHub(
             make_links(
                 pool_links(self.device),
                 instance,
                 INCARNATION,
-                LINK_SHAPE,
-                torch.device(self.device),
+                shape,
+                device,
             ),
-            LINK_SHAPE,
+            shape,
             give_way=lambda ready: coroutines.give_way(ready),
         )
         events = events_of(self.device)
