@@ -36,6 +36,7 @@ from sglang_cdsp.protocol.messages import (
     Released,
     WriteLost,
 )
+from sglang_cdsp.transfer.failures import TransferFailed
 
 if TYPE_CHECKING:
     from sglang_cdsp.transfer.chunk_write import ChunkWrite
@@ -194,8 +195,17 @@ class ChunkWork:
         """Free the slots of history that has moved away, once no write reads them."""
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
         if leaving:
-            self._coroutines.give_way(lambda: written_before(task, chunk))
+            self._coroutines.give_way(lambda: self._written_before(task, chunk))
             task.slot_table.drop(leaving)
+
+    def _written_before(self, task: ChunkTask, chunk: int) -> bool:
+        """Whether no earlier write reads what has moved away."""
+        try:
+            return written_before(task, chunk)
+        except TransferFailed as error:
+            # What is raised here fails the chunk, and no poll of the task tells of it again.
+            task.uncertain = task.uncertain or error.uncertain
+            raise
 
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None

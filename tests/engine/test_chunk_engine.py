@@ -189,3 +189,25 @@ def test_a_turn_that_is_held_back_is_cancelled_alone() -> None:
     rank.engine.on_cancel(CancelOrder(seq=1))
     assert [fields["seq"] for kind, fields in rank.said if kind is StockEnded] == [1]
     assert rank.engine.holds_back(SimpleNamespace(rid="r10"))
+
+
+def test_a_write_that_fails_while_history_leaves_may_still_arrive() -> None:
+    """Decode must not get its pages back; the chunk that waited for the write fails."""
+    rank = Rank()
+    rank.plan()
+    rank.request()
+    rank.engine.step()
+    rank.go(0)
+    rank.engine.step()
+    rank.enter(1)
+    for _ in range(3):
+        rank.coroutines.turn()
+    assert rank.kinds()[-1] is Ready, "history cannot leave before its write has ended"
+    rank.written[0] = "lost"
+    while rank.coroutines.turn():
+        pass
+    assert "KV write failed" in rank.last(Failed)["error"]
+    rank.written[1] = "landed"
+    rank.stop()
+    rank.engine.step()
+    assert rank.last(Drained)["uncertain"]
