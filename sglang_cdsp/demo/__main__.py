@@ -18,7 +18,6 @@ try:
         format_table,
         send_burst,
     )
-    from sglang_cdsp.launch.defaults import open_settings
     from sglang_cdsp.simulator.plan_log import read_lines
     from sglang_cdsp.testing.checkpoint import write_checkpoint
     from sglang_cdsp.testing.directory_lock import locked
@@ -119,6 +118,9 @@ def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) 
         *("--cdsp-plan-log", str(plan_log.resolve())),
         "--cdsp-allow-request-plans",
     )
+    # Here, since it needs torch: what is lacking is told before.
+    from sglang_cdsp.launch.defaults import open_settings
+
     # Stock decode does not know what a pool chooses on GPUs, and wants the same.
     chosen = open_settings(argparse.Namespace(page_size=None)).get("page_size")
     pages = () if chosen is None else ("--page-size", str(chosen))
