@@ -68,7 +68,7 @@ class Coroutine:
     Attributes:
         name: what it is, for logs and status.
         order: its place, the least goes first; alike at all ranks of the instance and at all
-            members of its group.
+            members of its group. While one with a smaller first number lives, others stand still.
         ready: what it waits for; None when it only gave way.
         failure: why it cannot go on, "" while it can.
         since_s: when it gave way last, monotonic seconds.
@@ -190,10 +190,20 @@ class Coroutines:
         if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
             return False
         self._poll()
+        if self._stands_still(current):
+            return False
         earlier = self._live[: self._live.index(current)]
         if any(self._standing(other) != _WAITS for other in earlier):
             return False
         return self._standing(current) == _READY
+
+    def _stands_still(self, coroutine: Coroutine) -> bool:
+        """Whether it leaves the instance to a more urgent one, even while that one waits.
+
+        That waits for a partner at every layer; a piece of a long chunk in between would delay it
+        by as much each time, at every member of its group.
+        """
+        return self._shake is None and self._live[0].order[0] < coroutine.order[0]
 
     def _switch_out(self) -> None:
         assert self._main is not None
@@ -263,7 +273,7 @@ class Coroutines:
         for coroutine, standing in zip(self._live, standings, strict=True):
             if standing == _FAILED:
                 coroutine.failure = coroutine.failure or "another tensor-parallel rank failed"
-            if standing != _WAITS:
+            if standing != _WAITS and not self._stands_still(coroutine):
                 able.append(coroutine)
         if not goes_on or not able:
             return None
@@ -314,5 +324,6 @@ class Coroutines:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
             self._poll()
-            if self._ranks.size > 1 or any(self._standing(c) != _WAITS for c in self._live):
+            goes_on = (c for c in self._live if not self._stands_still(c))
+            if self._ranks.size > 1 or any(self._standing(c) != _WAITS for c in goes_on):
                 return

@@ -118,7 +118,7 @@ def test_who_waits_is_passed_over_until_what_it_waits_for_is_there() -> None:
         run.give_way(lambda: bool(there))
         said.append("waited")
 
-    run.start("waits", (-1, 0), waits)
+    run.start("waits", (0, 0), waits)
     run.start("works", (0, 1), steps(run, said, "w", clock, 2))
     run.turn()
     assert said == ["w0", "w1"] or said == ["w0"]
@@ -337,3 +337,26 @@ def test_who_has_nothing_to_run_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     messages.append(True)
     assert not run.turn()
     assert slept == []
+
+
+def test_a_chunk_stands_still_while_what_passes_it_waits_for_a_partner() -> None:
+    """Red when it uses the time: its pieces are long, and the partner's block comes soon."""
+    clock, said, there = Clock(), list[str](), list[bool]()
+    run = alone(clock, stretch_s=1.0)
+    run.start("long", (0, 1), steps(run, said, "l", clock, 3))
+    run.turn()
+
+    def short() -> None:
+        run.give_way()
+        said.append("asks")
+        run.give_way(lambda: bool(there))
+        said.append("has")
+
+    run.start("short", (-1, 2), short)
+    run.turn()
+    assert not run.turn()
+    assert said == ["l0", "asks"]
+    there.append(True)
+    while run.turn():
+        pass
+    assert said == ["l0", "asks", "has", "l1", "l2"]
