@@ -118,7 +118,8 @@ class ControlMessages:
         if self._flush is None:
             return
         message, deadline_s = self._flush
-        if not pool.requests:
+        # A request whose slots are being freed is none by its id any more, and still holds KV.
+        if not pool.requests and not pool.holding:
             self._flush = None
             self._forward(message)
         elif self._clock() >= deadline_s:
