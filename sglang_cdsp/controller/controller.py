@@ -32,12 +32,14 @@ from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
 from sglang_cdsp.controller.control_messages import PAUSED, ControlMessages
+from sglang_cdsp.controller.decode.destination import Destination, NoDestination
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
-from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.health import PoolHealth, stopped
+from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch, Started
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
@@ -57,6 +59,7 @@ from sglang_cdsp.controller.startup import (
     queue_limits,
     refuse_start,
 )
+from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
@@ -79,13 +82,13 @@ class PoolController(DataParallelController):
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
-        backend = get_disagg().disaggregation_transfer_backend
-        try:
-            check_transfer_backend(backend)
-        except CdspConfigError as error:
-            give_up(str(error))
+        self._form = form_of(get_disagg().disaggregation_mode)
+        if self._form is Form.PREFILL:
+            try:
+                check_transfer_backend(get_disagg().disaggregation_transfer_backend)
+            except CdspConfigError as error:
+                give_up(str(error))
         messages.register_orders()
-        host = get_local_ip_auto()
         self._zmq = zmq.Context()
         self._reports = self._open_reports()
         self._rendezvous_ports = free_ports(int(get_parallel().dp_size))
@@ -96,7 +99,7 @@ class PoolController(DataParallelController):
         with LaunchWatch(lambda: self.scheduler_procs, self._ended_at_start):
             super().__init__(server_args, port_args, *more)
         self._tp_size = int(get_parallel().tp_size)
-        self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
+        self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._admin = AdminServer(
             self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
@@ -115,16 +118,17 @@ class PoolController(DataParallelController):
         hello = self._meet()
         self._decode = DecodeServers(
             page_size=hello.page_size,
-            reserved_tokens=int(get_disagg().num_reserved_decode_tokens),
+            reserved_tokens=int(get_disagg().num_reserved_decode_tokens or 0),
             timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
             stated_tokens=args.decode_max_total_tokens,
         )
         self.max_req_input_len = hello.max_input_tokens
         self.max_total_num_tokens = sum(self._ledger.capacity)
         self._start_planning(hello)
-        self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
-        # Stock decode refuses a pool with other pages than its own.
-        logger.info("decode servers of this pool need --page-size %d", hello.page_size)
+        if self._form is Form.PREFILL:
+            self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
+            # Stock decode refuses a pool with other pages than its own.
+            logger.info("decode servers of this pool need --page-size %d", hello.page_size)
 
     # -- start ----------------------------------------------------------------------------
 
@@ -144,6 +148,13 @@ class PoolController(DataParallelController):
             )
         )
         return reports
+
+    def _open_endpoint(self) -> Destination:
+        """The pool's face towards decode servers, if there are any."""
+        if self._form is Form.ONE_SERVER:
+            return NoDestination()
+        backend = get_disagg().disaggregation_transfer_backend
+        return DecodeEndpoint(self._tp_size, get_local_ip_auto(), wire_format(backend))
 
     def _ended_at_start(self, process: Started) -> None:
         """A scheduler has ended before it was ready: so does the server, with its words."""
@@ -215,6 +226,7 @@ class PoolController(DataParallelController):
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
             max_shard_tokens=self._max_shard_tokens,
+            form=self._form,
         )
         try:
             self._planning = parts.planning()
@@ -277,7 +289,8 @@ class PoolController(DataParallelController):
         if is_health_check_generate_req(tokenized):
             self._on_health_check(tokenized)
             return
-        fake = tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
+        decodes = self._form is Form.ONE_SERVER
+        fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
         if tokenized.routed_dp_rank is not None and (fake or tokenized.bootstrap_room is None):
             self.dispatching_with_trace(tokenized)
             return
@@ -288,7 +301,16 @@ class PoolController(DataParallelController):
             arrival_s=time.monotonic(),
             room=None if fake else tokenized.bootstrap_room,
             urgency=self._limits.urgency(tokenized.priority),
+            decodes=decodes,
+            joins_late=logprob_spec(tokenized) is not None,
         )
+        if decodes:
+            request.output_tokens = output_tokens(
+                request.tokens,
+                tokenized.sampling_params.max_new_tokens,
+                self._ledger.page_size,
+                self._ledger.smallest_instance,
+            )
         custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.on_request(request, custom.get(PARAMETER))
         order = grammar_order(tokenized)

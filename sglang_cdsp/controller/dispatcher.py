@@ -18,7 +18,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
 
-from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
+from sglang_cdsp.controller.decode.destination import Destination
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
@@ -52,7 +52,7 @@ class Dispatcher:
         self,
         *,
         workers: Sequence[zmq.Socket[bytes] | None],
-        endpoint: DecodeEndpoint,
+        endpoint: Destination,
         decode: DecodeServers,
         rooms: Rooms,
         tokenizer: zmq.Socket[bytes],

@@ -24,6 +24,7 @@ class _Bound:
         arrival_s: when its request arrived.
         delayed_s: by how much prompts that passed have put it off.
         ring: its running chunk, None between chunks and for what does not give way.
+        decodes: SGLang itself runs the request.
     """
 
     seq: int
@@ -35,6 +36,7 @@ class _Bound:
     arrival_s: float
     delayed_s: float = 0.0
     ring: Ring | None = None
+    decodes: bool = False
 
 
 @dataclass
@@ -55,6 +57,7 @@ class InstanceLedger:
     layers: int = 32
     preempt_budget: float = 0.0
     _bound: dict[int, _Bound] = field(default_factory=dict)
+    _taken: dict[int, int] = field(default_factory=dict)
 
     def bind(
         self,
@@ -112,6 +115,26 @@ class InstanceLedger:
         """A task's slots are free again."""
         self._bound.pop(seq, None)
 
+    def keep_only(self, seq: int, instance: int) -> None:
+        """A task's slots are free again but for those of one instance, which decodes it."""
+        if seq in self._bound:
+            bound = self._bound[seq]
+            bound.slots = {instance: bound.slots[instance]}
+            bound.decodes = True
+
+    def decodes(self, seq: int) -> None:
+        """SGLang itself runs the request: what it really holds is told by its instance."""
+        if seq in self._bound:
+            self._bound[seq].decodes = True
+
+    def taken(self, instance: int, tokens: int) -> None:
+        """An instance tells what requests hold there that SGLang itself runs, in KV slots."""
+        self._taken[instance] = tokens
+
+    def decoding(self, instance: int) -> int:
+        """How many requests SGLang itself runs on an instance, as far as they were planned."""
+        return sum(1 for b in self._bound.values() if b.decodes and instance in b.slots)
+
     def ended(self, seq: int, chunk: int, at_s: float) -> None:
         """A chunk ended: as late as it was, so late will be all that stands behind it."""
         bound = self._bound.get(seq)
@@ -126,9 +149,16 @@ class InstanceLedger:
     def free_tokens(self) -> tuple[int, ...]:
         """Slots promised to nobody, in whole pages."""
         free = [capacity - RESERVE_TOKENS for capacity in self.capacity]
+        running = [0] * len(free)
         for bound in self._bound.values():
             for instance, slots in bound.slots.items():
-                free[instance] -= slots
+                if bound.decodes:
+                    running[instance] += slots
+                else:
+                    free[instance] -= slots
+        for instance, promised in enumerate(running):
+            # Output may be longer than was promised for it, and some requests nobody planned.
+            free[instance] -= max(promised, self._taken.get(instance, 0))
         return tuple(max(0, tokens // self.page_size * self.page_size) for tokens in free)
 
     @property

@@ -128,6 +128,8 @@ class Lifecycle:
                 busy.update(request.plan.chunks[request.next_chunk].instances)
             elif request.phase is Phase.STOCK and request.first_token_s is None:
                 busy.update(request.plan.instances)
+            elif request.phase is Phase.DECODING:
+                busy.add(request.plan.home)
         return frozenset(busy)
 
     @property
@@ -143,7 +145,7 @@ class Lifecycle:
     @property
     def needs_start(self) -> bool:
         """Whether a request with a plan ends only after something more was started for it."""
-        waits = (Phase.BOUND, Phase.STOCK)
+        waits = (Phase.BOUND, Phase.STOCK, Phase.DECODING)
         return any(request.phase in waits for request in self._table.with_plan)
 
     # -- from clients ---------------------------------------------------------------------
@@ -160,6 +162,11 @@ class Lifecycle:
     def abort(self, request: PoolRequest, reason: str) -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
         before = request.advance(Event.ABORT)
+        if _ends_at_home(request, before):
+            request.aborted = True
+            request.error = request.error or reason
+            self._effects.cancel_stock(request)
+            return
         if before in (Phase.RELEASING, Phase.ENDED):
             return
         request.aborted = True
@@ -217,6 +224,9 @@ class Lifecycle:
             case messages.StockBatch():
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
+            case messages.SlotsTaken():
+                self._progress.slots_taken(report.instance, report.tokens)
+                return
             case messages.Hello():
                 logger.warning("instance %d greets a second time", report.instance)
                 return
@@ -248,7 +258,9 @@ class Lifecycle:
             case messages.Drained():
                 progress.drained(request, report)
             case messages.Released():
-                progress.released(request, instance)
+                progress.released(request, instance, joined=report.joined)
+            case messages.DecodeEnded():
+                progress.decode_ended(request, report.error)
             case messages.StockEnded():
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
@@ -272,3 +284,13 @@ class Lifecycle:
         """Run a measurement of the controller's own."""
         self._table.add(request)
         self._progress.bind(request, plan)
+
+
+def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
+    """Whether home's own scheduler has a request of this phase, ends it and answers its client."""
+    if not request.decodes or request.answered:
+        return False
+    if phase in (Phase.DRAINING, Phase.RELEASING):
+        late = request.joins_late and phase is Phase.DRAINING
+        return not (request.error or late)
+    return phase in (Phase.STOCK, Phase.DECODING)

@@ -17,6 +17,7 @@ class Phase(Enum):
     STOCK = "stock"  # its one instance's own scheduler has it
     DRAINING = "draining"  # computed or dropped; writes may be in flight
     RELEASING = "releasing"  # all writes drained; slots are being freed
+    DECODING = "decoding"  # home's own scheduler decodes it, and nobody else holds its KV
     ENDED = "ended"
 
 
@@ -41,6 +42,8 @@ class Event(Enum):
     ALL_DRAINED = "all drained"
     RELEASED = "released"  # an instance freed its slots
     ALL_RELEASED = "all released"
+    JOINED = "joined"  # all released, and home decodes it
+    DECODE_ENDED = "decode ended"  # home is done with it
     STOCK_ENDED = "stock ended"  # its one instance is done with it
     ABORT = "abort"  # its client or decode no longer wants it
 
@@ -82,6 +85,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.WRITE_LOST: Phase.RUNNING,
             Event.DROP: Phase.DRAINING,  # takes effect at the next layer
             Event.DRAINED: Phase.RUNNING,  # of a member that is done before the others
+            Event.DECODE_ENDED: Phase.RUNNING,  # at home, which is done before the others
             Event.ABORT: Phase.RUNNING,  # a drop follows
         },
         Phase.STOCK: {
@@ -99,13 +103,20 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.WRITE_LOST: Phase.DRAINING,
             Event.DRAINED: Phase.DRAINING,
             Event.ALL_DRAINED: Phase.RELEASING,
+            Event.DECODE_ENDED: Phase.DRAINING,
             Event.ABORT: Phase.DRAINING,
         },
         Phase.RELEASING: {
             Event.RELEASED: Phase.RELEASING,
             Event.ALL_RELEASED: Phase.ENDED,
+            Event.JOINED: Phase.DECODING,
+            Event.DECODE_ENDED: Phase.RELEASING,
             Event.FAILED: Phase.RELEASING,  # home's grammar turned out bad after a drop
             Event.ABORT: Phase.RELEASING,  # too late
+        },
+        Phase.DECODING: {
+            Event.DECODE_ENDED: Phase.ENDED,
+            Event.ABORT: Phase.DECODING,  # home ends it
         },
         Phase.ENDED: {
             Event.ABORT: Phase.ENDED,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
+from sglang_cdsp.controller.homes import slots_needed
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
-from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import Drained, LogprobPart
@@ -76,8 +77,10 @@ class Progress:
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
-        demand = kv_demand(chunks, self._ledger.page_size)
+        demand = slots_needed(request, chunks, self._ledger.page_size)
         self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s)
+        if request.one_instance and request.decodes:
+            self._ledger.decodes(request.seq)
         self._effects.bind(request)
 
     # -- chunks ---------------------------------------------------------------------------
@@ -232,14 +235,33 @@ class Progress:
             self._rooms.leave(request)
             self._effects.release(request)
 
-    def released(self, request: PoolRequest, instance: int) -> None:
-        """An instance freed the task's slots."""
+    def released(self, request: PoolRequest, instance: int, *, joined: bool = False) -> None:
+        """An instance freed the task's slots; ``joined``: all but home's, which decodes it."""
         assert request.plan is not None
         request.advance(Event.RELEASED)
+        request.joined = request.joined or joined
         request.released.add(instance)
-        if request.released >= set(request.plan.instances):
+        if not request.released >= set(request.plan.instances):
+            return
+        if request.joined and not request.decoded:
+            request.advance(Event.JOINED)
+            self._ledger.keep_only(request.seq, request.plan.home)
+        else:
             request.advance(Event.ALL_RELEASED)
             self._endings.over(request)
+
+    def decode_ended(self, request: PoolRequest, error: str) -> None:
+        """Home's own scheduler is done with a request, and has answered its client."""
+        before = request.advance(Event.DECODE_ENDED)
+        request.decoded = request.answered = True
+        # What went wrong at other members after home had all KV does not count.
+        request.error = error or (request.error if request.aborted else "")
+        if before is Phase.DECODING:
+            self._endings.over(request)
+
+    def slots_taken(self, instance: int, tokens: int) -> None:
+        """An instance tells what requests hold there that SGLang itself runs, in KV slots."""
+        self._ledger.taken(instance, tokens)
 
     # -- what both kinds of plans tell ----------------------------------------------------
 
@@ -263,6 +285,10 @@ class Progress:
         request.advance(Event.STOCK_ENDED)
         request.times[0].start_s, request.times[0].end_s = start_s, end_s
         request.error = request.error or error
+        if request.aborted and start_s is None:
+            # SGLang may never have had it. Who was answered already is not told again.
+            reason = request.error
+            self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
         request.answered = True
         if request.error:
             self._rooms.settle(request)

@@ -71,6 +71,11 @@ class PoolRequest:
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
+        decodes: its home decodes it, there is no decode server.
+        output_tokens: KV slots that home promises for its output, where it decodes.
+        joins_late: home decodes it only when all members have its prompt's log-probabilities.
+        joined: home's own scheduler has it.
+        decoded: home's own scheduler is done with it.
     """
 
     rid: str
@@ -100,6 +105,11 @@ class PoolRequest:
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
+    decodes: bool = False
+    output_tokens: int = 0
+    joins_late: bool = False
+    joined: bool = False
+    decoded: bool = False
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
     @property
@@ -124,13 +134,13 @@ class PoolRequest:
     def fits_stock(self, most_tokens: int) -> bool:
         """Whether it may take its instance's stock path, where a whole forward blocks the loop.
 
-        A request without a decode server may not: SGLang 0.5.21 never gets past the first chunk
-        of such a prompt when it is longer than ``--chunked-prefill-size``.
+        On a prefill server a request without a decode server may not: SGLang 0.5.21 never gets past
+        the first chunk of such a prompt when it is longer than ``--chunked-prefill-size``.
         """
         plan = self.plan
         return (
             plan is not None
-            and self.room is not None
+            and (self.room is not None or self.decodes)
             and len(plan.chunks) == 1
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens

@@ -24,6 +24,8 @@ from sglang_cdsp.engine.writes import (
     poll_writes,
     written_before,
 )
+from sglang_cdsp.parallel.chunk_layout import padded_tokens
+from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -61,22 +63,37 @@ class ChunkWork:
     def __init__(
         self,
         scheduler: StockScheduler,
-        manager: PoolKVManager,
+        manager: PoolKVManager | None,
         reporter: Reporter,
         runner: ShardRunner,
         coroutines: Coroutines,
         starts: Callable[[], None],
         computed: Callable[[int], None],
+        make_room: Callable[[int], bool] | None = None,
     ) -> None:
-        """``starts`` hears of each forward; ``computed`` how many tokens a finished shard had."""
+        """Work on tasks of ``scheduler``'s.
+
+        Args:
+            starts: hears of each forward.
+            computed: hears how many tokens a finished shard had.
+            make_room: where SGLang's own requests hold slots too: sees to it that so many are
+                free, if it can.
+        """
+        self._make_room = make_room
         self._scheduler = scheduler
-        self._manager = manager
+        self._decode = manager
         self._reporter = reporter
         self._runner = runner
         self._coroutines = coroutines
         self._starts = starts
         self._computed = computed
         self._instance = reporter.instance
+
+    @property
+    def _manager(self) -> PoolKVManager:
+        """Takes KV to decode servers; only for tasks with a room."""
+        assert self._decode is not None
+        return self._decode
 
     # -- before a chunk -------------------------------------------------------------------
 
@@ -87,7 +104,8 @@ class ChunkWork:
         chunk = task.next_chunk
         if task.prepared != chunk:
             try:
-                self._take_slots(task, chunk)
+                if not self._take_slots(task, chunk):
+                    return
             except Exception as error:
                 self.fail(task, str(error))
                 return
@@ -101,7 +119,8 @@ class ChunkWork:
             return False
         if not self._room_is_known(task.room):
             return False
-        if not (answers and task.is_final(task.next_chunk)):
+        # A server that decodes itself hands no metadata over.
+        if task.gathers or not (answers and task.is_final(task.next_chunk)):
             return True
         return self._scheduler.disagg_prefill_bootstrap_queue.ensure_metadata_buffer(task.req)
 
@@ -109,12 +128,24 @@ class ChunkWork:
         """Whether decode's pages are here; the leader asks, who speaks for its instance."""
         return room is None or not self._reporter.leads or self._manager.knows_room(room)
 
-    def _take_slots(self, task: ChunkTask, chunk: int) -> None:
-        """Allocate the slots of a chunk before anybody depends on them."""
+    def _take_slots(self, task: ChunkTask, chunk: int) -> bool:
+        """Allocate the slots of a chunk before anybody depends on them.
+
+        Returns:
+            False while SGLang's own requests hold too many: they end, and the task is asked again.
+        """
         layout = task.layouts[chunk]
-        incoming = [move.span for move in layout.moves if move.dst == self._instance]
-        task.slot_table.take([*incoming, *layout.shard(self._instance)])
+        moves = layout.moves
+        if task.gathers and task.is_final(chunk):
+            moves += moves_to_home(layout)
+        incoming = [move.span for move in moves if move.dst == self._instance]
+        spans = [*incoming, *layout.shard(self._instance)]
+        need = padded_tokens(spans, task.slot_table.page_size)
+        if self._make_room is not None and not self._make_room(need):
+            return False
+        task.slot_table.take(spans)
         task.prepared = chunk
+        return True
 
     # -- a chunk --------------------------------------------------------------------------
 
@@ -194,6 +225,8 @@ class ChunkWork:
     def _free_what_moved(self, task: ChunkTask, chunk: int) -> None:
         """Free the slots of history that has moved away, once no write reads them."""
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
+        if task.gathers and task.is_final(chunk) and task.home == self._instance:
+            return  # it is to hold the whole prompt
         if leaving:
             self._coroutines.give_way(lambda: self._written_before(task, chunk))
             task.slot_table.drop(leaving)
@@ -266,16 +299,21 @@ class ChunkWork:
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
         task.slot_table.clear()
+        if not task.joined:
+            self._retire(task, error, silent=silent)
+        if task.room is not None:
+            self._manager.forget_room(task.room)
+        self._reporter.send_from_leader(Released, seq=task.seq, joined=task.joined)
+
+    def _retire(self, task: ChunkTask, error: str, *, silent: bool) -> None:
+        """End home's request here."""
         if task.req is None and task.answers_at(self._instance):
             task.req = take_compiling(self._scheduler, task.rid)
         if task.req is not None:
-            error = error or self._collect_logprobs(task)
+            error = error or self.collect_logprobs(task)
             sampling.retire(self._scheduler, task.req, error, silent=silent)
-        if task.room is not None:
-            self._manager.forget_room(task.room)
-        self._reporter.send_from_leader(Released, seq=task.seq)
 
-    def _collect_logprobs(self, task: ChunkTask) -> str:
+    def collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""
         if task.logprob_spec is None:
             return ""

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_disagg, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
@@ -32,12 +33,14 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.device import events_of
 from sglang_cdsp.engine.faults import requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
+from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
@@ -92,7 +95,7 @@ class _ChunkForward:
 
 
 class PoolScheduler(Scheduler):
-    """One rank of one prefill instance."""
+    """One rank of one instance, which prefills, and in one server decodes too."""
 
     def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
         register_orders()
@@ -102,6 +105,8 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
+        self._joining: Joining | None = None
+        self._slots: SlotReports | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
@@ -129,8 +134,11 @@ class PoolScheduler(Scheduler):
         parallel = get_parallel()
         instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
         addresses = pool_addresses()
-        manager = self.disagg_prefill_bootstrap_queue.kv_manager
-        assert isinstance(manager, PoolKVManager)
+        one_server = form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER
+        manager = None if one_server else self.disagg_prefill_bootstrap_queue.kv_manager
+        assert one_server or isinstance(manager, PoolKVManager)
+        if one_server:
+            self._joining = Joining(self)
         reporter = Reporter(addresses.reports, instance, tp_rank)
         self._rank = instance * int(parallel.tp_size) + tp_rank
         ranks = int(parallel.dp_size) * int(parallel.tp_size)
@@ -170,6 +178,7 @@ class PoolScheduler(Scheduler):
             coroutines,
             self._chunk_starts,
             self._numbers.count_prefill,
+            make_room=partial(make_room, self) if one_server else None,
         )
         self._cdsp = ChunkEngine(
             scheduler=self,
@@ -179,10 +188,14 @@ class PoolScheduler(Scheduler):
             coroutines=coroutines,
             hub=hub,
             admit=self._admit_now,
-            abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
+            abort=self._abort_now,
+            joining=self._joining,
         )
-        self._take_longest_prompts_of_pool(int(parallel.dp_size))
         allocator = self.token_to_kv_pool_allocator
+        if one_server:
+            self._slots = SlotReports(self, reporter, int(allocator.available_size()))
+        else:
+            self._take_longest_prompts_of_pool(int(parallel.dp_size))
         reporter.send(
             Hello,
             incarnation=INCARNATION,
@@ -194,7 +207,7 @@ class PoolScheduler(Scheduler):
             max_input_tokens=self.max_req_input_len,
             vocab_size=int(self.model_config.vocab_size),
             layers=int(self.model_config.num_hidden_layers),
-            kv_cache_dtype=manager.kv_cache_dtype_str,
+            kv_cache_dtype="" if manager is None else manager.kv_cache_dtype_str,
             max_shard_tokens=measured_shard(
                 self, int(parallel.tp_size), int(allocator.available_size())
             ),
@@ -237,7 +250,12 @@ class PoolScheduler(Scheduler):
         """Whether the loop has something to do while chunks wait for their partners."""
         socket = getattr(self, "recv_from_tokenizer", None)
         waiting = isinstance(socket, zmq.Socket) and bool(socket.poll(0))
-        return waiting or bool(self.waiting_queue)
+        return waiting or bool(self.waiting_queue) or self._decodes
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether requests wait for their next token here."""
+        return self._joining is not None and not self.running_batch.is_empty()
 
     @property
     def works_without_batches(self) -> bool:
@@ -276,7 +294,18 @@ class PoolScheduler(Scheduler):
     def abort_request(self, recv_req: AbortReq) -> None:
         """Stock's abort, and requests that stock has not been given yet."""
         self._engine.abort_stock(recv_req.rid or "", everything=recv_req.abort_all)
+        self._abort_joining(recv_req)
         super().abort_request(recv_req)
+
+    def _abort_joining(self, recv_req: AbortReq) -> None:
+        if self._joining is not None:
+            self._joining.abort(recv_req.rid or "", everything=recv_req.abort_all)
+
+    def _abort_now(self, rid: str) -> None:
+        """SGLang's own abort, of requests that it has or is about to get."""
+        abort = AbortReq(rid=rid)
+        self._abort_joining(abort)
+        super().abort_request(abort)
 
     def _admit_now(self, recv_req: TokenizedGenerateReqInput) -> None:
         super().handle_generate_request(recv_req)
@@ -296,6 +325,20 @@ class PoolScheduler(Scheduler):
         if self._numbers is not None:
             self._numbers.publish()
         return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)
+
+    def get_next_batch_to_run(self, running_batch: Any, last_batch: Any) -> NextBatchPlan:
+        """Stock's choice, after the engine's turn and with whoever has joined meanwhile.
+
+        Both of SGLang's loops of a server that decodes itself call it, once a round.
+        """
+        if self._joining is not None and self._cdsp is not None:
+            self._cdsp.step()
+            running_batch = self._joining.admit(running_batch)
+            if self._numbers is not None:
+                self._numbers.publish()
+            if self._slots is not None:
+                self._slots.tell(self._cdsp.held_tokens)
+        return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
 
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self._cdsp is not None:
@@ -317,7 +360,7 @@ class PoolScheduler(Scheduler):
 
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Not idle while the engine holds KV slots: stock would call them a leak."""
-        idle = self._cdsp is None or self._cdsp.idle
+        idle = (self._cdsp is None or self._cdsp.idle) and not self._joining
         return idle and super().is_fully_idle(*args, **kwargs)
 
     def get_internal_state(self, recv_req: Any) -> Any:

@@ -26,6 +26,7 @@ from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.gather import Gather, moves_to_home
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
@@ -129,6 +130,7 @@ class ShardRunner:
         watch = Stopwatch(self._events) if self._events is not None else None
         forward = self._prepare(task, order.chunk, stored)
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
+        forward.attention.finish()
         # The chunk is over when the device says so, and took as long as the device says.
         start_s = watch.stop(self._give_way) if watch is not None else None
         return ShardDone(self._finish(task, forward, logits), start_s)
@@ -148,7 +150,10 @@ class ShardRunner:
             ask_for_rows(inputs, task.tokens, positions, spec)
         pace = Pace(self._give_way, self._events)
         attention = LayerSteps(
-            self._attention(task, chunk, shard.slots, stored, pace), pace, self._on_layer
+            self._attention(task, chunk, shard.slots, stored, pace),
+            pace,
+            self._on_layer,
+            self._gather(task, layout) if task.gathers and task.is_final(chunk) else None,
         )
         return ShardForward(inputs, attention, positions, sampling, spec)
 
@@ -190,6 +195,19 @@ class ShardRunner:
         if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
         return attention
+
+    def _gather(self, task: ChunkTask, layout: ChunkLayout) -> Gather | None:
+        moves = moves_to_home(layout)
+        if not any(self._instance in (move.src, move.dst) for move in moves):
+            return None
+        assert task.lane is not None
+        return Gather(
+            pool=self._model_runner.token_to_kv_pool,
+            moves=moves,
+            instance=self._instance,
+            slots_of=lambda span: task.slot_table.slots([span]),
+            links=task.lane,
+        )
 
     def _rebalancer(self, task: ChunkTask, layout: ChunkLayout) -> Rebalancer | None:
         if not any(self._instance in (move.src, move.dst) for move in layout.moves):

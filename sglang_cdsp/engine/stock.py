@@ -188,6 +188,9 @@ class BatchResultProcessor(Protocol):
     def move_logprobs_to_cpu(self, *, batch: Any, logits_output: Any) -> None:
         """Turn log-probabilities into lists, in place; reads ``batch.return_logprob`` only."""
 
+    def _maybe_update_reasoning_tokens(self, req: Req, next_token_id: int, /) -> None:
+        """Count a sampled token that belongs to the model's reasoning."""
+
 
 class OutputStreamer(Protocol):
     """Answers clients."""
@@ -263,3 +266,15 @@ class StockScheduler(Protocol):
 
     def retire_unadmitted_request(self, req: Req, /) -> None:
         """Answer a request that was refused at the door."""
+
+
+class JoinedScheduler(StockScheduler, Protocol):
+    """SGLang's scheduler of one rank of a server that decodes what it prefills.
+
+    Attributes:
+        max_running_requests: how many requests may decode at once.
+        future_map: the way of sampled tokens into the next batch's input.
+    """
+
+    max_running_requests: int
+    future_map: Any

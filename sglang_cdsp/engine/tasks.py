@@ -30,6 +30,7 @@ class StockRequest:
         req: SGLang's object, None until SGLang made it.
         arrival_s: as in ``StockOrder``.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
+        joined: chunk tasks have computed it, and SGLang decodes it.
     """
 
     seq: int
@@ -40,6 +41,7 @@ class StockRequest:
     req: Req | None = None
     start_s: float | None = None
     end_s: float | None = None
+    joined: bool = False
 
 
 @dataclass(eq=False)
@@ -67,6 +69,8 @@ class ChunkTask:
         urgency, passes: as in ``PlanOrder``.
         running: the coroutine of its chunk, None between chunks.
         lane: its chunk's links, None for a group of one.
+        gathers: home ends with all of its KV, and decodes it.
+        joined: at home, its request is SGLang's and owns its KV slots.
     """
 
     seq: int
@@ -94,6 +98,13 @@ class ChunkTask:
     passes: bool = False
     running: Coroutine | None = None
     lane: Lane | None = None
+    gathers: bool = False
+    joined: bool = False
+
+    @property
+    def computed(self) -> bool:
+        """Whether its last chunk has run here."""
+        return self.next_chunk == len(self.layouts)
 
     @property
     def waits(self) -> bool:

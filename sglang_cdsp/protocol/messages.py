@@ -298,9 +298,14 @@ class WriteLost(Report, frozen=True, kw_only=True):
 
 
 class Released(Report, frozen=True, kw_only=True):
-    """The instance freed the task's slots."""
+    """The instance freed the task's slots.
+
+    Attributes:
+        joined: it decodes the request now, which holds the prompt's slots there.
+    """
 
     seq: int
+    joined: bool = False
 
 
 class StockEnded(Report, frozen=True, kw_only=True):
@@ -323,6 +328,22 @@ class StockBatch(Report, frozen=True, kw_only=True):
     parts: list[tuple[int, int]]
 
 
+class DecodeEnded(Report, frozen=True, kw_only=True):
+    """Home's own scheduler is done with a request that chunk tasks had computed.
+
+    ``error`` is "" when it was answered to its end.
+    """
+
+    seq: int
+    error: str = ""
+
+
+class SlotsTaken(Report, frozen=True, kw_only=True):
+    """KV slots of the instance that requests hold which SGLang itself runs."""
+
+    tokens: int
+
+
 class GrammarRefused(Report, frozen=True, kw_only=True):
     """The grammar of request ``rid`` cannot be compiled."""
 
@@ -342,6 +363,8 @@ AnyReport = (
     | Released
     | StockEnded
     | StockBatch
+    | DecodeEnded
+    | SlotsTaken
     | GrammarRefused
 )
 
