@@ -39,6 +39,16 @@ def controller_loads_plugins() -> bool:
     return hasattr(_module("managers.data_parallel_controller"), "load_plugins")
 
 
+@functools.cache
+def kv_is_checkpointed() -> bool:
+    """Whether a request says by its ``extend_end`` how much KV the prefix tree may keep (0.5.23).
+
+    There ``release_kv_cache`` is told whether to keep it, and a tree whether it shares prefixes.
+    """
+    release = _module("mem_cache.common").release_kv_cache
+    return "checkpoint" in inspect.signature(release).parameters
+
+
 def _module(name: str) -> Any:
     """A module of SGLang's runtime; imported late, since it brings torch with it."""
     return importlib.import_module(f"sglang.srt.{name}")

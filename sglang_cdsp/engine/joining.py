@@ -18,6 +18,7 @@ from sglang.srt.disaggregation.decode import _bind_root_prefix
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.mem_cache.common import evict_from_tree_cache, release_kv_cache
 
+from sglang_cdsp import releases
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.stock import JoinedScheduler
 from sglang_cdsp.protocol.messages import SlotsTaken
@@ -126,12 +127,15 @@ class Joining:
         assert pool.alloc([req]) is not None
         pool.write((req.kv.req_pool_idx, slice(0, tokens)), computed.slots.to(torch.int32))
         req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
-        if tree.is_chunk_cache():
-            req.init_next_round_input(tree)
-        else:
+        shares = shares_prefixes(tree)
+        if shares:
             _bind_root_prefix(req, tree)
-        req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids
-        req.set_extend_range(0, tokens)
+        req.init_next_round_input(None if shares else tree)
+        # The tree may key the prompt, whose KV is there; the first token has none yet.
+        if releases.kv_is_checkpointed():
+            req.extend_end = tokens
+        else:
+            req.set_extend_range(0, tokens)
 
     def _settle(self, batch: Any) -> None:
         """What SGLang does once a prefill's result is known: insert, finish, stream."""
@@ -143,10 +147,25 @@ class Joining:
             results._maybe_update_reasoning_tokens(req, req.output_ids[-1])
             req.update_finish_state()
             if req.finished():
-                release_kv_cache(req, scheduler.tree_cache)
+                release(req, scheduler.tree_cache)
                 req.time_stats.set_completion_time()
         scheduler.output_streamer.stream_output(batch.reqs, batch.return_logprob, None)
         batch.filter_batch()
+
+
+def shares_prefixes(tree: Any) -> bool:
+    """Whether a prefix cache keeps anything for other requests."""
+    if releases.kv_is_checkpointed():
+        return bool(tree.supports_prefix_sharing())
+    return not tree.is_chunk_cache()
+
+
+def release(req: Req, tree: Any) -> None:
+    """Give an ended request's row and slots back; the tree keeps what it can."""
+    if releases.kv_is_checkpointed():
+        release_kv_cache(req, tree, checkpoint=True)
+    else:
+        release_kv_cache(req, tree)
 
 
 def make_room(scheduler: JoinedScheduler, tokens: int) -> bool:

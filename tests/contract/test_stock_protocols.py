@@ -41,6 +41,7 @@ OWNERS = {
     "BatchResultProcessor": ("SchedulerBatchResultProcessor",),
     "OutputStreamer": ("SchedulerOutputStreamer",),
     "StockScheduler": ("Scheduler",),
+    "JoinedScheduler": ("Scheduler",),
 }
 
 

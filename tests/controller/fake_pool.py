@@ -6,7 +6,7 @@ It is the life cycle's ``Effects`` and checks every order against what must alwa
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -57,6 +57,8 @@ class FakePool:
         acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
     """
 
+    make_instance: Callable[..., FakeInstance] = FakeInstance
+
     def __init__(
         self,
         *,
@@ -76,7 +78,7 @@ class FakePool:
         self.page_size = page_size
         self.capacity = capacity // page_size * page_size
         self.now_s = 1000.0
-        self.instances = [FakeInstance(i, self) for i in range(size)]
+        self.instances = [type(self).make_instance(i, self) for i in range(size)]
         self.channels: defaultdict[tuple[int, int], Reports] = defaultdict(deque)
         self.answers: defaultdict[Client, list[str]] = defaultdict(list)
         self.statuses: dict[Client, int] = {}
@@ -251,7 +253,7 @@ class FakePool:
         self._last_seq = request.seq
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
         assert sum(tokens for tokens, _ in chunks) == request.tokens
-        self._promised[request.seq] = kv_demand(chunks, self.page_size)
+        self._promised[request.seq] = self._promise(request, chunks)
         totals: Counter[int] = Counter()
         for promise in self._promised.values():
             totals.update(promise)
@@ -278,6 +280,12 @@ class FakePool:
             if me == plan.home and not request.probe:
                 refuse = partial(instance.refuse_request, request.seq)
                 instance.order(partial(instance.on_request, request.seq), refuse)
+
+    def _promise(
+        self, request: PoolRequest, chunks: Sequence[tuple[int, Sequence[int]]]
+    ) -> dict[int, int]:
+        """KV slots that a plan may take on each instance."""
+        return kv_demand(chunks, self.page_size)
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """All members of a chunk start it."""
@@ -327,10 +335,10 @@ class FakePool:
 
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request where it is."""
-        assert request.one_instance
+        assert request.one_instance or request.decodes
         assert request.plan is not None
-        (me,) = request.plan.instances
-        self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
+        for me in request.plan.instances:
+            self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """The controller answers a client."""

@@ -1,0 +1,160 @@
+"""One server: prompts come home in their last chunk, and are decoded there."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_cdsp.controller.homes import OUTPUT_SHARE, exchanged, home_tokens, output_tokens
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.protocol.messages import SlotsTaken
+from tests.controller.any_order import SETTINGS, AnyOrder
+from tests.controller.cases import TWO_CHUNKS, empty, phase_is
+from tests.controller.fake_pool import Chunks
+from tests.controller.one_server import OneServerPool
+
+
+class AnyOrderOfOneServer(AnyOrder):
+    """As with decode servers, but every request is decoded at its home."""
+
+    make_pool = OneServerPool
+
+    def _submit(self, request: PoolRequest, plan: Chunks | None, pages: str) -> None:
+        super()._submit(request, plan, "no decode")
+
+
+AnyOrderOfOneServer.TestCase.settings = SETTINGS
+TestAnyOrderOfOneServer = AnyOrderOfOneServer.TestCase
+
+
+@pytest.fixture
+def pool() -> OneServerPool:
+    return OneServerPool(size=4, policy="threshold:1000")
+
+
+def test_a_request_waits_for_no_decode_server(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    assert request.phase is Phase.WAITING
+    pool.turn()
+    assert request.phase is Phase.BOUND
+
+
+def test_home_alone_keeps_its_slots_while_it_decodes(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    need = home_tokens(request, 1)
+    assert need > 100
+    assert pool.ledger.free_tokens() == (pool.capacity - need, *(pool.capacity,) * 3)
+    assert pool.answers[request.tokenized] == []
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert empty(pool)
+
+
+def test_an_abort_is_answered_by_the_home_that_decodes(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.lifecycle.on_abort(request.rid, "aborted by the client", everything=False)
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home failed"]
+    assert request.outcome == "aborted"
+    assert empty(pool)
+
+
+def test_an_abort_before_the_last_chunk_is_answered_at_once(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.RUNNING))
+    pool.lifecycle.on_abort(request.rid, "aborted by the client", everything=False)
+    assert pool.answers[request.tokenized] == ["controller"]
+    pool.settle()
+    assert empty(pool)
+
+
+def test_a_short_prompt_is_its_instances_own_to_the_end(pool: OneServerPool) -> None:
+    request = pool.submit(50)
+    pool.until(lambda: request.first_token_s is not None)
+    assert request.phase is Phase.STOCK
+    assert sum(pool.ledger.free_tokens()) == 4 * pool.capacity - home_tokens(request, 1)
+    pool.settle()
+    assert empty(pool)
+
+
+def test_what_instances_tell_counts_where_it_is_more_than_was_promised(
+    pool: OneServerPool,
+) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    promised = pool.capacity - pool.ledger.free_tokens()[0]
+    for tokens, taken in ((promised - 10, promised), (promised + 500, promised + 500)):
+        pool.hear(SlotsTaken(instance=0, tp_rank=0, at_s=0.0, tokens=tokens))
+        assert pool.ledger.free_tokens()[0] == pool.capacity - taken
+
+
+def test_a_prompt_that_no_instance_can_hold_is_refused(pool: OneServerPool) -> None:
+    request = pool.submit(pool.capacity + 1)
+    assert pool.answers[request.tokenized] == ["controller"]
+    assert "instance that decodes it holds at most" in request.error
+
+
+def test_home_is_a_member_with_room() -> None:
+    """Every instance has room for a share of the prompt, one for all of it."""
+    pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:3")
+    before = [pool.submit(500, plan=[(500, [instance])]) for instance in (0, 2)]
+    for request in before:
+        pool.until(lambda request=request: phase_is(request, Phase.DECODING))
+    third = pool.submit(600)
+    pool.turn()
+    assert third.plan is not None
+    assert third.plan.home == 1
+    assert set(third.plan.instances) == {0, 1, 2}
+    pool.settle()
+    assert empty(pool)
+
+
+def test_an_instance_with_room_takes_a_members_place() -> None:
+    """The idle instances have room for shares only; a busy one could hold all of it."""
+    pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
+    decoding = [pool.submit(500, plan=[(500, [instance])]) for instance in (0, 1)]
+    for request in decoding:
+        pool.until(lambda request=request: phase_is(request, Phase.DECODING))
+    busy = pool.submit(100, plan=[(100, [2])])
+    pool.turn()
+    third = pool.submit(600)
+    pool.turn()
+    assert busy.phase is Phase.BOUND
+    assert third.plan is not None
+    assert third.plan.home == 2
+    assert len(third.plan.instances) == 2
+    pool.settle()
+    assert empty(pool)
+
+
+def test_a_prompt_without_a_home_waits_and_keeps_its_place() -> None:
+    pool = OneServerPool(size=2, capacity=1000, policy="fixed-sp:2")
+    running = [pool.submit(500, plan=[(500, [instance])]) for instance in (0, 1)]
+    for request in running:
+        pool.until(lambda request=request: phase_is(request, Phase.DECODING))
+    long, short = pool.submit(700), pool.submit(30)
+    pool.turn()
+    assert long.phase is Phase.WAITING
+    assert short.phase is Phase.WAITING
+    pool.settle()
+    assert [request.outcome for request in (long, short)] == ["finished"] * 2
+    assert long.seq < short.seq
+    assert empty(pool)
+
+
+@given(st.integers(1, 5000), st.none() | st.integers(0, 9000), st.sampled_from([1, 16, 64]))
+def test_what_is_promised_for_output_fits(tokens: int, longest: int | None, page: int) -> None:
+    room = 4096
+    promised = output_tokens(tokens, longest, page, room)
+    assert promised % page == 0
+    assert 0 <= promised <= max(0, room - tokens)
+    if longest is not None and tokens + longest + 2 * page <= room:
+        assert promised >= OUTPUT_SHARE * longest
+
+
+def test_instances_change_places_in_every_chunk() -> None:
+    assert exchanged(((8, (0,)), (4, (0, 1, 2))), 0, 2) == ((8, (2,)), (4, (2, 1, 0)))
