@@ -37,6 +37,10 @@ DEFAULT_STOCK_TOKENS = 1024
 """Longest one-instance prompt of SGLang's own batches: about a layer of a long prompt's chunk."""
 
 
+DEFAULT_DECODE_SHARE = 0.2
+"""A running request feels a stretch of four decode steps beside a chunk."""
+
+
 class CdspConfigError(ValueError):
     """What the pool cannot be started with, everything that was found.
 
@@ -85,6 +89,8 @@ class CdspArgs:
         stock_tokens: longest one-instance prompt that runs in SGLang's own batches, in tokens; a
             longer one is a chunk task, which gives way inside its forward.
         preempt_budget: share of its own time by which prompts that pass may delay a running one.
+        decode_share: share of an instance's time that requests which decode there get beside a
+            chunk, in (0, 0.5].
         max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
         latency_model: path of a latency model file; None means the server measures itself.
         instances_per_node: instances that share a node; None means the whole pool.
@@ -103,6 +109,7 @@ class CdspArgs:
     min_chunk: int = DEFAULT_MIN_CHUNK
     stock_tokens: int = DEFAULT_STOCK_TOKENS
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
+    decode_share: float = DEFAULT_DECODE_SHARE
     max_shard_tokens: int | None = None
     latency_model: str | None = None
     instances_per_node: int | None = None
@@ -130,12 +137,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     """Add the ``--cdsp`` argument group to SGLang's server parser."""
     default = CdspArgs()
     group = parser.add_argument_group(
-        "CDSP", "Chunkwise Dynamic Sequence Parallelism for the prefill server (sglang-cdsp)"
+        "CDSP",
+        "Chunkwise Dynamic Sequence Parallelism in one server or a prefill server (sglang-cdsp)",
     )
     group.add_argument(
         "--cdsp",
         action="store_true",
-        help="Run the --dp-size prefill instances as one elastic sequence-parallel pool.",
+        help="Run the --dp-size instances as one elastic sequence-parallel pool: with "
+        "--disaggregation-mode prefill for stock decode servers, without it for itself.",
     )
     group.add_argument(
         "--cdsp-policy",
@@ -186,6 +195,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="Share of its own prefill time by which a running prompt may be delayed by short ones "
         f"that pass it, 0 for none (default: {default.preempt_budget}).",
+    )
+    group.add_argument(
+        "--cdsp-decode-share",
+        type=_fraction,
+        default=default.decode_share,
+        metavar="SHARE",
+        help="Without --disaggregation-mode: share of an instance's time that goes to decode while "
+        f"a chunk runs beside it, above 0 and at most 0.5 (default: {default.decode_share}).",
     )
     group.add_argument(
         "--cdsp-max-shard-tokens",
@@ -317,6 +334,11 @@ def _read(name: str, value: Any) -> Any:
         raise CdspConfigError(f"{flag} {value} is outside [0, 1); try 0.1")
     if name == "preempt_budget" and not 0.0 <= value <= 10.0:
         raise CdspConfigError(f"{flag} {value} is outside [0, 10]; try 0.2, or 0 for none")
+    if name == "decode_share" and not 0.01 <= value <= 0.5:
+        raise CdspConfigError(
+            f"{flag} {value} is outside [0.01, 0.5], and with more than half long prompts run away; "
+            f"try {DEFAULT_DECODE_SHARE}"
+        )
     if name in _POSITIVE and value < 1:
         raise CdspConfigError(f"{flag} {value} must be at least 1; {_POSITIVE[name]}")
     return value

@@ -219,6 +219,7 @@ class PoolController(DataParallelController):
                 rooms=self._rooms,
                 tokenizer=self._tokenizer,
                 observers=(self._log, self._metrics),
+                decode_share=self._cdsp.decode_share if self._form is Form.ONE_SERVER else 0.0,
             ),
             tp_size=self._tp_size,
             reports=self._reports,

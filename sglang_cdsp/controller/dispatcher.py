@@ -57,8 +57,16 @@ class Dispatcher:
         rooms: Rooms,
         tokenizer: zmq.Socket[bytes],
         observers: Sequence[Observer] = (),
+        decode_share: float = 0.0,
     ) -> None:
-        """``workers``: the schedulers' sockets by instance; ``tokenizer``: its socket."""
+        """Send through these sockets.
+
+        Args:
+            workers: the schedulers' by instance.
+            tokenizer: the tokenizer's.
+            decode_share: of a member's time beside a chunk, see ``GoOrder``.
+        """
+        self._decode_share = decode_share
         self._workers = workers
         self._endpoint = endpoint
         self._decode = decode
@@ -99,7 +107,11 @@ class Dispatcher:
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Start the next chunk."""
         order = GoOrder(
-            seq=request.seq, chunk=request.next_chunk, lane=request.lane, serial=request.serial
+            seq=request.seq,
+            chunk=request.next_chunk,
+            lane=request.lane,
+            serial=request.serial,
+            decode_share=self._decode_share,
         )
         self._send(instances, order)
         self._tell(lambda observer: observer.chunk_started(request))

@@ -156,6 +156,7 @@ class ChunkEngine:
         task = self._tasks.get(order.seq)
         if task is None or task.over:
             return
+        task.decode_share = order.decode_share
         self._work.begin(task, order)
 
     def on_stop(self, order: StopOrder) -> None:
@@ -242,9 +243,11 @@ class ChunkEngine:
         """A stock batch starts."""
         self._admitted.stamp_start(batch)
 
-    def stamp_end(self, batch: Batch) -> None:
-        """A stock batch's results are in: chunks stood still meanwhile."""
-        self._coroutines.passed(self._admitted.stamp_end(batch))
+    def stamp_end(self, batch: Batch) -> float:
+        """A stock batch's results are in, chunks stood still meanwhile; returns its seconds."""
+        seconds = self._admitted.stamp_end(batch)
+        self._coroutines.passed(seconds)
+        return seconds
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -304,6 +307,12 @@ class ChunkEngine:
         self._admitted.join(
             StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)
         )
+
+    @property
+    def decode_share(self) -> float:
+        """Share of the instance's time that decode gets beside the chunks that run here."""
+        running = (task for task in self._tasks.values() if task.running is not None)
+        return max((task.decode_share for task in running), default=0.0)
 
     @property
     def held_tokens(self) -> int:

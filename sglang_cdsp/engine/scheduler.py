@@ -30,6 +30,7 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.decode_share import DecodeShare
 from sglang_cdsp.engine.device import events_of
 from sglang_cdsp.engine.faults import requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
@@ -106,6 +107,8 @@ class PoolScheduler(Scheduler):
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
         self._joining: Joining | None = None
+        self._coroutines: Coroutines | None = None
+        self._decode_share = DecodeShare(STRETCH_S)
         self._slots: SlotReports | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
@@ -168,7 +171,15 @@ class PoolScheduler(Scheduler):
             meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
-        runner = ShardRunner(self, hub, instance, coroutines.give_way, self._come_on)
+        self._coroutines = coroutines
+        runner = ShardRunner(
+            self,
+            hub,
+            instance,
+            coroutines.give_way,
+            self._come_on,
+            lambda: self._decodes,
+        )
         self._numbers = StockNumbers(self, lambda: self._engine.load)
         work = ChunkWork(
             self,
@@ -332,6 +343,7 @@ class PoolScheduler(Scheduler):
         Both of SGLang's loops of a server that decodes itself call it, once a round.
         """
         if self._joining is not None and self._cdsp is not None:
+            self._pace_chunks(bool(running_batch.reqs))
             self._cdsp.step()
             running_batch = self._joining.admit(running_batch)
             if self._numbers is not None:
@@ -339,6 +351,12 @@ class PoolScheduler(Scheduler):
             if self._slots is not None:
                 self._slots.tell(self._cdsp.held_tokens)
         return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
+
+    def _pace_chunks(self, decodes: bool) -> None:
+        """Let chunks go on for as long as their decode share allows."""
+        assert self._coroutines is not None
+        share = self._engine.decode_share
+        self._coroutines.stretch_s = self._decode_share.stretch_s(share, decodes=decodes)
 
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self._cdsp is not None:
@@ -349,7 +367,9 @@ class PoolScheduler(Scheduler):
     def process_batch_result(self, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         outcome = super().process_batch_result(batch, result, *args, **kwargs)
         if self._cdsp is not None:
-            self._cdsp.stamp_end(batch)
+            seconds = self._cdsp.stamp_end(batch)
+            if batch.forward_mode.is_decode():
+                self._decode_share.stepped(seconds)
         return outcome
 
     def _record_scheduler_state_for_paused_engine(self) -> None:
@@ -369,6 +389,7 @@ class PoolScheduler(Scheduler):
         output.internal_state["cdsp"] = {
             "hooks": hook_table.live(hooks.SCHEDULER_HOOKS),
             "free_tokens": int(self.token_to_kv_pool_allocator.available_size()),
+            "cached_tokens": int(self.tree_cache.evictable_size()),
             **self._engine.snapshot(),
             **self._cdsp_status,
         }

@@ -44,6 +44,9 @@ On a CPU core tiles of 80 ms cost 12 % of a prompt of 8,000 tokens. Layers and r
 as long as nobody decodes beside a chunk.
 """
 
+TILE_BESIDE_DECODE = 1.5e9
+"""Operations of a tile on a CPU core while requests decode there: some 40 ms."""
+
 
 @dataclass(frozen=True)
 class ShardForward:
@@ -87,6 +90,7 @@ class ShardRunner:
         instance: int,
         give_way: Callable[[Ready | None], None],
         on_layer: Callable[[], None],
+        decodes: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make ready.
 
@@ -96,7 +100,9 @@ class ShardRunner:
             instance: this instance's number.
             give_way: lets others go on, see ``Coroutines.give_way``.
             on_layer: called before each layer of a forward.
+            decodes: whether requests wait for their next token on this instance.
         """
+        self._decodes = decodes
         self._scheduler = scheduler
         self._model_runner = scheduler.tp_worker.model_runner
         self._hub = hub
@@ -189,12 +195,17 @@ class ShardRunner:
             history_slots=slot_table.slots(layout.history[member]),
             rebalancer=self._rebalancer(task, layout),
             give_way=pace,
-            tile_flops=TILE_FLOPS[torch.device(self._model_runner.device).type == "cuda"],
+            tile_flops=self._tile_flops(),
             stored=stored,
         )
         if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
         return attention
+
+    def _tile_flops(self) -> float | None:
+        """Operations of a tile of attention in a forward that begins now."""
+        flops = TILE_FLOPS[torch.device(self._model_runner.device).type == "cuda"]
+        return TILE_BESIDE_DECODE if flops is None and self._decodes() else flops
 
     def _gather(self, task: ChunkTask, layout: ChunkLayout) -> Gather | None:
         moves = moves_to_home(layout)

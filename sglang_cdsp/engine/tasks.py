@@ -69,6 +69,7 @@ class ChunkTask:
         urgency, passes: as in ``PlanOrder``.
         running: the coroutine of its chunk, None between chunks.
         lane: its chunk's links, None for a group of one.
+        decode_share: as in ``GoOrder``, of the chunk that was started last.
         gathers: home ends with all of its KV, and decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
     """
@@ -98,6 +99,7 @@ class ChunkTask:
     passes: bool = False
     running: Coroutine | None = None
     lane: Lane | None = None
+    decode_share: float = 0.0
     gathers: bool = False
     joined: bool = False
 

@@ -122,12 +122,14 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     Attributes:
         lane: the buffers of the links that are promised to the chunk at all its members.
         serial: number of this order among all; it tells one use of a lane from the next.
+        decode_share: share of each member's time that decode gets there meanwhile, 0 for none.
     """
 
     seq: int
     chunk: int
     lane: int = 0
     serial: int = 0
+    decode_share: float = 0.0
 
 
 class StopOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
