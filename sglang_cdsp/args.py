@@ -336,7 +336,7 @@ def _read(name: str, value: Any) -> Any:
         raise CdspConfigError(f"{flag} {value} is outside [0, 10]; try 0.2, or 0 for none")
     if name == "decode_share" and not 0.01 <= value <= 0.5:
         raise CdspConfigError(
-            f"{flag} {value} is outside [0.01, 0.5], and with more than half long prompts run away; "
+            f"{flag} {value} is outside [0.01, 0.5]; beyond it long prompts never end; "
             f"try {DEFAULT_DECODE_SHARE}"
         )
     if name in _POSITIVE and value < 1:

@@ -184,6 +184,15 @@ def single(
     return Deployment((command,), url, {"single": url})
 
 
+def one_server(
+    checkpoint: Path | str, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+) -> Deployment:
+    """Plan a pool that prefills and decodes; ``flags`` beside ``--cdsp``: ``--dp-size`` above all."""
+    ports = iter(free_ports(_MOST_PORTS))
+    command, url = server_command("pool", checkpoint, ports, ("--cdsp", *flags), cpus)
+    return Deployment((command,), url, {"pool": url})
+
+
 def prefill_only(
     checkpoint: Path | str, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
 ) -> Deployment:

@@ -1,0 +1,53 @@
+"""One server that prefills and decodes, and a stock one beside it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sglang_cdsp.engine.faults import SHAKE_VAR
+from sglang_cdsp.testing.stack import RunningStack, one_server, running, single, together
+from tests.serving_unified.client import OneServerClient
+
+POOL_SIZE = 3
+INSTANCE_TOKENS = 16_384
+CONTEXT_LENGTH = 20_000
+
+
+@pytest.fixture(scope="package")
+def plan_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pool logs its plans."""
+    return tmp_path_factory.mktemp("plans") / "plans.jsonl"
+
+
+@pytest.fixture(scope="package")
+def servers(
+    checkpoint: Path, plan_log: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
+    """The pool, whose chunks switch at every point at which they may, and a stock server."""
+    seed = os.environ.get(SHAKE_VAR) or str(random.SystemRandom().randrange(1 << 31))
+    print(f"\nthe pool is shaken: {SHAKE_VAR}={seed}")
+    common = ("--context-length", str(CONTEXT_LENGTH))
+    pool = one_server(
+        checkpoint,
+        flags=(
+            *common,
+            *("--dp-size", str(POOL_SIZE), "--cdsp-allow-request-plans"),
+            *("--cdsp-plan-log", str(plan_log), "--max-total-tokens", str(INSTANCE_TOKENS)),
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SHAKE_VAR, seed)
+        plan = together(pool, single(checkpoint, flags=common))
+        with running(plan, tmp_path_factory.mktemp("logs")) as stack:
+            yield stack
+
+
+@pytest.fixture(scope="package")
+def client(servers: RunningStack) -> OneServerClient:
+    """Talks to the pool and to the stock server."""
+    return OneServerClient(servers)

@@ -1,0 +1,132 @@
+"""One server answers as stock SGLang does: tokens and log-probabilities, for any plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.client import Answer, difference, text_tokens
+from tests.serving.plans import Case, cases
+from tests.serving_unified.client import OneServerClient
+from tests.serving_unified.conftest import INSTANCE_TOKENS, POOL_SIZE
+
+TOLERANCE = 1e-3
+OUTPUT = 24
+CASES = cases(POOL_SIZE)
+ALONE = [case for case in CASES if case.seed < 2]
+LENGTH: dict[str, Any] = {"sampling_params": {"max_new_tokens": OUTPUT}}
+
+
+class Reference:
+    """Stock's answers, asked for once per prompt, and the tally of early stops."""
+
+    def __init__(self, client: OneServerClient, checkpoint: Path) -> None:
+        self._client = client
+        self._checkpoint = checkpoint
+        self._answers: dict[tuple[int, int], Answer] = {}
+        self.compared = 0
+        self.early_stops = 0
+
+    def prompt(self, case: Case) -> list[int]:
+        return text_tokens(self._checkpoint, case.length, case.seed % 2)
+
+    def ask(self, case: Case, *, plan: bool = True) -> Answer:
+        """The pool's answer."""
+        return self._client.pool(self.prompt(case), case.raw_plan if plan else None, **LENGTH)
+
+    def check(self, case: Case, ours: Answer) -> None:
+        key = (case.length, case.seed % 2)
+        if key not in self._answers:
+            self._answers[key] = self._client.stock(self.prompt(case), **LENGTH)
+        assert len(ours.tokens) == OUTPUT
+        tokens, early = difference(self._answers[key], ours, TOLERANCE)
+        self.compared += tokens
+        self.early_stops += early
+
+    def check_all(self, asked: Sequence[Case], *, plan: bool = True) -> None:
+        """Ask eight at a time."""
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda case: self.ask(case, plan=plan), asked))
+        for case, answer in zip(asked, answers, strict=True):
+            self.check(case, answer)
+
+
+@pytest.fixture(scope="module")
+def reference(client: OneServerClient, checkpoint: Path) -> Iterator[Reference]:
+    found = Reference(client, checkpoint)
+    yield found
+    print(f"\nparity: {found.compared} tokens compared, {found.early_stops} early stops")
+
+
+@pytest.fixture(scope="module")
+def slots(client: OneServerClient) -> list[int]:
+    """KV slots of every instance that nobody uses, before the first request of a test."""
+    return client.unused()
+
+
+@pytest.mark.parametrize("case", ALONE, ids=str)
+def test_forced_plan_alone(case: Case, reference: Reference, slots: list[int]) -> None:
+    reference.check(case, reference.ask(case))
+
+
+def test_forced_plans_eight_at_a_time(reference: Reference) -> None:
+    reference.check_all(CASES)
+    # Near ties are stock's own: they must stay rare, or the suite would compare little.
+    assert reference.early_stops <= len(CASES) // 10
+
+
+def test_own_plans_on_a_burst(reference: Reference) -> None:
+    reference.check_all(ALONE, plan=False)
+
+
+def test_every_slot_is_free_or_cached_afterwards(client: OneServerClient, slots: list[int]) -> None:
+    assert client.wait_unused(slots) == slots
+    answer = client.post("/flush_cache")
+    assert answer.status_code == 200, answer.text
+    assert [int(state["free_tokens"]) for state in client.states()] == slots
+
+
+def test_several_samples_of_a_prompt(client: OneServerClient, checkpoint: Path) -> None:
+    body = {
+        "input_ids": text_tokens(checkpoint, 2000, 3),
+        "sampling_params": {"temperature": 0, "max_new_tokens": 8, "n": 3, "ignore_eos": True},
+    }
+    answers = client.post("/generate", body).json()
+    assert len({tuple(answer["output_ids"]) for answer in answers}) == 1
+    assert len(answers) == 3
+
+
+def test_a_prompt_that_no_instance_holds_is_refused(client: OneServerClient) -> None:
+    answer = client.post("/generate", {"input_ids": [5] * (INSTANCE_TOKENS + 10)})
+    assert answer.status_code == 400
+    assert "tokens" in answer.text
+
+
+def test_prompt_logprobs_are_stocks(client: OneServerClient, checkpoint: Path) -> None:
+    """Each member computes those of its shard; home has them all before it goes on."""
+    prompt = text_tokens(checkpoint, 900, 5)
+    plan = {"custom_params": {"cdsp_plan": [[400, [1]], [500, [1, 0, 2]]]}}
+    pool, stock = (client.servers.urls[name] for name in ("pool", "single"))
+    ours = client.generate(pool, prompt, logprob_start_len=0, sampling_params=plan)
+    other = client.generate(stock, prompt, logprob_start_len=0)
+    mine, theirs = (answer.json()["meta_info"] for answer in (ours, other))
+    for name in ("input_token_logprobs", "output_token_logprobs"):
+        assert [entry[1] for entry in mine[name]] == [entry[1] for entry in theirs[name]]
+        for own, their in zip(mine[name], theirs[name], strict=True):
+            assert (own[0] is None) is (their[0] is None)
+            assert own[0] is None or own[0] == pytest.approx(their[0], abs=TOLERANCE)
+    assert len(mine["input_token_logprobs"]) == 900
+
+
+def test_the_plan_log_has_every_request_once(client: OneServerClient, plan_log: Path) -> None:
+    lines = [json.loads(line) for line in plan_log.read_text(encoding="utf-8").splitlines()]
+    rids = [line["rid"] for line in lines]
+    assert len(set(rids)) == len(rids)
+    assert {line["outcome"] for line in lines if line["chunks"]} == {"finished"}
+    sizes = {len(chunk["instances"]) for line in lines for chunk in line["chunks"]}
+    assert sizes == {1, 2, 3}
