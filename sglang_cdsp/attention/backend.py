@@ -6,7 +6,7 @@ else, so stock batches keep the configured backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from sglang_cdsp.attention.layer_check import check_layer
 from sglang_cdsp.attention.pacing import Pacing
-from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
+from sglang_cdsp.attention.ring import Keep, RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing, ring_of
 from sglang_cdsp.parallel.links.types import Exchanger, GiveWay
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+    from sglang_cdsp.parallel.gather import Gather
     from sglang_cdsp.parallel.rebalancer import Rebalancer
 
 
@@ -45,6 +46,8 @@ class ShardAttention:
         give_way: GiveWay | None = None,
         tile_flops: float | None = None,
         stored: Callable[[int], None] | None = None,
+        kept_slots: Sequence[torch.Tensor] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """Prepare for one forward.
 
@@ -59,7 +62,12 @@ class ShardAttention:
             tile_flops: floating-point operations of a tile of attention at most; None for no
                 tiles. The same at all ranks of an instance.
             stored: called with a layer's number once its KV is in the pool.
+            kept_slots: where this member, which is to end with all KV, keeps each member's block,
+                history then chunk, int64 ``[rows]`` by index; None for a member that keeps nothing.
+            gather: brings KV to the member that keeps it where nothing circulates past that.
         """
+        self._kept_slots = kept_slots
+        self._gather = gather
         self.token_to_kv_pool = inner.token_to_kv_pool
         self.req_to_token_pool = inner.req_to_token_pool
         self._layout = layout
@@ -104,6 +112,8 @@ class ShardAttention:
             own_k, own_v = keys[self._own], values[self._own]
         parts = (q.view(shape)[:tokens], own_k, own_v, keys[self._history], values[self._history])
         out = self._attend(parts, layer, k.element_size())
+        if self._gather is not None and not self._passes_by(layer, k.element_size()):
+            self._gather.after_attention(layer.layer_id)
         if self._rebalancer is not None:
             self._rebalancer.after_attention(layer.layer_id)
         rows = q.view(shape).shape[0]
@@ -111,10 +121,8 @@ class ShardAttention:
         result[:tokens] = out.flatten(1)
         return result
 
-    def _attend(
-        self, parts: tuple[torch.Tensor, ...], layer: RadixAttention, element_size: int
-    ) -> torch.Tensor:
-        """Attention of q, k, v and the history's k and v, the way that moves fewer bytes."""
+    def _ring(self, layer: RadixAttention, element_size: int) -> KvRing | QRing:
+        """What circulates for a layer: the way that moves fewer bytes."""
         shape = LayerShape(
             layer.tp_k_head_num,
             layer.tp_q_head_num,
@@ -125,11 +133,37 @@ class ShardAttention:
         ring = self._rings.get(shape)
         if ring is None:
             ring = self._rings[shape] = ring_of(self._layout, shape)
+        return ring
+
+    def _passes_by(self, layer: RadixAttention, element_size: int) -> bool:
+        """Whether every block comes past the member that keeps all: that sees each of them."""
+        return isinstance(self._ring(layer, element_size), KvRing)
+
+    def _keeper(self, layer: RadixAttention) -> Keep | None:
+        """Stores the blocks of a layer that come past, at the member that keeps them."""
+        slots = self._kept_slots
+        if slots is None:
+            return None
+        pool = self.token_to_kv_pool
+        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+
+        def keep(holder: int, k: torch.Tensor, v: torch.Tensor) -> None:
+            keys.index_copy_(0, slots[holder], k)
+            values.index_copy_(0, slots[holder], v)
+
+        return keep
+
+    def _attend(
+        self, parts: tuple[torch.Tensor, ...], layer: RadixAttention, element_size: int
+    ) -> torch.Tensor:
+        """Attention of q, k, v and the history's k and v, the way that moves fewer bytes."""
+        ring = self._ring(layer, element_size)
         q, k, v, k_history, v_history = parts
         if isinstance(ring, KvRing):
             return ring_attention(
                 q, k, v, k_history, v_history, self._layout, self._links,
                 scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
+                keep=self._keeper(layer),
             )  # fmt: skip
         return q_ring_attention(
             q, k, v, k_history, v_history, self._layout, self._links,

@@ -8,6 +8,8 @@ hand is computed. Partial attentions are merged exactly by their log-sum-exp, in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sglang_cdsp.attention.blocks import BlockShape, check_rows, pack_block
@@ -30,6 +32,8 @@ __all__ = [
 
 RING_TAG = 1
 
+Keep = Callable[[int, torch.Tensor, torch.Tensor], None]
+
 
 def ring_attention(
     q: torch.Tensor,
@@ -44,6 +48,7 @@ def ring_attention(
     ring: KvRing | None = None,
     layer: int = 0,
     pacing: Pacing = UNPACED,
+    keep: Keep | None = None,
 ) -> torch.Tensor:
     """Attend this member's tokens of a chunk to everything before them. All members call it.
 
@@ -58,6 +63,8 @@ def ring_attention(
         ring: the steps of ``layout``, for callers that run many layers; worked out by default.
         layer: which layer this is, so that a block of another one is noticed.
         pacing: where others may run meanwhile.
+        keep: called with each block that comes past, by its holder's index: K ``[rows, Hkv, D]``
+            and V ``[rows, Hkv, Dv]``, history then chunk. To be copied at once.
 
     Returns:
         ``[Tq, Hq, Dv]`` in the dtype of ``q``.
@@ -90,6 +97,8 @@ def ring_attention(
             state.attend(k, v, causal=True)
         elif block is not None:
             keys, values = shape.views(block)
+            if keep is not None:
+                keep((layout.me - number) % layout.size, keys, values)
             for part in step.parts:
                 state.attend(
                     keys[: part.keys],

@@ -32,7 +32,7 @@ class LayerSteps:
     ) -> None:
         """Run ``attention``; before each layer ``on_layer`` is called and a piece ends.
 
-        ``gather`` takes each layer's KV to where the prompt will be decoded.
+        ``gather`` is the attention's, if it has one.
         """
         self._attention = attention
         self._gather = gather
@@ -58,10 +58,7 @@ class LayerSteps:
         """
         self._on_layer()
         self._pace()
-        out = self._attention.forward(q, k, v, layer, forward_batch, save_kv_cache, **unknown)
-        if self._gather is not None:
-            self._gather.after_attention(layer.layer_id)
-        return out
+        return self._attention.forward(q, k, v, layer, forward_batch, save_kv_cache, **unknown)
 
     def finish(self) -> None:
         """All layers have run: return when nothing of the forward is under way on the links.

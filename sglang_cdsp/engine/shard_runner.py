@@ -155,11 +155,12 @@ class ShardRunner:
         if spec is not None:
             ask_for_rows(inputs, task.tokens, positions, spec)
         pace = Pace(self._give_way, self._events)
+        gather = self._gather(task, layout) if task.gathers and task.is_final(chunk) else None
         attention = LayerSteps(
-            self._attention(task, chunk, shard.slots, stored, pace),
+            self._attention(task, chunk, shard.slots, stored, pace, gather),
             pace,
             self._on_layer,
-            self._gather(task, layout) if task.gathers and task.is_final(chunk) else None,
+            gather,
         )
         return ShardForward(inputs, attention, positions, sampling, spec)
 
@@ -179,6 +180,7 @@ class ShardRunner:
         own: torch.Tensor,
         stored: Callable[[int], None],
         pace: Pace,
+        gather: Gather | None,
     ) -> ShardAttention:
         layout, slot_table = task.layouts[chunk], task.slot_table
         member = layout.group.index(self._instance)
@@ -197,6 +199,8 @@ class ShardRunner:
             give_way=pace,
             tile_flops=self._tile_flops(),
             stored=stored,
+            kept_slots=self._kept_slots(task, layout) if gather is not None else None,
+            gather=gather,
         )
         if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
@@ -219,6 +223,13 @@ class ShardRunner:
             slots_of=lambda span: task.slot_table.slots([span]),
             links=task.lane,
         )
+
+    def _kept_slots(self, task: ChunkTask, layout: ChunkLayout) -> list[torch.Tensor] | None:
+        """Where home keeps the blocks of all members, by index; None elsewhere."""
+        if task.home != self._instance:
+            return None
+        blocks = zip(layout.history, layout.spans, strict=True)
+        return [task.slot_table.slots([*history, *own]) for history, own in blocks]
 
     def _rebalancer(self, task: ChunkTask, layout: ChunkLayout) -> Rebalancer | None:
         if not any(self._instance in (move.src, move.dst) for move in layout.moves):

@@ -187,7 +187,7 @@ def single(
 def one_server(
     checkpoint: Path | str, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
 ) -> Deployment:
-    """Plan a pool that prefills and decodes; ``flags``: ``--dp-size`` and more beside ``--cdsp``."""
+    """Plan a pool that prefills and decodes; ``flags`` beside ``--cdsp`` (``--dp-size``)."""
     ports = iter(free_ports(_MOST_PORTS))
     command, url = server_command("pool", checkpoint, ports, ("--cdsp", *flags), cpus)
     return Deployment((command,), url, {"pool": url})

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.parallel import gather
 from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-from tests.engine.test_shard_runner import INSTANCES, Instance, pool_of, task_on
+from tests.engine.test_shard_runner import INSTANCES, LAYERS, Instance, pool_of, task_on
 
 
 def run(chunks: Chunks, page: int, seed: int) -> tuple[list[Instance], list[ChunkTask]]:
@@ -53,3 +56,26 @@ def test_home_holds_what_one_instance_alone_would(
     expected = kv_of(alone[0], one[0].slot_table.slots([Span(0, tokens)]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert tasks[home].slot_table.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("chunks", "sent"),
+    [
+        ([(96, [0, 1, 2])], 0),  # KV circulates: every block comes past home
+        ([(400, [0, 1]), (8, [0, 1])], LAYERS),  # Q does: 8 tokens after 400 of history
+    ],
+)
+def test_nothing_is_sent_twice_where_kv_circulates(
+    chunks: Chunks, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    move = gather.start_moves
+
+    def counted(*arguments: Any, note: int, **more: Any) -> Any:
+        started.append(note)
+        return move(*arguments, note=note, **more)
+
+    monkeypatch.setattr(gather, "start_moves", counted)
+    run(chunks, 1, seed=5)
+    members = len(chunks[-1][1])
+    assert len(started) == sent * members
