@@ -1,9 +1,9 @@
 """Brings the KV of a whole prompt to the instance that will decode it, while its last chunk runs.
 
-Where KV circulates in that chunk, every block comes past home, which keeps it and needs nothing more
-(LoongServe, section 4.2, "proactive scale-down"; ``attention/ring.py``). Where Q circulates, what the
-other members hold of a layer leaves when that layer's attention is over, and travels while the next
-layer is computed.
+Where KV circulates in that chunk, every block comes past home, which keeps it and needs nothing
+more (LoongServe, section 4.2, "proactive scale-down"; ``attention/ring.py``). Where Q circulates,
+what the other members hold of a layer leaves when that layer's attention is over, and travels while
+the next layer is computed.
 """
 
 from __future__ import annotations
