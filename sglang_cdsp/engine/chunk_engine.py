@@ -308,6 +308,11 @@ class ChunkEngine:
             StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)
         )
 
+    def give_back(self) -> None:
+        """Requests that decode are short of slots: tasks that only wait leave them theirs."""
+        for task in self._tasks.values():
+            self._work.give_back(task)
+
     @property
     def decode_share(self) -> float:
         """Share of the instance's time that decode gets beside the chunks that run here."""

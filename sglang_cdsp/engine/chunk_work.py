@@ -147,6 +147,15 @@ class ChunkWork:
         task.prepared = chunk
         return True
 
+    def give_back(self, task: ChunkTask) -> None:
+        """Free the slots of a task that only waits: requests that decode are short of them.
+
+        It takes them again when it starts; those of chunks that have run stay.
+        """
+        if task.gathers and not task.started and task.prepared is not None:
+            task.slot_table.clear()
+            task.prepared = None
+
     # -- a chunk --------------------------------------------------------------------------
 
     def begin(self, task: ChunkTask, order: GoOrder) -> None:
@@ -188,6 +197,7 @@ class ChunkWork:
             StoppedError: it failed or is not to go on, at all ranks alike.
         """
         try:
+            self._await_slots(task, order.chunk)
             self._await_room(task)
             if task.req is not None:
                 task.req.time_stats.set_forward_entry_time()  # the first call counts
@@ -208,6 +218,13 @@ class ChunkWork:
             finish_write(self._scheduler, task, write)
         self._free_what_moved(task, order.chunk)
         return done
+
+    def _await_slots(self, task: ChunkTask, chunk: int) -> None:
+        """Give way until slots are there that were given back, alike at all ranks."""
+        if task.prepared != chunk:
+            self._coroutines.give_way(
+                lambda: task.prepared == chunk or self._take_slots(task, chunk)
+            )
 
     def _await_room(self, task: ChunkTask) -> None:
         """Give way until decode's pages are here, which every rank gets by itself."""

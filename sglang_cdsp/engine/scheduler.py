@@ -352,6 +352,12 @@ class PoolScheduler(Scheduler):
                 self._slots.tell(self._cdsp.held_tokens)
         return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
 
+    def update_running_batch(self, batch: Any) -> Any:
+        """Stock's next decode batch; before it retracts anybody, waiting tasks give slots back."""
+        if self._joining is not None and not batch.check_decode_mem():
+            self._engine.give_back()
+        return super().update_running_batch(batch)
+
     def _pace_chunks(self, decodes: bool) -> None:
         """Let chunks go on for as long as their decode share allows."""
         assert self._coroutines is not None

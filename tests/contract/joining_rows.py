@@ -31,6 +31,16 @@ ROWS = (
     ),
     row(
         "engine.scheduler",
+        "overridden: slots that only wait are given back before anybody is retracted",
+        Signature(SCHEDULER, "Scheduler.update_running_batch", ("batch",), exact=True),
+    ),
+    row(
+        "engine.scheduler",
+        "whether the next decode step finds its slots",
+        Signature(BATCH, "ScheduleBatch.check_decode_mem", ()),
+    ),
+    row(
+        "engine.scheduler",
         "the loop of one server without overlap",
         Calls(SCHEDULER, "Scheduler.event_loop_normal", "self.get_next_batch_to_run", in_loop=True),
     ),
