@@ -354,7 +354,9 @@ class PoolScheduler(Scheduler):
 
     def update_running_batch(self, batch: Any) -> Any:
         """Stock's next decode batch; before it retracts anybody, waiting tasks give slots back."""
-        if self._joining is not None and not batch.check_decode_mem():
+        allocator = self.token_to_kv_pool_allocator
+        short = allocator.available_size() < len(batch.reqs) * allocator.page_size
+        if self._joining is not None and short and not batch.check_decode_mem():
             self._engine.give_back()
         return super().update_running_batch(batch)
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import torch
+
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
@@ -66,6 +68,18 @@ class FakeWrite:
         return state == "landed"
 
 
+class FakeJoining:
+    """Computed prompts that wait for a row, which they never get."""
+
+    def __init__(self) -> None:
+        self.reqs: list[Any] = []
+        self.slots: list[torch.Tensor] = []
+
+    def add(self, req: Any, slots: torch.Tensor) -> None:
+        self.reqs.append(req)
+        self.slots.append(slots)
+
+
 class Rank:
     """A rank of instance 0, or of ``instance``, and everything around it.
 
@@ -80,8 +94,11 @@ class Rank:
         started: for each forward that began, how many had ended.
     """
 
-    def __init__(self, instance: int = 0, tp_rank: int = 0) -> None:
+    def __init__(self, instance: int = 0, tp_rank: int = 0, *, decodes: bool = False) -> None:
+        """``decodes``: it is of one server that prefills and decodes."""
         self.instance, self.tp_rank = instance, tp_rank
+        self.joining = FakeJoining() if decodes else None
+        self.cancelled: list[str] = []
         self.said: list[tuple[type[Report], dict[str, Any]]] = []
         self.written: dict[int, str] = {}
         self.breaks: set[int] = set()
@@ -98,6 +115,7 @@ class Rank:
         manager: Any = self
         runner: Any = self
         hub: Any = self
+        joining: Any = self.joining
         self.coroutines = Coroutines(
             surroundings=NoSurroundings(),
             ranks=Agreement(None, 1),
@@ -117,12 +135,17 @@ class Rank:
                 self.coroutines,
                 self._starts,
                 self.computed.append,
+                make_room=self._has_room if decodes else None,
             ),
             coroutines=self.coroutines,
             hub=hub,
             admit=self.admitted.append,
-            abort=lambda rid: None,
+            abort=self.cancelled.append,
+            joining=joining,
         )
+
+    def _has_room(self, tokens: int) -> bool:
+        return self.allocator.available_size() >= tokens
 
     def _starts(self) -> None:
         self.started.append(len(self.computed))
@@ -180,7 +203,8 @@ class Rank:
         """A plan arrives."""
         chunks = chunks or CHUNKS
         tokens = array("q", range(sum(tokens for tokens, _ in chunks))).tobytes()
-        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=ROOM))
+        room = None if self.joining is not None else ROOM
+        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=room))
 
     def request(self, rid: str = "r") -> Any:
         """SGLang's request object arrives at home."""
