@@ -308,6 +308,11 @@ class ChunkEngine:
             StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)
         )
 
+    @property
+    def computes(self) -> bool:
+        """Whether a chunk runs or is suspended here."""
+        return bool(len(self._coroutines))
+
     def give_back(self) -> None:
         """Requests that decode are short of slots: tasks that only wait leave them theirs."""
         for task in self._tasks.values():

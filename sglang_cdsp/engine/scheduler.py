@@ -343,6 +343,7 @@ class PoolScheduler(Scheduler):
         Both of SGLang's loops of a server that decodes itself call it, once a round.
         """
         if self._joining is not None and self._cdsp is not None:
+            self._take_results_in()
             self._pace_chunks(bool(running_batch.reqs))
             self._cdsp.step()
             running_batch = self._joining.admit(running_batch)
@@ -359,6 +360,15 @@ class PoolScheduler(Scheduler):
         if self._joining is not None and short and not batch.check_decode_mem():
             self._engine.give_back()
         return super().update_running_batch(batch)
+
+    def _take_results_in(self) -> None:
+        """With overlap: tokens of the last batch do not wait for a chunk's stretch.
+
+        As SGLang itself does before a pause; its loop then finds no last batch to look after.
+        """
+        if self.enable_overlap and self.last_batch and self._engine.computes:
+            self.process_batch_result(*self.result_queue.popleft())
+            self.last_batch = None
 
     def _pace_chunks(self, decodes: bool) -> None:
         """Let chunks go on for as long as their decode share allows."""

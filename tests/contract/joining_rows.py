@@ -61,6 +61,15 @@ ROWS = (
         ),
     ),
     row(
+        "engine.scheduler",
+        "results are taken in early as before a pause, and the loop finds no last batch",
+        Order(
+            SCHEDULER,
+            "Scheduler.event_loop_overlap",
+            ("if self.last_batch:", "pop_and_process()", "self.last_batch = batch"),
+        ),
+    ),
+    row(
         "engine.joining",
         "rows, the longest batch and the way of sampled tokens",
         Attributes(SCHEDULER, "Scheduler", ("max_running_requests", "future_map")),
