@@ -18,13 +18,13 @@ LEGAL_REPORTS = {
     Phase.BOUND: {"Ready", "Failed", "WriteLost"},
     Phase.RUNNING: {
         *("Ready", "ChunkDone", "FirstToken", "PromptLogprobs"),
-        *("Failed", "WriteLost", "Drained"),
+        *("Failed", "WriteLost", "Drained", "DecodeEnded"),
     },
     Phase.DRAINING: {
         *("Ready", "ChunkDone", "FirstToken", "PromptLogprobs"),
-        *("Failed", "WriteLost", "Drained"),
+        *("Failed", "WriteLost", "Drained", "DecodeEnded"),
     },
-    Phase.RELEASING: {"Failed", "Released"},
+    Phase.RELEASING: {"Failed", "Released", "DecodeEnded"},
 }
 
 
