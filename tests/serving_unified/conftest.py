@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sglang_cdsp.engine.faults import SHAKE_VAR
 from sglang_cdsp.testing.stack import RunningStack, one_server, running, single, together
+from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving_unified.client import OneServerClient
 
-POOL_SIZE = 3
-INSTANCE_TOKENS = 16_384
 CONTEXT_LENGTH = 20_000
 
 
@@ -31,7 +31,7 @@ def servers(
     """The pool, whose chunks switch at every point at which they may, and a stock server."""
     seed = os.environ.get(SHAKE_VAR) or str(random.SystemRandom().randrange(1 << 31))
     print(f"\nthe pool is shaken: {SHAKE_VAR}={seed}")
-    common = ("--context-length", str(CONTEXT_LENGTH))
+    common = ("--context-length", str(CONTEXT_LENGTH), "--enable-custom-logit-processor")
     pool = one_server(
         checkpoint,
         flags=(
@@ -44,7 +44,9 @@ def servers(
         patch.setenv(SHAKE_VAR, seed)
         plan = together(pool, single(checkpoint, flags=common))
         with running(plan, tmp_path_factory.mktemp("logs")) as stack:
-            yield stack
+            # Tests of the form with decode servers ask its router and its prefill server.
+            pool_url = stack.urls["pool"]
+            yield replace(stack, urls={**stack.urls, "router": pool_url, "prefill": pool_url})
 
 
 @pytest.fixture(scope="package")

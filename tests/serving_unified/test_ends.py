@@ -1,4 +1,4 @@
-"""How requests of one server end: streams, aborts while they decode, and what is left."""
+"""How requests of one server end: streams, aborts at any moment, and what is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 
 import requests
 
+from tests.serving.asking import until
 from tests.serving.client import text_tokens
+from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
+from tests.serving.test_ends import (  # noqa: F401
+    nothing_left_and_still_right,
+    test_abort_all,
+    test_abort_by_rid_at_any_moment,
+    test_clients_that_disconnect,
+)
 from tests.serving_unified.client import OneServerClient
 
 PLAN = [[1000, [0]], [1000, [0, 1]]]
@@ -44,27 +52,22 @@ def test_tokens_come_one_by_one(client: OneServerClient, checkpoint: Path) -> No
     assert len(events) > 6
 
 
+def test_a_client_that_leaves_leaves_nothing(client: OneServerClient, checkpoint: Path) -> None:
+    client.stream_and_leave(text_tokens(checkpoint, 3000, 13), 2.0, max_new_tokens=4000)
+
+
 def test_an_abort_ends_a_request_that_decodes(client: OneServerClient, checkpoint: Path) -> None:
-    before = client.unused()
     found: list[Any] = []
     tokens = text_tokens(checkpoint, 2000, 12)
     reader = threading.Thread(
         target=lambda: found.extend(streamed(client, tokens, "aborted", 4000))
     )
     reader.start()
-    deadline_s = time.monotonic() + 30.0
-    while client.unused() == before and time.monotonic() < deadline_s:
-        time.sleep(0.1)
+    everything = [INSTANCE_TOKENS] * POOL_SIZE
+    assert until(lambda: client.free_tokens() != everything)
     time.sleep(3.0)
     client.post("/abort_request", {"rid": "aborted"}).raise_for_status()
     reader.join(timeout=60)
     assert not reader.is_alive()
     assert found[-1]["meta_info"]["finish_reason"]["type"] == "abort"
     assert 0 < found[-1]["meta_info"]["completion_tokens"] < 4000
-    assert client.wait_unused(before) == before
-
-
-def test_a_client_that_leaves_leaves_nothing(client: OneServerClient, checkpoint: Path) -> None:
-    before = client.unused()
-    client.stream_and_leave(text_tokens(checkpoint, 3000, 13), 2.0, max_new_tokens=4000)
-    assert client.wait_unused(before, timeout_s=30.0) == before

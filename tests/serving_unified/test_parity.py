@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.serving.client import Answer, difference, text_tokens
+from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
 from tests.serving_unified.client import OneServerClient
-from tests.serving_unified.conftest import INSTANCE_TOKENS, POOL_SIZE
 
 TOLERANCE = 1e-3
 OUTPUT = 24
@@ -63,14 +63,8 @@ def reference(client: OneServerClient, checkpoint: Path) -> Iterator[Reference]:
     print(f"\nparity: {found.compared} tokens compared, {found.early_stops} early stops")
 
 
-@pytest.fixture(scope="module")
-def slots(client: OneServerClient) -> list[int]:
-    """KV slots of every instance that nobody uses, before the first request of a test."""
-    return client.unused()
-
-
 @pytest.mark.parametrize("case", ALONE, ids=str)
-def test_forced_plan_alone(case: Case, reference: Reference, slots: list[int]) -> None:
+def test_forced_plan_alone(case: Case, reference: Reference) -> None:
     reference.check(case, reference.ask(case))
 
 
@@ -84,11 +78,12 @@ def test_own_plans_on_a_burst(reference: Reference) -> None:
     reference.check_all(ALONE, plan=False)
 
 
-def test_every_slot_is_free_or_cached_afterwards(client: OneServerClient, slots: list[int]) -> None:
-    assert client.wait_unused(slots) == slots
+def test_every_slot_is_free_or_cached_afterwards(client: OneServerClient) -> None:
+    everything = [INSTANCE_TOKENS] * POOL_SIZE
+    assert client.wait_free(everything) == everything
     answer = client.post("/flush_cache")
     assert answer.status_code == 200, answer.text
-    assert [int(state["free_tokens"]) for state in client.states()] == slots
+    assert [int(state["free_tokens"]) for state in client.pool_states()] == everything
 
 
 def test_several_samples_of_a_prompt(client: OneServerClient, checkpoint: Path) -> None:
@@ -129,4 +124,4 @@ def test_the_plan_log_has_every_request_once(client: OneServerClient, plan_log: 
     assert len(set(rids)) == len(rids)
     assert {line["outcome"] for line in lines if line["chunks"]} == {"finished"}
     sizes = {len(chunk["instances"]) for line in lines for chunk in line["chunks"]}
-    assert sizes == {1, 2, 3}
+    assert sizes == {1, 2, 3, 4}
