@@ -150,6 +150,10 @@ class OneServerPool(FakePool):
         self.output_tokens[request.seq] = request.output_tokens
         return slots_needed(request, chunks, self.page_size)
 
+    def moves(self) -> list[Move]:
+        """Everything that could happen next; that a request ends comes last."""
+        return sorted(super().moves(), key=lambda move: move.name.endswith("to its end"))
+
     def hear(self, report: AnyReport) -> None:
         """A report reaches the controller, which may leave a request to its home alone."""
         super().hear(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.controller.homes import OUTPUT_SHARE, exchanged, home_tokens, output_tokens
@@ -103,7 +103,7 @@ def test_a_prompt_that_no_instance_can_hold_is_refused(pool: OneServerPool) -> N
 def test_home_is_a_member_with_room() -> None:
     """Every instance has room for a share of the prompt, one for all of it."""
     pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:3")
-    before = [pool.submit(500, plan=[(500, [instance])]) for instance in (0, 2)]
+    before = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in (0, 2)]
     for request in before:
         pool.until(lambda request=request: phase_is(request, Phase.DECODING))
     third = pool.submit(600)
@@ -118,7 +118,7 @@ def test_home_is_a_member_with_room() -> None:
 def test_an_instance_with_room_takes_a_members_place() -> None:
     """The idle instances have room for shares only; a busy one could hold all of it."""
     pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
-    decoding = [pool.submit(500, plan=[(500, [instance])]) for instance in (0, 1)]
+    decoding = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in (0, 1)]
     for request in decoding:
         pool.until(lambda request=request: phase_is(request, Phase.DECODING))
     busy = pool.submit(100, plan=[(100, [2])])
@@ -135,7 +135,7 @@ def test_an_instance_with_room_takes_a_members_place() -> None:
 
 def test_a_prompt_without_a_home_waits_and_keeps_its_place() -> None:
     pool = OneServerPool(size=2, capacity=1000, policy="fixed-sp:2")
-    running = [pool.submit(500, plan=[(500, [instance])]) for instance in (0, 1)]
+    running = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in (0, 1)]
     for request in running:
         pool.until(lambda request=request: phase_is(request, Phase.DECODING))
     long, short = pool.submit(700), pool.submit(30)
@@ -148,6 +148,7 @@ def test_a_prompt_without_a_home_waits_and_keeps_its_place() -> None:
     assert empty(pool)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.none() | st.integers(0, 9000), st.sampled_from([1, 16, 64]))
 def test_what_is_promised_for_output_fits(tokens: int, longest: int | None, page: int) -> None:
     room = 4096

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.engine.decode_share import LONGEST_S, DecodeShare
@@ -20,6 +20,7 @@ def after(steps: list[float]) -> DecodeShare:
     return pace
 
 
+@settings(deadline=None)
 @given(STEPS, SHARES)
 def test_decode_gets_its_share_as_long_as_stretches_are_bounded(
     steps: list[float], share: float
@@ -34,6 +35,7 @@ def test_decode_gets_its_share_as_long_as_stretches_are_bounded(
         assert step_s / (step_s + stretch_s) == pytest.approx(share)
 
 
+@settings(deadline=None)
 @given(STEPS, SHARES)
 def test_a_stretch_is_no_shorter_than_a_step(steps: list[float], share: float) -> None:
     pace = after(steps)

@@ -39,7 +39,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling_batch_info, "get_exec", lambda: exec_options)
     for module in (schedule_batch, common):
         monkeypatch.setattr(module, "get_spec", lambda: spec)
-    monkeypatch.setattr(common, "get_serving", lambda: serving)
+        monkeypatch.setattr(module, "get_serving", lambda: serving)
 
 
 class Scheduler(FakeScheduler):

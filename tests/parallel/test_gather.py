@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, plan_layout
@@ -23,6 +23,7 @@ def held_before(layouts: tuple[ChunkLayout, ...], instance: int) -> list[Span]:
     return [*kept, *leaving]
 
 
+@settings(deadline=None)
 @given(st.data(), PAGE_SIZES)
 def test_home_ends_with_the_whole_prompt_and_nothing_twice(data: st.DataObject, page: int) -> None:
     chunks = data.draw(plans(page))
@@ -35,6 +36,7 @@ def test_home_ends_with_the_whole_prompt_and_nothing_twice(data: st.DataObject, 
     assert joined(everything) == (Span(0, sum(tokens for tokens, _ in chunks)),)
 
 
+@settings(deadline=None)
 @given(st.data(), PAGE_SIZES)
 def test_every_span_comes_from_who_holds_it_and_begins_on_a_page_border(
     data: st.DataObject, page: int
@@ -52,6 +54,7 @@ def test_a_group_of_one_has_nothing_to_gather() -> None:
     assert moves_to_home(plan_layout([(64, [2])], 1)[-1]) == ()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_without_keeps_the_rest(data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, 60), min_size=2, max_size=9)))
