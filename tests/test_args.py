@@ -178,7 +178,8 @@ def test_options_travel_in_the_environment() -> None:
 
 def test_every_field_survives_json() -> None:
     args = CdspArgs(
-        "p", (2, 4), 0.5, 7, 8, 0.3, 99, "m", 3, "log", True, True, 900, "rates", "ipc://x", "key"
+        *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 99, "m", 3, "log", True, True, 900, "rates"),
+        *("ipc://x", "key"),
     )
     assert CdspArgs.from_json(args.to_json()) == args
     assert all(getattr(args, f.name) != getattr(CdspArgs(), f.name) for f in fields(CdspArgs))

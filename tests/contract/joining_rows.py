@@ -71,11 +71,6 @@ ROWS = (
     ),
     row(
         "engine.joining",
-        "rows, the longest batch and the way of sampled tokens",
-        Attributes(SCHEDULER, "Scheduler", ("max_running_requests", "future_map")),
-    ),
-    row(
-        "engine.joining",
         "a batch that decode servers make of requests whose KV has arrived",
         Signature(PREBUILT, f"{MIXIN}.prepare_for_prebuilt", ()),
     ),

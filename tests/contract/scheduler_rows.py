@@ -151,7 +151,7 @@ ROWS = (
     # -- what the engine takes from the scheduler ----------------------------------------------
     row(
         "engine.stock engine.stock_requests engine.stock_numbers engine.chunk_engine "
-        "engine.scheduler engine.sampling",
+        "engine.scheduler engine.sampling engine.joining",
         "queues, allocators and parts that the engine uses",
         Attributes(
             SCHEDULER,
@@ -192,6 +192,8 @@ ROWS = (
                 "forward_ct",
                 "profiler_manager",
                 "forward_sleep_time",
+                "max_running_requests",
+                "future_map",
             ),
         ),
     ),

@@ -97,4 +97,5 @@ def test_the_schedulers_row_has_nothing_more_than_we_use() -> None:
         for row in ROWS
         if isinstance(row.need, Attributes) and row.need.owner == "Scheduler"
     )
-    assert set(row.names) - names_of(stock.StockScheduler) - own == set()
+    protocols = names_of(stock.StockScheduler) | names_of(stock.JoinedScheduler)
+    assert set(row.names) - protocols - own == set()

@@ -125,7 +125,7 @@ def test_an_instance_with_room_takes_a_members_place() -> None:
     pool.turn()
     third = pool.submit(600)
     pool.turn()
-    assert busy.phase is Phase.BOUND
+    assert busy.phase is Phase.STOCK
     assert third.plan is not None
     assert third.plan.home == 2
     assert len(third.plan.instances) == 2
