@@ -366,7 +366,8 @@ class PoolScheduler(Scheduler):
 
         As SGLang itself does before a pause; its loop then finds no last batch to look after.
         """
-        if self.enable_overlap and self.last_batch and self._engine.computes:
+        last_batch: Any = self.last_batch
+        if self.enable_overlap and last_batch and self._engine.computes:
             self.process_batch_result(*self.result_queue.popleft())
             self.last_batch = None
 

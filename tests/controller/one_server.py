@@ -94,6 +94,7 @@ class DecodingInstance(FakeInstance):
             self.used += kept
         super()._end(task, fails=fails)
         if final and not fails:
+            assert isinstance(self.pool, OneServerPool)
             promised = self.pool.output_tokens[task.seq]
             self.decoding[task.seq] = Decoding(task.seq, task.client, task.held, promised)
             task.held = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,9 +40,9 @@ def pool() -> OneServerPool:
 
 def test_a_request_waits_for_no_decode_server(pool: OneServerPool) -> None:
     request = pool.submit(100, plan=TWO_CHUNKS)
-    assert request.phase is Phase.WAITING
+    assert phase_is(request, Phase.WAITING)
     pool.turn()
-    assert request.phase is Phase.BOUND
+    assert phase_is(request, Phase.BOUND)
 
 
 def test_home_alone_keeps_its_slots_while_it_decodes(pool: OneServerPool) -> None:
@@ -105,7 +107,7 @@ def test_home_is_a_member_with_room() -> None:
     pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:3")
     before = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in (0, 2)]
     for request in before:
-        pool.until(lambda request=request: phase_is(request, Phase.DECODING))
+        pool.until(partial(phase_is, request, Phase.DECODING))
     third = pool.submit(600)
     pool.turn()
     assert third.plan is not None
@@ -120,7 +122,7 @@ def test_an_instance_with_room_takes_a_members_place() -> None:
     pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
     decoding = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in (0, 1)]
     for request in decoding:
-        pool.until(lambda request=request: phase_is(request, Phase.DECODING))
+        pool.until(partial(phase_is, request, Phase.DECODING))
     busy = pool.submit(100, plan=[(100, [2])])
     pool.turn()
     third = pool.submit(600)
@@ -137,7 +139,7 @@ def test_a_prompt_without_a_home_waits_and_keeps_its_place() -> None:
     pool = OneServerPool(size=2, capacity=1000, policy="fixed-sp:2")
     running = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in (0, 1)]
     for request in running:
-        pool.until(lambda request=request: phase_is(request, Phase.DECODING))
+        pool.until(partial(phase_is, request, Phase.DECODING))
     long, short = pool.submit(700), pool.submit(30)
     pool.turn()
     assert long.phase is Phase.WAITING

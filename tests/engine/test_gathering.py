@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.parallel import gather
 from sglang_cdsp.parallel.gather import moves_to_home
+from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-from tests.engine.test_shard_runner import INSTANCES, LAYERS, Instance, pool_of, task_on
+from tests.engine.shard_pool import INSTANCES, LAYERS, Instance, pool_of, task_on
 
 
 def run(chunks: Chunks, page: int, seed: int) -> tuple[list[Instance], list[ChunkTask]]:
@@ -69,13 +69,13 @@ def test_nothing_is_sent_twice_where_kv_circulates(
     chunks: Chunks, sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    move = gather.start_moves
+    move = start_moves
 
     def counted(*arguments: Any, note: int, **more: Any) -> Any:
         started.append(note)
         return move(*arguments, note=note, **more)
 
-    monkeypatch.setattr(gather, "start_moves", counted)
+    monkeypatch.setattr("sglang_cdsp.parallel.gather.start_moves", counted)
     run(chunks, 1, seed=5)
     members = len(chunks[-1][1])
     assert len(started) == sent * members

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import Mock
 
+from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     DecodeEnded,
@@ -99,9 +100,12 @@ def test_prompt_logprobs_are_complete_before_a_request_joins() -> None:
     assert joining(rank).reqs == []
     task = rank.engine._tasks[0]
     collected: list[LogprobPart] = []
-    rank.engine._work.collect_logprobs = lambda task: (  # type: ignore[method-assign]
-        collected.extend(task.logprob_parts) or ""
-    )
+
+    def collect(task: ChunkTask) -> str:
+        collected.extend(task.logprob_parts)
+        return ""
+
+    rank.engine._work.collect_logprobs = collect  # type: ignore[method-assign]
     task.logprob_parts.append(LogprobPart(0, [0], [-1.0], [], [], [], []))
     rank.engine.on_release(ReleaseOrder(seq=0))
     assert len(joining(rank).reqs) == len(collected) == 1

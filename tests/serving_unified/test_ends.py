@@ -13,20 +13,24 @@ import requests
 from tests.serving.asking import until
 from tests.serving.client import text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
-from tests.serving.test_ends import (  # noqa: F401
-    nothing_left_and_still_right,
-    test_abort_all,
-    test_abort_by_rid_at_any_moment,
-    test_clients_that_disconnect,
-)
+from tests.serving_unified.again import again
 from tests.serving_unified.client import OneServerClient
 
+globals().update(
+    again(
+        "tests.serving.test_ends",
+        "nothing_left_and_still_right",
+        "test_abort_all",
+        "test_abort_by_rid_at_any_moment",
+        "test_clients_that_disconnect",
+    )
+)
 PLAN = [[1000, [0]], [1000, [0, 1]]]
 
 
 def streamed(client: OneServerClient, tokens: list[int], rid: str, limit: int) -> list[Any]:
     """What a stream says, event by event."""
-    body = {
+    body: dict[str, Any] = {
         "rid": rid,
         "input_ids": tokens,
         "sampling_params": {
