@@ -366,7 +366,7 @@ class PoolScheduler(Scheduler):
 
         As SGLang itself does before a pause; its loop then finds no last batch to look after.
         """
-        last_batch: Any = self.last_batch
+        last_batch: Any = self.last_batch  # type: ignore[has-type]
         if self.enable_overlap and last_batch and self._engine.computes:
             self.process_batch_result(*self.result_queue.popleft())
             self.last_batch = None
