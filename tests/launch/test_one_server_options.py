@@ -47,6 +47,24 @@ def test_the_command_line_of_one_server_passes() -> None:
     assert problems_of(CdspArgs(), args) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "cdsp", "flag"),
+    [
+        ("null", CdspArgs(decode_max_total_tokens=9000), "--cdsp-decode-max-total-tokens"),
+        ("prefill", CdspArgs(decode_share=0.4), "--cdsp-decode-share"),
+    ],
+)
+def test_a_flag_of_the_other_form_is_named(mode: str, cdsp: CdspArgs, flag: str) -> None:
+    def lines(mode: str) -> list[str]:
+        args = ServerArgs(model_path="m", dp_size=2, port=0, disaggregation_mode=mode)
+        args.disaggregation_bootstrap_port = 0
+        return problems_of(cdsp, args)
+
+    [line] = lines(mode)
+    assert line.startswith(flag)
+    assert lines({"null": "prefill", "prefill": "null"}[mode]) == []
+
+
 def test_refusals_are_alike_where_both_refuse() -> None:
     refused = {option.name for option in OPTIONS if option.effect is Effect.REFUSED}
     also = {option.name for option in ONE_SERVER_OPTIONS if option.effect is Effect.REFUSED}
