@@ -343,7 +343,7 @@ class PoolScheduler(Scheduler):
         Both of SGLang's loops of a server that decodes itself call it, once a round.
         """
         if self._joining is not None and self._cdsp is not None:
-            self._take_results_in()
+            taken = self._take_results_in()
             self._pace_chunks(bool(running_batch.reqs))
             self._cdsp.step()
             running_batch = self._joining.admit(running_batch)
@@ -351,6 +351,8 @@ class PoolScheduler(Scheduler):
                 self._numbers.publish()
             if self._slots is not None:
                 self._slots.tell(self._cdsp.held_tokens)
+            if taken:
+                self.last_batch = None  # its loop has nothing to look after; ``last_batch`` is here
         return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
 
     def update_running_batch(self, batch: Any) -> Any:
@@ -361,15 +363,19 @@ class PoolScheduler(Scheduler):
             self._engine.give_back()
         return super().update_running_batch(batch)
 
-    def _take_results_in(self) -> None:
+    def _take_results_in(self) -> bool:
         """With overlap: tokens of the last batch do not wait for a chunk's stretch.
 
-        As SGLang itself does before a pause; its loop then finds no last batch to look after.
+        As SGLang itself does before a pause, after which its loop must find no last batch.
+
+        Returns:
+            Whether there were results.
         """
         last_batch: Any = self.last_batch  # type: ignore[has-type]
-        if self.enable_overlap and last_batch and self._engine.computes:
+        due = bool(self.enable_overlap and last_batch and self._engine.computes)
+        if due:
             self.process_batch_result(*self.result_queue.popleft())
-            self.last_batch = None
+        return due
 
     def _pace_chunks(self, decodes: bool) -> None:
         """Let chunks go on for as long as their decode share allows."""
