@@ -1,0 +1,108 @@
+"""The engine's turn in SGLang's loops of a server that decodes itself."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.managers.scheduler import Scheduler
+
+from sglang_cdsp.engine.decode_share import DecodeShare
+from sglang_cdsp.engine.scheduler import STRETCH_S, PoolScheduler
+
+
+class Engine:
+    """A chunk engine that looks at its scheduler in its turn."""
+
+    held_tokens = 0
+    decode_share = 0.2
+
+    def __init__(self, scheduler: Any, *, computes: bool) -> None:
+        self.scheduler = scheduler
+        self.computes = computes
+        self.seen: list[Any] = []
+
+    def step(self) -> None:
+        self.scheduler.happened.append("turn")
+        self.seen.append(self.scheduler.last_batch)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What stock was asked to choose from."""
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        Scheduler, "get_next_batch_to_run", lambda self, **batches: found.append(batches)
+    )
+    return found
+
+
+def scheduler(*, overlap: bool, computes: bool) -> Any:
+    """A scheduler that was never started, with one batch on its way."""
+    made: Any = PoolScheduler.__new__(PoolScheduler)
+    made.happened = []
+    made.enable_overlap = overlap
+    made.last_batch = SimpleNamespace(reqs=["prefilled"])
+    made.result_queue = deque([(made.last_batch, "result")] if overlap else [])
+    made.process_batch_result = lambda batch, result: made.happened.append(result)
+    made._joining = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
+    made._cdsp = Engine(made, computes=computes)
+    made._numbers = made._slots = None
+    made._coroutines = SimpleNamespace(stretch_s=0.0)
+    made._decode_share = DecodeShare(STRETCH_S)
+    return made
+
+
+RUNNING = SimpleNamespace(reqs=["decoding"], name="running")
+
+
+def test_who_joins_is_there_when_stock_chooses(asked: list[dict[str, Any]]) -> None:
+    one = scheduler(overlap=False, computes=True)
+    last = one.last_batch
+    one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
+    assert asked == [{"running_batch": "running and joined", "last_batch": last}]
+    assert one.last_batch is last
+    assert one.happened == ["turn"]
+
+
+def test_with_overlap_results_do_not_wait_for_a_chunk(asked: list[dict[str, Any]]) -> None:
+    one = scheduler(overlap=True, computes=True)
+    last = one.last_batch
+    one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
+    assert one.happened == ["result", "turn"]
+    assert one._cdsp.seen == [last], "its requests are still followed"
+    assert asked[0]["last_batch"] is last, "a prefill batch is merged as ever"
+    assert one.last_batch is None, "its loop has no results to look after"
+    assert not one.result_queue
+
+
+def test_with_overlap_and_no_chunk_everything_is_stocks(asked: list[dict[str, Any]]) -> None:
+    one = scheduler(overlap=True, computes=False)
+    last = one.last_batch
+    one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
+    assert len(one.result_queue) == 1
+    assert one.last_batch is last
+
+
+def test_chunks_go_on_for_as_long_as_their_share_allows(asked: list[dict[str, Any]]) -> None:
+    one = scheduler(overlap=False, computes=True)
+    one._decode_share.stepped(0.03)
+    one.get_next_batch_to_run(running_batch=RUNNING, last_batch=None)
+    assert one._coroutines.stretch_s == pytest.approx(0.12)
+    one.get_next_batch_to_run(running_batch=SimpleNamespace(reqs=[], name=""), last_batch=None)
+    assert one._coroutines.stretch_s == STRETCH_S
+
+
+def test_waiting_tasks_give_back_only_when_slots_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(Scheduler, "update_running_batch", lambda self, batch: batch)
+    one = scheduler(overlap=False, computes=True)
+    one._cdsp.give_back = lambda: given.append("back")
+    free = [100]
+    one.token_to_kv_pool_allocator = SimpleNamespace(page_size=1, available_size=lambda: free[0])
+    batch = SimpleNamespace(reqs=[1, 2, 3], check_decode_mem=lambda: free[0] > 0)
+    for free[0], expected in ((100, []), (2, []), (0, ["back"])):
+        assert one.update_running_batch(batch) is batch
+        assert given == expected
