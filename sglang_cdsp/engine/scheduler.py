@@ -371,7 +371,7 @@ class PoolScheduler(Scheduler):
         Returns:
             Whether there were results.
         """
-        last_batch: Any = self.last_batch  # type: ignore[has-type]
+        last_batch: Any = getattr(self, "last_batch", None)
         due = bool(self.enable_overlap and last_batch and self._engine.computes)
         if due:
             self.process_batch_result(*self.result_queue.popleft())
