@@ -16,7 +16,7 @@ from tests.serving.routers import patched_router, router_before, rust_router_bef
 
 POOL_SIZE = 4
 # An instance holds fewer tokens than the longest prompt served: the pool must hold it together.
-INSTANCE_TOKENS = 16_384
+INSTANCE_TOKENS = 12_288
 CONTEXT_LENGTH = 40_960
 
 
