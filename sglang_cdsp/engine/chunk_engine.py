@@ -6,6 +6,7 @@ chunk takes is done elsewhere (``chunk_work.py``).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +256,14 @@ class ChunkEngine:
         self._grammars.poll()
         self._advance()
         self._worked = self._coroutines.turn()
+
+    @property
+    def awaits(self) -> bool:
+        """Whether something that passes is about to go on: the others stand still for a moment."""
+        now_s = time.monotonic()
+        return self._admitted.awaited(now_s) or any(
+            now_s < task.awaited_until_s for task in self._tasks.values()
+        )
 
     @property
     def worked(self) -> bool:

@@ -157,6 +157,7 @@ class PoolScheduler(Scheduler):
             stretch_s=STRETCH_S,
             poll=hub.poll,
             interrupted=self._has_messages,
+            expected=lambda: self._cdsp is not None and self._cdsp.awaits,
             meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
