@@ -21,6 +21,7 @@ class PoolMetrics(Observer):
         self._chunks: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
         self._stopped = 0
+        self._deaths: Counter[str] = Counter()
 
     def bound(self, request: PoolRequest) -> None:
         """A request got its plan."""
@@ -43,12 +44,20 @@ class PoolMetrics(Observer):
         if not request.probe:
             self._ended[request.outcome] += 1
 
+    def seat_died(self, seat: int, cause: str) -> None:
+        """A life of a seat was given up."""
+        self._deaths[cause] += 1
+
     def snapshot(self) -> dict[str, Any]:
-        """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends."""
+        """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends.
+
+        Deaths of instances are counted by cause.
+        """
         return {
             "requests_planned": self._bound,
             "prompt_tokens_planned": self._prompt_tokens,
             "chunks_by_sp_size": {str(size): n for size, n in sorted(self._chunks.items())},
             "requests_ended": dict(sorted(self._ended.items())),
             "tasks_stopped": self._stopped,
+            "deaths": dict(sorted(self._deaths.items())),
         }
