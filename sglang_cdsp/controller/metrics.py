@@ -21,10 +21,12 @@ class PoolMetrics(Observer):
         self._chunks: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
         self._stopped = 0
+        self._lost = 0
+        self._recalled = 0
 
     def bound(self, request: PoolRequest) -> None:
-        """A request got its plan."""
-        if not request.probe:
+        """A request got its plan; one whose plan was recalled was counted before."""
+        if not request.probe and not request.recalls:
             self._bound += 1
             self._prompt_tokens += request.tokens
 
@@ -38,17 +40,32 @@ class PoolMetrics(Observer):
         """The request's task was ordered to end before its last chunk had."""
         self._stopped += 1
 
+    def lost(self, request: PoolRequest) -> None:
+        """The request ends because of an instance that was given up."""
+        if not request.probe:
+            self._lost += 1
+
+    def recalled(self, request: PoolRequest) -> None:
+        """The request is back among those that wait for a plan."""
+        self._recalled += 1
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
         if not request.probe:
             self._ended[request.outcome] += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends."""
+        """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends.
+
+        Lost are those that ended because of an instance that was given up; recalled are plans that
+        such an instance was to have a part in, before any of them had run.
+        """
         return {
             "requests_planned": self._bound,
             "prompt_tokens_planned": self._prompt_tokens,
             "chunks_by_sp_size": {str(size): n for size, n in sorted(self._chunks.items())},
             "requests_ended": dict(sorted(self._ended.items())),
             "tasks_stopped": self._stopped,
+            "requests_lost": self._lost,
+            "plans_recalled": self._recalled,
         }
