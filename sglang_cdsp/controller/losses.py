@@ -70,10 +70,10 @@ class Losses:
             if begun:
                 self._lose(request, seat, f"{reason} with what it had of this request")
                 continue
-            # It was never sent into a chunk of this request, so it can write nothing for it.
-            self._progress.gone(request, seat)
             if request.phase in (Phase.BOUND, Phase.RUNNING):
                 rests.append(request)
+            # It was never sent into a chunk of this request, so it can write nothing for it.
+            self._progress.gone(request, seat)
         self._plan_anew(seat, rests, reason)
 
     def ended(self, seat: int) -> None:
@@ -155,11 +155,12 @@ class Losses:
     def _plan_anew(self, seat: int, rests: Collection[PoolRequest], reason: str) -> None:
         """Requests whose plans name a lost seat that has no part in them yet."""
         for request in rests:
-            if request.phase is Phase.BOUND and not request.next_chunk:
+            if request.phase is Phase.BOUND and not request.next_chunk and not request.probe:
                 self._progress.recall(request)
             else:
                 self._end(request, f"{reason}, and {NOWHERE}")
                 self._progress.drop(request)
+            self._progress.gone(request, seat)
 
     def _process_ended(self, request: PoolRequest, seat: int) -> None:
         if request.phase is Phase.STOCK:

@@ -282,7 +282,6 @@ class Progress:
         """End a plan of which nothing has started; the request is to get another one."""
         request.recalled = True
         self.drop(request)
-        self._all_drained(request)
 
     def end_recall(self, request: PoolRequest) -> None:
         """A request ends that was to get another plan; its end has been told where it came from."""

@@ -61,6 +61,7 @@ class FirstComePolicy(Policy):
         if self.options.regulator:
             self.options.regulator.observe_arrival(now_s)
         self._waiting[prompt.rid] = prompt
+        self._alone.pop(prompt.rid, None)
         self._ranked = self._ranked or prompt.priority != 0
         self._rank()
 
