@@ -49,6 +49,12 @@ class Effects(Protocol):
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
 
+    def lost(self, request: PoolRequest) -> None:
+        """A request ends because of an instance that was given up."""
+
+    def recalled(self, request: PoolRequest) -> None:
+        """A request is back among those that wait for a plan."""
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
 
@@ -64,6 +70,12 @@ class Observer:
 
     def stopped(self, request: PoolRequest) -> None:
         """The request's task was ordered to end before its last chunk had."""
+
+    def lost(self, request: PoolRequest) -> None:
+        """The request ends because of an instance that was given up."""
+
+    def recalled(self, request: PoolRequest) -> None:
+        """The request is back among those that wait for a plan."""
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""

@@ -22,10 +22,12 @@ class PoolMetrics(Observer):
         self._ended: Counter[str] = Counter()
         self._stopped = 0
         self._deaths: Counter[str] = Counter()
+        self._lost = 0
+        self._recalled = 0
 
     def bound(self, request: PoolRequest) -> None:
-        """A request got its plan."""
-        if not request.probe:
+        """A request got its plan; one whose plan was recalled was counted before."""
+        if not request.probe and not request.recalls:
             self._bound += 1
             self._prompt_tokens += request.tokens
 
@@ -38,6 +40,15 @@ class PoolMetrics(Observer):
     def stopped(self, request: PoolRequest) -> None:
         """The request's task was ordered to end before its last chunk had."""
         self._stopped += 1
+
+    def lost(self, request: PoolRequest) -> None:
+        """The request ends because of an instance that was given up."""
+        if not request.probe:
+            self._lost += 1
+
+    def recalled(self, request: PoolRequest) -> None:
+        """The request is back among those that wait for a plan."""
+        self._recalled += 1
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
@@ -52,6 +63,8 @@ class PoolMetrics(Observer):
         """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends.
 
         Deaths of instances are counted by cause.
+        Lost are those that ended because of an instance that was given up; recalled are plans that
+        such an instance was to have a part in, before any of them had run.
         """
         return {
             "requests_planned": self._bound,
@@ -60,4 +73,6 @@ class PoolMetrics(Observer):
             "requests_ended": dict(sorted(self._ended.items())),
             "tasks_stopped": self._stopped,
             "deaths": dict(sorted(self._deaths.items())),
+            "requests_lost": self._lost,
+            "plans_recalled": self._recalled,
         }

@@ -34,7 +34,9 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
 
     Times are seconds after its arrival, which is on the controller's monotonic clock and, as
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
-    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended.
+    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. ``recalls``
+    counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
+    are those of this plan that were.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -67,6 +69,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         },
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
+        "recalls": request.recalls,
+        "lost_instances": sorted(request.lost),
         "outcome": request.outcome,
         "error": request.error,
     }

@@ -37,10 +37,12 @@ class Progress:
         clock: Callable[[], float],
         max_shard_tokens: int | None = None,
         may_start: Callable[[], bool] = lambda: True,
+        wait_again: Callable[[PoolRequest], None] = lambda request: None,
     ) -> None:
         """What chunks need to start.
 
         Args:
+            wait_again: takes a request whose plan was recalled, once nothing is left of it.
             stock_tokens: longest prompt of the stock path.
             lanes: of the links.
             clock: gives monotonic seconds.
@@ -58,6 +60,7 @@ class Progress:
         self._clock = clock
         self._max_shard_tokens = max_shard_tokens
         self._may_start = may_start
+        self._wait_again = wait_again
         self._held = False
         self._next_seq = 0
         self._lanes = lanes
@@ -190,8 +193,11 @@ class Progress:
             bad_request: the request is at fault, and the instance has answered its client.
         """
         request.advance(Event.FAILED)
+        if request.recalled and not bad_request:
+            return  # what its old plan runs into means nothing to the next one
         request.error = request.error or error
         request.answered = request.answered or bad_request
+        self.end_recall(request)
         self._drop_if_under_way(request)
 
     def write_lost(self, request: PoolRequest, error: str, *, uncertain: bool) -> None:
@@ -221,25 +227,71 @@ class Progress:
         assert request.plan is not None
         request.advance(Event.DRAINED)
         request.uncertain = request.uncertain or report.uncertain
-        request.error = request.error or report.error
+        if not request.recalled:
+            request.error = request.error or report.error
         request.drained_s = max(report.at_s, request.drained_s or report.at_s)
         request.drained.add((report.instance, report.tp_rank))
-        if len(request.drained) == len(request.plan.instances) * self._tp_size:
-            request.advance(Event.ALL_DRAINED)
-            self._leave_lane(request)
-            self._rooms.settle(request)
-            # Decode may be done already and use the number again while slots are being freed.
-            self._rooms.leave(request)
-            self._effects.release(request)
+        self._all_drained(request)
+
+    def _all_drained(self, request: PoolRequest) -> None:
+        """Go on once all ranks of the plan have drained."""
+        assert request.plan is not None
+        ranks = {(i, rank) for i in request.plan.instances for rank in range(self._tp_size)}
+        if request.phase is not Phase.DRAINING or not request.drained >= ranks:
+            return
+        request.advance(Event.ALL_DRAINED)
+        self._leave_lane(request)
+        if not request.recalled:
+            self._tell_decode(request)
+        self._effects.release(request)
+        self._all_released(request)
+
+    def _tell_decode(self, request: PoolRequest) -> None:
+        self._rooms.settle(request)
+        # Decode may be done already and use the number again while slots are being freed.
+        self._rooms.leave(request)
 
     def released(self, request: PoolRequest, instance: int) -> None:
         """An instance freed the task's slots."""
-        assert request.plan is not None
         request.advance(Event.RELEASED)
         request.released.add(instance)
-        if request.released >= set(request.plan.instances):
+        self._all_released(request)
+
+    def _all_released(self, request: PoolRequest) -> None:
+        """Go on once all instances of the plan have freed their slots."""
+        assert request.plan is not None
+        if not request.released >= set(request.plan.instances):
+            return
+        if request.recalled:
+            request.advance(Event.RECALLED)
+            self._wait_again(request)
+        else:
             request.advance(Event.ALL_RELEASED)
             self._endings.over(request)
+
+    def gone(self, request: PoolRequest, instance: int) -> None:
+        """An instance of its plan writes nothing more and holds nothing, for its process ended."""
+        request.drained.update((instance, rank) for rank in range(self._tp_size))
+        request.released.add(instance)
+        if request.phase is Phase.DRAINING:
+            self._all_drained(request)
+        elif request.phase is Phase.RELEASING:
+            self._all_released(request)
+
+    def recall(self, request: PoolRequest) -> None:
+        """End a plan of which nothing has started; the request is to get another one."""
+        request.recalled = True
+        self.drop(request)
+
+    def end_recall(self, request: PoolRequest) -> None:
+        """A request ends that was to get another plan; its end has been told where it came from."""
+        if not request.recalled:
+            return
+        request.recalled = False
+        if request.phase is Phase.RELEASING:
+            # Its instances free their slots and answer nobody.
+            self._endings.answer(request, request.status, request.error)
+            self._tell_decode(request)
 
     # -- what both kinds of plans tell ----------------------------------------------------
 

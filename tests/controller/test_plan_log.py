@@ -56,6 +56,8 @@ def test_times_count_from_the_arrival() -> None:
                 "end_s": 4.0,
             },
         ],
+        "recalls": 0,
+        "lost_instances": [],
         "outcome": "finished",
         "error": "",
     }
