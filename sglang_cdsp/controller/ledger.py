@@ -104,25 +104,22 @@ class InstanceLedger:
     def view_of_rest(self, seq: int, placed: Placed, now_s: float) -> PoolView:
         """The pool as the planner sees it for the rest of a task, as if that were not bound."""
         mine = self._bound[seq]
-
-        def others(instance: int) -> list[_Bound]:
-            return [
-                other
-                for other in self._bound.values()
-                if other is not mine and not other.passes and instance in other.ends_s
-            ]
-
-        def before_s(i: int) -> float:
-            ends_s = [other.ends_s[i] for other in others(i) if other.seq < seq]
-            return max(ends_s, default=now_s) - now_s
-
-        promised = {i: mine.slots.get(i, 0) for i in mine.ends_s}
+        before = dict.fromkeys(mine.ends_s, now_s)
+        later: set[int] = set()
+        for other in self._bound.values():
+            if other is mine or other.passes:
+                continue
+            if other.seq > seq:
+                later.update(other.ends_s)
+                continue
+            for i in before.keys() & other.ends_s.keys():
+                before[i] = max(before[i], other.ends_s[i])
         return seen_by_rest(
             self.view(now_s),
             placed,
-            promised,
-            before_s,
-            lambda i: all(other.seq < seq for other in others(i)),
+            {i: mine.slots.get(i, 0) for i in mine.ends_s},
+            lambda i: before[i] - now_s,
+            lambda i: i not in later,
         )
 
     def started(self, seq: int, chunk: PlannedChunk, now_s: float) -> None:

@@ -18,8 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
 from tests.controller.fake_pool import Demanded, FakePool
-from tests.controller.fake_rests import DrawnRests
-from tests.planner.drawn_plans import drawn_rests
+from tests.planner.drawn_plans import DrawnRests, drawn_rests
 
 POLICIES = (
     "cdsp-late",
@@ -57,6 +56,7 @@ class AnyOrder(RuleBasedStateMachine):
         capacity=st.sampled_from([256, 1024, 4096]),
         policy=st.sampled_from(POLICIES),
         replans=st.none() | st.integers(0, 1 << 32),
+        max_shard_tokens=st.sampled_from([None, 64]),
     )
     def start(
         self,
@@ -66,9 +66,15 @@ class AnyOrder(RuleBasedStateMachine):
         capacity: int,
         policy: str,
         replans: int | None,
+        max_shard_tokens: int | None,
     ) -> None:
         self.pool = self.make_pool(
-            size=size, tp_size=tp_size, page_size=page_size, capacity=capacity, policy=policy
+            size=size,
+            tp_size=tp_size,
+            page_size=page_size,
+            capacity=capacity,
+            policy=policy,
+            max_shard_tokens=max_shard_tokens,
         )
         if replans is not None:
             drawn = DrawnRests(self.pool.planning.model, page_size, replans)
