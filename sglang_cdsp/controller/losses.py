@@ -153,14 +153,28 @@ class Losses:
         return ranks <= request.drained
 
     def _plan_anew(self, seat: int, rests: Collection[PoolRequest], reason: str) -> None:
-        """Requests whose plans name a lost seat that has no part in them yet."""
+        """Requests whose plans name a lost seat that has no part in them yet.
+
+        The rest of a plan runs elsewhere from its next chunk on. Where it fits nowhere now and
+        nothing of it has run, the request waits for another plan.
+        """
+        demanded = [request for request in rests if _waits_for_its_seats(request)]
+        for request in demanded:
+            self._recall(request, seat)
+        stuck = set(self._progress.do_without((seat,))).difference(demanded)
         for request in rests:
+            if request not in stuck:
+                continue
             if request.phase is Phase.BOUND and not request.next_chunk and not request.probe:
-                self._progress.recall(request)
+                self._recall(request, seat)
             else:
                 self._end(request, f"{reason}, and {NOWHERE}")
                 self._progress.drop(request)
-            self._progress.gone(request, seat)
+                self._progress.gone(request, seat)
+
+    def _recall(self, request: PoolRequest, seat: int) -> None:
+        self._progress.recall(request)
+        self._progress.gone(request, seat)
 
     def _process_ended(self, request: PoolRequest, seat: int) -> None:
         if request.phase is Phase.STOCK:
@@ -183,3 +197,8 @@ def _has_begun(request: PoolRequest, seat: int) -> bool:
     if request.phase is Phase.BOUND:
         return chunk > 0 and seat in plan.chunks[chunk - 1].instances
     return True
+
+
+def _waits_for_its_seats(request: PoolRequest) -> bool:
+    """Whether a request brought the plan of which nothing has run, and so wants no other."""
+    return request.forced is not None and not request.next_chunk and request.phase is Phase.BOUND
