@@ -96,7 +96,7 @@ class Absences:
     def _fits(self, request: PoolRequest, view: PoolView, seats: Collection[int]) -> bool:
         """Whether these seats could run a request if they had nothing else."""
         if request.forced is not None:
-            return set(request.forced[-1][1]) <= set(seats)
+            return set(request.forced.instances) <= set(seats)
         present = replace(view, up=tuple(i in seats for i in range(view.size)))
         prompt = PromptView(request.rid, request.tokens, arrival_s=request.arrival_s)
         return self._policy.could_run(prompt, present)

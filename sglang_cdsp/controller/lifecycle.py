@@ -6,8 +6,7 @@ run without processes. ``phases.py`` says what may happen to a request when.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +24,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.losses import Losses
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
+from sglang_cdsp.controller.pool_state import PoolState
 from sglang_cdsp.controller.presence import Presence
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.queue import WaitingQueue
@@ -32,16 +32,15 @@ from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.limits import LANES
 
-logger = logging.getLogger(__name__)
-
 NO_LIMITS = QueueLimits()
 
 
-class Lifecycle:
+class Lifecycle(PoolState):
     """All requests of the pool. Times are monotonic seconds.
 
     Attributes:
@@ -81,7 +80,7 @@ class Lifecycle:
         self._effects = effects
         self._decode = decode
         self._rooms = RoomManager(rooms, effects, clock)
-        self._table = RequestTable()
+        super().__init__(RequestTable())
         self._endings = Endings(
             table=self._table,
             ledger=ledger,
@@ -110,6 +109,14 @@ class Lifecycle:
             abort=self.abort,
             clock=clock,
         )
+        self._way_out = WayOut(
+            rooms=self._rooms,
+            effects=effects,
+            endings=self._endings,
+            tp_size=tp_size,
+            leave_lane=lambda request: self._progress.leave_lane(request),
+            wait_again=self._wait_again,
+        )
         self._progress = Progress(
             table=self._table,
             ledger=ledger,
@@ -117,65 +124,23 @@ class Lifecycle:
             rooms=self._rooms,
             effects=effects,
             endings=self._endings,
-            tp_size=tp_size,
             stock_tokens=stock_tokens,
             lanes=lanes or LaneTable(LANES),
             clock=clock,
             max_shard_tokens=max_shard_tokens,
             may_start=lambda: self._gate.may_start,
-            wait_again=self._wait_again,
+            way_out=self._way_out,
         )
         self._losses = Losses(
             presence=presence,
             table=self._table,
             ledger=ledger,
             progress=self._progress,
+            way_out=self._way_out,
             rooms=self._rooms,
             endings=self._endings,
             effects=effects,
-            tp_size=tp_size,
             clock=clock,
-        )
-
-    @property
-    def requests(self) -> tuple[PoolRequest, ...]:
-        """Requests that are not over."""
-        return self._table.requests
-
-    @property
-    def waiting(self) -> tuple[int, int]:
-        """Requests that have no plan yet, and their prompt tokens together."""
-        tokens = [request.tokens for request in self._table.without_plan]
-        return len(tokens), sum(tokens)
-
-    @property
-    def busy_instances(self) -> frozenset[int]:
-        """Instances that run a chunk, or have one-instance requests without a first token."""
-        busy: set[int] = set()
-        for request in self._table.with_plan:
-            assert request.plan is not None
-            if request.phase is Phase.RUNNING:
-                busy.update(request.plan.chunks[request.next_chunk].instances)
-            elif request.phase is Phase.STOCK and request.first_token_s is None:
-                busy.update(request.reachable)
-        return frozenset(busy)
-
-    @property
-    def chunk_running(self) -> bool:
-        """Whether a chunk is inside a forward."""
-        return any(request.phase is Phase.RUNNING for request in self._table.with_plan)
-
-    @property
-    def holding(self) -> bool:
-        """Whether an instance holds, or is promised to hold, KV of a request."""
-        return bool(self._table.with_plan)
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether a request with a plan ends only after something more was started for it."""
-        return any(
-            request.phase is Phase.BOUND or (request.phase is Phase.STOCK and request.reachable)
-            for request in self._table.with_plan
         )
 
     # -- from clients ---------------------------------------------------------------------
@@ -197,7 +162,7 @@ class Lifecycle:
         request.aborted = True
         request.error = request.error or reason
         self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
-        self._progress.end_recall(request)
+        self._way_out.end_recall(request)
         if before in BEFORE_A_PLAN:
             self._arrivals.leave(request)
         elif before is Phase.STOCK:
@@ -251,9 +216,8 @@ class Lifecycle:
             case messages.StockBatch():
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
-            case messages.Hello():
-                logger.warning("instance %d greets a second time", report.instance)
-                return
+            case messages.Hello() | messages.Invitation():
+                return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
                 seq = report.part.seq
             case _:
@@ -268,7 +232,7 @@ class Lifecycle:
             return  # of a process that was given up
         match report:
             case messages.Ready():
-                progress.ready(request, report.chunk, instance)
+                progress.ready(request, report.chunk, instance, report.revision)
             case messages.ChunkDone():
                 progress.chunk_done(
                     request, report.chunk, instance, report.start_s, report.at_s, report.passed_s
@@ -278,13 +242,19 @@ class Lifecycle:
             case messages.PromptLogprobs():
                 progress.logprobs(request, report.part)
             case messages.Failed():
-                progress.failed(request, instance, report.error, bad_request=report.bad_request)
+                progress.failed(
+                    request,
+                    instance,
+                    report.error,
+                    bad_request=report.bad_request,
+                    revision=report.revision,
+                )
             case messages.WriteLost():
                 progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
-                progress.drained(request, report)
+                self._way_out.drained(request, report)
             case messages.Released():
-                progress.released(request, instance)
+                self._way_out.released(request, instance)
             case messages.StockEnded():
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
@@ -349,6 +319,20 @@ class Lifecycle:
     def on_sizes_changed(self) -> None:
         """The candidate SP sizes changed: refuse waiting prompts that fit none of them."""
         self._arrivals.sizes_changed()
+
+    def replan_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+        """Plan requests anew without some instances, which hold nothing of them.
+
+        A request that runs a chunk is planned anew when that has ended; should its rest then fit
+        nowhere, it fails. The instances get the same orders as others that leave a plan.
+
+        Returns:
+            Those whose plans name the instances and that it cannot help, in the order of their
+            tasks: they hold KV there or run a chunk with them, have run all their chunks, have
+            one instance whose own scheduler has them, or fit nowhere else now. Nothing was
+            changed about them.
+        """
+        return self._progress.do_without(seats)
 
     def on_probe(self, request: PoolRequest, plan: Plan) -> None:
         """Run a measurement of the controller's own."""

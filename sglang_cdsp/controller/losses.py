@@ -20,6 +20,7 @@ from sglang_cdsp.controller.presence import Presence, Stand
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.way_out import WayOut
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,10 @@ class Losses:
         table: RequestTable,
         ledger: InstanceLedger,
         progress: Progress,
+        way_out: WayOut,
         rooms: RoomManager,
         endings: Endings,
         effects: Effects,
-        tp_size: int,
         clock: Callable[[], float],
     ) -> None:
         """``clock`` gives monotonic seconds."""
@@ -48,10 +49,10 @@ class Losses:
         self._table = table
         self._ledger = ledger
         self._progress = progress
+        self._way_out = way_out
         self._rooms = rooms
         self._endings = endings
         self._effects = effects
-        self._tp_size = tp_size
         self._clock = clock
         self._warned: set[int] = set()
 
@@ -73,7 +74,7 @@ class Losses:
             if request.phase in (Phase.BOUND, Phase.RUNNING):
                 rests.append(request)
             # It was never sent into a chunk of this request, so it can write nothing for it.
-            self._progress.gone(request, seat)
+            self._way_out.gone(request, seat)
         self._plan_anew(seat, rests, reason)
 
     def ended(self, seat: int) -> None:
@@ -135,7 +136,7 @@ class Losses:
                 if at_home:  # which was to answer the client
                     self._endings.answer(request, request.status, request.error)
             case Phase.DRAINING:
-                if at_home or not self._has_drained(request, seat):
+                if at_home or not self._way_out.has_drained(request, seat):
                     self._end(request, reason)
             case Phase.RELEASING:
                 if at_home and seat not in request.released and not request.answered:
@@ -148,19 +149,31 @@ class Losses:
         self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
         self._effects.lost(request)
 
-    def _has_drained(self, request: PoolRequest, seat: int) -> bool:
-        ranks = {(seat, rank) for rank in range(self._tp_size)}
-        return ranks <= request.drained
-
     def _plan_anew(self, seat: int, rests: Collection[PoolRequest], reason: str) -> None:
-        """Requests whose plans name a lost seat that has no part in them yet."""
+        """Requests whose plans name a lost seat that has no part in them yet.
+
+        The rest of a plan runs elsewhere from its next chunk on. Where it fits nowhere now and
+        nothing of it has run, the request waits for another plan.
+        """
+        demanded = [request for request in rests if _waits_for_its_seats(request)]
+        for request in demanded:
+            self._recall(request, seat)
+        stuck = set(self._progress.do_without((seat,))).difference(demanded)
         for request in rests:
+            if request not in stuck:
+                continue
             if request.phase is Phase.BOUND and not request.next_chunk and not request.probe:
-                self._progress.recall(request)
+                self._recall(request, seat)
             else:
                 self._end(request, f"{reason}, and {NOWHERE}")
                 self._progress.drop(request)
-            self._progress.gone(request, seat)
+                self._way_out.gone(request, seat)
+
+    def _recall(self, request: PoolRequest, seat: int) -> None:
+        """End a plan of which nothing has started; the request is to get another one."""
+        request.recalled = True
+        self._progress.drop(request)
+        self._way_out.gone(request, seat)
 
     def _process_ended(self, request: PoolRequest, seat: int) -> None:
         if request.phase is Phase.STOCK:
@@ -169,7 +182,7 @@ class Losses:
             self._rooms.settle(request)
             self._endings.over(request)
         else:
-            self._progress.gone(request, seat)
+            self._way_out.gone(request, seat)
 
 
 def _has_begun(request: PoolRequest, seat: int) -> bool:
@@ -183,3 +196,8 @@ def _has_begun(request: PoolRequest, seat: int) -> bool:
     if request.phase is Phase.BOUND:
         return chunk > 0 and seat in plan.chunks[chunk - 1].instances
     return True
+
+
+def _waits_for_its_seats(request: PoolRequest) -> bool:
+    """Whether a request brought the plan of which nothing has run, and so wants no other."""
+    return request.forced is not None and not request.next_chunk and request.phase is Phase.BOUND

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import PoolRequest
 
+LAST_REPLANS = 16
+"""So many changes of plans are shown."""
+
 
 class PoolMetrics(Observer):
-    """Counters of requests, chunks and links.
+    """Counters of requests, chunks and links, and the last changes of plans.
 
     The controller's own measurements are not counted.
     """
@@ -24,12 +27,20 @@ class PoolMetrics(Observer):
         self._deaths: Counter[str] = Counter()
         self._lost = 0
         self._recalled = 0
+        self._replanned = 0
+        self._replans: deque[dict[str, Any]] = deque(maxlen=LAST_REPLANS)
 
     def bound(self, request: PoolRequest) -> None:
         """A request got its plan; one whose plan was recalled was counted before."""
         if not request.probe and not request.recalls:
             self._bound += 1
             self._prompt_tokens += request.tokens
+
+    def replanned(self, request: PoolRequest) -> None:
+        """The rest of the request got another plan, the last of its ``replans``."""
+        self._replanned += 1
+        change = request.replans[-1].to_dict(request.arrival_s)
+        self._replans.append({"rid": request.rid, **change})
 
     def chunk_started(self, request: PoolRequest) -> None:
         """The request's next chunk was ordered to start."""
@@ -65,6 +76,7 @@ class PoolMetrics(Observer):
         Deaths of instances are counted by cause.
         Lost are those that ended because of an instance that was given up; recalled are plans that
         such an instance was to have a part in, before any of them had run.
+        ``last_replans`` are the last changes of plans, as in the plan log.
         """
         return {
             "requests_planned": self._bound,
@@ -75,4 +87,6 @@ class PoolMetrics(Observer):
             "deaths": dict(sorted(self._deaths.items())),
             "requests_lost": self._lost,
             "plans_recalled": self._recalled,
+            "rests_replanned": self._replanned,
+            "last_replans": list(self._replans),
         }

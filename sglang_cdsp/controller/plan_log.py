@@ -34,9 +34,10 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
 
     Times are seconds after its arrival, which is on the controller's monotonic clock and, as
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
-    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. ``recalls``
+    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
+    and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
     counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
-    are those of this plan that were.
+    are those that were lost since it was bound.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -71,6 +72,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "chunks": chunks,
         "recalls": request.recalls,
         "lost_instances": sorted(request.lost),
+        "replans": [change.to_dict(request.arrival_s) for change in request.replans],
         "outcome": request.outcome,
         "error": request.error,
     }

@@ -12,11 +12,13 @@ import zmq
 
 from sglang_cdsp.controller.health_checks import HealthChecks
 from sglang_cdsp.controller.seats.first_lives import StartFailedError, start_all
-from sglang_cdsp.controller.seats.keeper import SeatKeeper, SeatObserver, SeatRequests
+from sglang_cdsp.controller.seats.keeper import SeatKeeper
 from sglang_cdsp.controller.seats.local import LocalLauncher, Rank
 from sglang_cdsp.controller.seats.signals import FROM_KERNEL, UNKNOWN, Complaints
+from sglang_cdsp.controller.seats.states import SeatState
 from sglang_cdsp.controller.seats.stock_ranks import StockRanks
-from sglang_cdsp.controller.seats.table import SeatState, SeatTable
+from sglang_cdsp.controller.seats.table import SeatTable
+from sglang_cdsp.controller.seats.ways import SeatObserver, SeatRequests
 from sglang_cdsp.controller.seats.wishes import DRAIN, read_wishes
 from sglang_cdsp.controller.startup import give_up, refuse_start
 from sglang_cdsp.controller.told import Told

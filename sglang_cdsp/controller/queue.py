@@ -51,11 +51,11 @@ class WaitingQueue:
         for request in list(self._forced):
             forced = request.forced
             assert forced is not None
-            if not self._ledger.absent.isdisjoint(forced[-1][1]):
+            if not self._ledger.absent.isdisjoint(forced.instances):
                 continue  # it alone waits
-            if not fits(forced, self._ledger.free_tokens(), self._ledger.page_size):
+            if not fits(forced.chunks, self._ledger.free_tokens(), self._ledger.page_size):
                 break
-            plan = timed_plan(forced, self._planning.model, self._ledger.view(self._clock()))
+            plan = timed_plan(forced.chunks, self._planning.model, self._ledger.view(self._clock()))
             self._forced.remove(request)
             yield request, plan
         if self._policy.waiting():

@@ -27,6 +27,7 @@ from tests.controller.cases import (
 from tests.controller.fake_pool import Chunks, FakePool
 
 WIDE: Chunks = [(64, [0, 1]), (36, [0, 1, 2])]
+SMALL: Chunks = [(32, [0]), (80, [0, 1])]
 UNAVAILABLE = int(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
@@ -272,8 +273,8 @@ def test_a_probe_fails_with_an_instance_that_it_needs(pool: FakePool, steps: int
 
 
 @pytest.mark.parametrize("seat", [0, 1])
-def test_a_plan_of_which_nothing_has_run_is_recalled(seat: int) -> None:
-    """Its request gets another plan, and its client hears nothing of it."""
+def test_a_plan_of_which_nothing_has_run_goes_elsewhere(seat: int) -> None:
+    """And its client hears nothing of it."""
     pool = FakePool(policy="fixed-sp:2")
     request = pool.submit(1000, room=ROOM)
     pool.decode_sends(ROOM, 0)
@@ -283,11 +284,65 @@ def test_a_plan_of_which_nothing_has_run_is_recalled(seat: int) -> None:
     pool.lose(seat)
     pool.settle()
     assert request.outcome == "finished"
-    assert request.recalls == 1
+    assert request.plan is not None
     assert set(request.plan.instances) == {2, 3}
     assert pool.answers[request.tokenized] == ["home finished"]
     assert pool.told_finished == {ROOM: 1}
     pool.confirm(seat)
+    assert empty(pool)
+
+
+def test_the_rest_of_a_plan_goes_elsewhere_when_its_running_chunk_has_ended(
+    pool: FakePool,
+) -> None:
+    request = in_chunk(pool, WIDE, 0)
+    pool.lose(2)
+    pool.confirm(2)
+    pool.fill(2)
+    pool.settle()
+    assert request.outcome == "finished"
+    assert request.plan is not None
+    assert 2 not in request.plan.instances
+    assert pool.lost_requests == []
+    assert empty(pool)
+
+
+def test_the_rest_of_a_plan_that_fits_nowhere_else_ends_its_request() -> None:
+    """At once where it is between two chunks, else when its running chunk has ended."""
+    for runs in (True, False):
+        pool = FakePool(size=2, capacity=64)
+        request = in_chunk(pool, SMALL, 0) if runs else between_chunks(pool, SMALL)
+        pool.lose(1)
+        assert bool(pool.answers[request.tokenized]) is not runs
+        pool.settle()
+        assert_lost_elsewhere(pool, request)
+        pool.confirm(1)
+        pool.fill(1)
+        assert empty(pool)
+
+
+def assert_lost_elsewhere(pool: FakePool, request: PoolRequest) -> None:
+    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
+    assert pool.answers[request.tokenized] == ["controller"]
+    assert pool.statuses[request.tokenized] == UNAVAILABLE
+    assert "instance 1" in request.error
+    assert "send it again" in request.error or pool.lost_requests == [request]
+
+
+def test_a_plan_that_fits_nowhere_else_is_recalled() -> None:
+    pool = FakePool(policy="fixed-sp:4")
+    request = pool.submit(1000, room=ROOM)
+    pool.decode_sends(ROOM, 0)
+    pool.turn()
+    assert phase_is(request, Phase.BOUND)
+    pool.lose(3)
+    pool.settle()
+    assert (request.phase, request.recalls) == (Phase.WAITING, 1)
+    pool.confirm(3)
+    pool.fill(3)
+    pool.settle()
+    assert (request.outcome, pool.answers[request.tokenized]) == ("finished", ["home finished"])
+    assert pool.told_finished == {ROOM: 1}
     assert empty(pool)
 
 

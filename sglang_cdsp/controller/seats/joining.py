@@ -1,7 +1,7 @@
 """A new life's way from its greeting to taking part.
 
-Its links are made pair by pair, it is told what its predecessor was told, and it runs probes:
-alone, then with every seat that is up. One life at a time joins.
+Its links are made pair by pair, and it runs probes: alone, then with every seat that is up. One
+life at a time joins.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.controller.seats.ways import SeatRequests, Wires
 from sglang_cdsp.controller.warm_up import joining_plan
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import Hello, Invitation, InviteOrder, LinkOrder
@@ -20,25 +20,6 @@ from sglang_cdsp.protocol.messages import Hello, Invitation, InviteOrder, LinkOr
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 300.0
-
-
-class Surroundings(Protocol):
-    """What a joining life needs of the pool."""
-
-    def partners(self) -> Mapping[int, int]:
-        """The seats that are up, with their incarnations."""
-
-    def send(self, seat: int, order: Any) -> None:
-        """Send an order to a seat."""
-
-    def tell(self, seat: int) -> None:
-        """Tell a new life what its predecessor was told."""
-
-    def probe(self, request: PoolRequest, plan: Plan) -> None:
-        """Run a probe on the pool."""
-
-    def may_probe(self) -> bool:
-        """Whether the pool starts anything now."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +63,27 @@ class Joining:
         seat: int,
         incarnation: int,
         hellos: Mapping[int, Hello],
-        pool: Surroundings,
+        partners: Callable[[], dict[int, int]],
+        wires: Wires,
+        requests: SeatRequests,
         clock: Callable[[], float],
     ) -> None:
         """Invite it everywhere.
 
         Args:
             hellos: its greetings by tensor-parallel rank.
+            partners: the seats that are up now, with their incarnations.
             clock: monotonic seconds.
         """
         self.seat, self.incarnation = seat, incarnation
         self.error = ""
         self.done = False
         self._hellos = hellos
-        self._pool = pool
+        self._up = partners
+        self._wires = wires
+        self._requests = requests
         self._clock = clock
-        self._partners = dict(pool.partners())
+        self._partners = partners()
         self._invitations: dict[tuple[int, int], bytes] = {}
         self._linked = False
         self._plans: Iterator[tuple[int | None, Plan]] = iter(())
@@ -105,7 +91,7 @@ class Joining:
         self._probes = 0
         order = InviteOrder(seat=seat, incarnation=incarnation)
         for partner in self._partners:
-            pool.send(partner, order)
+            wires.send(partner, order)
 
     def on_invitation(self, report: Invitation) -> None:
         """A rank of another seat is ready for the new life."""
@@ -144,9 +130,8 @@ class Joining:
                 incarnation=self._partners[seat],
                 invitation=self._invitations[(seat, rank)],
             )
-            self._pool.send(seat, there)
-            self._pool.send(self.seat, here)
-        self._pool.tell(self.seat)
+            self._wires.send(seat, there)
+            self._wires.send(self.seat, here)
         self._linked = True
         page_size = self._hellos[0].page_size
         groups = [None, *self._partners]
@@ -154,7 +139,7 @@ class Joining:
 
     def _staying(self) -> dict[int, int]:
         """The partners whose lives are still those that were invited."""
-        now = self._pool.partners()
+        now = self._up()
         return {seat: life for seat, life in self._partners.items() if now.get(seat) == life}
 
     def _run_probes(self) -> None:
@@ -171,7 +156,7 @@ class Joining:
                 beside = "" if partner is None else f" with instance {partner}"
                 self.error = f"a probe{beside} failed: {request.error}"
                 return
-        if not self._pool.may_probe():
+        if self._wires.quiet():
             return
         for partner, plan in self._plans:
             if partner is None or partner in self._staying():
@@ -184,4 +169,4 @@ class Joining:
         name = f"cdsp-probe-{self.seat}.{self.incarnation}-{self._probes}"
         request = PoolRequest(name, None, plan.tokens, self._clock())
         self._probe = (partner, request, self._clock())
-        self._pool.probe(request, plan)
+        self._requests.on_probe(request, plan)

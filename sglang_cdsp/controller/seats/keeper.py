@@ -9,69 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
 
-from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.seats.joining import Facts, Joining
 from sglang_cdsp.controller.seats.launcher import Ended, Failing, Launcher, Started
-from sglang_cdsp.controller.seats.table import PRESENT, Cause, SeatState, SeatTable
+from sglang_cdsp.controller.seats.states import PRESENT, Cause, SeatState
+from sglang_cdsp.controller.seats.table import SeatTable
 from sglang_cdsp.controller.seats.watch import SeatWatch
-from sglang_cdsp.planner.types import Plan
+from sglang_cdsp.controller.seats.ways import SeatObserver, SeatRequests, Wires
 from sglang_cdsp.protocol.messages import AnyReport, Hello, Invitation, LeaveOrder
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.25
-
-
-class SeatRequests(Protocol):
-    """What becomes of the pool's requests when seats come and go; see ``Lifecycle``."""
-
-    def on_report(self, report: AnyReport) -> None: ...
-
-    def on_probe(self, request: PoolRequest, plan: Plan) -> None: ...
-
-    def on_seat_lost(self, seat: int, why: str) -> None: ...
-
-    def on_seat_ended(self, seat: int) -> None: ...
-
-    def on_seat_up(self, seat: int) -> None: ...
-
-    def on_seat_draining(self, seat: int) -> None: ...
-
-    def on_seat_stays_down(self, seat: int, why: str) -> None: ...
-
-    def seat_idle(self, seat: int) -> bool: ...
-
-
-class Wires(Protocol):
-    """The controller's ways to its schedulers, and who else is told."""
-
-    def send(self, seat: int, order: Any) -> None:
-        """Send an order to a seat; where nobody lives, it is dropped."""
-
-    def connected(self, seat: int) -> bool:
-        """Whether what is sent to the seat reaches its present life."""
-
-    def listening(self, seat: int, *, listens: bool) -> None:
-        """A life hears SGLang's messages from now on, or hears nothing any more."""
-
-    def tell(self, seat: int) -> None:
-        """Tell a new life what its predecessor was told."""
-
-    def quiet(self) -> bool:
-        """Whether the pool starts nothing now: a pause, or memory that was released."""
-
-    def fit_for_a_life(self) -> str:
-        """Why a new life would not be like the others, "" if it would."""
-
-
-class SeatObserver(Protocol):
-    """Who is told of seats and causes nothing: the plan log, the metrics."""
-
-    def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None: ...
-
-    def seat_died(self, seat: int, cause: str) -> None: ...
 
 
 class SeatKeeper:
@@ -241,17 +190,21 @@ class SeatKeeper:
             hellos = self._hellos.get(seat, {})
             if seat not in self._ready or len(hellos) < self._tp_size:
                 continue
-            misfits = (
-                self._facts[(seat, rank)].misfit(Facts.of(hello))
-                for rank, hello in sorted(hellos.items())
-            )
-            if why := next(filter(None, misfits), ""):
+            if why := self._misfit(seat):
                 self.table.hold(seat, why)
                 self.give_up(seat, Cause.UNFIT, why)
             elif self._wires.connected(seat) and not self._wires.quiet():
                 self.table.greeted(seat)
                 self._wires.listening(seat, listens=True)
+                self._wires.tell(seat)
                 self._changed(seat, SeatState.JOINING, "")
+
+    def _misfit(self, seat: int) -> str:
+        """Why a life that has greeted cannot take its predecessor's place; "" if it can."""
+        for rank, hello in sorted(self._hellos[seat].items()):
+            if why := self._facts[(seat, rank)].misfit(Facts.of(hello)):
+                return why
+        return self._wires.fit_for_a_life()
 
     def _join(self) -> None:
         waiting = self.table.in_state(SeatState.JOINING)
@@ -260,8 +213,10 @@ class SeatKeeper:
             self._joining = Joining(
                 seat,
                 self.table.incarnation(seat),
-                self._hellos[seat],
-                _Pool(self, seat),
+                self._hellos.pop(seat),
+                self._partners,
+                self._wires,
+                self._requests,
                 self._clock,
             )
         joining = self._joining
@@ -273,12 +228,16 @@ class SeatKeeper:
         elif joining.done:
             self._joining = None
             self.table.joined(joining.seat)
-            self._hellos.pop(joining.seat, None)
             self._requests.on_seat_up(joining.seat)
             logger.info(
                 "instance %d takes part again, in life %d", joining.seat, joining.incarnation
             )
             self._changed(joining.seat, SeatState.UP, "")
+
+    def _partners(self) -> dict[int, int]:
+        """The seats that a new life links up with, and their lives."""
+        seats = self.table.in_state(SeatState.UP, SeatState.DRAINING)
+        return {seat: self.table.incarnation(seat) for seat in seats}
 
     # -- asked for by people --------------------------------------------------------------
 
@@ -321,37 +280,3 @@ class SeatKeeper:
     def _died(self, seat: int, cause: Cause) -> None:
         for observer in self._observers:
             observer.seat_died(seat, cause.value)
-
-    @property
-    def wires(self) -> Wires:
-        """The ways to the schedulers."""
-        return self._wires
-
-    @property
-    def requests(self) -> SeatRequests:
-        """The pool's requests."""
-        return self._requests
-
-
-class _Pool:
-    """The pool, as a life sees it that joins; implements ``joining.Surroundings``."""
-
-    def __init__(self, keeper: SeatKeeper) -> None:
-        self._keeper = keeper
-
-    def partners(self) -> dict[int, int]:
-        table = self._keeper.table
-        up = table.in_state(SeatState.UP, SeatState.DRAINING)
-        return {seat: table.incarnation(seat) for seat in up}
-
-    def send(self, seat: int, order: Any) -> None:
-        self._keeper.wires.send(seat, order)
-
-    def tell(self, seat: int) -> None:
-        self._keeper.wires.tell(seat)
-
-    def probe(self, request: PoolRequest, plan: Plan) -> None:
-        self._keeper.requests.on_probe(request, plan)
-
-    def may_probe(self) -> bool:
-        return not self._keeper.wires.quiet()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sglang_cdsp.controller.seats.table import Cause
+from sglang_cdsp.controller.seats.states import Cause
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from sglang_cdsp.controller.seats.launcher import Ended, Failing, LifeEvent, Started, Vitals
 from sglang_cdsp.controller.seats.signals import unblock
-from sglang_cdsp.controller.seats.table import Cause
+from sglang_cdsp.controller.seats.states import Cause
 from sglang_cdsp.protocol import lives
 from sglang_cdsp.protocol.lives import Life
 

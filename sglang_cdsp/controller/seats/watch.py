@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sglang_cdsp.controller.seats.launcher import Vitals
-from sglang_cdsp.controller.seats.table import Cause
+from sglang_cdsp.controller.seats.states import Cause
 
 STOPPED_GRACE_S = 2.0
 """How long a process may be stopped; debuggers and profilers stop one for an instant."""

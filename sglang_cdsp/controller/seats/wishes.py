@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_cdsp.controller.seats.table import SeatState, SeatTable
+from sglang_cdsp.controller.seats.states import SeatState
+from sglang_cdsp.controller.seats.table import SeatTable
 
 KEY = "seats"
 DRAIN, START = "drain", "start"

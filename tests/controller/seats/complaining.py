@@ -9,7 +9,7 @@ import time
 from sglang_cdsp.controller.seats.launcher import Ended, Failing, Started
 from sglang_cdsp.controller.seats.local import WRITER, LocalLauncher, Rank
 from sglang_cdsp.controller.seats.signals import Complaints
-from sglang_cdsp.controller.seats.table import Cause
+from sglang_cdsp.controller.seats.states import Cause
 from tests.controller.seats import small_ranks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cdsp.controller.seats.launcher import Failing
-from sglang_cdsp.controller.seats.table import Cause, SeatState
+from sglang_cdsp.controller.seats.states import Cause, SeatState
 from sglang_cdsp.controller.seats.watch import STOPPED_GRACE_S
 from sglang_cdsp.protocol.messages import InviteOrder, LeaveOrder, LinkOrder, Ready
 from tests.controller.seats.fake_seats import SLOTS, Seats
@@ -55,7 +55,7 @@ def test_a_next_life_is_linked_told_probed_and_takes_part(seats: Seats) -> None:
     restart(seats)
     assert seats.table.state(1) is SeatState.JOINING
     assert seats.wires.listens[1], "what all are told reaches it, too"
-    assert seats.wires.repeated == []
+    assert seats.wires.repeated == [1]
     seats.invite(1)
     there = [order for order in seats.wires.sent[0] if isinstance(order, LinkOrder)]
     assert [(o.seat, o.incarnation, o.tp_rank, o.invitation) for o in there] == [
@@ -66,7 +66,6 @@ def test_a_next_life_is_linked_told_probed_and_takes_part(seats: Seats) -> None:
     assert sorted((o.seat, o.incarnation, o.tp_rank, o.invitation) for o in here) == [
         (seat, 1, rank, f"{seat}.{rank}>1".encode()) for seat in (0, 2) for rank in (0, 1)
     ]
-    assert seats.wires.repeated == [1]
     probed = []
     for _ in range(3):
         seats.tick()
@@ -251,6 +250,17 @@ def test_a_life_that_would_differ_is_not_started(seats: Seats) -> None:
     assert seats.launcher.started == []
     assert seats.requests.told[-1] == ("stays down", 1)
     assert "the weights are others now" in seats.table.reason(1)
+
+
+def test_new_weights_that_come_while_a_life_starts_keep_it_out(seats: Seats) -> None:
+    seats.tick(KILLED)
+    seats.confirm_end(1)
+    seats.tick(seconds=1.0)
+    seats.wires.differs = "the weights are others now"
+    seats.greet(1)
+    assert seats.table.state(1) is SeatState.ENDING
+    seats.confirm_end(1)
+    assert not seats.table.coming_back(1)
 
 
 def test_a_seat_leaves_when_it_has_finished_and_returns(seats: Seats) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from sglang_cdsp.controller.seats.launcher import Ended, Failing, LifeEvent, Started, Vitals
 from sglang_cdsp.controller.seats.local import WRITER, LocalLauncher, Rank
-from sglang_cdsp.controller.seats.table import Cause
+from sglang_cdsp.controller.seats.states import Cause
 from sglang_cdsp.protocol import lives
 from sglang_cdsp.protocol.lives import Life
 from tests.controller.seats import small_ranks

@@ -8,13 +8,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from sglang_cdsp.controller.seats.states import LIVING, Cause, SeatState
 from sglang_cdsp.controller.seats.table import (
     DEATHS_ALLOWED,
     DEATHS_WITHIN_S,
-    LIVING,
     LONGEST_BACK_OFF_S,
-    Cause,
-    SeatState,
     SeatTable,
 )
 

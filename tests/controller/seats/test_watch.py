@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.controller.seats.launcher import Vitals
-from sglang_cdsp.controller.seats.table import Cause
+from sglang_cdsp.controller.seats.states import Cause
 from sglang_cdsp.controller.seats.watch import (
     LONGEST_STEP_S,
     SILENT_AFTER_S,
