@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import zmq
+from sglang.srt.managers.load_snapshot import ShmLoadSnapshotWriter, shm_path_for
 
 from sglang_cdsp.controller.health_checks import HealthChecks
 from sglang_cdsp.controller.seats.first_lives import StartFailedError, start_all
@@ -195,6 +196,15 @@ class PoolSeats:
         self._wires.listening(seat, listens=listens)
         if not listens:
             self.health.lost(seat)
+
+    def emptied(self, seat: int) -> None:
+        """Nothing of a life is left on the seat: ``/v1/loads`` must not go on with its last load."""
+        name = shm_path_for(self._ranks.port_args.instance_id)
+        try:
+            # A writer begins with a load of nothing.
+            ShmLoadSnapshotWriter(name, self._size, seat).close()
+        except OSError as error:
+            logger.warning("the last load of instance %d stays in /v1/loads: %s", seat, error)
 
     def tell(self, seat: int) -> None:
         """Tell a new life what its predecessor was told."""

@@ -11,6 +11,7 @@ CLASS = "DataParallelController"
 ENGINE = "sglang.srt.entrypoints.engine"
 SCHEDULER = "sglang.srt.managers.scheduler"
 ARGS = "sglang.srt.server_args"
+LOADS = "sglang.srt.managers.load_snapshot"
 IO = "sglang.srt.managers.io_struct"
 FIELDS = "sglang.srt.arg_groups.fields"
 RECORDS = "_record_scheduler_init_infos"
@@ -136,6 +137,25 @@ ROWS = (
         "controller.wires controller.seats.socket",
         "what is called of a socket",
         Order(IO, "sock_send", ("socket.send_pyobj(obj, flags=flags, ", "socket.send(")),
+    ),
+    row(
+        "controller.pool_seats",
+        "a seat that is empty has no load: a writer begins with one of nothing",
+        Order(
+            LOADS,
+            "ShmLoadSnapshotWriter.__init__",
+            ("self._write_payload(LoadSnapshot(dp_rank=dp_rank))",),
+        ),
+    ),
+    row(
+        "controller.pool_seats",
+        "where an instance's load stands",
+        Signature(LOADS, "ShmLoadSnapshotWriter.__init__", ("path", "dp_size", "dp_rank")),
+    ),
+    row(
+        "controller.pool_seats",
+        "the file of all instances' loads",
+        Signature(LOADS, "shm_path_for", ("ipc_name",), exact=True),
     ),
     # -- how schedulers end ---------------------------------------------------------------------
     row(

@@ -127,6 +127,7 @@ class SeatKeeper:
         if self.table.state(seat) is not SeatState.ENDING:
             self.give_up(seat, Cause.ENDED, "its processes have ended")
         self.table.ended(seat, self._clock())
+        self._wires.emptied(seat)
         if seat in self._told_lost:
             self._told_lost.discard(seat)
             self._requests.on_seat_ended(seat)

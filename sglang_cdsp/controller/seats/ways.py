@@ -41,6 +41,9 @@ class Wires(Protocol):
     def listening(self, seat: int, *, listens: bool) -> None:
         """A life hears SGLang's messages from now on, or hears nothing any more."""
 
+    def emptied(self, seat: int) -> None:
+        """Nothing of a life is left on the seat."""
+
     def tell(self, seat: int) -> None:
         """Tell a new life what its predecessor was told."""
 

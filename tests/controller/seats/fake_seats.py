@@ -107,6 +107,7 @@ class FakeWires:
         self.is_quiet = False
         self.differs = ""
         self.repeated: list[int] = []
+        self.empty: list[int] = []
 
     def send(self, seat: int, order: Any) -> None:
         self.sent[seat].append(order)
@@ -116,6 +117,9 @@ class FakeWires:
 
     def listening(self, seat: int, *, listens: bool) -> None:
         self.listens[seat] = listens
+
+    def emptied(self, seat: int) -> None:
+        self.empty.append(seat)
 
     def tell(self, seat: int) -> None:
         self.repeated.append(seat)

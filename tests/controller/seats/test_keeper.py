@@ -30,7 +30,9 @@ def test_a_death_is_told_at_once_and_its_end_when_it_is_confirmed(seats: Seats) 
     seats.tick(seconds=1000.0)
     assert seats.launcher.started == [], "nobody is started beside who may live"
     assert seats.requests.told == [("lost", 1)]
+    assert seats.wires.empty == []
     seats.confirm_end(1)
+    assert seats.wires.empty == [1]
     assert seats.requests.told == [("lost", 1), ("ended", 1), ("comes back", 1)]
     seats.tick(seconds=1.0)
     assert seats.launcher.started == [(1, 2, SLOTS)]
