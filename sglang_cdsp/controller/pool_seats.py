@@ -198,7 +198,7 @@ class PoolSeats:
             self.health.lost(seat)
 
     def emptied(self, seat: int) -> None:
-        """Nothing of a life is left on the seat: ``/v1/loads`` must not go on with its last load."""
+        """Nothing of a life is left on the seat, nor must its last load be in ``/v1/loads``."""
         name = shm_path_for(self._ranks.port_args.instance_id)
         try:
             # A writer begins with a load of nothing.
