@@ -42,5 +42,5 @@ def test_what_a_scheduler_left_to_say_is_the_reason() -> None:
 
 def test_without_words_it_is_how_it_ended() -> None:
     failing = Failing(1, 1, Cause.ENDED, "process 5 was killed by SIGKILL")
-    with pytest.raises(StartFailedError, match="instance 1 failed .* was killed by SIGKILL; its"):
+    with pytest.raises(StartFailedError, match=r"instance 1 failed .* was killed by SIGKILL; its"):
         start_all(Coming([failing]), 2)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
+from sglang_cdsp.controller.seats import local
 from sglang_cdsp.controller.seats.launcher import Ended, Failing, LifeEvent, Started, Vitals
 from sglang_cdsp.controller.seats.local import WRITER, LocalLauncher, Rank
 from sglang_cdsp.controller.seats.states import Cause
@@ -189,3 +191,36 @@ def test_a_complaint_is_of_the_seat_whose_process_sent_it() -> None:
         [sys.executable, "-m", script], capture_output=True, text=True, timeout=LIMIT_S, check=True
     )
     assert found.stdout.split() == ["complained", "1", "open", "ended", "stranger"]
+
+
+def test_a_life_ends_with_its_controller() -> None:
+    script = (
+        "import sys, time\n"
+        "from sglang_cdsp.controller.seats.launcher import Started\n"
+        "from sglang_cdsp.controller.seats.local import WRITER, LocalLauncher, Rank\n"
+        "from tests.controller.seats import small_ranks\n"
+        "ranks = [Rank(small_ranks.live, (WRITER, {}))]\n"
+        "launcher = LocalLauncher(sys.argv[1], lambda seat, life: lambda: ranks)\n"
+        "launcher.start(0, 1, None)\n"
+        "while not any(isinstance(event, Started) for event in launcher.poll()):\n"
+        "    time.sleep(0.01)\n"
+        "print(launcher.pids(0)[0], flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", script, f"{POOL}-alone"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as controller:
+        assert controller.stdout is not None
+        pid = int(controller.stdout.readline())
+        assert alive(pid)
+        controller.kill()
+    deadline = time.monotonic() + LIMIT_S
+    while alive(pid):
+        assert time.monotonic() < deadline
+
+
+def test_who_comes_up_after_its_controller_has_ended_ends_at_once() -> None:
+    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "_exit", sys.exit)
+        patch.setattr(local.ctypes, "CDLL", lambda name: Mock())
+        local.run_rank(os.getppid() + 1, pytest.fail, "it ran")
+    assert ended.value.code == 1
