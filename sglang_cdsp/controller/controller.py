@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import zmq
@@ -90,7 +91,12 @@ class PoolController(DataParallelController):
         self._reports = self._open_reports()
         self._rendezvous_ports = free_ports(int(get_parallel().dp_size))
         self._control = ControlMessages(
-            forward=self.send_control_message, answer=self._answer_control, clock=time.monotonic
+            forward=self._forward_control,
+            answer=self._answer_control,
+            stand_in=lambda answer: sock_send(self._tokenizer, answer),
+            pass_on=lambda payload: self._tokenizer.send(payload),
+            clock=time.monotonic,
+            seats=int(get_parallel().dp_size),
         )
         self.scheduler_procs: list[Any] = []
         with LaunchWatch(lambda: self.scheduler_procs, self._ended_at_start):
@@ -318,6 +324,13 @@ class PoolController(DataParallelController):
         self._health.observe(busy)
         return busy
 
+    def _forward_control(self, message: Any, seats: Collection[int]) -> None:
+        """Send a control message to some instances."""
+        for seat in seats:
+            worker = self.workers[seat]
+            assert worker is not None
+            sock_send(worker, message)
+
     def _answer_control(self, answer: Any) -> None:
         """Answer a control message in every instance's name: SGLang waits for all of them."""
         for _ in self.workers:
@@ -339,7 +352,7 @@ class PoolController(DataParallelController):
             self._poller.poll(POLL_MS)
             self._read_decode()
             self._read_requests()
-            read_reports(self._reports, self._lifecycle)
+            read_reports(self._reports, self._lifecycle, self._control.on_answer)
             self._control.serve(self._lifecycle)
             self._lifecycle.on_loop()
             self._tell_load()

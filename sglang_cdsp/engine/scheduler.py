@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
+from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
@@ -46,6 +47,7 @@ from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import (
+    Answered,
     CancelOrder,
     ForgetOrder,
     GoOrder,
@@ -121,6 +123,12 @@ class PoolScheduler(Scheduler):
         self.profiler_manager: Any = SafeProfiles(self.profiler_manager)
         self._join_pool()
 
+    def init_ipc_channels(self, port_args: Any) -> None:
+        """Stock's; answers to questions to all instances take the way through the controller."""
+        super().init_ipc_channels(port_args)
+        self._answers = AnswerSender(self.ipc_channels.send_to_tokenizer)
+        self.ipc_channels = replace(self.ipc_channels, send_to_tokenizer=self._answers)
+
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
         super().init_model_config()
@@ -134,6 +142,9 @@ class PoolScheduler(Scheduler):
         manager = self.disagg_prefill_bootstrap_queue.kv_manager
         assert isinstance(manager, PoolKVManager)
         reporter = Reporter(addresses.reports, instance, tp_rank)
+        self._answers.tell = lambda kind, payload, failure: reporter.send(
+            Answered, kind=kind, payload=payload, failure=failure
+        )
         self._rank = instance * int(parallel.tp_size) + tp_rank
         ranks = int(parallel.dp_size) * int(parallel.tp_size)
         self._progress = ProgressBoard(Path(addresses.progress), ranks)
