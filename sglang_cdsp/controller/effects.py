@@ -86,3 +86,9 @@ class Observer:
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
+
+    def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None:
+        """A seat is in another state now; ``incarnation`` is its present or last life."""
+
+    def seat_died(self, seat: int, cause: str) -> None:
+        """A life of a seat was given up."""

@@ -6,7 +6,6 @@ run without processes. ``phases.py`` says what may happen to a request when.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
@@ -37,8 +36,6 @@ from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.limits import LANES
-
-logger = logging.getLogger(__name__)
 
 NO_LIMITS = QueueLimits()
 
@@ -219,9 +216,8 @@ class Lifecycle(PoolState):
             case messages.StockBatch():
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
-            case messages.Hello():
-                logger.warning("instance %d greets a second time", report.instance)
-                return
+            case messages.Hello() | messages.Invitation():
+                return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
                 seq = report.part.seq
             case _:

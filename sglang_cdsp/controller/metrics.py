@@ -24,6 +24,7 @@ class PoolMetrics(Observer):
         self._chunks: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
         self._stopped = 0
+        self._deaths: Counter[str] = Counter()
         self._lost = 0
         self._recalled = 0
         self._replanned = 0
@@ -65,9 +66,14 @@ class PoolMetrics(Observer):
         if not request.probe:
             self._ended[request.outcome] += 1
 
+    def seat_died(self, seat: int, cause: str) -> None:
+        """A life of a seat was given up."""
+        self._deaths[cause] += 1
+
     def snapshot(self) -> dict[str, Any]:
         """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends.
 
+        Deaths of instances are counted by cause.
         Lost are those that ended because of an instance that was given up; recalled are plans that
         such an instance was to have a part in, before any of them had run.
         ``last_replans`` are the last changes of plans, as in the plan log.
@@ -78,6 +84,7 @@ class PoolMetrics(Observer):
             "chunks_by_sp_size": {str(size): n for size, n in sorted(self._chunks.items())},
             "requests_ended": dict(sorted(self._ended.items())),
             "tasks_stopped": self._stopped,
+            "deaths": dict(sorted(self._deaths.items())),
             "requests_lost": self._lost,
             "plans_recalled": self._recalled,
             "rests_replanned": self._replanned,

@@ -1,4 +1,7 @@
-"""The plan log: one JSON line per ended request, off the controller's loop."""
+"""The plan log: a JSON line for each ended request, and for what happens to the seats.
+
+Lines are written off the controller's loop. Those of seats have a ``kind``, those of requests none.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,7 @@ class _LineWriter(RotatingFileHandler):
 
 
 class PlanLog(Observer):
-    """One JSON line per ended request, written by a thread of its own.
+    """JSON lines, written by a thread of its own.
 
     A disk that is full, slow or gone costs lines and a warning, never the pool.
     """
@@ -123,12 +126,29 @@ class PlanLog(Observer):
 
     def ended(self, request: PoolRequest) -> None:
         """Log one ended request; probes are left out."""
-        if self._lines is None or request.probe:
+        if self._lines is not None and not request.probe:
+            self._put(record(request, unix_offset_s=time.time() - time.monotonic()))
+
+    def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None:
+        """Log a seat's new state."""
+        self._put(
+            {
+                "kind": "seat",
+                "at_s": time.monotonic(),
+                "at_unix_s": time.time(),
+                "seat": seat,
+                "incarnation": incarnation,
+                "state": state,
+                "why": why,
+            }
+        )
+
+    def _put(self, line: dict[str, Any]) -> None:
+        if self._lines is None:
             return
-        line = json.dumps(record(request, unix_offset_s=time.time() - time.monotonic()))
         # A disk that is too slow for the load: what waits must not grow without bound.
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(logging.makeLogRecord({"msg": line}))
+            self._lines.put_nowait(logging.makeLogRecord({"msg": json.dumps(line)}))
 
     def close(self) -> None:
         """Write what waits, for a second at most, and log nothing more; safe to call twice."""

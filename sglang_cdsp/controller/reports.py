@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
 import zmq
 
-from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.phases import IllegalEventError
-from sglang_cdsp.protocol.messages import Answered, decode_report
+from sglang_cdsp.protocol.messages import AnyReport, decode_report
 
 logger = logging.getLogger(__name__)
 
 
-def nobody(answer: Answered) -> None:
-    """Hears answers where nothing was asked."""
+class Reader(Protocol):
+    """Who takes reports."""
+
+    def on_report(self, report: AnyReport) -> None:
+        """A scheduler reports; ``IllegalEventError`` for what cannot be."""
 
 
-def read_reports(
-    socket: zmq.Socket[bytes],
-    lifecycle: Lifecycle,
-    answered: Callable[[Answered], None] = nobody,
-) -> None:
+def read_reports(socket: zmq.Socket[bytes], reader: Reader) -> None:
     """Pass on every report that waits; one that cannot be right is logged and left out.
 
     A fault in one request's bookkeeping must not take the pool along.
-
-    Args:
-        answered: hears the answers to SGLang's questions; all else concerns the requests.
     """
     while socket.poll(0):
         report = decode_report(socket.recv())
-        if isinstance(report, Answered):
-            answered(report)
-            continue
         try:
-            lifecycle.on_report(report)
+            reader.on_report(report)
         except IllegalEventError:
             logger.exception("sglang-cdsp: a report does not fit, please file it: %r", report)

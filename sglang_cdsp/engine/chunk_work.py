@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
 
+ORDER_S = 0.02
+"""How long what a task passes stands still for the controller's answer about that task."""
+
 
 def nothing(layer_id: int) -> None:
     """What follows when a layer's KV is stored and nobody wants it."""
@@ -92,7 +95,16 @@ class ChunkWork:
                 self.fail(task, str(error))
                 return
         task.announced = True
+        self._await_order(task)
         self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk, revision=task.revision)
+
+    def _await_order(self, task: ChunkTask) -> None:
+        """Let what a task passes stand still until the controller has answered, or a moment.
+
+        Another layer of a long chunk in between would cost the one that passes as much.
+        """
+        if task.passes:
+            task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
         """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""
@@ -114,6 +126,7 @@ class ChunkWork:
     def begin(self, task: ChunkTask, order: GoOrder) -> None:
         """Start a chunk: it runs in the engine's turns and gives way inside."""
         task.started = True
+        task.awaited_until_s = 0.0
         task.running = self._coroutines.start(
             f"{task.rid} chunk {order.chunk}",
             (-task.urgency, task.seq),
@@ -213,6 +226,8 @@ class ChunkWork:
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
+        if task.over:
+            self._await_order(task)
         self._reporter.send_from_leader(
             ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
         )
@@ -246,6 +261,7 @@ class ChunkWork:
         left = task.running is None and task.lane is None
         if task.over and left and not task.writes and not task.drained:
             task.drained = True
+            self._await_order(task)
             self._reporter.send(
                 Drained,
                 seq=task.seq,
