@@ -141,15 +141,15 @@ class Losses:
             case Phase.BOUND | Phase.RUNNING:
                 self._end(request, reason)
                 self._progress.drop(request)
-            case Phase.DRAINING if request.error:
-                if at_home:  # which was to answer the client
+            case Phase.DRAINING | Phase.RELEASING if request.error:
+                if at_home and seat not in request.released:  # it was to answer the client
                     self._endings.answer(request, request.status, request.error)
             case Phase.DRAINING:
                 if at_home or not self._way_out.has_drained(request, seat):
                     self._end(request, reason)
             case Phase.RELEASING:
                 if at_home and seat not in request.released and not request.answered:
-                    self._end(request, request.error or reason)
+                    self._end(request, reason)
 
     def _end(self, request: PoolRequest, reason: str) -> None:
         """A request cannot go on: its client is told now."""
