@@ -23,14 +23,17 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -83,23 +86,44 @@ class Dispatcher:
     def bind(self, request: PoolRequest) -> None:
         """Send a bound request's pages, plan and, to its home, the request itself."""
         assert request.plan is not None
-        members = request.plan.instances
-        if request.room is not None:
-            for message in self._rooms.messages(request.room):
-                order = RoomOrder(tp_rank=message.tp_rank, frames=message.frames)
-                self._send(members, order)
-        if request.one_instance:
-            self._send(members, _stock_order(request))
-        else:
-            self._send(members, _plan_order(request))
+        self._introduce(request, request.plan.instances)
         if not request.probe:
             self._send([request.plan.home], _stamped(request.tokenized))
         self._tell(lambda observer: observer.bound(request))
 
+    def _introduce(self, request: PoolRequest, instances: Sequence[int]) -> None:
+        """Send a request's pages and plan to instances that know nothing of it."""
+        if request.room is not None and instances:
+            for message in self._rooms.messages(request.room):
+                order = RoomOrder(tp_rank=message.tp_rank, frames=message.frames)
+                self._send(instances, order)
+        if request.one_instance:
+            self._send(instances, _stock_order(request))
+        elif instances:
+            self._send(instances, _plan_order(request))
+
+    def replan(self, request: PoolRequest, before: Plan) -> None:
+        """Tell those that leave, those that stay, and those that come.
+
+        The request itself goes to its home only, which changes before the first chunk at most.
+        """
+        assert request.plan is not None
+        members = request.plan.instances
+        self._send(set(before.instances) - set(members), ForgetOrder(seq=request.seq))
+        self._send([i for i in members if i in before.instances], _rest_order(request))
+        self._introduce(request, [i for i in members if i not in before.instances])
+        if request.plan.home != before.home:
+            self._send([request.plan.home], _stamped(request.tokenized))
+        self._tell(lambda observer: observer.replanned(request))
+
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Start the next chunk."""
         order = GoOrder(
-            seq=request.seq, chunk=request.next_chunk, lane=request.lane, serial=request.serial
+            seq=request.seq,
+            chunk=request.next_chunk,
+            revision=request.revision,
+            lane=request.lane,
+            serial=request.serial,
         )
         self._send(instances, order)
         self._tell(lambda observer: observer.chunk_started(request))
@@ -182,7 +206,8 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         rid=request.rid,
         seq=request.seq,
         tokens=tokens.tobytes(),
-        chunks=[(chunk.tokens, list(chunk.instances)) for chunk in request.plan.chunks],
+        chunks=_chunks(request.plan),
+        revision=request.revision,
         room=request.room,
         arrival_s=request.arrival_s,
         probe=request.probe,
@@ -190,6 +215,22 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
     )
+
+
+def _rest_order(request: PoolRequest) -> RestOrder:
+    assert request.plan is not None
+    return RestOrder(
+        seq=request.seq,
+        revision=request.revision,
+        chunk=request.next_chunk,
+        chunks=_chunks(request.plan),
+        urgency=float(request.plan.passes),
+        passes=request.plan.passes,
+    )
+
+
+def _chunks(plan: Plan) -> list[tuple[int, list[int]]]:
+    return [(chunk.tokens, list(chunk.instances)) for chunk in plan.chunks]
 
 
 def logprob_spec(request: TokenizedGenerateReqInput) -> LogprobSpec | None:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import LogprobPart
 
 
@@ -15,6 +16,9 @@ class Effects(Protocol):
 
     def bind(self, request: PoolRequest) -> None:
         """Send a bound request's orders to its instances."""
+
+    def replan(self, request: PoolRequest, before: Plan) -> None:
+        """Send the orders of a request whose rest has another plan than ``before``."""
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Order the next chunk to start at its members."""
@@ -58,6 +62,9 @@ class Observer:
 
     def bound(self, request: PoolRequest) -> None:
         """A request got its plan."""
+
+    def replanned(self, request: PoolRequest) -> None:
+        """The rest of the request got another plan, the last of its ``replans``."""
 
     def chunk_started(self, request: PoolRequest) -> None:
         """The request's next chunk was ordered to start."""

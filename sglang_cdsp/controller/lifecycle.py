@@ -7,7 +7,7 @@ run without processes. ``phases.py`` says what may happen to a request when.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -232,7 +232,7 @@ class Lifecycle:
         progress, instance = self._progress, report.instance
         match report:
             case messages.Ready():
-                progress.ready(request, report.chunk, instance)
+                progress.ready(request, report.chunk, instance, report.revision)
             case messages.ChunkDone():
                 progress.chunk_done(
                     request, report.chunk, instance, report.start_s, report.at_s, report.passed_s
@@ -242,7 +242,13 @@ class Lifecycle:
             case messages.PromptLogprobs():
                 progress.logprobs(request, report.part)
             case messages.Failed():
-                progress.failed(request, instance, report.error, bad_request=report.bad_request)
+                progress.failed(
+                    request,
+                    instance,
+                    report.error,
+                    bad_request=report.bad_request,
+                    revision=report.revision,
+                )
             case messages.WriteLost():
                 progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
@@ -267,6 +273,20 @@ class Lifecycle:
     def on_sizes_changed(self) -> None:
         """The candidate SP sizes changed: refuse waiting prompts that fit none of them."""
         self._arrivals.sizes_changed()
+
+    def replan_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+        """Plan requests anew without some instances, which hold nothing of them.
+
+        A request that runs a chunk is planned anew when that has ended; should its rest then fit
+        nowhere, it fails. The instances get the same orders as others that leave a plan.
+
+        Returns:
+            Those whose plans name the instances and that it cannot help, in the order of their
+            tasks: they hold KV there or run a chunk with them, have run all their chunks, have
+            one instance whose own scheduler has them, or fit nowhere else now. Nothing was
+            changed about them.
+        """
+        return self._progress.do_without(seats)
 
     def on_probe(self, request: PoolRequest, plan: Plan) -> None:
         """Run a measurement of the controller's own."""

@@ -27,6 +27,7 @@ class Event(Enum):
     PAGES = "pages"  # decode's pages are known, or none will come
     BIND = "bind"  # it gets a plan that chunk tasks carry out
     HAND_OVER = "hand over"  # it gets a plan that its one instance carries out the stock way
+    REPLAN = "replan"  # its rest gets another plan
     READY = "ready"  # a member can start a chunk
     GO = "go"  # all members can: the chunk starts
     LOGPROBS = "prompt log-probabilities"  # a member computed some
@@ -64,6 +65,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.ABORT: Phase.ENDED,
         },
         Phase.BOUND: {
+            Event.REPLAN: Phase.BOUND,
             Event.READY: Phase.BOUND,
             Event.GO: Phase.RUNNING,
             Event.FAILED: Phase.BOUND,

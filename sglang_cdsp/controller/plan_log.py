@@ -31,7 +31,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
 
     Times are seconds after its arrival, which is on the controller's monotonic clock and, as
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
-    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. ``passes``:
+    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
+    and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``passes``:
     its chunk ran between the layers of others. A chunk's ``passed_s`` is for how long it stood
     while others passed it.
 
@@ -68,6 +69,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         },
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
+        "replans": [change.to_dict(request.arrival_s) for change in request.replans],
         "outcome": request.outcome,
         "error": request.error,
     }

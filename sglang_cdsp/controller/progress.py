@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
@@ -13,6 +13,7 @@ from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.rests import Rests
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
@@ -53,6 +54,13 @@ class Progress:
         self._rooms = rooms
         self._effects = effects
         self._endings = endings
+        self._rests = Rests(
+            ledger=ledger,
+            planning=planning,
+            effects=effects,
+            clock=clock,
+            max_shard_tokens=max_shard_tokens,
+        )
         self._tp_size = tp_size
         self._stock_tokens = stock_tokens
         self._clock = clock
@@ -82,8 +90,10 @@ class Progress:
 
     # -- chunks ---------------------------------------------------------------------------
 
-    def ready(self, request: PoolRequest, chunk: int, instance: int) -> None:
-        """An instance can start a chunk."""
+    def ready(self, request: PoolRequest, chunk: int, instance: int, revision: int) -> None:
+        """An instance can start a chunk of a revision of the plan."""
+        if revision != request.revision:
+            return  # it got ready for what will not run
         request.advance(Event.READY)
         request.ready.setdefault(chunk, set()).add(instance)
         self._decide(request)
@@ -166,6 +176,7 @@ class Progress:
             self._ledger.computed(request.seq)
         else:
             request.advance(Event.CHUNK_ENDED)
+            self._rests.look_again(request)
             self._decide(request)
         self._leave_lane(request)
 
@@ -181,14 +192,33 @@ class Progress:
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
+    def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+        """Plan anew what has instances in its plan that are to have no more part in it.
+
+        Returns:
+            What cannot be helped so, in the order of the tasks.
+        """
+        return self._rests.do_without(self._table.with_plan, frozenset(seats))
+
     # -- failures -------------------------------------------------------------------------
 
-    def failed(self, request: PoolRequest, instance: int, error: str, *, bad_request: bool) -> None:
+    def failed(
+        self,
+        request: PoolRequest,
+        instance: int,
+        error: str,
+        *,
+        bad_request: bool,
+        revision: int = 0,
+    ) -> None:
         """The task cannot go on at an instance.
 
         Args:
             bad_request: the request is at fault, and the instance has answered its client.
+            revision: of the plan that the instance tried to carry out.
         """
+        if revision < request.left.get(instance, 0) and not bad_request:
+            return  # it goes on without that instance
         request.advance(Event.FAILED)
         request.error = request.error or error
         request.answered = request.answered or bad_request

@@ -48,9 +48,9 @@ class WaitingQueue:
         while self._forced:
             forced = self._forced[0].forced
             assert forced is not None
-            if not fits(forced, self._ledger.free_tokens(), self._ledger.page_size):
+            if not fits(forced.chunks, self._ledger.free_tokens(), self._ledger.page_size):
                 break
-            plan = timed_plan(forced, self._planning.model, self._ledger.view(self._clock()))
+            plan = timed_plan(forced.chunks, self._planning.model, self._ledger.view(self._clock()))
             yield self._forced.pop(0), plan
         if self._policy.waiting():
             now_s = self._clock()

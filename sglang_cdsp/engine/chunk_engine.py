@@ -25,6 +25,7 @@ from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     GrammarOrder,
     LinkOrder,
@@ -32,6 +33,7 @@ from sglang_cdsp.protocol.messages import (
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StockEnded,
     StockOrder,
@@ -112,6 +114,7 @@ class ChunkEngine:
             tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
             slot_table=SlotTable(self._scheduler.token_to_kv_pool_allocator, self._page),
             next_chunk=next(c.index for c in layouts if self._instance in c.group),
+            revision=order.revision,
             arrival_s=order.arrival_s,
             logprob_spec=order.logprobs,
             urgency=order.urgency,
@@ -119,6 +122,23 @@ class ChunkEngine:
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
+
+    def on_rest(self, order: RestOrder) -> None:
+        """What follows the chunks that ran of a task runs by another plan; its place stays."""
+        task = self._tasks.get(order.seq)
+        if task is None or task.over:
+            return
+        layouts = plan_layout(order.chunks, self._page)
+        task.take_rest(layouts, order.chunk, order.revision, self._instance)
+        task.urgency, task.passes = order.urgency, order.passes
+
+    def on_forget(self, order: ForgetOrder) -> None:
+        """A task goes on without this instance, which has run nothing of it."""
+        task = self._tasks.pop(order.seq, None)
+        if task is None:
+            return
+        self._queue.remove(task)
+        self._work.forget(task)
 
     def on_stock(self, order: StockOrder) -> None:
         """A one-instance request joins the queue; the request itself follows."""
@@ -145,6 +165,13 @@ class ChunkEngine:
         """Start a chunk. Messages are read here: it runs in the engine's turns."""
         task = self._tasks.get(order.seq)
         if task is None or task.over:
+            return
+        if order.revision != task.revision:
+            self._work.fail(
+                task,
+                f"chunk {order.chunk} of plan {order.revision} was started, this instance has plan "
+                f"{task.revision}",
+            )
             return
         self._work.begin(task, order)
 

@@ -47,6 +47,7 @@ from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     GrammarOrder,
     Hello,
@@ -56,6 +57,7 @@ from sglang_cdsp.protocol.messages import (
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StatusOrder,
     StockOrder,
@@ -216,6 +218,8 @@ class PoolScheduler(Scheduler):
                 (PeerOrder, lambda order: self._engine.on_peer(order)),
                 (RoomOrder, lambda order: self._engine.on_room(order)),
                 (PlanOrder, lambda order: self._engine.on_plan(order)),
+                (RestOrder, lambda order: self._engine.on_rest(order)),
+                (ForgetOrder, lambda order: self._engine.on_forget(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (StockOrder, lambda order: self._engine.on_stock(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),

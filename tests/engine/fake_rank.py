@@ -194,13 +194,13 @@ class Rank:
         assert self.engine.adopt(req)
         return req
 
-    def enter(self, chunk: int, *, seq: int = 0) -> None:
+    def enter(self, chunk: int, *, seq: int = 0, revision: int = 0) -> None:
         """A chunk starts; it runs in the engine's turns."""
-        self.engine.on_go(GoOrder(seq=seq, chunk=chunk))
+        self.engine.on_go(GoOrder(seq=seq, chunk=chunk, revision=revision))
 
-    def go(self, chunk: int, *, seq: int = 0) -> None:
+    def go(self, chunk: int, *, seq: int = 0, revision: int = 0) -> None:
         """A chunk starts, and nothing else happens until it is over."""
-        self.enter(chunk, seq=seq)
+        self.enter(chunk, seq=seq, revision=revision)
         while self.coroutines.turn():
             pass
 
