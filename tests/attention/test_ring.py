@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,14 +21,6 @@ from tests.parallel.ring_cases import (
 )
 
 RANKS = 5
-
-
-@pytest.fixture(scope="module")
-def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(RANKS)
-    yield lanes
-    for lane in lanes:
-        lane.close()
 
 
 @settings(print_blob=True, deadline=None, max_examples=150)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,7 @@ from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attent
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Rebalance, Span, rebalance, split_chunk
-from tests.parallel.ring_cases import in_threads, rows_of, thread_lanes
+from tests.parallel.ring_cases import in_threads, rows_of
 
 RANKS, LAYERS = 5, 2
 Q_HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -51,14 +49,6 @@ def plans(draw: st.DrawFn) -> Plan:
     lengths[-1] += draw(st.integers(0, page - 1))  # only the last chunk may end inside a page
     chunks = tuple((length, order[:size]) for length, size in zip(lengths, sizes, strict=True))
     return Plan(chunks, page, draw(st.integers(0, 99)))
-
-
-@pytest.fixture(scope="module")
-def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(RANKS)
-    yield lanes
-    for lane in lanes:
-        lane.close()
 
 
 class Instance:
