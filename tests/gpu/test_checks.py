@@ -14,8 +14,9 @@ from bench.gpu import attention, environment, pacing, plans, rings, serving, spe
 from bench.gpu.attention import MergeCase, attention_cases, check_attention, merge_cases
 from bench.gpu.record import CheckFailed, Recorder, read_checks
 from bench.gpu.target import Target, target_for
+from sglang_cdsp.attention.blocks import TensorBlock
 from sglang_cdsp.attention.partial import Implementation
-from sglang_cdsp.attention.ring import ring_attention
+from sglang_cdsp.attention.ring import RingLayout, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.testing.answers import Answer, compare
 from sglang_cdsp.testing.checkpoint import LlamaShape
@@ -143,11 +144,12 @@ def test_rings_pass(links: list[Lane]) -> None:
 
 
 def test_a_ring_that_loses_a_block_fails(links: list[Lane]) -> None:
-    def loses(*tensors: torch.Tensor, **keywords: object) -> torch.Tensor:
-        q, k, v, k_history, v_history, layout, exchanger = tensors
-        if layout.me == 1:  # type: ignore[attr-defined]
-            v_history = torch.zeros_like(v_history)
-        return ring_attention(q, k, v, k_history, v_history, layout, exchanger, **keywords)  # type: ignore[arg-type]
+    def loses(
+        q: torch.Tensor, block: TensorBlock, layout: RingLayout, lane: Lane, *, scale: float
+    ) -> torch.Tensor:
+        if layout.me == 1:
+            block = replace(block, v_history=torch.zeros_like(block.v_history))
+        return ring_attention(q, block, layout, lane, scale=scale)
 
     with pytest.raises(CheckFailed, match="ring is off"):
         rings.check_ring(CPU, links, loses, rings.ring_cases(4, small=True)[1])
