@@ -178,7 +178,8 @@ class PoolReads(TorchDispatchMode):
             and not getattr(self._kernels, "running", False)
         ):
             where = result.untyped_storage().data_ptr()
-            if where not in self._pool:  # a view copies nothing
+            # A view copies nothing, and memory of its dtype and device alone holds nothing of it.
+            if where not in self._pool and "new_empty" not in str(func):
                 self.reads.append((str(func), where))
         return result
 
@@ -268,7 +269,7 @@ def test_what_travels_is_copied_once_and_nothing_else_is_copied(
         into = [where for name, where in one.reads.reads]
         if tag == 1:
             # K and V of both layers, straight into what is sent.
-            assert len(into) == 4
+            assert len(into) == 4, one.reads.reads
             assert set(into) <= own_messages
         else:
             assert len(into) == (0 if by_slot else 4)

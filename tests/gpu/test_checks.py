@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from sglang_cdsp.kernels.merge import merge_into, merge_states
 
-from bench.gpu import attention, environment, pacing, plans, rings, serving, speed
+from bench.gpu import attention, environment, pacing, paged, plans, rings, serving, speed
 from bench.gpu.attention import MergeCase, attention_cases, check_attention, merge_cases
 from bench.gpu.record import CheckFailed, Recorder, read_checks
 from bench.gpu.target import Target, target_for
@@ -153,6 +154,47 @@ def test_a_ring_that_loses_a_block_fails(links: list[Lane]) -> None:
 
     with pytest.raises(CheckFailed, match="ring is off"):
         rings.check_ring(CPU, links, loses, rings.ring_cases(4, small=True)[1])
+
+
+def test_rows_read_in_the_pool_pass() -> None:
+    (kernel,) = paged.kernels(CPU)
+    found = paged.check_paged(CPU, kernel, 64, 33)
+    assert found["own off by"] <= CPU.tolerance
+    assert found["guests off by"] <= CPU.tolerance
+    paged.check_turns(CPU, kernel)
+    assert paged.times(CPU, kernel, 64, 16)["own TFLOP/s"] > 0
+
+
+@pytest.mark.parametrize("change", ["base", "mask", "slots"])
+def test_wrong_reading_of_the_pool_fails(change: str) -> None:
+    """Another base, no mask, or neighbouring slots."""
+    (kernel,) = paged.kernels(CPU)
+
+    def make(workspace: torch.Tensor) -> Any:
+        wrapper: Any = kernel.make(workspace)
+        plan = wrapper.plan
+
+        def changed(**planned: Any) -> None:
+            if change == "mask":
+                planned["causal"] = False
+            if change == "slots":
+                planned["paged_kv_indices"] = planned["paged_kv_indices"].roll(1)
+            plan(**planned)
+
+        wrapper.plan = changed
+        return wrapper
+
+    wrong = replace(kernel, make=make, lse_unit=1.0 if change == "base" else kernel.lse_unit)
+    with pytest.raises(CheckFailed, match="is off"):
+        paged.check_paged(CPU, wrong, 64, 33)
+
+
+def test_a_plan_that_forwards_share_fails() -> None:
+    (kernel,) = paged.kernels(CPU)
+    shared: Any = kernel.make(torch.empty(16, dtype=torch.uint8))
+    shared.reset_workspace_buffer = lambda *buffers: None
+    with pytest.raises(CheckFailed, match="takes turns"):
+        paged.check_turns(CPU, replace(kernel, make=lambda workspace: shared))
 
 
 def test_speed_checks_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
