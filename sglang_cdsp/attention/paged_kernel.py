@@ -35,14 +35,14 @@ class Wrapper(Protocol):
     ) -> None:
         """Take other memory for partial results (``float``) and for the plan (``int``)."""
 
-    def workspace_size(self, **planned: Any) -> tuple[int, int]:
+    def workspace_size(self, *unnamed: Any, **planned: Any) -> tuple[int, int]:
         """Bytes of either that ``plan`` needs.
 
         Raises:
             NotImplementedError: this kernel cannot tell.
         """
 
-    def plan(self, **planned: Any) -> None:
+    def plan(self, *unnamed: Any, **planned: Any) -> None:
         """Plan the call, and start copying the plan to the device."""
 
     def run(

@@ -56,7 +56,7 @@ class BatchPrefillWithPagedKVCacheWrapper:
         assert float_workspace_buffer.dtype == int_workspace_buffer.dtype == torch.uint8
         assert self._plan is None, "a plan in the old buffer is gone"
 
-    def workspace_size(self, **planned: Any) -> tuple[int, int]:
+    def workspace_size(self, *unnamed: Any, **planned: Any) -> tuple[int, int]:
         raise NotImplementedError("as FlashInfer's FA3")
 
     def plan(

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import inspect
 import os
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ from sglang_cdsp.testing.paged import BatchPrefillWithPagedKVCacheWrapper as Emu
 
 SOURCE = "prefill.py"
 """In the package ``flashinfer``."""
+
+READ = {"0.6.18", "0.7.2"}
+"""Releases whose wrapper, planner and Hopper kernel were read: what 0.5.21 and 0.5.23 pin."""
+
+
+def test_the_installed_sglang_pins_a_flashinfer_that_was_read() -> None:
+    """Red for another: read there what ``plan`` keeps and where, then add it."""
+    wanted = [need for need in requires("sglang") or () if need.startswith("flashinfer")]
+    pinned = {need.partition("==")[2].partition(";")[0].strip() for need in wanted}
+    assert pinned <= READ
+    assert pinned
 
 
 def source() -> Path | None:
