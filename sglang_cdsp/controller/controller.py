@@ -61,6 +61,7 @@ from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
+from sglang_cdsp.protocol.heartbeat import Heartbeat
 from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.protocol.progress import ProgressBoard
 
@@ -333,7 +334,9 @@ class PoolController(DataParallelController):
 
     def event_loop(self) -> None:
         """Serve for ever."""
+        heartbeat = Heartbeat.opened()
         while True:
+            heartbeat.beat()
             self.soft_watchdog.feed()
             self._check_schedulers()
             self._poller.poll(POLL_MS)
