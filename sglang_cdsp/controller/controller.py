@@ -119,6 +119,7 @@ class PoolController(DataParallelController):
             reserved_tokens=int(get_disagg().num_reserved_decode_tokens),
             timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
             stated_tokens=args.decode_max_total_tokens,
+            release_s=float(envs.SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT.get()),
         )
         self.max_req_input_len = hello.max_input_tokens
         self.max_total_num_tokens = sum(self._ledger.capacity)

@@ -37,6 +37,39 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
         calm_progress_thread()
         super().__init__(*args, **kwargs)
 
+    # -- peers ----------------------------------------------------------------------------
+
+    def _add_remote_peer(self, decode_kv_args: Any) -> None:
+        """Take a decode agent in; stock calls this in the thread that reads decode's messages.
+
+        An agent that comes back under its name with other memory takes the place of the former one,
+        which stock would keep. One that cannot be taken in, as it has died meanwhile, must not end
+        that thread: nobody would hear of any room here any more.
+        """
+        name = decode_kv_args.agent_name
+        known = self.decode_kv_args_table.get(name)
+        if known is not None and known.agent_metadata != decode_kv_args.agent_metadata:
+            self.forget_peer(name)
+        try:
+            super()._add_remote_peer(decode_kv_args)
+        except Exception:
+            logger.exception("sglang-cdsp: decode's agent %s cannot be written to", name)
+            self.forget_peer(name)
+
+    def forget_peer(self, name: str) -> None:
+        """Drop what was prepared for a decode agent; writes to it that are under way fail.
+
+        The lists of its pages go when the last write that uses them has been made.
+        """
+        for table in (self.decode_kv_args_table, self.prep_handles, self.prep_handles_slice_dst):
+            table.pop(name, None)
+        try:
+            self.agent.remove_remote_agent(name)
+        except Exception as error:
+            logger.debug("NIXL does not drop decode's agent %s: %s", name, error)
+
+    # -- writes ---------------------------------------------------------------------------
+
     @property
     def writes_notify(self) -> bool:
         """Whether SGLang's calls that write take a notification for decode."""

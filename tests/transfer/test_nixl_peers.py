@@ -1,0 +1,102 @@
+"""Decode's agents come, come back under their names, and fail to come; stock keeps the books."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.disaggregation.utils import DisaggregationMode
+
+from sglang_cdsp.transfer.nixl import NixlPoolManager
+
+
+class Agent:
+    """NIXL's agent, as far as peers go; ``refuses`` names metadata that it cannot load."""
+
+    def __init__(self) -> None:
+        self.peers: list[bytes] = []
+        self.removed: list[str] = []
+        self.refuses = b""
+
+    def add_remote_agent(self, metadata: bytes) -> None:
+        if metadata == self.refuses:
+            raise RuntimeError("NIXL_ERR_NOT_FOUND")
+        self.peers.append(metadata)
+
+    def remove_remote_agent(self, name: str) -> None:
+        if not self.peers:
+            raise RuntimeError("NIXL_ERR_NOT_FOUND")
+        self.removed.append(name)
+
+
+class Manager(NixlPoolManager):
+    """Ours over stock's, without sockets and buffers."""
+
+    def __init__(self) -> None:
+        self.agent: Any = Agent()
+        self.disaggregation_mode = DisaggregationMode.PREFILL
+        self.decode_kv_args_table: dict[str, Any] = {}
+        self.prep_handles: dict[str, Any] = {"": object()}
+        self.prep_handles_slice_dst: dict[str, Any] = {}
+
+    def requires_dcp_relayout(self, *_: Any) -> bool:
+        return False
+
+    def check_peer_aux_buffer_count(self, *_: Any) -> None:
+        pass
+
+    def _prepare_payload_xfer(self, peer_info: Any) -> None:
+        if not peer_info.dst_kv_ptrs:
+            raise ValueError("unexpected geometry")
+        self.prep_handles[peer_info.agent_name] = peer_info.dst_kv_ptrs
+
+
+def registration(metadata: bytes, pointers: list[int] | None = None) -> Any:
+    pointers = [1] if pointers is None else pointers
+    return SimpleNamespace(
+        agent_name="decode",
+        agent_metadata=metadata,
+        dst_kv_ptrs=pointers,
+        dst_aux_ptrs=[2],
+        dst_dcp_size=1,
+        dst_dcp_rank=0,
+    )
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager()
+
+
+def test_an_agent_that_registers_again_is_kept(manager: Manager) -> None:
+    """Writes to it may be under way."""
+    first = registration(b"one")
+    manager._add_remote_peer(first)
+    manager._add_remote_peer(registration(b"one"))
+    assert manager.decode_kv_args_table == {"decode": first}
+    assert (manager.agent.peers, manager.agent.removed) == ([b"one"], [])
+
+
+def test_another_agent_of_the_same_name_takes_its_place(manager: Manager) -> None:
+    manager._add_remote_peer(registration(b"one"))
+    second = registration(b"two", [7])
+    manager._add_remote_peer(second)
+    assert manager.decode_kv_args_table == {"decode": second}
+    assert manager.prep_handles["decode"] == [7]
+    assert manager.agent.removed == ["decode"]
+    assert manager.agent.peers == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("dead", [registration(b"dead"), registration(b"ok", [])])
+def test_an_agent_that_cannot_be_taken_in_leaves_nothing_behind(
+    manager: Manager, dead: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.agent.refuses = b"dead"
+    manager._add_remote_peer(dead)
+    assert manager.decode_kv_args_table == {}
+    assert set(manager.prep_handles) == {""}
+    assert "decode's agent decode cannot be written to" in caplog.text
+    later = registration(b"alive")
+    manager._add_remote_peer(later)
+    assert manager.decode_kv_args_table == {"decode": later}
