@@ -12,7 +12,9 @@ Writes are posted from one thread and polled from another. SGLang's agent is mad
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import numpy.typing as npt
 from sglang.srt.disaggregation.nixl.conn import NixlKVManager
 
 from sglang_cdsp.releases import nixl_writes_notify
+from sglang_cdsp.transfer.chunk_write import ChunkWrite
 from sglang_cdsp.transfer.failures import TransferFailed
 from sglang_cdsp.transfer.manager import PoolKVManager
 from sglang_cdsp.transfer.pages import Pages, posts
@@ -28,10 +31,14 @@ from sglang_cdsp.transfer.progress_thread import calm_progress_thread
 logger = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int32]
+# How often an agent that cannot be reached is taken in again: its lists of pages are long.
+TAKE_BACK_EVERY_S = 1.0
 
 
 class NixlPoolManager(PoolKVManager, NixlKVManager):
     """``NixlKVManager`` for a pool member."""
+
+    clock: Callable[[], float] = staticmethod(time.monotonic)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         calm_progress_thread()
@@ -67,6 +74,42 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
             self.agent.remove_remote_agent(name)
         except Exception as error:
             logger.debug("NIXL does not drop decode's agent %s: %s", name, error)
+
+    def open_write(self, room: int, *args: Any, **kwargs: Any) -> ChunkWrite:
+        """See ``PoolKVManager``."""
+        self._take_back(room)
+        return super().open_write(room, *args, **kwargs)
+
+    def add_transfer_request(self, bootstrap_room: int, *args: Any, **kwargs: Any) -> None:
+        """Stock's write of a one-instance request."""
+        self._take_back(bootstrap_room)
+        super().add_transfer_request(bootstrap_room, *args, **kwargs)
+
+    def _take_back(self, room: int) -> None:
+        """Take in again those of a room's agents whose connection broke.
+
+        NIXL drops what it knows of an agent when a write to it ends with a broken connection, and
+        decode registers once only: every later write to a server that is well would fail. SGLang
+        0.5.23 does the same for its own writes.
+        """
+        for name in list(self.transfer_infos.get(room, ())):
+            peer = self.decode_kv_args_table.get(name)
+            if peer is None or self.agent.check_remote_metadata(name):
+                continue
+            now_s = self.clock()
+            if now_s < self._taken_back_s.get(name, 0.0) + TAKE_BACK_EVERY_S:
+                continue
+            self._taken_back_s[name] = now_s
+            logger.warning("sglang-cdsp: the connection to decode's agent %s is made anew", name)
+            self.forget_peer(name)
+            self._add_remote_peer(peer)
+            # Who names pages is there, or will be: the next write tries again.
+            self.decode_kv_args_table.setdefault(name, peer)
+
+    @cached_property
+    def _taken_back_s(self) -> dict[str, float]:
+        """When agents were taken in again, monotonic seconds."""
+        return {}
 
     # -- writes ---------------------------------------------------------------------------
 

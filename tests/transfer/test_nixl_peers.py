@@ -8,26 +8,38 @@ from typing import Any
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-from sglang_cdsp.transfer.nixl import NixlPoolManager
+from sglang_cdsp.transfer.nixl import TAKE_BACK_EVERY_S, NixlPoolManager
+
+ROOM = 7
 
 
 class Agent:
-    """NIXL's agent, as far as peers go; ``refuses`` names metadata that it cannot load."""
+    """NIXL's agent, as far as peers go.
+
+    Attributes:
+        refuses: metadata that it cannot load.
+        broken: it has dropped what it knew, since a connection broke.
+    """
 
     def __init__(self) -> None:
         self.peers: list[bytes] = []
         self.removed: list[str] = []
         self.refuses = b""
+        self.broken = False
 
     def add_remote_agent(self, metadata: bytes) -> None:
         if metadata == self.refuses:
             raise RuntimeError("NIXL_ERR_NOT_FOUND")
         self.peers.append(metadata)
+        self.broken = False
 
     def remove_remote_agent(self, name: str) -> None:
-        if not self.peers:
+        if not self.peers or self.broken:
             raise RuntimeError("NIXL_ERR_NOT_FOUND")
         self.removed.append(name)
+
+    def check_remote_metadata(self, name: str) -> bool:
+        return not self.broken
 
 
 class Manager(NixlPoolManager):
@@ -39,6 +51,10 @@ class Manager(NixlPoolManager):
         self.decode_kv_args_table: dict[str, Any] = {}
         self.prep_handles: dict[str, Any] = {"": object()}
         self.prep_handles_slice_dst: dict[str, Any] = {}
+        self.transfer_infos: dict[int, dict[str, Any]] = {ROOM: {"decode": None}}
+        self.prepared = 0
+        self.now_s = 100.0
+        self.clock = lambda: self.now_s
 
     def requires_dcp_relayout(self, *_: Any) -> bool:
         return False
@@ -46,9 +62,13 @@ class Manager(NixlPoolManager):
     def check_peer_aux_buffer_count(self, *_: Any) -> None:
         pass
 
+    def _prepare_state_xfer(self, *_: Any) -> None:
+        pass
+
     def _prepare_payload_xfer(self, peer_info: Any) -> None:
         if not peer_info.dst_kv_ptrs:
             raise ValueError("unexpected geometry")
+        self.prepared += 1
         self.prep_handles[peer_info.agent_name] = peer_info.dst_kv_ptrs
 
 
@@ -100,3 +120,36 @@ def test_an_agent_that_cannot_be_taken_in_leaves_nothing_behind(
     later = registration(b"alive")
     manager._add_remote_peer(later)
     assert manager.decode_kv_args_table == {"decode": later}
+
+
+def test_an_agent_whose_connection_broke_is_taken_in_again(
+    manager: Manager,
+) -> None:
+    peer = registration(b"one")
+    manager._add_remote_peer(peer)
+    manager._take_back(ROOM)
+    assert manager.prepared == 1, "it is well"
+    manager.agent.broken = True
+    manager._take_back(ROOM)
+    assert (manager.prepared, manager.agent.peers) == (2, [b"one", b"one"])
+    manager._take_back(ROOM)
+    assert manager.prepared == 2
+
+
+def test_one_that_is_still_out_of_reach_is_tried_now_and_then(
+    manager: Manager,
+) -> None:
+    peer = registration(b"one")
+    manager._add_remote_peer(peer)
+    manager.agent.broken, manager.agent.refuses = True, b"one"
+    for _ in range(3):
+        manager._take_back(ROOM)
+        manager.now_s += 0.3 * TAKE_BACK_EVERY_S
+    assert manager.decode_kv_args_table == {"decode": peer}, "its rooms are still known"
+    assert "decode" not in manager.prep_handles, "a write to it fails, and says so"
+    manager.agent.refuses = b""
+    manager._take_back(ROOM)
+    assert manager.prepared == 1, "tried a moment ago"
+    manager.now_s += TAKE_BACK_EVERY_S
+    manager._take_back(ROOM)
+    assert manager.prepared == 2
