@@ -162,8 +162,14 @@ def shutting_down() -> bool:
     from sglang.srt.entrypoints.http_server import get_global_state
 
     state = get_global_state()
-    watchdog = None if state is None else state.tokenizer_manager._subprocess_watchdog
-    return watchdog is not None and watchdog._stop_event.is_set()
+    if state is None:
+        return False
+    manager = state.tokenizer_manager
+    # After SIGTERM it stops its own watchdog; after Ctrl-C it leaves the loop that answers HTTP.
+    watchdog, loop = manager._subprocess_watchdog, manager.event_loop
+    return (watchdog is not None and watchdog._stop_event.is_set()) or (
+        loop is not None and not loop.is_running()
+    )
 
 
 def end_server(reason: str) -> None:

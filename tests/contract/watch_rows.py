@@ -26,8 +26,8 @@ ROWS = (
     ),
     row(
         "launch.controller_watch",
-        "SGLang's own watchdog over the controller's process",
-        Attributes(TOKENIZER, "TokenizerManager", ("_subprocess_watchdog",)),
+        "SGLang's own watchdog over the controller's process, and the loop that answers HTTP",
+        Attributes(TOKENIZER, "TokenizerManager", ("_subprocess_watchdog", "event_loop")),
     ),
     row(
         "launch.controller_watch",

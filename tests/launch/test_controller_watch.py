@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sglang.srt.entrypoints import http_server
+from sglang.srt.utils.watchdog import SubprocessWatchdog
 
 from sglang_cdsp.args import CdspConfigError
 from sglang_cdsp.launch.controller_watch import (
@@ -24,6 +27,7 @@ from sglang_cdsp.launch.controller_watch import (
     is_stopped,
     limit_s,
     problems,
+    shutting_down,
 )
 from sglang_cdsp.protocol.heartbeat import Heartbeat
 
@@ -157,6 +161,40 @@ def test_a_killed_child_is_told_from_one_that_ended() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert how_ended(child.pid) == "was killed by signal 9"
     child.communicate()
+
+
+# -- an orderly end -----------------------------------------------------------------------
+
+
+class Loop:
+    def __init__(self, running: bool) -> None:
+        self.is_running = lambda: running
+
+
+@pytest.mark.parametrize(
+    ("told_to_stop", "loop", "orderly"),
+    [
+        (False, Loop(running=True), False),
+        (False, None, False),  # no request has come yet
+        (True, Loop(running=True), True),
+        (False, Loop(running=False), True),
+    ],
+)
+def test_an_orderly_end_is_no_fault(
+    told_to_stop: bool, loop: Loop | None, orderly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watchdog = SubprocessWatchdog([])
+    if told_to_stop:
+        watchdog.stop()
+    manager = SimpleNamespace(_subprocess_watchdog=watchdog, event_loop=loop)
+    state = SimpleNamespace(tokenizer_manager=manager)
+    monkeypatch.setattr(http_server, "get_global_state", lambda: state)
+    assert shutting_down() is orderly
+
+
+def test_a_server_that_starts_is_not_ending() -> None:
+    assert http_server.get_global_state() is None
+    assert shutting_down() is False
 
 
 # -- the variable -------------------------------------------------------------------------
