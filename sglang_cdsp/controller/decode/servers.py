@@ -30,14 +30,15 @@ class DecodeRank:
         tp_rank: the prefill rank that it registered with.
         host, port: where it listens.
         pages: pages of its KV buffers, the padding page included; None if it does not say.
-        agent: name of its transfer agent, which each start of a server chooses anew over NIXL.
+        agent: name of its transfer agent, which each start of a server chooses anew over NIXL; two
+            ranks that differ in nothing else are the same place.
     """
 
     tp_rank: int
     host: str
     port: int
     pages: int | None
-    agent: str = ""
+    agent: str = field(default="", compare=False)
 
 
 @dataclass

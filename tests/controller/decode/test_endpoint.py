@@ -53,8 +53,11 @@ both = pytest.mark.parametrize("engine", ["nixl", "mooncake"])
 @both
 def test_a_registration(engine: str) -> None:
     frames = REGISTRATION[engine]
-    rank = DecodeRank(1, "10.0.0.9", 5001, 129 if engine == "nixl" else None, "agent-3")
-    assert wire_format(engine).parse(1, frames) == PeerMessage("agent-3", rank, frames)
+    rank = DecodeRank(1, "10.0.0.9", 5001, 129 if engine == "nixl" else None)
+    said = wire_format(engine).parse(1, frames)
+    assert said == PeerMessage("agent-3", rank, frames)
+    assert isinstance(said, PeerMessage)
+    assert said.rank.agent == "agent-3"
     if engine == "nixl":
         assert nixl.KVArgsRegisterInfo.from_zmq(frames[1:]).dst_num_slots == 129
 

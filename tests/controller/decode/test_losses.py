@@ -91,7 +91,8 @@ def test_a_server_that_was_started_anew_at_its_address_is_taken_again(served: Fa
     served.decode_sends(ROOM + 1, 0)
     served.settle()
     assert waiting.outcome == "finished"
-    assert served.decode_servers.ranks == (DecodeRank(0, HOST, PORT, 2000, "agent-new"),)
+    (rank,) = served.decode_servers.ranks
+    assert (rank.pages, rank.agent) == (2000, "agent-new")
     assert empty(served)
 
 
