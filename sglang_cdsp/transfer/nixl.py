@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int32]
 # How often an agent that cannot be reached is taken in again: its lists of pages are long.
 TAKE_BACK_EVERY_S = 1.0
+# After so long without a room an agent's lists are dropped when another one comes: every start of a
+# decode server is a new agent, and the lists of the former ones would fill the memory.
+UNUSED_S = 600.0
 
 
 class NixlPoolManager(PoolKVManager, NixlKVManager):
@@ -53,7 +56,9 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
         which stock would keep. One that cannot be taken in, as it has died meanwhile, must not end
         that thread: nobody would hear of any room here any more.
         """
+        self._drop_unused()
         name = decode_kv_args.agent_name
+        self._used_s[name] = self.clock()
         known = self.decode_kv_args_table.get(name)
         if known is not None and known.agent_metadata != decode_kv_args.agent_metadata:
             self.forget_peer(name)
@@ -75,6 +80,17 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
         except Exception as error:
             logger.debug("NIXL does not drop decode's agent %s: %s", name, error)
 
+    def _drop_unused(self) -> None:
+        """Drop what was prepared for agents that have had no room for long; not who they are."""
+        late_s = self.clock() - UNUSED_S
+        busy = {name for infos in list(self.transfer_infos.values()) for name in list(infos)}
+        for name in [name for name, used_s in self._used_s.items() if used_s < late_s]:
+            peer = self.decode_kv_args_table.get(name)
+            if name not in busy and peer is not None:
+                del self._used_s[name]
+                self.forget_peer(name)
+                self.decode_kv_args_table[name] = peer
+
     def open_write(self, room: int, *args: Any, **kwargs: Any) -> ChunkWrite:
         """See ``PoolKVManager``."""
         self._take_back(room)
@@ -86,25 +102,33 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
         super().add_transfer_request(bootstrap_room, *args, **kwargs)
 
     def _take_back(self, room: int) -> None:
-        """Take in again those of a room's agents whose connection broke.
+        """Take in again those of a room's agents whose connection broke, or that were unused.
 
         NIXL drops what it knows of an agent when a write to it ends with a broken connection, and
         decode registers once only: every later write to a server that is well would fail. SGLang
         0.5.23 does the same for its own writes.
         """
+        now_s = self.clock()
         for name in list(self.transfer_infos.get(room, ())):
             peer = self.decode_kv_args_table.get(name)
-            if peer is None or self.agent.check_remote_metadata(name):
+            if peer is None:
                 continue
-            now_s = self.clock()
+            self._used_s[name] = now_s
+            if self.agent.check_remote_metadata(name):
+                continue
             if now_s < self._taken_back_s.get(name, 0.0) + TAKE_BACK_EVERY_S:
                 continue
             self._taken_back_s[name] = now_s
-            logger.warning("sglang-cdsp: the connection to decode's agent %s is made anew", name)
+            logger.info("the connection to decode's agent %s is made anew", name)
             self.forget_peer(name)
             self._add_remote_peer(peer)
             # Who names pages is there, or will be: the next write tries again.
             self.decode_kv_args_table.setdefault(name, peer)
+
+    @cached_property
+    def _used_s(self) -> dict[str, float]:
+        """When agents registered or had a room last, monotonic seconds."""
+        return {}
 
     @cached_property
     def _taken_back_s(self) -> dict[str, float]:

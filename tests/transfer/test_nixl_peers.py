@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-from sglang_cdsp.transfer.nixl import TAKE_BACK_EVERY_S, NixlPoolManager
+from sglang_cdsp.transfer.nixl import TAKE_BACK_EVERY_S, UNUSED_S, NixlPoolManager
 
 ROOM = 7
 
@@ -72,10 +72,10 @@ class Manager(NixlPoolManager):
         self.prep_handles[peer_info.agent_name] = peer_info.dst_kv_ptrs
 
 
-def registration(metadata: bytes, pointers: list[int] | None = None) -> Any:
+def registration(metadata: bytes, pointers: list[int] | None = None, name: str = "decode") -> Any:
     pointers = [1] if pointers is None else pointers
     return SimpleNamespace(
-        agent_name="decode",
+        agent_name=name,
         agent_metadata=metadata,
         dst_kv_ptrs=pointers,
         dst_aux_ptrs=[2],
@@ -153,3 +153,29 @@ def test_one_that_is_still_out_of_reach_is_tried_now_and_then(
     manager.now_s += TAKE_BACK_EVERY_S
     manager._take_back(ROOM)
     assert manager.prepared == 2
+
+
+def test_lists_of_servers_that_are_gone_do_not_pile_up(manager: Manager) -> None:
+    """Each start of a decode server is another agent; the one that has a room keeps its lists."""
+    manager._add_remote_peer(registration(b"busy"))
+    for start in range(10):
+        name = f"start-{start}"
+        manager.now_s += 2 * UNUSED_S
+        manager._add_remote_peer(registration(b"one", name=name))
+        assert set(manager.prep_handles) == {"", "decode", name}
+    assert manager.agent.removed == [f"start-{start}" for start in range(9)]
+
+
+def test_an_unused_server_is_taken_in_again_for_its_next_room(manager: Manager) -> None:
+    manager.transfer_infos = {}
+    peer = registration(b"one")
+    manager._add_remote_peer(peer)
+    manager.now_s += 2 * UNUSED_S
+    manager._add_remote_peer(registration(b"two", name="other"))
+    assert "decode" not in manager.prep_handles
+    assert manager.decode_kv_args_table["decode"] is peer, "its rooms are known at once"
+    manager.agent.broken = True  # what NIXL says of an agent that was removed
+    manager.transfer_infos = {ROOM: {"decode": None}}
+    manager._take_back(ROOM)
+    assert "decode" in manager.prep_handles
+    assert manager.decode_kv_args_table["decode"] is peer
