@@ -84,7 +84,7 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
         """Drop what was prepared for agents that have had no room for long; not who they are."""
         late_s = self.clock() - UNUSED_S
         busy = {name for infos in list(self.transfer_infos.values()) for name in list(infos)}
-        for name in [name for name, used_s in self._used_s.items() if used_s < late_s]:
+        for name in [n for n, used_s in list(self._used_s.items()) if used_s < late_s]:
             peer = self.decode_kv_args_table.get(name)
             if name not in busy and peer is not None:
                 del self._used_s[name]
