@@ -19,6 +19,7 @@ from tests.contract import (
     request_rows,
     scheduler_rows,
     transfer_rows,
+    watch_rows,
 )
 from tests.contract.row import Row
 
@@ -34,6 +35,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ),
     ("KV transfer over Mooncake", (*mooncake_rows.ROWS, *mooncake_decode_rows.ROWS)),
     ("A shard's forward and its attention", forward_rows.ROWS),
+    ("Processes that watch each other", watch_rows.ROWS),
     ("SGLang's own numbers", number_rows.ROWS),
     ("Control endpoints and messages", control_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),
