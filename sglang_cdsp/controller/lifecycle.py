@@ -217,7 +217,7 @@ class Lifecycle(PoolState):
             case messages.StockBatch():
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
-            case messages.Hello() | messages.Invitation():
+            case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
                 seq = report.part.seq
