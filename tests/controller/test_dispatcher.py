@@ -295,6 +295,8 @@ def test_observers_hear_of_effects(wire: Wire) -> None:
         "chunks_by_sp_size": {"1": 1},
         "requests_ended": {"finished": 1},
         "tasks_stopped": 1,
+        "rests_replanned": 0,
+        "last_replans": [],
     }
 
 
