@@ -109,7 +109,8 @@ class Dispatcher:
         """
         assert request.plan is not None
         members = request.plan.instances
-        self._send(set(before.instances) - set(members), ForgetOrder(seq=request.seq))
+        gone = set(before.instances) - set(members) - request.lost
+        self._send(gone, ForgetOrder(seq=request.seq))
         self._send([i for i in members if i in before.instances], _rest_order(request))
         self._introduce(request, [i for i in members if i not in before.instances])
         if request.plan.home != before.home:
@@ -130,8 +131,7 @@ class Dispatcher:
 
     def stop(self, request: PoolRequest) -> None:
         """End the task at the next layer."""
-        assert request.plan is not None
-        self._send(request.plan.instances, StopOrder(seq=request.seq))
+        self._send(request.reachable, StopOrder(seq=request.seq))
         self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -141,14 +141,13 @@ class Dispatcher:
 
     def release(self, request: PoolRequest) -> None:
         """Free the slots; home answers its client unless that was done."""
-        assert request.plan is not None
-        order = ReleaseOrder(seq=request.seq, error=request.error, silent=request.answered)
-        self._send(request.plan.instances, order)
+        silent = request.answered or request.recalled
+        order = ReleaseOrder(seq=request.seq, error=request.error, silent=silent)
+        self._send(request.reachable, order)
 
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request where it is."""
-        assert request.plan is not None
-        self._send(request.plan.instances, CancelOrder(seq=request.seq))
+        self._send(request.reachable, CancelOrder(seq=request.seq))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client through the tokenizer."""
@@ -160,8 +159,7 @@ class Dispatcher:
 
     def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
         """Pass decode's abort to the instance whose stock sender will acknowledge it."""
-        assert request.plan is not None
-        self._send(request.plan.instances, RoomOrder(tp_rank=tp_rank, frames=frames))
+        self._send(request.reachable, RoomOrder(tp_rank=tp_rank, frames=frames))
 
     def fail_room(self, room: int, reason: str) -> None:
         """Tell every decode rank of a room that it failed."""
@@ -181,6 +179,14 @@ class Dispatcher:
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
         self._endpoint.ack_abort(room, target)
+
+    def lost(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.lost(request))
+
+    def recalled(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.recalled(request))
 
     def ended(self, request: PoolRequest) -> None:
         """Nothing to send: the observers hear of it."""

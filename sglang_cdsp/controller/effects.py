@@ -53,6 +53,12 @@ class Effects(Protocol):
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
 
+    def lost(self, request: PoolRequest) -> None:
+        """A request ends because of an instance that was given up."""
+
+    def recalled(self, request: PoolRequest) -> None:
+        """A request is back among those that wait for a plan."""
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
 
@@ -72,5 +78,17 @@ class Observer:
     def stopped(self, request: PoolRequest) -> None:
         """The request's task was ordered to end before its last chunk had."""
 
+    def lost(self, request: PoolRequest) -> None:
+        """The request ends because of an instance that was given up."""
+
+    def recalled(self, request: PoolRequest) -> None:
+        """The request is back among those that wait for a plan."""
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
+
+    def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None:
+        """A seat is in another state now; ``incarnation`` is its present or last life."""
+
+    def seat_died(self, seat: int, cause: str) -> None:
+        """A life of a seat was given up."""

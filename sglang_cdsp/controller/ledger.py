@@ -56,6 +56,26 @@ class InstanceLedger:
     layers: int = 32
     preempt_budget: float = 0.0
     _bound: dict[int, _Bound] = field(default_factory=dict)
+    _absent: set[int] = field(default_factory=set)
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Instances on which nothing is planned."""
+        return frozenset(self._absent)
+
+    def leaves(self, instance: int) -> None:
+        """Nothing more is planned on an instance; what is bound there stays bound."""
+        self._absent.add(instance)
+
+    def comes(self, instance: int) -> None:
+        """An instance takes part from now on."""
+        self._absent.discard(instance)
+
+    def emptied(self, instance: int) -> None:
+        """An instance's process has ended: nothing is left there of what was bound."""
+        for bound in self._bound.values():
+            bound.slots.pop(instance, None)
+            bound.ends_s.pop(instance, None)
 
     def bind(
         self,
@@ -190,7 +210,14 @@ class InstanceLedger:
             "queue_s": list(view.queue_s),
             "free_tokens": list(view.free_tokens or ()),
             "capacity_tokens": list(view.capacity_tokens or ()),
+            "absent": sorted(self._absent),
         }
+
+    def up(self) -> tuple[bool, ...] | None:
+        """By instance, whether it may be planned on; None if all may."""
+        if not self._absent:
+            return None
+        return tuple(instance not in self._absent for instance in range(len(self.capacity)))
 
     def view(self, now_s: float) -> PoolView:
         """The pool as the planner sees it now."""
@@ -202,6 +229,7 @@ class InstanceLedger:
             queue_s=tuple(queue),
             free_tokens=self.free_tokens(),
             instances_per_node=self.instances_per_node,
+            up=self.up(),
             capacity_tokens=tuple(
                 max(0, (c - RESERVE_TOKENS) // self.page_size * self.page_size)
                 for c in self.capacity

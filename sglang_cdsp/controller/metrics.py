@@ -24,12 +24,15 @@ class PoolMetrics(Observer):
         self._chunks: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
         self._stopped = 0
+        self._deaths: Counter[str] = Counter()
+        self._lost = 0
+        self._recalled = 0
         self._replanned = 0
         self._replans: deque[dict[str, Any]] = deque(maxlen=LAST_REPLANS)
 
     def bound(self, request: PoolRequest) -> None:
-        """A request got its plan."""
-        if not request.probe:
+        """A request got its plan; one whose plan was recalled was counted before."""
+        if not request.probe and not request.recalls:
             self._bound += 1
             self._prompt_tokens += request.tokens
 
@@ -49,14 +52,30 @@ class PoolMetrics(Observer):
         """The request's task was ordered to end before its last chunk had."""
         self._stopped += 1
 
+    def lost(self, request: PoolRequest) -> None:
+        """The request ends because of an instance that was given up."""
+        if not request.probe:
+            self._lost += 1
+
+    def recalled(self, request: PoolRequest) -> None:
+        """The request is back among those that wait for a plan."""
+        self._recalled += 1
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
         if not request.probe:
             self._ended[request.outcome] += 1
 
+    def seat_died(self, seat: int, cause: str) -> None:
+        """A life of a seat was given up."""
+        self._deaths[cause] += 1
+
     def snapshot(self) -> dict[str, Any]:
         """The counters, JSON-ready: requests and tokens with a plan, chunks by SP size, ends.
 
+        Deaths of instances are counted by cause.
+        Lost are those that ended because of an instance that was given up; recalled are plans that
+        such an instance was to have a part in, before any of them had run.
         ``last_replans`` are the last changes of plans, as in the plan log.
         """
         return {
@@ -65,6 +84,9 @@ class PoolMetrics(Observer):
             "chunks_by_sp_size": {str(size): n for size, n in sorted(self._chunks.items())},
             "requests_ended": dict(sorted(self._ended.items())),
             "tasks_stopped": self._stopped,
+            "deaths": dict(sorted(self._deaths.items())),
+            "requests_lost": self._lost,
+            "plans_recalled": self._recalled,
             "rests_replanned": self._replanned,
             "last_replans": list(self._replans),
         }

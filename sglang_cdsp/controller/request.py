@@ -111,6 +111,10 @@ class PoolRequest:
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
+        forwarded: those of them that its one instance was to tell.
+        lost: instances of its plan that were given up with what they had of it.
+        recalled: its plan is being ended, and it is to get another one.
+        recalls: how often that has happened.
     """
 
     rid: str
@@ -144,6 +148,10 @@ class PoolRequest:
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
+    forwarded: list[AbortTarget] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    recalled: bool = False
+    recalls: int = 0
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
     @property
@@ -159,6 +167,12 @@ class PoolRequest:
         """
         before, self._phase = self._phase, after(self._phase, event, self.rid)
         return before
+
+    @property
+    def reachable(self) -> tuple[int, ...]:
+        """The instances of its plan that can be told anything."""
+        assert self.plan is not None
+        return tuple(instance for instance in self.plan.instances if instance not in self.lost)
 
     @property
     def probe(self) -> bool:
@@ -179,6 +193,17 @@ class PoolRequest:
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens
         )
+
+    def forget_plan(self) -> None:
+        """Nothing is left of its plan on any instance; it is as it was before it had one."""
+        self.plan, self.policy, self.bound_s, self.seq = None, "", 0.0, -1
+        self.one_instance = False
+        self.next_chunk = self.lane = self.serial = 0
+        self.ready, self.times = {}, []
+        self.drained, self.drained_s, self.released = set(), None, set()
+        self.lost = set()
+        self.recalled = False
+        self.recalls += 1
 
     @property
     def outcome(self) -> str:

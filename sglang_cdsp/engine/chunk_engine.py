@@ -6,6 +6,7 @@ chunk takes is done elsewhere (``chunk_work.py``).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,15 @@ from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.task_queue import TaskQueue
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
+from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     ForgetOrder,
     GoOrder,
     GrammarOrder,
+    Invitation,
+    InviteOrder,
+    LeaveOrder,
     LinkOrder,
     LogprobOrder,
     PeerOrder,
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
 
     from sglang_cdsp.parallel.links.lanes import LinkHub
     from sglang_cdsp.transfer.manager import PoolKVManager
+
+logger = logging.getLogger(__name__)
 
 
 class ChunkEngine:
@@ -182,9 +189,31 @@ class ChunkEngine:
             self._work.stop(task)
 
     def on_link(self, order: LinkOrder) -> None:
-        """Another instance can be reached."""
+        """Another instance can be reached. If it has ended meanwhile, the next chunk will tell."""
         if order.tp_rank == self._reporter.tp_rank:
-            self._hub.join(order.seat, order.incarnation, order.invitation)
+            try:
+                self._hub.join(order.seat, order.incarnation, order.invitation)
+            except LinkError as error:
+                logger.error("no link to instance %d: %s", order.seat, error)
+
+    def on_leave(self, order: LeaveOrder) -> None:
+        """A life of another instance is given up: what needs it fails, the rest goes on.
+
+        Its memory here stays as it is until its end is known, see ``on_invite``.
+        """
+        if self._hub.incarnation_of(order.seat) == order.incarnation:
+            self._hub.drop(order.seat, f"its life {order.incarnation} was given up")
+
+    def on_invite(self, order: InviteOrder) -> None:
+        """All processes of another instance's former life have ended; its next life may link up."""
+        words, error = b"", ""
+        try:
+            words = self._hub.invite(order.seat)
+        except LinkError as failure:
+            error = str(failure)
+        self._reporter.send(
+            Invitation, seat=order.seat, life=order.incarnation, invitation=words, error=error
+        )
 
     def on_release(self, order: ReleaseOrder) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""

@@ -16,7 +16,7 @@ from typing import Any
 from sglang_cdsp.planner.errors import ForcedPlanError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.rests import Placed
-from sglang_cdsp.planner.types import Placement, Plan, PlannedChunk, PoolView
+from sglang_cdsp.planner.types import Group, Placement, Plan, PlannedChunk, PoolView
 
 PARAMETER = "cdsp_plan"
 """Its name in `sampling_params.custom_params`."""
@@ -37,6 +37,11 @@ class ForcedPlan:
 
     chunks: Placement
     rests: tuple[tuple[int, Placement], ...] = ()
+
+    @property
+    def instances(self) -> Group:
+        """Every instance of its plan before any rest takes over."""
+        return self.chunks[-1][1]
 
     def rest_at(self, position: int) -> Placement | None:
         """The plan that is due when so many tokens have run, None if none is."""

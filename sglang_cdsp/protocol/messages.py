@@ -192,6 +192,23 @@ class LinkOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     invitation: bytes
 
 
+class LeaveOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Life ``incarnation`` of instance ``seat`` is gone or will be: drop the link to it."""
+
+    seat: int
+    incarnation: int
+
+
+class InviteOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Get ready for life ``incarnation`` of instance ``seat``; answered by ``Invitation``.
+
+    Every process of the seat's former life has ended.
+    """
+
+    seat: int
+    incarnation: int
+
+
 class GrammarOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Compile the grammar of a request that waits for decode, and say if that cannot be done.
 
@@ -223,6 +240,8 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     StopOrder,
     ReleaseOrder,
     LinkOrder,
+    LeaveOrder,
+    InviteOrder,
     GrammarOrder,
     StatusOrder,
 )
@@ -234,23 +253,25 @@ def register_orders() -> None:
 
 
 class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """Base of all reports: which rank of which instance speaks, and when (monotonic seconds)."""
+    """Base of all reports: which rank of which instance speaks, and when (monotonic seconds).
+
+    ``incarnation`` says which life of its seat the instance is.
+    """
 
     instance: int
     tp_rank: int
     at_s: float
+    incarnation: int = 1
 
 
 class Hello(Report, frozen=True, kw_only=True):
     """A rank is up. Sizes are in tokens.
 
     Attributes:
-        incarnation: which life of its seat this process is.
         invitations: by instance, how the same rank of it reaches this one.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
     """
 
-    incarnation: int
     invitations: dict[int, bytes]
     kv_capacity: int
     page_size: int
@@ -259,6 +280,20 @@ class Hello(Report, frozen=True, kw_only=True):
     layers: int
     kv_cache_dtype: str
     max_shard_tokens: int | None = None
+
+
+class Invitation(Report, frozen=True, kw_only=True):
+    """How the same rank of a seat's next life reaches this one.
+
+    Attributes:
+        seat, life: the instance that is invited, and which life of it.
+        invitation: what that process needs to join; empty where there is an ``error``.
+    """
+
+    seat: int
+    life: int
+    invitation: bytes
+    error: str = ""
 
 
 class Ready(Report, frozen=True, kw_only=True):
@@ -366,8 +401,23 @@ class GrammarRefused(Report, frozen=True, kw_only=True):
     error: str
 
 
+class Answered(Report, frozen=True, kw_only=True):
+    """The instance answers a question of SGLang's to all of them; see ``protocol/answers.py``.
+
+    Attributes:
+        kind: the name of the answer's type.
+        payload: the answer, as SGLang sends it to the tokenizer manager.
+        failure: "" or what it says has failed.
+    """
+
+    kind: str
+    payload: bytes
+    failure: str = ""
+
+
 AnyReport = (
     Hello
+    | Invitation
     | Ready
     | ChunkDone
     | FirstToken
@@ -379,6 +429,7 @@ AnyReport = (
     | StockEnded
     | StockBatch
     | GrammarRefused
+    | Answered
 )
 
 

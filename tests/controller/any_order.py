@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.presence import Stand
 from sglang_cdsp.controller.request import PoolRequest
 from tests.controller.fake_pool import Demanded, FakePool
 from tests.planner.drawn_plans import DrawnRests, drawn_rests
@@ -237,7 +238,72 @@ class AnyOrder(RuleBasedStateMachine):
     def the_pool_comes_to_rest(self) -> None:
         self.pool.settle()
 
+    # -- seats ----------------------------------------------------------------------------
+
+    def _seats(self, *stands: Stand) -> list[int]:
+        presence = self.pool.lifecycle.presence
+        return [i for i in range(len(self.pool.instances)) if presence.stand(i) in stands]
+
+    @precondition(lambda self: self._seats(Stand.UP, Stand.DRAINING))
+    @rule(data=st.data(), confirmed=st.booleans())
+    def a_seat_is_lost(self, data: st.DataObject, confirmed: bool) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.UP, Stand.DRAINING)), label="seat")
+        self.pool.lose(seat)
+        if confirmed:
+            self.pool.confirm(seat)
+
+    @precondition(lambda self: self._seats(Stand.LOST))
+    @rule(data=st.data())
+    def a_seat_has_ended(self, data: st.DataObject) -> None:
+        self.pool.confirm(data.draw(st.sampled_from(self._seats(Stand.LOST)), label="seat"))
+
+    @precondition(lambda self: self._seats(Stand.DOWN))
+    @rule(data=st.data())
+    def a_seat_is_filled(self, data: st.DataObject) -> None:
+        self.pool.fill(data.draw(st.sampled_from(self._seats(Stand.DOWN)), label="seat"))
+
+    @precondition(lambda self: self._seats(Stand.UP))
+    @rule(data=st.data())
+    def a_seat_drains(self, data: st.DataObject) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.UP)), label="seat")
+        self.pool.lifecycle.on_seat_draining(seat)
+
+    @precondition(lambda self: self._seats(Stand.DRAINING))
+    @rule(data=st.data(), stays=st.booleans())
+    def a_drained_seat_stays_or_leaves(self, data: st.DataObject, stays: bool) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.DRAINING)), label="seat")
+        if stays:
+            self.pool.lifecycle.on_seat_up(seat)
+        elif self.pool.lifecycle.seat_idle(seat):
+            assert not self.pool.instances[seat].tasks, "a seat is idle that has tasks"
+            assert not self.pool.instances[seat].stock_requests
+            self.pool.confirm(seat)
+
+    @precondition(lambda self: self._seats(Stand.LOST, Stand.DOWN))
+    @rule(data=st.data(), why=st.sampled_from(["too many deaths", ""]))
+    def a_seat_stays_down(self, data: st.DataObject, why: str) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.LOST, Stand.DOWN)), label="seat")
+        self.pool.lifecycle.on_seat_stays_down(seat, why)
+
+    def _all_seats_come_back(self) -> None:
+        for seat in self._seats(Stand.LOST):
+            self.pool.confirm(seat)
+        for seat in self._seats(Stand.DOWN):
+            self.pool.fill(seat)
+        for seat in self._seats(Stand.DRAINING):
+            self.pool.lifecycle.on_seat_up(seat)
+
     # -- what must hold -------------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_planned_on_an_absent_seat(self) -> None:
+        """A plan that names one was made before, and its process cannot be told of it."""
+        if not hasattr(self, "pool"):
+            return
+        for request in self.requests:
+            if request.phase in (Phase.BOUND, Phase.RUNNING, Phase.STOCK):
+                gone = self._seats(Stand.LOST, Stand.DOWN)
+                assert set(request.reachable).isdisjoint(gone)
 
     @invariant()
     def each_client_hears_at_most_once_from_a_chunked_plan(self) -> None:
@@ -245,10 +311,13 @@ class AnyOrder(RuleBasedStateMachine):
             return
         for request in self.requests:
             answers = self.pool.answers[request.tokenized]
+            # One that was not told may answer whoever has been answered for it.
             own_answer = any(who.startswith(("stock", "home refused")) for who in answers)
+            lost = request in self.pool.lost_requests
             # SGLang's tokenizer passes on one answer of two homes.
             moved = any(change.chunk == 0 for change in request.replans)
-            assert len(answers) <= 1 + (own_answer and (request.aborted or moved)), answers
+            again = own_answer and (request.aborted or moved)
+            assert len(answers) <= 1 + again + lost, answers
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
@@ -256,6 +325,7 @@ class AnyOrder(RuleBasedStateMachine):
         pool = self.pool
         for late in self.on_the_way:
             pool.lifecycle.on_request(*late)
+        self._all_seats_come_back()
         pool.settle()
         # Decode gives up what it still waits for; then nothing may be left anywhere.
         assert all(request.phase is Phase.ARRIVED for request in pool.lifecycle.requests)
@@ -301,7 +371,8 @@ class AnyOrder(RuleBasedStateMachine):
             finished = any(who.endswith("finished") for who in pool.answers[request.tokenized])
             assert finished or request.error
         arrived = [e.room for e in self.requests if e.outcome == "finished" and not e.one_instance]
-        assert pool.told_finished == Counter(room for room in arrived if room is not None)
+        told = Counter(room for room in arrived if room is not None) + pool.lost_late
+        assert pool.told_finished == told
         expected = Counter({(r, k): 1 for r in self.rooms for k in range(pool.tp_size)})
         expected.update(self.aborts_again)
         assert pool.acks == expected, "each abort of a decode rank is acknowledged once"

@@ -39,6 +39,25 @@ class FakeInstance:
         self.used = 0
         self.last_seq = -1
         self.paused = False
+        self.lost = False
+
+    # -- its process ----------------------------------------------------------------------
+
+    def end(self) -> None:
+        """The kernel has confirmed the end of the process: it does nothing any more."""
+        self._inbox.clear()
+        self.queue, self.tasks, self.stock_requests, self.inside = [], {}, {}, []
+        self.used = 0
+
+    def could_write(self, room: int) -> bool:
+        """Whether a task of a room is here that may still write to decode."""
+        return any(
+            task.room == room
+            and len(task.drained) < self.pool.tp_size
+            # A process that was given up has no order that starts a chunk of such a task.
+            and (task.started or not self.lost)
+            for task in self.tasks.values()
+        )
 
     # -- what may happen next -------------------------------------------------------------
 
@@ -49,7 +68,7 @@ class FakeInstance:
         if self._inbox:
             obey, refuse = self._inbox[0]
             yield Move(f"{self.me} takes an order", partial(self._take_order, obey))
-            if refuse is not None:
+            if refuse is not None and not self.lost:
                 name = f"{self.me} refuses a request"
                 yield Move(name, partial(self._take_order, refuse), fault=True)
         for task in list(self.tasks.values()):
@@ -116,6 +135,7 @@ class FakeInstance:
 
     def order(self, obey: Callable[[], None], refuse: Callable[[], None] | None = None) -> None:
         """An order is under way; ``refuse`` is what a request's own fault leads to."""
+        assert not self.lost, "an order for a process that was given up"
         self._inbox.append((obey, refuse))
 
     def _take_order(self, order: Callable[[], None]) -> None:
@@ -234,7 +254,7 @@ class FakeInstance:
                 if stock.begun:
                     stock.acks_owed.append(rank)
                     return
-        self.pool.decode_told_safe(room, rank)
+        self.pool.stock_told_safe(room, rank)
 
     # -- progress -------------------------------------------------------------------------
 
@@ -331,7 +351,7 @@ class FakeInstance:
         self.used -= -(-stock.tokens // page) * page
         for rank in stock.acks_owed:
             assert stock.room is not None
-            self.pool.decode_told_safe(stock.room, rank)
+            self.pool.stock_told_safe(stock.room, rank)
         self.pool.answered(stock.client, "stock failed" if error else "stock finished")
         self._stock_ended(stock, error)
 

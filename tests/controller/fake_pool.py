@@ -60,6 +60,8 @@ class FakePool:
         sends: what was sent of each task's KV, by the number that decode counts.
         replanned: how often the rest of a plan was changed.
         acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
+        lost_requests: requests that ended because of a lost instance.
+        lost_late: rooms of those of them of which decode had all by then.
     """
 
     def __init__(
@@ -94,6 +96,10 @@ class FakePool:
         self.announced: Counter[int] = Counter()
         self.told_finished: Counter[int] = Counter()
         self.acks: Counter[tuple[int, int]] = Counter()
+        self.lost_requests: list[PoolRequest] = []
+        self.lost_late: Counter[int] = Counter()
+        self._stock_acks: set[tuple[int, int]] = set()
+        self._confirming = False
         self.ends: list[PoolRequest] = []
         self.logprob_parts: list[LogprobPart] = []
         self.sends: defaultdict[int, dict[int, Send]] = defaultdict(dict)
@@ -176,6 +182,47 @@ class FakePool:
         target = AbortTarget(rank, "decode", 7000 + rank)
         self.lifecycle.on_room_abort(room, target, [b"ABORT", str(room).encode()])
 
+    # -- seats ----------------------------------------------------------------------------
+
+    def lose(self, seat: int, why: str = "killed by a test") -> None:
+        """The process of a seat is given up; it goes on with what it has been told until it ends.
+
+        What it said before has been heard.
+        """
+        for (me, _), reports in self.channels.items():
+            while me == seat and reports:
+                self._hear_next(reports)
+        named = [r for r in self.lifecycle.requests if r.plan and seat in r.plan.instances]
+        others = {r: (r.phase, r.error) for r in self.lifecycle.requests if r not in named}
+        self.instances[seat].lost = True
+        self.lifecycle.on_seat_lost(seat, why)
+        for request, before in others.items():
+            assert (request.phase, request.error) == before, "who is not there loses nothing"
+        for request in self.lost_requests:
+            heard = request.probe or self.answers[request.tokenized]
+            assert heard, "whoever loses something is told at once"
+
+    def confirm(self, seat: int) -> None:
+        """The kernel says that a seat's process has ended."""
+        self.instances[seat].end()
+        self.instances[seat].lost = True
+        for chunk, (_, group) in self._lanes.items():
+            if seat in group:
+                self.left[chunk].add(seat)
+        for promise in self._promised.values():
+            promise.pop(seat, None)
+        for (me, _), reports in self.channels.items():
+            if me == seat:
+                reports.clear()
+        self._confirming = True
+        self.lifecycle.on_seat_ended(seat)
+        self._confirming = False
+
+    def fill(self, seat: int) -> None:
+        """A new process takes a seat whose last one has ended."""
+        self.instances[seat] = FakeInstance(seat, self)
+        self.lifecycle.on_seat_up(seat)
+
     def moves(self) -> list[Move]:
         """Everything that could happen next inside the pool."""
         found = [
@@ -248,10 +295,14 @@ class FakePool:
         self.acks[(room, rank)] += 1
         self.safe.add((room, rank))
 
+    def stock_told_safe(self, room: int, rank: int) -> None:
+        """An instance's stock sender has told a decode rank that its pages are its own again."""
+        self._stock_acks.add((room, rank))
+        self.decode_told_safe(room, rank)
+
     def _no_write_left(self, room: int) -> bool:
         """Nobody holds a task of the room that could still write."""
-        tasks = [t for i in self.instances for t in i.tasks.values() if t.room == room]
-        return all(len(task.drained) == self.tp_size for task in tasks)
+        return not any(instance.could_write(room) for instance in self.instances)
 
     # -- Effects ---------------------------------------------------------------------------
 
@@ -333,7 +384,7 @@ class FakePool:
         assert set(placed.group) <= set(slots) == set(plan.instances)
         self._promise(request, slots)
         self.replanned += 1
-        for me in {*before.instances, *plan.instances}:
+        for me in {*before.instances, *plan.instances} - request.lost:
             at = self.instances[me]
             if me not in plan.instances:
                 at.order(partial(at.on_forget, request.seq))
@@ -363,6 +414,7 @@ class FakePool:
         if len(members) > 1:
             self._check_lane(request, set(members))
         for me in members:
+            self.instances[me].tasks[seq].started = True
             order = partial(self.instances[me].on_go, seq, chunk, request.revision)
             self.instances[me].order(order)
 
@@ -379,7 +431,7 @@ class FakePool:
         assert request.plan is not None
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
-        for me in request.plan.instances:
+        for me in request.reachable:
             self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -390,17 +442,17 @@ class FakePool:
     def release(self, request: PoolRequest) -> None:
         """Free the slots everywhere."""
         assert request.plan is not None
-        seq, error, silent = request.seq, request.error, request.answered
-        for me in request.plan.instances:
+        seq, error = request.seq, request.error
+        silent = request.answered or request.recalled
+        for me in request.reachable:
             at = self.instances[me]
             at.order(partial(at.on_release, seq, error, silent))
 
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request where it is."""
         assert request.one_instance
-        assert request.plan is not None
-        (me,) = request.plan.instances
-        self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
+        for me in request.reachable:
+            self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """The controller answers a client."""
@@ -415,7 +467,8 @@ class FakePool:
         assert request.one_instance
         assert request.plan is not None
         assert request.room is not None
-        (me,) = request.plan.instances
+        self._stock_acks.discard((request.room, tp_rank))
+        (me,) = request.reachable
         at = self.instances[me]
         at.order(partial(at.on_room_abort, request.room, tp_rank))
 
@@ -442,7 +495,24 @@ class FakePool:
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Decode hears that an aborted room's pages are safe."""
         assert self._no_write_left(room), "an abort is acknowledged while writes may be in flight"
+        if self._confirming and (room, target.tp_rank) in self._stock_acks:
+            return  # decode hears it for the second time, from who cannot know of the first
         self.decode_told_safe(room, target.tp_rank)
+
+    def lost(self, request: PoolRequest) -> None:
+        """A request ends because of an instance that was given up."""
+        assert request.lost
+        assert request.error
+        self.lost_requests.append(request)
+        if request.phase is Phase.RELEASING and request.room is not None:
+            self.lost_late[request.room] += 1
+
+    def recalled(self, request: PoolRequest) -> None:
+        """A request is back among those that wait."""
+        assert request.phase is Phase.WAITING
+        assert not request.error
+        assert not self._chunks_started[request.seq], "a plan is recalled that has begun"
+        self._promised.pop(request.seq, None)
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""

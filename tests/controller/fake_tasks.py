@@ -47,6 +47,7 @@ class FakeTask:
     has_request: bool = False
     prepared: int | None = None
     announced: bool = False
+    started: bool = False
     over: bool = False
     error: str = ""  # alike on all ranks
     lost: dict[int, str] = field(default_factory=dict)  # by rank

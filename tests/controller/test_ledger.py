@@ -130,4 +130,25 @@ def test_what_status_pages_show(ledger: InstanceLedger) -> None:
         "queue_s": [0.0, 1.0, 0.0],
         "free_tokens": [992, 480, 0],
         "capacity_tokens": [992, 496, 0],
+        "absent": [],
     }
+
+
+def test_nothing_is_planned_on_an_absent_instance(ledger: InstanceLedger) -> None:
+    assert ledger.view(0.0).up is None
+    ledger.leaves(1)
+    view = ledger.view(0.0)
+    assert view.up == (True, False, True)
+    assert view.capacity_tokens == (992, 496, 0), "admission goes by the whole pool"
+    assert ledger.snapshot(0.0)["absent"] == [1]
+    ledger.comes(1)
+    assert ledger.view(0.0).up is None
+
+
+def test_a_process_that_has_ended_holds_nothing(ledger: InstanceLedger) -> None:
+    ledger.bind(0, plan(((0, 1), 2.0)), 0.0, {0: 160, 1: 160})
+    ledger.emptied(1)
+    assert ledger.free_tokens() == (832, 496, 0)
+    assert ledger.view(0.0).queue_s == (2.0, 0.0, 0.0)
+    ledger.release(0)
+    assert ledger.free_tokens() == (992, 496, 0)

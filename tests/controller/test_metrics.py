@@ -42,6 +42,8 @@ def test_what_is_counted() -> None:
         "chunks_by_sp_size": {"1": 2, "2": 2},
         "requests_ended": {"failed": 1, "finished": 2},
         "tasks_stopped": 1,
+        "requests_lost": 0,
+        "plans_recalled": 0,
         "rests_replanned": 0,
         "last_replans": [],
     }
@@ -76,3 +78,27 @@ def test_the_pools_own_measurements_are_not_counted() -> None:
     metrics = PoolMetrics()
     run(metrics, planned(1, 2, probe=True))
     assert metrics.snapshot() == PoolMetrics().snapshot()
+
+
+def test_a_request_counts_once_however_often_its_plan_is_recalled() -> None:
+    metrics = PoolMetrics()
+    request = planned(1, 2)
+    metrics.bound(request)
+    metrics.stopped(request)
+    metrics.recalled(request)
+    plan = request.plan
+    request.forget_plan()
+    request.plan = plan
+    run(metrics, request)
+    snapshot = metrics.snapshot()
+    assert snapshot["requests_planned"] == 1
+    assert snapshot["prompt_tokens_planned"] == 20
+    assert snapshot["plans_recalled"] == 1
+    assert snapshot["requests_lost"] == 0
+
+
+def test_what_ends_with_an_instance_is_counted() -> None:
+    metrics = PoolMetrics()
+    metrics.lost(planned(1))
+    metrics.lost(planned(1, probe=True))
+    assert metrics.snapshot()["requests_lost"] == 1

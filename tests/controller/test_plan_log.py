@@ -59,6 +59,8 @@ def test_times_count_from_the_arrival() -> None:
                 "passed_s": 0.0,
             },
         ],
+        "recalls": 0,
+        "lost_instances": [],
         "replans": [],
         "outcome": "finished",
         "error": "",
