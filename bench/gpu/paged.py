@@ -212,7 +212,7 @@ def times(target: Target, kernel: PagedKernel, history: int, chunk: int) -> dict
     def guests(reads: PagedReader | None) -> torch.Tensor:
         return one.block(reads).serve(one.guest, one.parts, DIM**-0.5, UNPACED).message
 
-    found = {}
+    found: dict[str, float] = {}
     for name, work in (("own", own), ("guests", guests)):
         in_pool = milliseconds(target, partial(work, planned))
         gathered = milliseconds(target, partial(work, None))

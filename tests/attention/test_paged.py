@@ -28,10 +28,20 @@ from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.links.types import Exchanger, Message, Waitable
 from sglang_cdsp.testing.paged import Emulated
-from tests.parallel.ring_cases import RingCase, in_threads, ring_cases, rows_of, thread_lanes
+from tests.parallel.ring_cases import (
+    Attention,
+    RingCase,
+    in_threads,
+    ring_cases,
+    rows_of,
+    thread_lanes,
+)
 
 RANKS = 4
-WAYS = {"kv": (ring_attention, KvRing), "q": (q_ring_attention, QRing)}
+WAYS: dict[str, tuple[Attention, type[KvRing] | type[QRing]]] = {
+    "kv": (ring_attention, KvRing),
+    "q": (q_ring_attention, QRing),
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +90,7 @@ def run(
 
     def member(me: int) -> torch.Tensor:
         held, layout = Held.of(case, me, dtype), case.layout(me)
-        ring: Any = ring_class.of(layout)
+        ring = ring_class.of(layout)
         reader = paged_reader(
             kernels, layout, ring, held.slots, held.shape, dtype, case.scale, pacing
         )
@@ -155,7 +165,7 @@ class PoolReads(TorchDispatchMode):
     """Notes what reads a pool, and where it puts what it read; kernels themselves are left out."""
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._pool = {x.untyped_storage().data_ptr() for layer in pool.layers for x in layer}
         self._kernels = threading.local()
         self.reads: list[tuple[str, int]] = []

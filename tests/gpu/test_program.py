@@ -78,4 +78,4 @@ def test_committed_results_are_not_written_over(
     assert "committed result" in capsys.readouterr().err
     assert kept.read_text() == "{}"
     assert program.main(["--steps", "8"]) == 2
-    assert "the steps are 1 to 6" in capsys.readouterr().err
+    assert "the steps are 1 to 7" in capsys.readouterr().err

@@ -58,6 +58,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path, too_late: bool) -> None:
     child = psutil.Process(int(parent.stdout.readline()))
     eventually(ready if too_late else Path(f"{ready}.asked"))
     parent.kill()
-    parent.communicate()
+    parent.wait()  # the child holds the other end of its output
+    parent.stdout.close()
     go.touch()
     assert ended(child)
