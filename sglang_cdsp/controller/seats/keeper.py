@@ -191,7 +191,7 @@ class SeatKeeper:
             if seat not in self._ready or len(hellos) < self._tp_size:
                 continue
             if why := self._misfit(seat):
-                self.table.hold(seat, why)
+                # Memory that the former life had may take a moment to come back.
                 self.give_up(seat, Cause.UNFIT, why)
             elif self._wires.connected(seat) and not self._wires.quiet():
                 self.table.greeted(seat)
