@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_cdsp.attention.blocks import TensorBlock
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
@@ -83,7 +84,8 @@ class Instance:
             q, k, v = (x[own] for x in self.plan.layer(index))
             keys, values = self.pools[index]
             way = ring_attention if (start + index) % 2 else q_ring_attention
-            outs.append(way(q, k, v, keys[held], values[held], layout, self.lane, scale=0.7))
+            block = TensorBlock(k, v, keys[held], values[held])
+            outs.append(way(q, block, layout, self.lane, scale=0.7))
             keys[self.slots[own]], values[self.slots[own]] = k, v
             for move in spread.moves:
                 if move.src == me:
