@@ -24,6 +24,7 @@ from sglang_cdsp.engine.writes import (
     poll_writes,
     written_before,
 )
+from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
+
+ORDER_S = 0.02
+"""How long others stand still for the controller's answer about a task that passes or is over."""
 
 
 def nothing(layer_id: int) -> None:
@@ -87,12 +91,21 @@ class ChunkWork:
         chunk = task.next_chunk
         if task.prepared != chunk:
             try:
-                self._take_slots(task, chunk)
+                task.take_slots(self._instance)
             except Exception as error:
                 self.fail(task, str(error))
                 return
         task.announced = True
-        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk)
+        if task.passes:
+            self._await_order(task)
+        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk, revision=task.revision)
+
+    def _await_order(self, task: ChunkTask) -> None:
+        """Let others stand still for a moment, until the controller has answered.
+
+        A layer of a long chunk in between would cost the task as much.
+        """
+        task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
         """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""
@@ -109,18 +122,12 @@ class ChunkWork:
         """Whether decode's pages are here; the leader asks, who speaks for its instance."""
         return room is None or not self._reporter.leads or self._manager.knows_room(room)
 
-    def _take_slots(self, task: ChunkTask, chunk: int) -> None:
-        """Allocate the slots of a chunk before anybody depends on them."""
-        layout = task.layouts[chunk]
-        incoming = [move.span for move in layout.moves if move.dst == self._instance]
-        task.slot_table.take([*incoming, *layout.shard(self._instance)])
-        task.prepared = chunk
-
     # -- a chunk --------------------------------------------------------------------------
 
     def begin(self, task: ChunkTask, order: GoOrder) -> None:
         """Start a chunk: it runs in the engine's turns and gives way inside."""
         task.started = True
+        task.awaited_until_s = 0.0
         task.running = self._coroutines.start(
             f"{task.rid} chunk {order.chunk}",
             (-task.urgency, task.seq),
@@ -166,7 +173,10 @@ class ChunkWork:
         except StoppedError:
             raise
         except Exception as failure:
-            logger.exception("chunk %d of %s failed", order.chunk, task.rid)
+            # Where a partner is gone, the fault is elsewhere.
+            trace = None if isinstance(failure, LinkError) else failure
+            said = "chunk %d of %s failed: %s"
+            logger.error(said, order.chunk, task.rid, failure, exc_info=trace)
             self._coroutines.fail(str(failure) or repr(failure))
             raise  # not reached: fail does not return
         # The ranks agree here that all of them have come to the end.
@@ -220,6 +230,8 @@ class ChunkWork:
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
+        if task.over:
+            self._await_order(task)
         self._reporter.send_from_leader(
             ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
         )
@@ -233,7 +245,9 @@ class ChunkWork:
     def _chunk_failed(self, task: ChunkTask, chunk: int, failure: str) -> None:
         cancel_writes(task)
         task.error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
-        self._reporter.send_from_leader(Failed, seq=task.seq, error=task.error)
+        self._reporter.send_from_leader(
+            Failed, seq=task.seq, error=task.error, revision=task.revision
+        )
 
     # -- after it -------------------------------------------------------------------------
 
@@ -251,6 +265,7 @@ class ChunkWork:
         left = task.running is None and task.lane is None
         if task.over and left and not task.writes and not task.drained:
             task.drained = True
+            self._await_order(task)
             self._reporter.send(
                 Drained,
                 seq=task.seq,
@@ -261,19 +276,33 @@ class ChunkWork:
     def fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         """The task cannot go on here; every rank of the instance finds out alike."""
         task.error = error
-        self._reporter.send_from_leader(Failed, seq=task.seq, error=error, bad_request=bad_request)
+        self._reporter.send_from_leader(
+            Failed,
+            seq=task.seq,
+            error=error,
+            bad_request=bad_request,
+            revision=task.revision,
+        )
 
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
+        self._let_go(task, error, silent=silent)
+        self._reporter.send_from_leader(Released, seq=task.seq)
+
+    def forget(self, task: ChunkTask) -> None:
+        """The task goes on elsewhere: free what was got ready for it here; nothing was stored."""
+        task.over = True
+        self._let_go(task, "", silent=True)
+
+    def _let_go(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         task.slot_table.clear()
         if task.req is None and task.answers_at(self._instance):
             task.req = take_compiling(self._scheduler, task.rid)
         if task.req is not None:
-            error = error or self._collect_logprobs(task)
+            error = error or ("" if silent else self._collect_logprobs(task))
             sampling.retire(self._scheduler, task.req, error, silent=silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
-        self._reporter.send_from_leader(Released, seq=task.seq)
 
     def _collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""

@@ -12,6 +12,7 @@ Writes are posted from one thread and polled from another. SGLang's agent is mad
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -46,6 +47,16 @@ class NixlPoolManager(PoolKVManager, NixlKVManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         calm_progress_thread()
         super().__init__(*args, **kwargs)
+
+    def _start_bootstrap_thread(self) -> None:
+        """Start SGLang's thread for decode's messages, so that it does not outlive the scheduler.
+
+        It reads for ever, and SGLang makes no daemon of it: a scheduler that is told to end would
+        wait for it until the server kills it, 15 s later. What a daemon starts is a daemon, too.
+        """
+        starter = threading.Thread(target=super()._start_bootstrap_thread, daemon=True)
+        starter.start()
+        starter.join()
 
     # -- peers ----------------------------------------------------------------------------
 
