@@ -123,7 +123,8 @@ def test_time_in_which_the_launching_process_was_stopped_does_not_count() -> Non
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 1000.0)), max_size=50))
 def test_silence_is_never_longer_than_what_was_watched(looks: list[tuple[bool, float]]) -> None:
-    now_s, beats, since_beat = 0.0, 0, []
+    now_s, beats = 0.0, 0
+    since_beat: list[float] = []
     silence = Silence(lambda: now_s)
     for beat, after_s in looks:
         now_s += after_s

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sglang_cdsp.controller.decode.losses import LOOK_EVERY_S, LOST_AFTER_S
 from sglang_cdsp.controller.decode.servers import DecodeRank
@@ -157,3 +159,44 @@ def test_a_one_instance_request_ends_with_its_server(served: FakePool) -> None:
     assert "is gone" in request.error
     served.settle()
     assert empty(served)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_in_any_order_every_request_ends(data: st.DataObject) -> None:
+    """Requests come and run while their decode server goes, comes back and is started anew.
+
+    The pool itself objects to decode being told of pages that are still written to.
+    """
+    pool = FakePool(size=2, policy="threshold:1000")
+    register(pool)
+    requests: list[PoolRequest] = []
+    starts = 0
+    for _ in range(data.draw(st.integers(10, 80))):
+        match data.draw(
+            st.sampled_from(("request", "move", "move", "turn", "goes", "back", "new"))
+        ):
+            case "request":
+                plan = data.draw(st.sampled_from((TWO_CHUNKS, ONE_INSTANCE)))
+                room = ROOM + len(requests)
+                bound = data.draw(st.booleans())
+                requests.append(with_pages(pool, plan, bound=bound, room=room))
+            case "move":
+                if moves := [move for move in pool.moves() if not move.fault]:
+                    data.draw(st.sampled_from(moves)).do()
+            case "turn":
+                pool.now_s += data.draw(st.sampled_from((0.1, 0.5 * LOST_AFTER_S, LOST_AFTER_S)))
+                pool.turn()
+            case "goes":
+                pool.lifecycle.on_decode_link(HOST, PORT, alive=False)
+            case "back":
+                pool.lifecycle.on_decode_link(HOST, PORT, alive=True)
+            case "new":
+                starts += 1
+                register(pool, f"start-{starts}")
+    pool.settle()
+    assert all(request.phase is Phase.ENDED for request in requests)
+    for request in requests:
+        # An instance's stock queue answers for itself, too; SGLang drops a second answer.
+        assert 1 <= len(pool.answers[request.tokenized]) <= 1 + request.one_instance
+    assert empty(pool)
