@@ -139,7 +139,8 @@ class SeatKeeper:
         comes_back = self.table.coming_back(seat)
         self._requests.on_seat_stays_down(seat, "" if comes_back else reason)
         if not comes_back:
-            logger.error("sglang-cdsp: instance %d stays down: %s", seat, reason)
+            level = logging.ERROR if seat in self.table.degraded else logging.INFO
+            logger.log(level, "sglang-cdsp: instance %d stays down: %s", seat, reason)
         self._changed(seat, SeatState.DOWN, reason)
 
     def _end_drained(self) -> None:
