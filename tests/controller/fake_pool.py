@@ -98,6 +98,7 @@ class FakePool:
         self.logprob_parts: list[LogprobPart] = []
         self.sends: defaultdict[int, dict[int, Send]] = defaultdict(dict)
         self.replanned = 0
+        self._left: Counter[tuple[int, int]] = Counter()
         self._promised: dict[int, dict[int, int]] = {}
         self._heard: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
         self._chunks_started: Counter[int] = Counter()
@@ -249,9 +250,16 @@ class FakePool:
         self.safe.add((room, rank))
 
     def _no_write_left(self, room: int) -> bool:
-        """Nobody holds a task of the room that could still write."""
-        tasks = [t for i in self.instances for t in i.tasks.values() if t.room == room]
-        return all(len(task.drained) == self.tp_size for task in tasks)
+        """Nobody holds a task of the room that could still write.
+
+        Who was told to forget one has nothing to write, and need not have heard so yet.
+        """
+        return all(
+            len(task.drained) == self.tp_size or task.revision < self._left[(at.me, task.seq)]
+            for at in self.instances
+            for task in at.tasks.values()
+            if task.room == room
+        )
 
     # -- Effects ---------------------------------------------------------------------------
 
@@ -336,6 +344,7 @@ class FakePool:
         for me in {*before.instances, *plan.instances}:
             at = self.instances[me]
             if me not in plan.instances:
+                self._left[(me, request.seq)] = request.revision
                 at.order(partial(at.on_forget, request.seq))
             elif me not in before.instances:
                 self._introduce(request, me)
