@@ -21,6 +21,7 @@ from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenizedGenerateReqInput,
     HealthCheckOutput,
+    ShutdownReq,
     TokenizedGenerateReqInput,
     sock_recv,
     sock_send,
@@ -289,6 +290,7 @@ class PoolController(DataParallelController):
         mapping[TokenizedGenerateReqInput] = self.on_request
         mapping[BatchTokenizedGenerateReqInput] = self._on_batch
         mapping[AbortReq] = self._on_abort
+        mapping[ShutdownReq] = self._on_shutdown
         self._request_dispatcher.add_fallback_fn(
             lambda message: self._control.on(message, self._lifecycle)
         )
@@ -367,6 +369,11 @@ class PoolController(DataParallelController):
         self._lifecycle.on_abort(str(abort.rid), reason, everything=abort.abort_all)
         # SGLang's own requests (warm-up, health checks) are not in the pool's table.
         self.send_control_message(abort)
+
+    def _on_shutdown(self, shutdown: ShutdownReq) -> None:
+        """The server ends in order: schedulers that end now are not lost."""
+        self._seats.leave_alone()
+        self._forward_control(shutdown, range(len(self.workers)))
 
     # -- the loop -------------------------------------------------------------------------
 

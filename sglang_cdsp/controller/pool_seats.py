@@ -57,6 +57,7 @@ class PoolSeats:
         self._words = words
         self._control = control
         self._complaints = Complaints()
+        self._left_alone = False
         self._facts: Mapping[int, Mapping[str, Any]] = {}
         self.told = Told()
         self.table = SeatTable(size)
@@ -152,7 +153,12 @@ class PoolSeats:
 
     def tick(self) -> None:
         """One turn of the controller's loop."""
-        self._keeper.tick()
+        if not self._left_alone:
+            self._keeper.tick()
+
+    def leave_alone(self) -> None:
+        """The server ends: whoever ends from now on is not lost, and nobody starts."""
+        self._left_alone = True
 
     def on_report(self, report: AnyReport) -> None:
         """A scheduler reports."""

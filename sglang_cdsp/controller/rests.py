@@ -6,6 +6,7 @@ A policy is asked once a chunk that ended, so what planning costs is bounded by 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from sglang_cdsp.controller.effects import Effects
@@ -13,6 +14,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest, Replan
+from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.explanation import ranges
 from sglang_cdsp.planner.forced import timed_plan
 from sglang_cdsp.planner.memory import fits
@@ -102,7 +104,9 @@ class Rests:
         if request.probe or not set(gone).isdisjoint(self._placed(request).group):
             return False
         rest = self._rest(request, gone)
-        found = self._planning.policy.plan(rest.prompt, rest.pool)
+        found = None
+        with suppress(PlannerError):  # too few are left for what the policy does
+            found = self._planning.policy.plan(rest.prompt, rest.pool)
         if found is None:
             stay = tuple(i for i in rest.current.instances if i not in gone)
             found = self._timed(((rest.prompt.tokens, stay),), rest) if stay else None

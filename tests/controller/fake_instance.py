@@ -56,6 +56,8 @@ class FakeInstance:
             and len(task.drained) < self.pool.tp_size
             # A process that was given up has no order that starts a chunk of such a task.
             and (task.started or not self.lost)
+            # Who was told to forget one has nothing to write.
+            and not self.pool.told_to_forget(self.me, task.seq, task.revision)
             for task in self.tasks.values()
         )
 
