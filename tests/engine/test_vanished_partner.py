@@ -232,7 +232,7 @@ def test_who_still_writes_to_a_vanished_partner_has_drained_when_its_link_is_dro
     gone = False
 
     def never_arrives(seat: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
-        kept = [e for e in events if gone and isinstance(e, Sent) and e.seat == frozen]
+        kept: list[Event] = [e for e in events if gone and isinstance(e, Sent) and e.seat == frozen]
         return [event for event in events if event not in kept], kept
 
     pool = Pool(hook=never_arrives)
