@@ -79,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = plan_log.read_text().splitlines(keepends=True)
         plan_log.write_text("".join(lines[warm_up:]))
         out = ("--out", str(options.out)) if options.out else ()
+        layers = ("--layers", str(LlamaShape().num_hidden_layers))
         model = ("--latency-model", str(options.latency_model))
-        model += ("--layers", str(LlamaShape().num_hidden_layers))
-        return sglang_cdsp(["replay", str(plan_log), *model, *out])
+        return sglang_cdsp(["replay", str(plan_log), *model, *layers, *out])
 
 
 if __name__ == "__main__":

@@ -144,8 +144,9 @@ class PoolScheduler(Scheduler):
     def init_ipc_channels(self, port_args: Any) -> None:
         """Stock's; answers to questions to all instances take the way through the controller."""
         super().init_ipc_channels(port_args)
-        self._answers = AnswerSender(self.ipc_channels.send_to_tokenizer)
-        self.ipc_channels = replace(self.ipc_channels, send_to_tokenizer=self._answers)
+        stock: Any = self.ipc_channels
+        self._answers = AnswerSender(stock.send_to_tokenizer)
+        self.ipc_channels: Any = replace(stock, send_to_tokenizer=self._answers)
 
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""

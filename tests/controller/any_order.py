@@ -257,9 +257,18 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         confirmed=st.booleans(),
-        choices=st.lists(st.integers(0, 1000), max_size=30),
+        arrivals=st.lists(st.tuples(st.integers(1, 600), PAGES), max_size=3),
+        choices=st.lists(st.integers(0, 1000), min_size=1, max_size=40),
     )
-    def a_seat_is_lost(self, data: st.DataObject, confirmed: bool, choices: list[int]) -> None:
+    def a_seat_is_lost_at_work(
+        self,
+        data: st.DataObject,
+        confirmed: bool,
+        arrivals: list[tuple[int, str]],
+        choices: list[int],
+    ) -> None:
+        for tokens, pages in arrivals:
+            self.arrive(tokens, pages)
         self.things_happen(choices, faults=False)
         seat = data.draw(st.sampled_from(self._busy()), label="seat")
         self.pool.lose(seat)

@@ -119,7 +119,7 @@ class ControlledPool(FakePool):
             self.instances[me].order(partial(self._look, me, sets))
         super().go(request, members)
 
-    def _look(self, me: int, sets: set[int]) -> None:
+    def _look(self, me: int, sets: set[str]) -> None:
         sets.add(self.weights[me])
         assert len(sets) == 1, "the members of a chunk have different weights"
         assert me not in self.released, "a chunk starts in released memory"

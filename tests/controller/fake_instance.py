@@ -50,14 +50,12 @@ class FakeInstance:
         self.used = 0
 
     def could_write(self, room: int) -> bool:
-        """Whether a task of a room is here that may still write to decode."""
+        """Whether a task of a room is here that may still write to decode.
+
+        One of whose chunks none was ordered to start here has nothing to write.
+        """
         return any(
-            task.room == room
-            and len(task.drained) < self.pool.tp_size
-            # A process that was given up has no order that starts a chunk of such a task.
-            and (task.started or not self.lost)
-            # Who was told to forget one has nothing to write.
-            and not self.pool.told_to_forget(self.me, task.seq, task.revision)
+            task.room == room and task.started and len(task.drained) < self.pool.tp_size
             for task in self.tasks.values()
         )
 

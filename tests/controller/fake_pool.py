@@ -104,7 +104,6 @@ class FakePool:
         self.logprob_parts: list[LogprobPart] = []
         self.sends: defaultdict[int, dict[int, Send]] = defaultdict(dict)
         self.replanned = 0
-        self._left: Counter[tuple[int, int]] = Counter()
         self._promised: dict[int, dict[int, int]] = {}
         self._heard: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
         self._chunks_started: Counter[int] = Counter()
@@ -305,10 +304,6 @@ class FakePool:
         """Nobody holds a task of the room that could still write."""
         return not any(instance.could_write(room) for instance in self.instances)
 
-    def told_to_forget(self, instance: int, seq: int, revision: int) -> bool:
-        """Whether an instance was told to forget a task, and need not have heard so yet."""
-        return revision < self._left[(instance, seq)]
-
     # -- Effects ---------------------------------------------------------------------------
 
     def bind(self, request: PoolRequest) -> None:
@@ -392,7 +387,6 @@ class FakePool:
         for me in {*before.instances, *plan.instances} - request.lost:
             at = self.instances[me]
             if me not in plan.instances:
-                self._left[(me, request.seq)] = request.revision
                 at.order(partial(at.on_forget, request.seq))
             elif me not in before.instances:
                 self._introduce(request, me)

@@ -165,7 +165,7 @@ def test_every_question_of_the_table_has_an_answer_in_an_absent_ones_name(name: 
     if not hasattr(io_struct, name):
         assert name == "GetHiCacheL3LayoutReq", "SGLang 0.5.23 has it"
         return
-    fields = {
+    fields: dict[str, dict[str, Any]] = {
         "GetWeightsByNameReqInput": {"name": "w"},
         "UpdateWeightFromDiskReqInput": {"model_path": "m"},
         "UpdateWeightVersionReqInput": {"new_version": "2"},

@@ -35,8 +35,8 @@ class Told:
         self.asked: list[tuple[PromptView, Plan, PoolView]] = []
         policy = pool.policy
         policy.replans = True
-        policy.plan = self.plan  # type: ignore[method-assign]
-        policy.replan = self.replan  # type: ignore[method-assign]
+        policy.plan = self.plan  # type: ignore[assignment, method-assign]
+        policy.replan = self.replan  # type: ignore[assignment, method-assign]
 
     def plan(self, prompt: PromptView, view: PoolView) -> Plan | None:
         chunks = self.plans[prompt.rid]
@@ -97,9 +97,9 @@ def test_what_is_asked() -> None:
     assert rest == PromptView("r0", 2000, 1000, (0,), now_s)
     # The first chunk took no time here: all that follows is expected so much sooner.
     took_s = model.predict(2, 1000, 2000)
-    assert [(c.tokens, c.start_s, c.end_s) for c in current.chunks] == [
-        (2000, pytest.approx(0.0), pytest.approx(took_s))
-    ]
+    (chunk,) = current.chunks
+    assert chunk.tokens == 2000
+    assert (chunk.start_s, chunk.end_s) == pytest.approx((0.0, took_s))
     assert view.queue_s == (0.0, 0.0, 0.0, 0.0), "what stands behind it does not count"
     assert view.up == (True, True, True, True)
     assert view.free_tokens == (99_000, 96_500, 100_000, 100_000)

@@ -20,8 +20,8 @@ from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.links.threads import Switchboard, at_once
 from sglang_cdsp.parallel.links.types import Event, Sent
 from sglang_cdsp.protocol.messages import Drained, Failed, GoOrder, Report
+from tests.engine.one_thread import INSTANCES, Instance, alone, task_on
 from tests.engine.plans import Chunks
-from tests.engine.test_shard_runner import INSTANCES, Instance, alone, task_on
 
 CHUNKS: Chunks = [(24, [0]), (36, [0, 1, 2])]
 """In the second chunk history moves to both of the instances that join, and blocks circulate."""
@@ -232,7 +232,7 @@ def test_who_still_writes_to_a_vanished_partner_has_drained_when_its_link_is_dro
     gone = False
 
     def never_arrives(seat: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
-        kept = [e for e in events if gone and isinstance(e, Sent) and e.seat == frozen]
+        kept: list[Event] = [e for e in events if gone and isinstance(e, Sent) and e.seat == frozen]
         return [event for event in events if event not in kept], kept
 
     pool = Pool(hook=never_arrives)

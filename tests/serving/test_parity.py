@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.serving.client import Answer, Client, Plan, difference, text_tokens
+from tests.serving.client import Answer, Client, difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
 
@@ -63,7 +64,7 @@ def test_forced_plans_eight_at_a_time(client: Client, reference: Reference) -> N
     assert reference.early_stops <= len(CASES) // 10
 
 
-REST_PLANS: list[dict[str, Plan]] = [
+REST_PLANS: list[dict[str, Any]] = [
     {
         "plan": [(900, [0]), (1200, [0, 1]), (1996, [0, 1])],
         "rests": [[(1100, [0, 2, 3]), (2096, [0, 2, 3])]],
@@ -81,7 +82,7 @@ REST_PLANS: list[dict[str, Plan]] = [
 
 @pytest.mark.parametrize("plan", REST_PLANS, ids=("other", "twice", "narrower"))
 def test_a_rest_that_is_planned_anew(
-    plan: dict[str, Plan], client: Client, reference: Reference, plan_log: Path
+    plan: dict[str, Any], client: Client, reference: Reference, plan_log: Path
 ) -> None:
     """Tokens and log-probabilities are stock's, so decode has every page, and once."""
     case = Case(4096, 0, tuple((n, tuple(group)) for n, group in plan["plan"]))

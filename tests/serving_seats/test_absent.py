@@ -16,7 +16,6 @@ import requests
 
 from sglang_cdsp.control.table import ENDPOINTS, Effect, Endpoint
 from sglang_cdsp.testing.checkpoint import write_checkpoint
-from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.asking import call, pool, words
 from tests.serving.client import Client, difference, text_tokens
 from tests.serving_seats.seats import scheduler, states, until
@@ -27,24 +26,6 @@ TOKENS = 240
 WEIGHT = {"name": "model.norm.weight", "truncate_size": 8}
 WITHIN_S = 20.0
 UP = ["up", "up"]
-
-
-@pytest.fixture(scope="module")
-def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A pool of two with decode and router, and a stock server beside them."""
-    plan = together(
-        disaggregated(
-            checkpoint, prefill_flags=("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
-        ),
-        single(checkpoint),
-    )
-    with running(plan, tmp_path_factory.mktemp("logs")) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def client(stack: RunningStack) -> Client:
-    return Client(stack)
 
 
 @pytest.fixture(scope="module")
