@@ -30,7 +30,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.device import events_of
-from sglang_cdsp.engine.faults import requested_shake
+from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
@@ -41,7 +41,8 @@ from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
-from sglang_cdsp.parallel.links.types import LinkShape
+from sglang_cdsp.parallel.links.slow import SlowLinks
+from sglang_cdsp.parallel.links.types import Links, LinkShape
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.limits import LANES
@@ -102,6 +103,7 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
+        self._faults: FaultHook | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
@@ -121,6 +123,12 @@ class PoolScheduler(Scheduler):
 
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
+        parallel = get_parallel()
+        self._faults = requested_hook(
+            int(parallel.dp_rank or 0), int(parallel.tp_rank), INCARNATION
+        )
+        if self._faults is not None:
+            self._faults.start()
         super().init_model_config()
         check_config(self.model_config)
 
@@ -138,14 +146,17 @@ class PoolScheduler(Scheduler):
 
         device = torch.device(self.device)
         shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
+        links: Links = make_links(
+            pool_links(self.device),
+            instance,
+            INCARNATION,
+            shape,
+            device,
+        )
+        if self._faults is not None:
+            links = SlowLinks(links, self._faults.delay_s)
         hub = LinkHub(
-            make_links(
-                pool_links(self.device),
-                instance,
-                INCARNATION,
-                shape,
-                device,
-            ),
+            links,
             shape,
             give_way=lambda ready: coroutines.give_way(ready),
         )
@@ -160,7 +171,9 @@ class PoolScheduler(Scheduler):
             meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
-        runner = ShardRunner(self, hub, instance, coroutines.give_way, self._come_on)
+        runner = ShardRunner(
+            self, hub, instance, coroutines.give_way, lambda: self._layer_begins(coroutines)
+        )
         self._numbers = StockNumbers(self, lambda: self._engine.load)
         work = ChunkWork(
             self,
@@ -249,6 +262,11 @@ class PoolScheduler(Scheduler):
         if self._progress is not None:
             self._progress.advance(self._rank)
 
+    def _layer_begins(self, coroutines: Coroutines) -> None:
+        self._come_on()
+        if self._faults is not None:
+            self._faults.layer(coroutines.give_way)
+
     def _chunk_starts(self) -> None:
         """What stock does before a batch: a chunk's forward is one that it does not see."""
         if self._numbers is not None:
@@ -293,6 +311,8 @@ class PoolScheduler(Scheduler):
         """Stock's choice of the next batch, after the engine's turn."""
         if self._cdsp is not None:
             self._cdsp.step()
+            if self._faults is not None:
+                self._faults.turn(self._cdsp.moments)
         if self._numbers is not None:
             self._numbers.publish()
         return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)
