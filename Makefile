@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install mooncake demo serve lint structure format check test clean
+.PHONY: install mooncake demo serve lint structure format check test matrix clean
 
 install: $(INSTALLED)
 
@@ -63,6 +63,11 @@ check: lint
 # Everything; tests that need a GPU are skipped where there is none.
 test: lint
 	$(RUN) -m pytest
+
+# Every way to die at every moment, on real servers: over an hour. Cells whose results are in
+# bench/results/matrix.json are not run again; MATRIX=--again runs all.
+matrix: install
+	$(RUN) -m bench.servers.matrix $(MATRIX)
 
 # -- the newest tested SGLang, in an environment of its own ----------------------------------------
 

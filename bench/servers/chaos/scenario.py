@@ -29,11 +29,11 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "kill": Kind("SIGKILL to a rank", deadly=True, fields=("rank", "state")),
+    "kill": Kind("SIGKILL to a rank", deadly=True, fields=("rank", "state", "moment")),
     "stop": Kind(
         "SIGSTOP to a rank, and SIGCONT after for_s seconds, if given",
         deadly=True,
-        fields=("rank", "state", "for_s"),
+        fields=("rank", "state", "moment", "for_s"),
     ),
     "continue": Kind("SIGCONT to a rank", fields=("rank",)),
     "exception": Kind(
@@ -129,7 +129,8 @@ class Event:
         seat: where, None for what has no seat or one that is yet to be drawn.
         rank: tensor-parallel rank.
         state: the seat's state that is waited for before.
-        moment: of ``fault_orders.MOMENTS``, for what the fault hook does.
+        moment: of ``fault_orders.MOMENTS``; the fault hook waits for it. Signals of moment ``turn``
+            come from outside, at once.
         for_s: how long it lasts, None for as long as nobody ends it.
         delay_s: of a slow link's blocks.
     """

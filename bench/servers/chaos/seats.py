@@ -54,19 +54,27 @@ def seats_of(status: Iterable[Mapping[str, Any]]) -> tuple[Seat, ...]:
     )
 
 
-def deaths_of(status: Iterable[Mapping[str, Any]], history: Sequence[Seen]) -> tuple[Death, ...]:
-    """All deaths that a status tells of, with the time at which the next life took part."""
+def deaths_of(
+    status: Iterable[Mapping[str, Any]], history: Sequence[Seen], *, since_s: float
+) -> tuple[Death, ...]:
+    """The deaths that a status tells of, with the time at which the next life took part.
+
+    Those before ``since_s``, on the wall clock, are left out.
+    """
     found = []
     for entry in status:
         seat = int(entry["seat"])
         for death in entry.get("deaths", []):
             at_s = float(death["at"])
+            if at_s < since_s:
+                continue
             up = (
                 seen.at_s
                 for seen in history
                 if seen.seat.seat == seat and seen.seat.state == "up" and seen.at_s > at_s
             )
-            found.append(Death(seat, at_s, str(death.get("cause", "")), next(up, None)))
+            cause = ": ".join(str(death[key]) for key in ("cause", "words") if death.get(key))
+            found.append(Death(seat, at_s, cause, next(up, None)))
     return tuple(sorted(found, key=lambda death: death.at_s))
 
 

@@ -17,7 +17,7 @@ from bench.servers.chaos.disk import SmallDisk
 from bench.servers.chaos.record import Away, Strike
 from bench.servers.chaos.scenario import Event
 from bench.servers.chaos.seats import SeatWatch, ranks_of
-from sglang_cdsp.engine.fault_orders import FaultFolder, FaultOrder
+from sglang_cdsp.engine.fault_orders import WAYS, FaultFolder, FaultOrder
 from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.stack import RunningStack
 
@@ -31,7 +31,6 @@ DECODE_WAIT_S = 300.0
 """How long a decode server may take to start again."""
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "continue": signal.SIGCONT}
-_HOOKED = ("exception", "cuda", "watchdog", "slow-link")
 
 
 class Striker:
@@ -75,9 +74,9 @@ class Striker:
                     f"seat {event.seat} was not {event.state} within {STATE_WAIT_S:g} s",
                 )
         try:
-            if event.do in _SIGNALS:
+            if event.do in _SIGNALS and event.moment == "turn":
                 return self._signal(event)
-            if event.do in _HOOKED:
+            if event.do in WAYS:
                 return self._hooked(event)
             if event.do == "full-disk":
                 return self._full_disk(event)
@@ -94,10 +93,7 @@ class Striker:
             return Strike(event, time.time(), "there is no such process")
         os.kill(pid, _SIGNALS[event.do])
         at_s = time.time()
-        if event.do == "stop" and event.for_s is not None:
-            time.sleep(event.for_s)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        _continue_later(event, pid)
         return Strike(event, at_s)
 
     def _hooked(self, event: Event) -> Strike:
@@ -115,6 +111,7 @@ class Striker:
         for _ in _polls(FIRED_WAIT_S):
             fired = self._faults.fired(name)
             if fired is not None:
+                _continue_later(event, fired.pid)
                 return Strike(event, fired.at_unix_s)
         if not self._faults.withdraw(name):
             return Strike(event, time.time())
@@ -155,6 +152,14 @@ class Striker:
         answer = requests.post(f"{self._stack.urls['prefill']}/cdsp/update", json=body, timeout=30)
         note = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200]}"
         return Strike(event, at_s, note)
+
+
+def _continue_later(event: Event, pid: int) -> None:
+    """Wait for the end of a stop that has one, and let the process go on."""
+    if event.do == "stop" and event.for_s is not None:
+        time.sleep(event.for_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _polls(timeout_s: float, every_s: float = 0.05) -> Iterator[None]:
