@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from bench.servers.chaos.read import ScenarioError, parse, read
-from bench.servers.chaos.scenario import KINDS, Checks, Event, Killer
+from bench.servers.chaos.scenario import (
+    KINDS,
+    MIX,
+    STATES,
+    Checks,
+    Event,
+    Killer,
+    Load,
+    Servers,
+)
+from sglang_cdsp.engine.fault_orders import MOMENTS
 
 SCENARIOS = Path(__file__).parents[4] / "bench" / "servers" / "chaos" / "scenarios"
 
@@ -160,3 +172,13 @@ def test_the_scenarios_of_the_repository_are_right(path: Path) -> None:
 
 def test_there_are_scenarios() -> None:
     assert {path.stem for path in SCENARIOS.glob("*.toml")} >= {"ci", "killer", "degraded"}
+
+
+def test_the_page_tells_of_every_key_and_event() -> None:
+    page = (SCENARIOS / "README.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"`([^`]+)`", page))
+    for table in (Servers, Load, Event, Killer, Checks):
+        names = {field.name for field in fields(table)}
+        assert names <= words | {"mix"}, table
+    assert {*KINDS, *MIX, *STATES, *MOMENTS} <= words
+    assert {path.name for path in SCENARIOS.glob("*.toml")} <= words
