@@ -28,3 +28,8 @@ def test_decode_wants_the_generation_that_it_sent() -> None:
 def test_plugins_in_the_controllers_process() -> None:
     target = inspect.getsource(data_parallel_controller.run_data_parallel_controller_process)
     assert ("load_plugins()" in target) is releases.controller_loads_plugins()
+
+
+def test_facts_in_the_controllers_process() -> None:
+    said = inspect.getsource(data_parallel_controller.DataParallelController.__init__)
+    assert ("_scheduler_init_infos" in said) is releases.controller_records_facts()

@@ -98,7 +98,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/health",
         Effect.STOCK,
         "200 where any batch ends within `SGLANG_HEALTH_CHECK_TIMEOUT`, else 503",
-        "200 while every busy instance comes on layer by layer, 503 when one is stuck or stopped",
+        "200 while every busy instance comes on layer by layer, 503 when one is stuck or none is "
+        "up, see [survive.md](survive.md)",
         HEALTH,
     ),
     Endpoint(

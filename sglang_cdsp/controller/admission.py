@@ -8,10 +8,9 @@ from typing import Any
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.errors import ForcedPlanError
-from sglang_cdsp.planner.forced import parse_plan
-from sglang_cdsp.planner.memory import fits
+from sglang_cdsp.planner.forced import ForcedPlan, parse_forced
 from sglang_cdsp.planner.policies import Policy
-from sglang_cdsp.planner.types import Placement, PoolView, PromptView
+from sglang_cdsp.planner.types import PoolView, PromptView
 
 
 class RefusedError(ValueError):
@@ -48,7 +47,7 @@ class Admission:
         self._decode = decode
         self._unsupported = unsupported
 
-    def check(self, request: PoolRequest, raw_plan: Any) -> Placement | None:
+    def check(self, request: PoolRequest, raw_plan: Any) -> ForcedPlan | None:
         """Returns the plan that the request demands, None if the policy is to plan it.
 
         Raises:
@@ -80,9 +79,13 @@ class Admission:
                 "cdsp_plan given, but this server does not take plans from requests; start it "
                 "with --cdsp-allow-request-plans or leave the plan out"
             )
-        plan = parse_plan(raw_plan, request.tokens, view.size, self._page)
+        plan = parse_forced(raw_plan, request.tokens, view.size, self._page)
         assert view.capacity_tokens is not None
-        if not fits(plan, view.capacity_tokens, self._page):
+        if any(
+            need > view.capacity_tokens[i]
+            for demand in plan.demands(self._page)
+            for i, need in demand.items()
+        ):
             raise ForcedPlanError(
                 "cdsp_plan needs more KV slots than its instances have "
                 f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"

@@ -35,23 +35,29 @@ class WaitingQueue:
             return
         self._planning.watch(request.tokens)
         self._planned[request.rid] = request
-        view = PromptView(
-            request.rid,
-            request.tokens,
-            arrival_s=request.arrival_s,
-            priority=request.urgency,
-        )
-        self._policy.arrive(view, self._clock())
+        self._policy.arrive(_prompt(request), self._clock())
+
+    def take_back(self, request: PoolRequest) -> None:
+        """A request waits again that had a plan: it goes before those that it went before."""
+        if request.forced is not None:
+            self._forced.insert(0, request)
+            self._forced.sort(key=lambda waiting: -waiting.urgency)
+            return
+        self._planned[request.rid] = request
+        self._policy.take_back(_prompt(request), self._clock())
 
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:
         """What starts now, forced plans first; each must be bound before the next is asked for."""
-        while self._forced:
-            forced = self._forced[0].forced
+        for request in list(self._forced):
+            forced = request.forced
             assert forced is not None
-            if not fits(forced, self._ledger.free_tokens(), self._ledger.page_size):
+            if not self._ledger.absent.isdisjoint(forced.instances):
+                continue  # it alone waits
+            if not fits(forced.chunks, self._ledger.free_tokens(), self._ledger.page_size):
                 break
-            plan = timed_plan(forced, self._planning.model, self._ledger.view(self._clock()))
-            yield self._forced.pop(0), plan
+            plan = timed_plan(forced.chunks, self._planning.model, self._ledger.view(self._clock()))
+            self._forced.remove(request)
+            yield request, plan
         if self._policy.waiting():
             now_s = self._clock()
             for rid, plan in self._policy.step(self._ledger.view(now_s), now_s):
@@ -66,3 +72,12 @@ class WaitingQueue:
         if request in self._forced:
             self._forced.remove(request)
         self._planned.pop(request.rid, None)
+
+
+def _prompt(request: PoolRequest) -> PromptView:
+    return PromptView(
+        request.rid,
+        request.tokens,
+        arrival_s=request.arrival_s,
+        priority=request.urgency,
+    )

@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
 
+ORDER_S = 0.02
+"""How long what a task passes stands still for the controller's answer about that task."""
+
 
 def nothing(layer_id: int) -> None:
     """What follows when a layer's KV is stored and nobody wants it."""
@@ -87,12 +90,21 @@ class ChunkWork:
         chunk = task.next_chunk
         if task.prepared != chunk:
             try:
-                self._take_slots(task, chunk)
+                task.take_slots(self._instance)
             except Exception as error:
                 self.fail(task, str(error))
                 return
         task.announced = True
-        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk)
+        self._await_order(task)
+        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk, revision=task.revision)
+
+    def _await_order(self, task: ChunkTask) -> None:
+        """Let what a task passes stand still until the controller has answered, or a moment.
+
+        Another layer of a long chunk in between would cost the one that passes as much.
+        """
+        if task.passes:
+            task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
         """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""
@@ -109,18 +121,12 @@ class ChunkWork:
         """Whether decode's pages are here; the leader asks, who speaks for its instance."""
         return room is None or not self._reporter.leads or self._manager.knows_room(room)
 
-    def _take_slots(self, task: ChunkTask, chunk: int) -> None:
-        """Allocate the slots of a chunk before anybody depends on them."""
-        layout = task.layouts[chunk]
-        incoming = [move.span for move in layout.moves if move.dst == self._instance]
-        task.slot_table.take([*incoming, *layout.shard(self._instance)])
-        task.prepared = chunk
-
     # -- a chunk --------------------------------------------------------------------------
 
     def begin(self, task: ChunkTask, order: GoOrder) -> None:
         """Start a chunk: it runs in the engine's turns and gives way inside."""
         task.started = True
+        task.awaited_until_s = 0.0
         task.running = self._coroutines.start(
             f"{task.rid} chunk {order.chunk}",
             (-task.urgency, task.seq),
@@ -220,6 +226,8 @@ class ChunkWork:
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
+        if task.over:
+            self._await_order(task)
         self._reporter.send_from_leader(
             ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
         )
@@ -233,7 +241,9 @@ class ChunkWork:
     def _chunk_failed(self, task: ChunkTask, chunk: int, failure: str) -> None:
         cancel_writes(task)
         task.error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
-        self._reporter.send_from_leader(Failed, seq=task.seq, error=task.error)
+        self._reporter.send_from_leader(
+            Failed, seq=task.seq, error=task.error, revision=task.revision
+        )
 
     # -- after it -------------------------------------------------------------------------
 
@@ -251,6 +261,7 @@ class ChunkWork:
         left = task.running is None and task.lane is None
         if task.over and left and not task.writes and not task.drained:
             task.drained = True
+            self._await_order(task)
             self._reporter.send(
                 Drained,
                 seq=task.seq,
@@ -261,19 +272,33 @@ class ChunkWork:
     def fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         """The task cannot go on here; every rank of the instance finds out alike."""
         task.error = error
-        self._reporter.send_from_leader(Failed, seq=task.seq, error=error, bad_request=bad_request)
+        self._reporter.send_from_leader(
+            Failed,
+            seq=task.seq,
+            error=error,
+            bad_request=bad_request,
+            revision=task.revision,
+        )
 
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
+        self._let_go(task, error, silent=silent)
+        self._reporter.send_from_leader(Released, seq=task.seq)
+
+    def forget(self, task: ChunkTask) -> None:
+        """The task goes on elsewhere: free what was got ready for it here; nothing was stored."""
+        task.over = True
+        self._let_go(task, "", silent=True)
+
+    def _let_go(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         task.slot_table.clear()
         if task.req is None and task.answers_at(self._instance):
             task.req = take_compiling(self._scheduler, task.rid)
         if task.req is not None:
-            error = error or self._collect_logprobs(task)
+            error = error or ("" if silent else self._collect_logprobs(task))
             sampling.retire(self._scheduler, task.req, error, silent=silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
-        self._reporter.send_from_leader(Released, seq=task.seq)
 
     def _collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""

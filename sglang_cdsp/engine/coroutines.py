@@ -37,6 +37,12 @@ LONGEST_WAIT_S = 0.005
 
 _FAILED, _WAITS, _READY = 0, 1, 2
 
+_OVER, _URGENT, _ALL = 0, 1, 2
+"""Who may still go on in a stretch: nobody, who is more urgent than usual, everybody."""
+
+USUAL = 0.0
+"""First number of the order of what is not urgent."""
+
 
 class StoppedError(RuntimeError):
     """Thrown into a coroutine that is not to go on; its text says why."""
@@ -97,6 +103,7 @@ class Coroutines:
         stretch_s: float,
         poll: Callable[[], object] = lambda: None,
         interrupted: Callable[[], bool] = lambda: False,
+        expected: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         meter: Meter | None = None,
         shake: random.Random | None = None,
@@ -110,6 +117,8 @@ class Coroutines:
             stretch_s: longest time between two turns of the loop, as far as coroutines give way.
             poll: moves on what others send.
             interrupted: whether the loop has something to do while all coroutines wait.
+            expected: whether something more urgent is about to begin or to end: what is not
+                urgent stands still meanwhile. The leader's answer counts.
             clock: monotonic seconds.
             meter: what the stretches of coroutines are measured by; the clock by default.
             shake: for tests: switch at every point, to a coroutine drawn from this; seeded alike
@@ -121,6 +130,7 @@ class Coroutines:
         self._stretch_s = stretch_s
         self._poll = poll
         self._interrupted = interrupted
+        self._expected = expected
         self._clock = clock
         self._meter = meter or HostMeter(clock)
         self._shake = shake
@@ -190,7 +200,7 @@ class Coroutines:
         if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
             return False
         self._poll()
-        if self._stands_still(current):
+        if self._stands_still(current) or (self._held_back(current) and self._expected()):
             return False
         earlier = self._live[: self._live.index(current)]
         if any(self._standing(other) != _WAITS for other in earlier):
@@ -204,6 +214,10 @@ class Coroutines:
         by as much each time, at every member of its group.
         """
         return self._shake is None and self._live[0].order[0] < coroutine.order[0]
+
+    def _held_back(self, coroutine: Coroutine) -> bool:
+        """Whether it stands still while something more urgent is expected."""
+        return self._shake is None and coroutine.order[0] >= USUAL
 
     def _switch_out(self) -> None:
         assert self._main is not None
@@ -266,21 +280,31 @@ class Coroutines:
     def _choose(self, *, first: bool) -> Coroutine | None:
         """The coroutine to go on, the same at all ranks; None when the stretch is over."""
         standings = [self._standing(coroutine) for coroutine in self._live]
-        goes_on = int(first or not self._leads or self._clock() < self._end_s)
+        who = self._who_may_go_on(first=first)
         if self._ranks.size > 1:
-            *standings, goes_on = self._ranks.least([*standings, goes_on])
+            *standings, who = self._ranks.least([*standings, who])
         able = []
         for coroutine, standing in zip(self._live, standings, strict=True):
             if standing == _FAILED:
                 coroutine.failure = coroutine.failure or "another tensor-parallel rank failed"
-            if standing != _WAITS and not self._stands_still(coroutine):
+            if standing == _WAITS or self._stands_still(coroutine):
+                continue
+            if who == _ALL or not self._held_back(coroutine):
                 able.append(coroutine)
-        if not goes_on or not able:
+        if who == _OVER or not able:
             return None
         if self._shake is not None:
             # None now and then: the loop's own work is one of what may come in between.
             return None if not first and self._shake.random() < 0.3 else self._shake.choice(able)
         return able[0]
+
+    def _who_may_go_on(self, *, first: bool) -> int:
+        """What this rank's clock says; the leader's word is the least that any rank says."""
+        if not self._leads:
+            return _ALL
+        if not first and self._clock() >= self._end_s:
+            return _OVER
+        return _URGENT if self._expected() else _ALL
 
     def _standing(self, coroutine: Coroutine) -> int:
         if coroutine.failure:
@@ -324,6 +348,11 @@ class Coroutines:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
             self._poll()
-            goes_on = (c for c in self._live if not self._stands_still(c))
+            held = self._expected()
+            goes_on = (
+                c
+                for c in self._live
+                if not (self._stands_still(c) or (held and self._held_back(c)))
+            )
             if self._ranks.size > 1 or any(self._standing(c) != _WAITS for c in goes_on):
                 return

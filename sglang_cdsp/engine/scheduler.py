@@ -20,7 +20,7 @@ import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_context, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
@@ -32,6 +32,7 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.device import events_of
 from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.profiles import SafeProfiles
@@ -45,18 +46,24 @@ from sglang_cdsp.parallel.links.slow import SlowLinks
 from sglang_cdsp.parallel.links.types import Links, LinkShape
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
+from sglang_cdsp.protocol.last_words import one_line
 from sglang_cdsp.protocol.limits import LANES
+from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     GrammarOrder,
     Hello,
+    InviteOrder,
+    LeaveOrder,
     LinkOrder,
     LoadOrder,
     LogprobOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StatusOrder,
     StockOrder,
@@ -77,9 +84,6 @@ SLOT_BYTES = {"cpu": 16 << 20, "cuda": 8 << 20}
 Host memory is touched as it is used. On CUDA every partner takes 256 MiB: LANES x 2 slots in both
 directions.
 """
-
-INCARNATION = 1
-"""Which life of its seat this process is: a pool's instances live once."""
 
 STRETCH_S = 0.02
 """Longest time between two turns of SGLang's loop, as far as layers allow."""
@@ -107,12 +111,28 @@ class PoolScheduler(Scheduler):
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
+            self._show_signs_of_life()
             super().__init__(server_args, *args, **kwargs)
             self._become_a_member()
         except SystemExit as refusal:
             # The controller tells it, as the last line; here it would be buried.
-            last_words.leave(pool_addresses().progress, str(refusal))
+            last_words.leave(pool_addresses().words, str(refusal))
             os._exit(1)
+        except Exception as error:
+            last_words.leave(pool_addresses().words, one_line(error))
+            raise
+
+    def _show_signs_of_life(self) -> None:
+        """Count for the controller, and take as many slots as the launcher says."""
+        parallel, life = get_parallel(), this_life()
+        instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
+        self._rank = instance * int(parallel.tp_size) + tp_rank
+        ranks = int(parallel.dp_size) * int(parallel.tp_size)
+        self._progress = ProgressBoard(Path(pool_addresses().progress), ranks)
+        keep_beating(self._progress, self._rank)
+        if life.slots is not None:
+            # A next life must hold what the planner takes the seat to hold.
+            get_context().override("sglang-cdsp", max_total_tokens=life.slots)
 
     def _become_a_member(self) -> None:
         """Check what was built, and join the pool; ``SystemExit`` says what cannot be served."""
@@ -123,10 +143,8 @@ class PoolScheduler(Scheduler):
 
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
-        parallel = get_parallel()
-        self._faults = requested_hook(
-            int(parallel.dp_rank or 0), int(parallel.tp_rank), INCARNATION
-        )
+        life = this_life()
+        self._faults = requested_hook(life.seat, int(get_parallel().tp_rank), life.incarnation)
         if self._faults is not None:
             self._faults.start()
         super().init_model_config()
@@ -139,17 +157,15 @@ class PoolScheduler(Scheduler):
         addresses = pool_addresses()
         manager = self.disagg_prefill_bootstrap_queue.kv_manager
         assert isinstance(manager, PoolKVManager)
-        reporter = Reporter(addresses.reports, instance, tp_rank)
-        self._rank = instance * int(parallel.tp_size) + tp_rank
-        ranks = int(parallel.dp_size) * int(parallel.tp_size)
-        self._progress = ProgressBoard(Path(addresses.progress), ranks)
+        incarnation = this_life().incarnation
+        reporter = Reporter(addresses.reports, instance, tp_rank, incarnation)
 
         device = torch.device(self.device)
         shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
         links: Links = make_links(
             pool_links(self.device),
             instance,
-            INCARNATION,
+            incarnation,
             shape,
             device,
         )
@@ -168,6 +184,7 @@ class PoolScheduler(Scheduler):
             stretch_s=STRETCH_S,
             poll=hub.poll,
             interrupted=self._has_messages,
+            expected=lambda: self._cdsp is not None and self._cdsp.awaits,
             meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
@@ -198,7 +215,6 @@ class PoolScheduler(Scheduler):
         allocator = self.token_to_kv_pool_allocator
         reporter.send(
             Hello,
-            incarnation=INCARNATION,
             invitations={
                 seat: hub.invite(seat) for seat in range(int(parallel.dp_size)) if seat != instance
             },
@@ -228,12 +244,16 @@ class PoolScheduler(Scheduler):
                 (PeerOrder, lambda order: self._engine.on_peer(order)),
                 (RoomOrder, lambda order: self._engine.on_room(order)),
                 (PlanOrder, lambda order: self._engine.on_plan(order)),
+                (RestOrder, lambda order: self._engine.on_rest(order)),
+                (ForgetOrder, lambda order: self._engine.on_forget(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (StockOrder, lambda order: self._engine.on_stock(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (StopOrder, lambda order: self._engine.on_stop(order)),
                 (LinkOrder, lambda order: self._engine.on_link(order)),
+                (LeaveOrder, lambda order: self._engine.on_leave(order)),
+                (InviteOrder, lambda order: self._engine.on_invite(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
@@ -306,6 +326,14 @@ class PoolScheduler(Scheduler):
         super()._add_request_to_queue(req, is_retracted=is_retracted)
 
     # -- the loop -------------------------------------------------------------------------
+
+    def run_event_loop(self) -> None:
+        """Stock's loop; what ends it is left for the controller, too."""
+        try:
+            super().run_event_loop()
+        except Exception as error:
+            last_words.leave(pool_addresses().words, one_line(error))
+            raise
 
     def get_next_disagg_prefill_batch_to_run(self, *args: Any, **kwargs: Any) -> NextBatchPlan:
         """Stock's choice of the next batch, after the engine's turn."""

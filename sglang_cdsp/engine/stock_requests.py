@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 
+FIRST_BATCH_S = 0.05
+"""How long what a request passes stands still until SGLang has it in a batch: some turns of the
+loop, each of which would cost a layer of a long chunk."""
+
+
 class StockTracker:
     """Requests handed to the stock queues, followed until they have left them all."""
 
@@ -40,6 +45,8 @@ class StockTracker:
 
     def begin(self, request: StockRequest) -> None:
         """Start to follow a request; call it right before the request is handed over."""
+        if request.passes:
+            request.awaited_until_s = time.monotonic() + FIRST_BATCH_S
         self._active.append(request)
 
     def adopt(self, req: Req) -> None:
@@ -70,6 +77,12 @@ class StockTracker:
     def prefilling(self) -> bool:
         """Whether any followed request that came up in its turn has yet to get its first token."""
         return any(request.end_s is None and not request.passes for request in self._active)
+
+    def awaited(self, now_s: float) -> bool:
+        """Whether one that passes is about to have its first batch."""
+        return any(
+            request.end_s is None and now_s < request.awaited_until_s for request in self._active
+        )
 
     def stamp_start(self, batch: Batch) -> None:
         """Note the start of a batch, and of the first batch of each followed request."""

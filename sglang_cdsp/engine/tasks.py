@@ -10,6 +10,7 @@ import torch
 from sglang_cdsp.engine.coroutines import Coroutine
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
     from sglang_cdsp.parallel.links.lanes import Lane
     from sglang_cdsp.transfer.chunk_write import ChunkWrite
+
+
+def _spans(layout: ChunkLayout, instance: int) -> list[Span]:
+    """What a member has slots for before a chunk: history that comes to it, and its shard."""
+    incoming = [move.span for move in layout.moves if move.dst == instance]
+    return [*incoming, *layout.shard(instance)]
 
 
 @dataclass(eq=False)
@@ -30,6 +37,7 @@ class StockRequest:
         req: SGLang's object, None until SGLang made it.
         arrival_s: as in ``StockOrder``.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
+        awaited_until_s: how long what it passes stands still for its next step, monotonic seconds.
     """
 
     seq: int
@@ -40,6 +48,7 @@ class StockRequest:
     req: Req | None = None
     start_s: float | None = None
     end_s: float | None = None
+    awaited_until_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -49,6 +58,7 @@ class ChunkTask:
     Attributes:
         seq, rid, room, probe, arrival_s: as in ``PlanOrder``.
         layouts: the whole plan, resolved.
+        revision: of that plan, as in ``PlanOrder``.
         tokens: the prompt, int64 ``[L]``.
         slot_table: KV slots held here.
         next_chunk: the next chunk that this instance takes part in.
@@ -67,6 +77,8 @@ class ChunkTask:
         urgency, passes: as in ``PlanOrder``.
         running: the coroutine of its chunk, None between chunks.
         lane: its chunk's links, None for a group of one.
+        awaited_until_s: how long what it passes stands still for the controller's next order,
+            monotonic seconds.
     """
 
     seq: int
@@ -77,6 +89,7 @@ class ChunkTask:
     tokens: torch.Tensor
     slot_table: SlotTable
     next_chunk: int
+    revision: int = 0
     arrival_s: float = 0.0
     prepared: int | None = None
     announced: bool = False
@@ -94,6 +107,7 @@ class ChunkTask:
     passes: bool = False
     running: Coroutine | None = None
     lane: Lane | None = None
+    awaited_until_s: float = 0.0
 
     @property
     def waits(self) -> bool:
@@ -104,6 +118,34 @@ class ChunkTask:
     def home(self) -> int:
         """The instance that samples."""
         return self.layouts[0].group[0]
+
+    def take_slots(self, instance: int) -> None:
+        """Allocate ``instance``'s slots of the next chunk, before anybody depends on them.
+
+        Raises:
+            OutOfSlots: the pool is short; what was allocated stays so.
+        """
+        self.slot_table.take(_spans(self.layouts[self.next_chunk], instance))
+        self.prepared = self.next_chunk
+
+    def take_rest(
+        self, layouts: tuple[ChunkLayout, ...], chunk: int, revision: int, instance: int
+    ) -> None:
+        """Another plan for what follows the chunks that ran, of which ``instance`` is a member.
+
+        What was allocated for the next chunk is freed, once: nothing was stored there.
+
+        Args:
+            layouts: the whole plan; what ran is as it was.
+            chunk: the next to start.
+            revision: of the plan.
+            instance: this one.
+        """
+        if self.prepared is not None and self.prepared == self.next_chunk:
+            self.slot_table.drop(_spans(self.layouts[self.prepared], instance))
+        self.prepared, self.announced = None, False
+        self.layouts, self.revision = layouts, revision
+        self.next_chunk = max(chunk, next(c.index for c in layouts if instance in c.group))
 
     def is_final(self, chunk: int) -> bool:
         """Whether ``chunk`` is the plan's last."""

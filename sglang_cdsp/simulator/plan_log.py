@@ -36,7 +36,9 @@ class Recorded:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The log's objects as the server wrote them, in the order in which requests ended.
+    """The log's requests as the server wrote them, in the order in which they ended.
+
+    Lines of another ``kind`` are left out.
 
     Raises:
         PlanLogError: the file cannot be read, or a line is not a JSON object.
@@ -57,7 +59,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise _bad_line(path, number, error) from error
         if not isinstance(record, dict):
             raise _bad_line(path, number, TypeError("not an object"))
-        found.append(record)
+        if "kind" not in record:
+            found.append(record)
     return found
 
 

@@ -99,6 +99,10 @@ class RecordedPolicy(Policy):
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         """What ran once fits."""
 
+    def could_run(self, prompt: PromptView, pool: PoolView) -> bool:
+        """What ran once could."""
+        return True
+
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         chunks = self._chunks[prompt.rid]
         if pool.free_tokens is not None and not fits(chunks, pool.free_tokens, self._page_size):

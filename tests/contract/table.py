@@ -17,6 +17,7 @@ from tests.contract import (
     plugin_rows,
     request_rows,
     scheduler_rows,
+    seat_rows,
     transfer_rows,
 )
 from tests.contract.row import Row
@@ -27,6 +28,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
         "The pool controller, its messages and the plugin",
         (*controller_rows.ROWS, *message_rows.ROWS, *plugin_rows.ROWS),
     ),
+    ("Seats: starting, watching and replacing schedulers", seat_rows.ROWS),
     (
         "KV transfer and the face towards decode",
         (*transfer_rows.ROWS, *decode_rows.ROWS, *decode_limit_rows.ROWS),

@@ -35,6 +35,7 @@ from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
+from tests.planner.drawn_plans import drawn_rest
 
 INSTANCES, LAYERS = 3, 2
 SHAPE = LinkShape(lanes=3, depth=2, slot_bytes=512)
@@ -165,8 +166,7 @@ class Instance:
     def begin(self, task: ChunkTask, order: GoOrder, found: dict[int, torch.Tensor]) -> None:
         """Start a chunk as ``ChunkWork`` does; hidden states go into ``found`` by position."""
         layout = task.layouts[order.chunk]
-        incoming = [move.span for move in layout.moves if move.dst == self.number]
-        task.slot_table.take([*incoming, *layout.shard(self.number)])
+        self.get_ready(task, order.chunk)
 
         def body() -> None:
             try:
@@ -183,8 +183,15 @@ class Instance:
             positions = [p for span in spans for p in range(span.start, span.stop)]
             found.update(zip(positions, forward.hidden, strict=False))
             task.slot_table.drop(move.span for move in layout.moves if move.src == self.number)
+            task.next_chunk = order.chunk + 1
 
         task.running = self.coroutines.start("chunk", (0, task.seq), body)
+
+    def get_ready(self, task: ChunkTask, chunk: int) -> None:
+        """Take the slots of a chunk, once."""
+        task.next_chunk = chunk
+        if task.prepared != chunk:
+            task.take_slots(self.number)
 
     def _run(self, task: ChunkTask, order: GoOrder) -> Any:
         self.done.append(self.runner.run(task, order, self.stored.append))
@@ -216,8 +223,38 @@ def task_on(instance: Instance, seq: int, chunks: Chunks, page: int) -> ChunkTas
     )
 
 
-def run_plans(plans: list[Chunks], page: int, seed: int, *, shared: bool = False) -> None:
-    """Run all plans at once, chunk starts and switches in a drawn order; check every token."""
+def change_rest(
+    instances: list[Instance],
+    tasks: list[ChunkTask],
+    chunks: Chunks,
+    ran: int,
+    page: int,
+    draw: random.Random,
+) -> Chunks:
+    """Another drawn plan for what follows the chunks that ran; members may have got ready."""
+    for me in chunks[ran][1]:
+        if draw.random() < 0.5:
+            instances[me].get_ready(tasks[me], ran)
+    placed = tuple((n, tuple(group)) for n, group in chunks)
+    rest = drawn_rest(placed, ran, page, len(instances), draw)
+    changed = [*chunks[:ran], *((n, list(group)) for n, group in rest)]
+    layouts = plan_layout(changed, page)
+    for me, task in enumerate(tasks):
+        if me in changed[-1][1]:
+            task.take_rest(layouts, ran, task.revision + 1, me)
+        else:
+            task.slot_table.clear()
+            task.layouts, task.prepared = layouts, None
+    return changed
+
+
+def run_plans(
+    plans: list[Chunks], page: int, seed: int, *, shared: bool = False, changes: int = 0
+) -> None:
+    """Run all plans at once, chunk starts and switches in a drawn order; check every token.
+
+    Up to so many ``changes`` of rests happen between two chunks.
+    """
     draw = random.Random(seed)
     instances = pool_of(page, seed, shared=shared)
     tasks = [[task_on(i, seq, chunks, page) for i in instances] for seq, chunks in enumerate(plans)]
@@ -229,6 +266,10 @@ def run_plans(plans: list[Chunks], page: int, seed: int, *, shared: bool = False
     ):
         seq = draw.randrange(len(plans))
         idle = all(task.running is None for task in tasks[seq])
+        between = idle and 0 < started[seq] < len(plans[seq])
+        if changes and between and draw.random() < 0.3:
+            changes -= 1
+            plans[seq] = change_rest(instances, tasks[seq], plans[seq], started[seq], page, draw)
         if idle and started[seq] < len(plans[seq]) and draw.random() < 0.3:
             serial += 1
             chunk = started[seq]
@@ -260,6 +301,17 @@ def test_any_plans_at_once_give_what_the_model_gives_alone(
         st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
     )
     run_plans(at_once, page, seed)
+
+
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES, st.integers(0, 2**32))
+def test_rests_that_change_give_what_the_model_gives_alone(
+    data: st.DataObject, page: int, seed: int
+) -> None:
+    at_once = data.draw(
+        st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
+    )
+    run_plans(at_once, page, seed, changes=6)
 
 
 def test_forwards_that_share_a_static_buffer_corrupt_each_other() -> None:

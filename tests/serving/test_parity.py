@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.serving.client import Answer, Client, difference, text_tokens
+from tests.serving.client import Answer, Client, Plan, difference, text_tokens
 from tests.serving.conftest import POOL_SIZE
 from tests.serving.plans import Case, cases
 
@@ -59,6 +61,48 @@ def test_forced_plans_eight_at_a_time(client: Client, reference: Reference) -> N
         reference.check(case, answer)
     # Near ties are stock's own: they must stay rare, or the suite would compare little.
     assert reference.early_stops <= len(CASES) // 10
+
+
+REST_PLANS: list[dict[str, Plan]] = [
+    {
+        "plan": [(900, [0]), (1200, [0, 1]), (1996, [0, 1])],
+        "rests": [[(1100, [0, 2, 3]), (2096, [0, 2, 3])]],
+    },
+    {
+        "plan": [(700, [1]), (700, [1]), (2696, [1, 0])],
+        "rests": [[(1, [1]), (3395, [1, 3])], [(695, [1, 3]), (2700, [1, 3, 0, 2])]],
+    },
+    {
+        "plan": [(2048, [2, 3]), (2048, [2, 3, 0, 1])],
+        "rests": [[(1024, [2, 3]), (1024, [2, 3, 1])], [(1024, [2, 3])]],
+    },
+]
+
+
+@pytest.mark.parametrize("plan", REST_PLANS, ids=("other", "twice", "narrower"))
+def test_a_rest_that_is_planned_anew(
+    plan: dict[str, Plan], client: Client, reference: Reference, plan_log: Path
+) -> None:
+    """Tokens and log-probabilities are stock's, so decode has every page, and once."""
+    case = Case(4096, 0, tuple((n, tuple(group)) for n, group in plan["plan"]))
+    seen = len(plan_log.read_text().splitlines())
+    reference.check(case, client.pool(reference.prompt(case), plan))
+    entry = json.loads(wait_logged(plan_log, seen + 1)[seen])
+    assert [change["to"]["chunks"] for change in entry["replans"]] == [
+        [[tokens, group] for tokens, group in rest] for rest in plan["rests"]
+    ]
+    ran = sum(tokens for tokens, _ in plan["rests"][-1])
+    kept = [c["tokens"] for c in entry["chunks"][: -len(plan["rests"][-1])]]
+    assert sum(kept) == 4096 - ran
+    assert entry["outcome"] == "finished"
+
+
+def wait_logged(plan_log: Path, count: int) -> list[str]:
+    """The plan log's lines, once there are so many."""
+    deadline = time.monotonic() + 20
+    while len(lines := plan_log.read_text().splitlines()) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return lines
 
 
 def test_own_plans_on_a_burst(client: Client, reference: Reference) -> None:
