@@ -185,8 +185,10 @@ def _back(run: Run, checks: Checks) -> Iterator[str]:
         elif seat.state != "up":
             yield f"seat {seat.seat} is {seat.state} at the end: {seat.reason}"
     worn_out = {death.seat for death in run.deaths} & set(checks.down)
-    if worn_out and "degraded" not in run.health[1]:
-        yield f"/health_generate does not say degraded: {run.health[0]} {run.health[1][:200]}"
+    if worn_out and not run.degraded:
+        yield f"seats {sorted(worn_out)} stay down, and the log does not say degraded"
+    if run.health != 200:
+        yield f"/health_generate is {run.health} at the end"
     for death in run.deaths:
         if death.back_s is None or death.seat in checks.down:
             continue

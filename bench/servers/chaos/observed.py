@@ -122,7 +122,8 @@ class Observed:
             slots_after=free_slots(stack),
             decode_used=decode_used(stack),
             after=after,
-            health=(health.status_code, health.text),
+            health=health.status_code,
+            degraded="sglang-cdsp: degraded" in stack.servers["prefill"].log_text(),
             broken=tuple(
                 f"{name} has ended: see {server.log}"
                 for name, server in stack.servers.items()

@@ -136,7 +136,8 @@ class Run:
         slots: free KV slots by seat at the start and at the end; only seats that answer.
         decode_used: KV slots in use on decode at the end.
         after: by seat that is up at the end, whether a new request on it was answered right.
-        health: the last answer of ``/health_generate``: status and words.
+        health: status of ``/health_generate`` at the end.
+        degraded: whether the server's log says that the pool is degraded.
         broken: what stopped the run itself, a line each.
     """
 
@@ -151,7 +152,8 @@ class Run:
     slots_after: Mapping[int, int] = field(default_factory=dict)
     decode_used: int = 0
     after: Mapping[int, bool] = field(default_factory=dict)
-    health: tuple[int, str] = (200, "")
+    health: int = 200
+    degraded: bool = False
     broken: tuple[str, ...] = ()
 
 

@@ -173,11 +173,10 @@ def test_a_seat_that_does_not_come_back_does_not_pass() -> None:
 def test_a_seat_past_the_limit_is_down_with_a_reason_and_health_says_degraded() -> None:
     checks = Checks(down=(1,))
     down = (Seat(0, "up"), Seat(1, "down", 3, "restart limit"), Seat(2, "up"))
-    told = (200, '{"status": "degraded"}')
     gone = (dataclasses.replace(DEATH, back_s=None),)
-    assert broken_rules(good_run(seats=down, health=told, deaths=gone), checks) == set()
+    assert broken_rules(good_run(seats=down, degraded=True, deaths=gone), checks) == set()
     assert broken_rules(good_run(seats=down, deaths=gone), checks) == {"seats come back"}
-    assert broken_rules(good_run(health=told), checks) == {"seats come back"}
+    assert broken_rules(good_run(degraded=True), checks) == {"seats come back"}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +206,10 @@ def test_decode_takes_its_own_requests_along_and_no_others() -> None:
     assert broken_rules(run) == set()
     before = changed(run, 19, ended_s=KILLED_S - 2.0)
     assert broken_rules(before) == {"who fails had a lost part"}
+
+
+def test_a_pool_that_is_not_healthy_at_the_end_does_not_pass() -> None:
+    assert broken_rules(good_run(health=503)) == {"seats come back"}
 
 
 def test_a_run_without_requests_shows_nothing() -> None:
