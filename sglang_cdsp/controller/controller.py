@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import zmq
@@ -91,10 +92,15 @@ class PoolController(DataParallelController):
         host = get_local_ip_auto()
         self._tp_size = int(get_parallel().tp_size)
         self._zmq = zmq.Context()
-        self._reports = self._open_reports()
         self._control = ControlMessages(
-            forward=self._forward_control, answer=self._answer_control, clock=time.monotonic
+            forward=self._forward_control,
+            answer=self._answer_control,
+            stand_in=lambda answer: sock_send(self._tokenizer, answer),
+            pass_on=lambda payload: self._tokenizer.send(payload),
+            clock=time.monotonic,
+            seats=int(get_parallel().dp_size),
         )
+        self._reports = self._open_reports()
         super().__init__(server_args, port_args, *more)
         self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
@@ -153,7 +159,7 @@ class PoolController(DataParallelController):
             tp_size=self._tp_size,
             progress=self._progress,
             words=words,
-            quiet=lambda: bool(self._control.gate.closed),
+            control=self._control,
         )
         return reports
 
@@ -342,10 +348,10 @@ class PoolController(DataParallelController):
         self._health.observe(busy)
         return busy
 
-    def _forward_control(self, message: Any) -> None:
-        """Send a control message to every instance that lives."""
-        self._seats.told.control(message)
-        self.send_control_message(message)
+    def _forward_control(self, message: Any, seats: Collection[int]) -> None:
+        """Send a control message to some instances."""
+        for seat in seats:
+            self._seats.send(seat, message)
 
     def _answer_control(self, answer: Any) -> None:
         """Answer a control message in every instance's name: SGLang waits for all of them."""

@@ -103,18 +103,27 @@ class Losses:
         return not any(True for _ in self._on(seat))
 
     def warn(self) -> None:
-        """Say it once where a lost process has not ended in the time that decode waits."""
+        """Say it once where decode's pages wait longer for a confirmed end than decode does."""
         for seat in self._presence.unconfirmed(self._clock() - UNCERTAIN_FOR_S):
-            if seat not in self._warned:
+            rooms = [r.room for r in self._table.with_plan if self._may_write(r, seat)]
+            if rooms and seat not in self._warned:
                 self._warned.add(seat)
                 logger.error(
                     "instance %d was killed %.0f s ago and the kernel has not confirmed its end: "
-                    "decode servers use the pages of its requests again although it may still "
-                    "write to them; if that can last so long on this machine, start decode with a "
-                    "larger SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT",
+                    "decode servers use the pages of %d requests again (rooms %s) although it may "
+                    "still write to them; if that can last so long on this machine, start decode "
+                    "with a larger SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT",
                     seat,
                     UNCERTAIN_FOR_S,
+                    len(rooms),
+                    rooms,
                 )
+
+    def _may_write(self, request: PoolRequest, seat: int) -> bool:
+        """Whether a lost instance may still write to decode's pages of a request."""
+        if request.room is None or seat not in request.lost:
+            return False
+        return request.phase is Phase.STOCK or not self._way_out.has_drained(request, seat)
 
     def _on(self, seat: int) -> Iterable[PoolRequest]:
         """Requests whose plans name a seat's present process."""
@@ -132,15 +141,15 @@ class Losses:
             case Phase.BOUND | Phase.RUNNING:
                 self._end(request, reason)
                 self._progress.drop(request)
-            case Phase.DRAINING if request.error:
-                if at_home:  # which was to answer the client
+            case Phase.DRAINING | Phase.RELEASING if request.error:
+                if at_home and seat not in request.released:  # it was to answer the client
                     self._endings.answer(request, request.status, request.error)
             case Phase.DRAINING:
                 if at_home or not self._way_out.has_drained(request, seat):
                     self._end(request, reason)
             case Phase.RELEASING:
                 if at_home and seat not in request.released and not request.answered:
-                    self._end(request, request.error or reason)
+                    self._end(request, reason)
 
     def _end(self, request: PoolRequest, reason: str) -> None:
         """A request cannot go on: its client is told now."""

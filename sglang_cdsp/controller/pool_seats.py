@@ -11,6 +11,7 @@ from typing import Any
 import zmq
 from sglang.srt.managers.load_snapshot import ShmLoadSnapshotWriter, shm_path_for
 
+from sglang_cdsp.controller.control_messages import ControlMessages
 from sglang_cdsp.controller.health_checks import HealthChecks
 from sglang_cdsp.controller.seats.first_lives import StartFailedError, start_all
 from sglang_cdsp.controller.seats.keeper import SeatKeeper
@@ -25,7 +26,7 @@ from sglang_cdsp.controller.startup import give_up, refuse_start
 from sglang_cdsp.controller.told import Told
 from sglang_cdsp.controller.wires import SeatWires
 from sglang_cdsp.protocol import last_words
-from sglang_cdsp.protocol.messages import AnyReport, Hello
+from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello
 from sglang_cdsp.protocol.progress import ProgressBoard
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class PoolSeats:
         tp_size: int,
         progress: ProgressBoard,
         words: str,
-        quiet: Callable[[], bool],
+        control: ControlMessages,
     ) -> None:
         """To be called in the main thread, before it starts others.
 
@@ -49,12 +50,12 @@ class PoolSeats:
             size: seats; ``tp_size`` ranks each.
             progress: where the ranks count their beats.
             words: where a scheduler leaves its reason, see ``last_words``.
-            quiet: whether the pool starts nothing now.
+            control: SGLang's control messages to the instances.
         """
         self._size, self._tp_size = size, tp_size
         self._progress = progress
         self._words = words
-        self._quiet = quiet
+        self._control = control
         self._complaints = Complaints()
         self._facts: Mapping[int, Mapping[str, Any]] = {}
         self.told = Told()
@@ -196,6 +197,7 @@ class PoolSeats:
         self._wires.listening(seat, listens=listens)
         if not listens:
             self.health.lost(seat)
+            self._control.seat_lost(seat)
 
     def emptied(self, seat: int) -> None:
         """Nothing of a life is left on the seat, nor must its last load be in ``/v1/loads``."""
@@ -210,14 +212,19 @@ class PoolSeats:
         """Tell a new life what its predecessor was told."""
         for order in self.told.orders(seat):
             self.send(seat, order)
+        self._control.seat_started(seat)
 
     def quiet(self) -> bool:
         """Whether the pool starts nothing now."""
-        return self._quiet()
+        return bool(self._control.gate.closed)
 
-    def fit_for_a_life(self) -> str:
-        """Why a new life would not be like the others; "" if it would."""
-        return self.told.differs
+    def caught_up(self, seat: int) -> str | None:
+        """Whether a new life has done what its predecessor was told; see ``Wires``."""
+        return self._control.seat_told(seat)
+
+    def answered(self, report: Answered) -> None:
+        """A life answers a question of SGLang's to all of them."""
+        self._control.on_answer(report)
 
 
 def _sent_by_stranger(pid: int) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
-
 from sglang_cdsp.protocol.messages import LoadOrder, PeerOrder, StatusOrder
 
 
@@ -17,7 +15,6 @@ class Told:
         self._peers: dict[tuple[int, Hashable], PeerOrder] = {}
         self._status: StatusOrder | None = None
         self._load: tuple[int, LoadOrder] | None = None
-        self._weights = ""
 
     def peer(self, rank: Hashable, order: PeerOrder) -> None:
         """A decode agent registered; ``rank`` is its name, and a later one takes its place."""
@@ -33,11 +30,6 @@ class Told:
         """What waits at the controller, counted by one seat."""
         self._load = (seat, order)
 
-    def control(self, message: Any) -> None:
-        """A control message of SGLang's that went to all instances."""
-        if isinstance(message, UpdateWeightFromDiskReqInput):
-            self._weights = message.model_path
-
     def orders(self, seat: int) -> Iterator[Any]:
         """All that a new life of ``seat`` must hear, decode's registrations in their order."""
         yield from self._peers.values()
@@ -45,13 +37,3 @@ class Told:
             yield self._status
         if self._load is not None and self._load[0] == seat:
             yield self._load[1]
-
-    @property
-    def differs(self) -> str:
-        """Why a scheduler that starts now would differ from the others; "" if it would not."""
-        if not self._weights:
-            return ""
-        return (
-            f"the pool's weights were updated from {self._weights} since the server started, and a "
-            "new process would load the first ones: restart the server with that folder"
-        )

@@ -24,6 +24,7 @@ from sglang_cdsp.engine.writes import (
     poll_writes,
     written_before,
 )
+from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -172,7 +173,10 @@ class ChunkWork:
         except StoppedError:
             raise
         except Exception as failure:
-            logger.exception("chunk %d of %s failed", order.chunk, task.rid)
+            # Where a partner is gone, the fault is elsewhere.
+            trace = None if isinstance(failure, LinkError) else failure
+            said = "chunk %d of %s failed: %s"
+            logger.error(said, order.chunk, task.rid, failure, exc_info=trace)
             self._coroutines.fail(str(failure) or repr(failure))
             raise  # not reached: fail does not return
         # The ranks agree here that all of them have come to the end.

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
+from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
@@ -50,6 +51,7 @@ from sglang_cdsp.protocol.last_words import one_line
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
+    Answered,
     CancelOrder,
     ForgetOrder,
     GoOrder,
@@ -141,6 +143,12 @@ class PoolScheduler(Scheduler):
         self.profiler_manager: Any = SafeProfiles(self.profiler_manager)
         self._join_pool()
 
+    def init_ipc_channels(self, port_args: Any) -> None:
+        """Stock's; answers to questions to all instances take the way through the controller."""
+        super().init_ipc_channels(port_args)
+        self._answers = AnswerSender(self.ipc_channels.send_to_tokenizer)
+        self.ipc_channels = replace(self.ipc_channels, send_to_tokenizer=self._answers)
+
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
         life = this_life()
@@ -159,6 +167,9 @@ class PoolScheduler(Scheduler):
         assert isinstance(manager, PoolKVManager)
         incarnation = this_life().incarnation
         reporter = Reporter(addresses.reports, instance, tp_rank, incarnation)
+        self._answers.tell = lambda kind, payload, failure: reporter.send(
+            Answered, kind=kind, payload=payload, failure=failure
+        )
 
         device = torch.device(self.device)
         shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))

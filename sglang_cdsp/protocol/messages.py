@@ -401,6 +401,20 @@ class GrammarRefused(Report, frozen=True, kw_only=True):
     error: str
 
 
+class Answered(Report, frozen=True, kw_only=True):
+    """The instance answers a question of SGLang's to all of them; see ``protocol/answers.py``.
+
+    Attributes:
+        kind: the name of the answer's type.
+        payload: the answer, as SGLang sends it to the tokenizer manager.
+        failure: "" or what it says has failed.
+    """
+
+    kind: str
+    payload: bytes
+    failure: str = ""
+
+
 AnyReport = (
     Hello
     | Invitation
@@ -415,6 +429,7 @@ AnyReport = (
     | StockEnded
     | StockBatch
     | GrammarRefused
+    | Answered
 )
 
 

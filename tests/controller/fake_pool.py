@@ -99,6 +99,7 @@ class FakePool:
         self.lost_requests: list[PoolRequest] = []
         self.lost_late: Counter[int] = Counter()
         self._stock_acks: set[tuple[int, int]] = set()
+        self._confirming = False
         self.ends: list[PoolRequest] = []
         self.logprob_parts: list[LogprobPart] = []
         self.sends: defaultdict[int, dict[int, Send]] = defaultdict(dict)
@@ -198,7 +199,8 @@ class FakePool:
         for request, before in others.items():
             assert (request.phase, request.error) == before, "who is not there loses nothing"
         for request in self.lost_requests:
-            assert self.answers[request.tokenized], "whoever loses something is told at once"
+            heard = request.probe or self.answers[request.tokenized]
+            assert heard, "whoever loses something is told at once"
 
     def confirm(self, seat: int) -> None:
         """The kernel says that a seat's process has ended."""
@@ -212,7 +214,9 @@ class FakePool:
         for (me, _), reports in self.channels.items():
             if me == seat:
                 reports.clear()
+        self._confirming = True
         self.lifecycle.on_seat_ended(seat)
+        self._confirming = False
 
     def fill(self, seat: int) -> None:
         """A new process takes a seat whose last one has ended."""
@@ -463,6 +467,7 @@ class FakePool:
         assert request.one_instance
         assert request.plan is not None
         assert request.room is not None
+        self._stock_acks.discard((request.room, tp_rank))
         (me,) = request.reachable
         at = self.instances[me]
         at.order(partial(at.on_room_abort, request.room, tp_rank))
@@ -490,8 +495,7 @@ class FakePool:
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Decode hears that an aborted room's pages are safe."""
         assert self._no_write_left(room), "an abort is acknowledged while writes may be in flight"
-        if (room, target.tp_rank) in self._stock_acks:
-            self._stock_acks.discard((room, target.tp_rank))
+        if self._confirming and (room, target.tp_rank) in self._stock_acks:
             return  # decode hears it for the second time, from who cannot know of the first
         self.decode_told_safe(room, target.tp_rank)
 

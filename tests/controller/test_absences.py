@@ -13,8 +13,8 @@ from tests.controller.cases import TWO_CHUNKS
 from tests.controller.fake_pool import FakePool
 
 CAPACITY = 256
-ALL_FOUR = 3 * CAPACITY
-"""Tokens that three instances do not hold together with page borders and zigzag shards."""
+ALL_FOUR = 3 * CAPACITY + 32
+"""Tokens that three instances do not hold together, and four do."""
 
 
 def pool_of_four(policy: str = "single-chunk") -> FakePool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sglang.srt.managers.io_struct import FlushCacheReqInput, UpdateWeightFromDiskReqInput
-
 from sglang_cdsp.controller.told import Told
 from sglang_cdsp.protocol.messages import LoadOrder, PeerOrder, StatusOrder
 
@@ -26,12 +24,3 @@ def test_the_last_of_each_kind_in_order() -> None:
     told.load(2, load)
     assert list(told.orders(0)) == [other, again, status]
     assert list(told.orders(2)) == [other, again, status, load]
-
-
-def test_new_weights_make_a_next_life_differ() -> None:
-    told = Told()
-    told.control(FlushCacheReqInput())
-    assert told.differs == ""
-    told.control(UpdateWeightFromDiskReqInput(model_path="/models/b"))
-    assert "/models/b" in told.differs
-    assert "restart the server" in told.differs

@@ -16,7 +16,7 @@ from sglang_cdsp.controller.seats.states import PRESENT, Cause, SeatState
 from sglang_cdsp.controller.seats.table import SeatTable
 from sglang_cdsp.controller.seats.watch import SeatWatch
 from sglang_cdsp.controller.seats.ways import SeatObserver, SeatRequests, Wires
-from sglang_cdsp.protocol.messages import AnyReport, Hello, Invitation, LeaveOrder
+from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello, Invitation, LeaveOrder
 
 logger = logging.getLogger(__name__)
 
@@ -158,10 +158,6 @@ class SeatKeeper:
         for seat in self.table.due(now_s):
             if self._wires.quiet():
                 return  # its memory may be somebody else's now
-            if why := self._wires.fit_for_a_life():
-                self.table.hold(seat, why)
-                self._settle(seat)
-                continue
             incarnation = self.table.started(seat)
             logger.info("starting life %d of instance %d", incarnation, seat)
             self._launcher.start(seat, incarnation, self._slots.get(seat))
@@ -181,9 +177,12 @@ class SeatKeeper:
             case Invitation():
                 if self._joining is not None:
                     self._joining.on_invitation(report)
+            case _ if self.table.state(seat) not in PRESENT:
+                return
+            case Answered():
+                self._wires.answered(report)
             case _:
-                if self.table.state(seat) in PRESENT:
-                    self._requests.on_report(report)
+                self._requests.on_report(report)
 
     def _greet(self) -> None:
         """Let lives join that are ready, have greeted, and hear what is sent to them."""
@@ -205,12 +204,11 @@ class SeatKeeper:
         for rank, hello in sorted(self._hellos[seat].items()):
             if why := self._facts[(seat, rank)].misfit(Facts.of(hello)):
                 return why
-        return self._wires.fit_for_a_life()
+        return ""
 
     def _join(self) -> None:
-        waiting = self.table.in_state(SeatState.JOINING)
-        if self._joining is None and waiting:
-            seat = waiting[0]
+        seat = self._next_to_join() if self._joining is None else None
+        if seat is not None:
             self._joining = Joining(
                 seat,
                 self.table.incarnation(seat),
@@ -234,6 +232,17 @@ class SeatKeeper:
                 "instance %d takes part again, in life %d", joining.seat, joining.incarnation
             )
             self._changed(joining.seat, SeatState.UP, "")
+
+    def _next_to_join(self) -> int | None:
+        """The first life that has done all that its predecessor was told."""
+        for seat in self.table.in_state(SeatState.JOINING):
+            why = self._wires.caught_up(seat)
+            if why:
+                self.table.hold(seat, why)
+                self.give_up(seat, Cause.UNFIT, why)
+            elif why is not None:
+                return seat
+        return None
 
     def _partners(self) -> dict[int, int]:
         """The seats that a new life links up with, and their lives."""

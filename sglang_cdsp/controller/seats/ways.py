@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import AnyReport
+from sglang_cdsp.protocol.messages import Answered, AnyReport
 
 
 class SeatRequests(Protocol):
@@ -50,8 +50,14 @@ class Wires(Protocol):
     def quiet(self) -> bool:
         """Whether the pool starts nothing now: a pause, or memory that was released."""
 
-    def fit_for_a_life(self) -> str:
-        """Why a new life would not be like the others, "" if it would."""
+    def caught_up(self, seat: int) -> str | None:
+        """Whether a new life is as its predecessor was told to be: None if not yet.
+
+        "" if it is, else why it cannot be.
+        """
+
+    def answered(self, report: Answered) -> None:
+        """A life answers a question of SGLang's to all of them."""
 
 
 class SeatObserver(Protocol):

@@ -11,7 +11,7 @@ from sglang_cdsp.controller.seats.keeper import SeatKeeper
 from sglang_cdsp.controller.seats.launcher import Ended, LifeEvent, Started, Vitals
 from sglang_cdsp.controller.seats.table import SeatTable
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import AnyReport, Hello, Invitation, InviteOrder
+from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello, Invitation, InviteOrder
 
 SLOTS = 500
 
@@ -105,7 +105,8 @@ class FakeWires:
         self.sent: dict[int, list[Any]] = defaultdict(list)
         self.listens = dict.fromkeys(range(seats), True)
         self.is_quiet = False
-        self.differs = ""
+        self.behind: str | None = ""
+        self.answers: list[Answered] = []
         self.repeated: list[int] = []
         self.empty: list[int] = []
 
@@ -127,8 +128,11 @@ class FakeWires:
     def quiet(self) -> bool:
         return self.is_quiet
 
-    def fit_for_a_life(self) -> str:
-        return self.differs
+    def caught_up(self, seat: int) -> str | None:
+        return self.behind
+
+    def answered(self, report: Answered) -> None:
+        self.answers.append(report)
 
 
 class FakeObserver:

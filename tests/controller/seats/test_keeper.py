@@ -7,7 +7,7 @@ import pytest
 from sglang_cdsp.controller.seats.launcher import Failing
 from sglang_cdsp.controller.seats.states import Cause, SeatState
 from sglang_cdsp.controller.seats.watch import STOPPED_GRACE_S
-from sglang_cdsp.protocol.messages import InviteOrder, LeaveOrder, LinkOrder, Ready
+from sglang_cdsp.protocol.messages import Answered, InviteOrder, LeaveOrder, LinkOrder, Ready
 from tests.controller.seats.fake_seats import SLOTS, Seats
 
 KILLED = Failing(1, 1, Cause.ENDED, "killed")
@@ -244,25 +244,47 @@ def test_nothing_starts_or_joins_in_a_pause(seats: Seats) -> None:
     assert seats.table.state(1) is SeatState.JOINING
 
 
-def test_a_life_that_would_differ_is_not_started(seats: Seats) -> None:
-    seats.wires.differs = "the weights are others now"
+def test_a_life_joins_when_it_has_done_what_its_predecessor_was_told(seats: Seats) -> None:
     seats.tick(KILLED)
     seats.confirm_end(1)
     seats.tick(seconds=1.0)
-    assert seats.launcher.started == []
-    assert seats.requests.told[-1] == ("stays down", 1)
-    assert "the weights are others now" in seats.table.reason(1)
+    seats.wires.behind = None
+    seats.greet(1)
+    seats.tick(seconds=60.0)
+    assert seats.table.state(1) is SeatState.JOINING
+    assert seats.wires.repeated == [1]
+    assert not any(isinstance(order, InviteOrder) for order in seats.wires.sent[0])
+    seats.wires.behind = ""
+    seats.tick()
+    assert any(isinstance(order, InviteOrder) for order in seats.wires.sent[0])
 
 
-def test_new_weights_that_come_while_a_life_starts_keep_it_out(seats: Seats) -> None:
+def test_a_life_that_cannot_do_it_leaves_its_seat_down(seats: Seats) -> None:
     seats.tick(KILLED)
     seats.confirm_end(1)
     seats.tick(seconds=1.0)
-    seats.wires.differs = "the weights are others now"
+    seats.wires.behind = "no such folder"
     seats.greet(1)
     assert seats.table.state(1) is SeatState.ENDING
     seats.confirm_end(1)
     assert not seats.table.coming_back(1)
+    assert "no such folder" in seats.table.reason(1)
+
+
+def test_answers_of_a_former_life_mean_nothing(seats: Seats) -> None:
+    def answer(incarnation: int) -> Answered:
+        return Answered(
+            instance=1, tp_rank=0, at_s=0.0, incarnation=incarnation, kind="k", payload=b""
+        )
+
+    seats.keeper.on_report(answer(1))
+    assert seats.wires.answers == [answer(1)]
+    seats.tick(KILLED)
+    seats.keeper.on_report(answer(1))
+    seats.confirm_end(1)
+    seats.tick(seconds=1.0)
+    seats.keeper.on_report(answer(1))
+    assert seats.wires.answers == [answer(1)]
 
 
 def test_a_seat_leaves_when_it_has_finished_and_returns(seats: Seats) -> None:

@@ -218,9 +218,11 @@ def test_a_life_ends_with_its_controller() -> None:
         assert time.monotonic() < deadline
 
 
-def test_who_comes_up_after_its_controller_has_ended_ends_at_once() -> None:
-    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "_exit", sys.exit)
-        patch.setattr(local.ctypes, "CDLL", lambda name: Mock())
+def test_who_comes_up_after_its_controller_has_ended_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(local.ctypes, "CDLL", lambda name: Mock())
+    with pytest.raises(SystemExit) as ended:
         local.run_rank(os.getppid() + 1, pytest.fail, "it ran")
     assert ended.value.code == 1
