@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.parallel.links.slow import SlowLinks
@@ -13,6 +13,7 @@ from sglang_cdsp.parallel.links.types import Arrived, Header, LinkShape
 SHAPE = LinkShape(lanes=1, depth=8, slot_bytes=4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=8))
 def test_blocks_leave_in_order_and_not_before_they_are_due(delays: list[float]) -> None:
     board, now = Switchboard(), [0.0]

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.servers.chaos.killer import HEAD_S, TAIL, drawn, most_faults, resolved
@@ -20,6 +20,7 @@ killers = st.sets(st.sampled_from(KILLER_KINDS), min_size=1).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(killers, st.integers(2, 8), st.integers(0, 1 << 31), st.floats(30.0, 1000.0))
 def test_a_schedule_keeps_the_rules(
     killer: Killer, instances: int, seed: int, seconds: float
@@ -55,6 +56,7 @@ def test_seeds_differ() -> None:
     assert len({resolved(parse(text, name="x")) for text in texts}) == 5
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 8))
 def test_drawn_seats_die_evenly(seed: int, count: int) -> None:
     event = '[[events]]\nat_s = 1\ndo = "kill"\nseat = "drawn"\n'

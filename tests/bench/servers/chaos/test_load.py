@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.servers.chaos.answers import TIE, StockAnswer, is_right, stock_answer
@@ -15,6 +15,7 @@ from bench.servers.chaos.scenario import MIX, Load
 from bench.servers.storm import Job, body_of
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1 << 31), st.integers(2, 6))
 def test_a_load_has_what_was_asked_for(seed: int, instances: int) -> None:
     load = Load(seconds=200.0, rate=2.0, mix=dict.fromkeys(MIX, 1.0), stream=0.5, abort=0.3)
