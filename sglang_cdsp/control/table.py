@@ -48,9 +48,9 @@ class Endpoint:
 
 
 SERVING = "serving/test_control.py::"
-APART = "serving_control/test_apart.py::"
+APART = "serving_two/test_apart.py::"
 REFUSALS = SERVING + "test_what_the_pool_cannot_do_is_refused_at_once"
-HEALTH = "serving_faults/test_faults.py::test_health_during_a_long_chunk_and_when_stopped"
+HEALTH = "serving_two/test_faults.py::test_health_during_a_long_chunk_and_when_stopped"
 READS = SERVING + "test_what_is_read_is_as_in_stock"
 
 

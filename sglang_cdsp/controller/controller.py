@@ -65,6 +65,7 @@ from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
+from sglang_cdsp.protocol.heartbeat import Heartbeat
 from sglang_cdsp.protocol.progress import ProgressBoard
 from sglang_cdsp.releases import controller_records_facts
 
@@ -126,6 +127,9 @@ class PoolController(DataParallelController):
                 reserved_tokens=int(get_disagg().num_reserved_decode_tokens),
                 timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
                 stated_tokens=args.decode_max_total_tokens,
+                release_s=float(
+                    envs.SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT.get()
+                ),
             )
             self.max_req_input_len = hello.max_input_tokens
             self.max_total_num_tokens = sum(self._ledger.capacity)
@@ -368,7 +372,9 @@ class PoolController(DataParallelController):
 
     def event_loop(self) -> None:
         """Serve for ever."""
+        heartbeat = Heartbeat.opened()
         while True:
+            heartbeat.beat()
             self.soft_watchdog.feed()
             self._poller.poll(POLL_MS)
             self._seats.tick()

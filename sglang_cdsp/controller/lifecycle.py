@@ -14,6 +14,7 @@ from sglang_cdsp.args import DEFAULT_SEAT_TIMEOUT_S, DEFAULT_STOCK_TOKENS
 from sglang_cdsp.controller.absences import Absences
 from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.arrivals import Arrivals
+from sglang_cdsp.controller.decode.losses import DecodeLosses
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
@@ -69,7 +70,7 @@ class Lifecycle(PoolState):
 
         Args:
             clock: gives the time.
-            decode: knows how long decode may take to name its pages.
+            decode: knows how long decode may take to name its pages, and keeps them unasked.
             stock_tokens: the longest prompt that takes its instance's stock path.
             max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
             lanes: of the pool, if another life cycle uses them before or after.
@@ -78,8 +79,8 @@ class Lifecycle(PoolState):
         """
         self._gate: QuietGate[Any] = gate or QuietGate()
         self._effects = effects
-        self._decode = decode
-        self._rooms = RoomManager(rooms, effects, clock)
+        self._rooms = RoomManager(rooms, effects, clock, decode.release_s)
+        self._decode_losses = DecodeLosses(self._rooms, decode, clock)
         super().__init__(RequestTable())
         self._endings = Endings(
             table=self._table,
@@ -174,14 +175,12 @@ class Lifecycle(PoolState):
 
     def on_decode_registered(self, rank: DecodeRank) -> None:
         """A decode rank made contact: prompts that no decode server holds are refused now."""
-        self._decode.register(rank)
+        self._decode_losses.registered(rank)
         self._arrivals.decode_known()
 
     def on_decode_link(self, host: str, port: int, *, alive: bool) -> None:
         """A decode rank can be reached no longer, or again."""
-        self._decode.connected(host, port, alive=alive)
-        if not alive:
-            self._rooms.rank_gone(host, port)
+        self._decode_losses.link(host, port, alive=alive)
 
     def on_pages(self, room: int, message: RoomMessage) -> None:
         """Decode named destination pages of a room."""
@@ -190,6 +189,8 @@ class Lifecycle(PoolState):
     def on_room_abort(self, room: int, target: AbortTarget | None, frames: list[bytes]) -> None:
         """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
         request = self._rooms.user(room)
+        if target is not None:
+            self._rooms.abort_asked(room, target)
         if request is None:
             self._rooms.given_up(room, target)
             return
@@ -216,7 +217,7 @@ class Lifecycle(PoolState):
             case messages.StockBatch():
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
-            case messages.Hello() | messages.Invitation():
+            case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
                 seq = report.part.seq
@@ -305,6 +306,8 @@ class Lifecycle(PoolState):
         self._rooms.tell()
         self._losses.warn()
         self._arrivals.end_overdue()
+        for request, reason in self._decode_losses.due():
+            self.abort(request, reason)
         self._progress.start_held()
         if not self._gate.may_bind:
             return

@@ -37,7 +37,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
     and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
     counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
-    are those that were lost since it was bound.
+    are those that were lost since it was bound. ``passes``: its chunk ran between the layers of
+    others. A chunk's ``passed_s`` is for how long it stood while others passed it.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -54,6 +55,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
                 "planned_end_s": offset + chunk.end_s,
                 "start_s": _since(times.start_s if times else None, request.arrival_s),
                 "end_s": _since(times.end_s if times else None, request.arrival_s),
+                "passed_s": times.passed_s if times else 0.0,
             }
         )
     predicted = offset + request.plan.ttft_s if request.plan else None
@@ -64,6 +66,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "arrival_s": request.arrival_s,
         "arrival_unix_s": request.arrival_s + unix_offset_s,
         "bound_s": request.bound_s - request.arrival_s if request.plan else None,
+        "passes": request.plan.passes if request.plan else False,
         "ttft_s": {
             "predicted": predicted,
             "measured": _since(request.first_token_s, request.arrival_s),

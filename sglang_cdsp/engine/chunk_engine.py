@@ -321,7 +321,7 @@ class ChunkEngine:
 
     @property
     def awaits(self) -> bool:
-        """Whether something that passes is about to go on: the others stand still for a moment."""
+        """Whether something is about to begin or to end: long chunks stand still for a moment."""
         now_s = time.monotonic()
         return self._admitted.awaited(now_s) or any(
             now_s < task.awaited_until_s for task in self._tasks.values()

@@ -49,7 +49,7 @@ ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
 
 ORDER_S = 0.02
-"""How long what a task passes stands still for the controller's answer about that task."""
+"""How long others stand still for the controller's answer about a task that passes or is over."""
 
 
 def nothing(layer_id: int) -> None:
@@ -96,16 +96,16 @@ class ChunkWork:
                 self.fail(task, str(error))
                 return
         task.announced = True
-        self._await_order(task)
+        if task.passes:
+            self._await_order(task)
         self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk, revision=task.revision)
 
     def _await_order(self, task: ChunkTask) -> None:
-        """Let what a task passes stand still until the controller has answered, or a moment.
+        """Let others stand still for a moment, until the controller has answered.
 
-        Another layer of a long chunk in between would cost the one that passes as much.
+        A layer of a long chunk in between would cost the task as much.
         """
-        if task.passes:
-            task.awaited_until_s = time.monotonic() + ORDER_S
+        task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
         """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""

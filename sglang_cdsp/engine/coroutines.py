@@ -35,6 +35,12 @@ SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 0.00005, 0.0005
 LONGEST_WAIT_S = 0.005
 """After this time without anything to run the loop gets its turn."""
 
+LONG_PIECE_S = 0.1
+"""Pieces from this length on are not begun while something else is about to go on."""
+
+PIECES = 64
+"""So many of the last pieces are looked at."""
+
 _FAILED, _WAITS, _READY = 0, 1, 2
 
 _OVER, _URGENT, _ALL = 0, 1, 2
@@ -117,8 +123,8 @@ class Coroutines:
             stretch_s: longest time between two turns of the loop, as far as coroutines give way.
             poll: moves on what others send.
             interrupted: whether the loop has something to do while all coroutines wait.
-            expected: whether something more urgent is about to begin or to end: what is not
-                urgent stands still meanwhile. The leader's answer counts.
+            expected: whether something else is about to begin or to end: what is not urgent
+                stands still meanwhile, if its pieces are long. The leader's answer counts.
             clock: monotonic seconds.
             meter: what the stretches of coroutines are measured by; the clock by default.
             shake: for tests: switch at every point, to a coroutine drawn from this; seeded alike
@@ -135,6 +141,7 @@ class Coroutines:
         self._meter = meter or HostMeter(clock)
         self._shake = shake
         self._stretches: deque[tuple[tuple[Coroutine, ...], Callable[[], float | None]]] = deque()
+        self._pieces: deque[float] = deque(maxlen=PIECES)
         self._live: list[Coroutine] = []
         self._current: Coroutine | None = None
         self._main: greenlet | None = None
@@ -200,7 +207,7 @@ class Coroutines:
         if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
             return False
         self._poll()
-        if self._stands_still(current) or (self._held_back(current) and self._expected()):
+        if self._stands_still(current) or (self._held_back(current) and self._holds()):
             return False
         earlier = self._live[: self._live.index(current)]
         if any(self._standing(other) != _WAITS for other in earlier):
@@ -216,8 +223,12 @@ class Coroutines:
         return self._shake is None and self._live[0].order[0] < coroutine.order[0]
 
     def _held_back(self, coroutine: Coroutine) -> bool:
-        """Whether it stands still while something more urgent is expected."""
+        """Whether it stands still while something else is expected."""
         return self._shake is None and coroutine.order[0] >= USUAL
+
+    def _holds(self) -> bool:
+        """Whether something is expected that a piece of a coroutine here would delay for long."""
+        return max(self._pieces, default=0.0) >= LONG_PIECE_S and self._expected()
 
     def _switch_out(self) -> None:
         assert self._main is not None
@@ -304,7 +315,7 @@ class Coroutines:
             return _ALL
         if not first and self._clock() >= self._end_s:
             return _OVER
-        return _URGENT if self._expected() else _ALL
+        return _URGENT if self._holds() else _ALL
 
     def _standing(self, coroutine: Coroutine) -> int:
         if coroutine.failure:
@@ -325,6 +336,7 @@ class Coroutines:
         before, self._current = self._current, coroutine
         self._main = getcurrent()
         coroutine.ready = None
+        start_s = self._clock()
         try:
             if coroutine.failure and coroutine.body:
                 coroutine.body.throw(StoppedError(coroutine.failure))
@@ -332,6 +344,7 @@ class Coroutines:
                 # One that fails before it began gets to know it at its first ``give_way``.
                 coroutine.body.switch()
         finally:
+            self._pieces.append(self._clock() - start_s)
             others = tuple(other for other in self._live if other is not coroutine)
             self._stretches.append((others, self._meter.end(mark)))
             coroutine.state = self._surroundings.take()
@@ -348,7 +361,7 @@ class Coroutines:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
             self._poll()
-            held = self._expected()
+            held = self._holds()
             goes_on = (
                 c
                 for c in self._live

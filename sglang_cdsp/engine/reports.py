@@ -32,7 +32,7 @@ class Reporter:
         """Whether this rank speaks for its instance."""
         return self.tp_rank == 0
 
-    def send(self, kind: type[Report], **fields: Any) -> None:
+    def send(self, kind: type[Report], /, **fields: Any) -> None:
         """Report ``kind`` with ``fields``, stamped with instance, life, rank and time."""
         fields.setdefault("at_s", time.monotonic())
         report = kind(
@@ -43,7 +43,7 @@ class Reporter:
         )
         self._socket.send(encode_report(report))
 
-    def send_from_leader(self, kind: type[Report], **fields: Any) -> None:
+    def send_from_leader(self, kind: type[Report], /, **fields: Any) -> None:
         """Report once per instance: only the leading rank speaks."""
         if self.leads:
             self.send(kind, **fields)

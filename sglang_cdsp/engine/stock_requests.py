@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 
-FIRST_BATCH_S = 0.05
-"""How long what a request passes stands still until SGLang has it in a batch: some turns of the
-loop, each of which would cost a layer of a long chunk."""
+TURNS_S = 0.05
+"""How long chunks stand still until SGLang has a request that passes in a batch, and until one that
+has its first token has left: some turns of the loop, each of which would cost a chunk's layer."""
 
 
 class StockTracker:
@@ -46,7 +46,7 @@ class StockTracker:
     def begin(self, request: StockRequest) -> None:
         """Start to follow a request; call it right before the request is handed over."""
         if request.passes:
-            request.awaited_until_s = time.monotonic() + FIRST_BATCH_S
+            request.awaited_until_s = time.monotonic() + TURNS_S
         self._active.append(request)
 
     def adopt(self, req: Req) -> None:
@@ -79,10 +79,8 @@ class StockTracker:
         return any(request.end_s is None and not request.passes for request in self._active)
 
     def awaited(self, now_s: float) -> bool:
-        """Whether one that passes is about to have its first batch."""
-        return any(
-            request.end_s is None and now_s < request.awaited_until_s for request in self._active
-        )
+        """Whether one is about to have its first batch, or to leave."""
+        return any(now_s < request.awaited_until_s for request in self._active)
 
     def stamp_start(self, batch: Batch) -> None:
         """Note the start of a batch, and of the first batch of each followed request."""
@@ -102,7 +100,7 @@ class StockTracker:
             )
         for request in self._of(reqs):
             if request.end_s is None and request.req is not None and len(request.req.output_ids):
-                request.end_s = now
+                request.end_s, request.awaited_until_s = now, now + TURNS_S
                 self._reporter.send_from_leader(FirstToken, seq=request.seq, at_s=now)
         return now - self._batch_start_s
 

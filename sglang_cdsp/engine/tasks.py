@@ -37,7 +37,7 @@ class StockRequest:
         req: SGLang's object, None until SGLang made it.
         arrival_s: as in ``StockOrder``.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
-        awaited_until_s: how long what it passes stands still for its next step, monotonic seconds.
+        awaited_until_s: how long others stand still for its next step, monotonic seconds.
     """
 
     seq: int
@@ -77,8 +77,8 @@ class ChunkTask:
         urgency, passes: as in ``PlanOrder``.
         running: the coroutine of its chunk, None between chunks.
         lane: its chunk's links, None for a group of one.
-        awaited_until_s: how long what it passes stands still for the controller's next order,
-            monotonic seconds.
+        awaited_until_s: how long others stand still for the controller's next order, monotonic
+            seconds.
     """
 
     seq: int

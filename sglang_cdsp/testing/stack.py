@@ -225,6 +225,7 @@ def running(
     *,
     progress: Callable[[str], None] = lambda line: None,
     timeout_s: float = START_TIMEOUT_S,
+    grace_s: float | None = None,
 ) -> Iterator[RunningStack]:
     """Start the servers of ``plan`` at once, yield when all are healthy, and end them.
 
@@ -236,6 +237,8 @@ def running(
         log_directory: gets one ``NAME.log`` a server.
         progress: receives a line whenever a server's state changes and every ten seconds.
         timeout_s: seconds until all must be healthy.
+        grace_s: seconds that they may take to end by themselves before they are killed; None for
+            the default of ``ServerGroup``.
 
     Raises:
         ServerFailedError: a port is in use; or a server ended or was not ready in time.
@@ -245,7 +248,7 @@ def running(
     with (
         _sigterm_as_exit(),
         directory_lock.locked(logs),
-        ServerGroup(progress) as group,
+        ServerGroup(progress, grace_s) as group,
     ):
         check_ports(plan.commands)
         for note in plan.notes:

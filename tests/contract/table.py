@@ -11,6 +11,7 @@ from tests.contract import (
     decode_rows,
     forward_rows,
     message_rows,
+    mooncake_decode_rows,
     mooncake_rows,
     number_rows,
     platform_rows,
@@ -19,6 +20,7 @@ from tests.contract import (
     scheduler_rows,
     seat_rows,
     transfer_rows,
+    watch_rows,
 )
 from tests.contract.row import Row
 
@@ -33,8 +35,9 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
         "KV transfer and the face towards decode",
         (*transfer_rows.ROWS, *decode_rows.ROWS, *decode_limit_rows.ROWS),
     ),
-    ("KV transfer over Mooncake", mooncake_rows.ROWS),
+    ("KV transfer over Mooncake", (*mooncake_rows.ROWS, *mooncake_decode_rows.ROWS)),
     ("A shard's forward and its attention", forward_rows.ROWS),
+    ("Processes that watch each other", watch_rows.ROWS),
     ("SGLang's own numbers", number_rows.ROWS),
     ("Control endpoints and messages", control_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),

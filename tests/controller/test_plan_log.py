@@ -36,6 +36,7 @@ def test_times_count_from_the_arrival() -> None:
         "arrival_s": 100.0,
         "arrival_unix_s": 1_000_000_100.0,
         "bound_s": 1.0,
+        "passes": False,
         "ttft_s": {"predicted": 4.0, "measured": 4.5},
         "kv_drained_s": 4.75,
         "chunks": [
@@ -46,6 +47,7 @@ def test_times_count_from_the_arrival() -> None:
                 "planned_end_s": 2.0,
                 "start_s": 1.5,
                 "end_s": 2.25,
+                "passed_s": 0.0,
             },
             {
                 "tokens": 36,
@@ -54,6 +56,7 @@ def test_times_count_from_the_arrival() -> None:
                 "planned_end_s": 4.0,
                 "start_s": 2.5,
                 "end_s": 4.0,
+                "passed_s": 0.0,
             },
         ],
         "recalls": 0,

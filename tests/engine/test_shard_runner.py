@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_context import get_attn_backend, has_forward_context
 
+from sglang_cdsp.attention.backend import ShardAttention
 from sglang_cdsp.attention.partial import reference_attention
+from sglang_cdsp.engine import shard_runner
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
 from sglang_cdsp.engine.device import PIECES_AHEAD
@@ -31,6 +34,7 @@ from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.threads import Switchboard, ThreadLinks
 from sglang_cdsp.parallel.links.types import LinkShape
 from sglang_cdsp.protocol.messages import GoOrder
+from sglang_cdsp.testing.paged import Emulated
 from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
@@ -312,6 +316,21 @@ def test_rests_that_change_give_what_the_model_gives_alone(
         st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
     )
     run_plans(at_once, page, seed, changes=6)
+
+
+@settings(max_examples=25, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES, st.integers(0, 2**32))
+def test_so_they_do_where_kernels_read_the_pool(data: st.DataObject, page: int, seed: int) -> None:
+    """FlashInfer's paged prefill, emulated: slots, plans and layers of many forwards in turn."""
+    kernel = Emulated()
+    at_once = data.draw(
+        st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        reading = partial(ShardAttention, kernels=(kernel.kernel(),))
+        patch.setattr(shard_runner, "ShardAttention", reading)
+        run_plans(at_once, page, seed)
+    assert kernel.wrappers
 
 
 def test_forwards_that_share_a_static_buffer_corrupt_each_other() -> None:

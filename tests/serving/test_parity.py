@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving.client import Answer, Client, Plan, difference, text_tokens
-from tests.serving.conftest import POOL_SIZE
+from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
 
 TOLERANCE = 1e-3
@@ -114,9 +114,8 @@ def test_own_plans_on_a_burst(client: Client, reference: Reference) -> None:
 
 
 def test_longer_than_one_instance(client: Client, checkpoint: Path) -> None:
-    """20,000 tokens on instances of 16,384 slots each."""
-    prompt = text_tokens(checkpoint, 20_000, 7)
+    prompt = text_tokens(checkpoint, INSTANCE_TOKENS + 1000, 7)
     stock = client.stock(prompt)
     difference(stock, client.pool(prompt), TOLERANCE)
-    plan = [(8_000, [2, 1]), (12_000, [2, 1, 3])]
+    plan = [(6000, [2, 1]), (INSTANCE_TOKENS - 5000, [2, 1, 3])]
     difference(stock, client.pool(prompt, plan), TOLERANCE)

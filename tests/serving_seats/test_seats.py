@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +12,11 @@ import pytest
 
 from tests.serving.asking import call, pool, words
 from tests.serving.client import Client, Plan, difference, text_tokens
+from tests.serving_seats.seats import scheduler, seats, states, until, until_up
 
-WITHIN_S = 240.0
 BOTH: Plan = [(600, [0, 1])]
 GROWS: Plan = [(400, [0]), (500, [0, 1])]
 TOLERANCE = 1e-3
-
-
-def seats(client: Client) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = call(client, "prefill", "GET", "/cdsp/status").json()["seats"]
-    return found
-
-
-def states(client: Client) -> list[str]:
-    return [seat["state"] for seat in seats(client)]
-
-
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
-
-
-def scheduler(client: Client, seat: int) -> psutil.Process:
-    """The process of a seat's only rank."""
-    server = psutil.Process(client.servers.servers["prefill"].pid)
-    (found,) = (
-        process
-        for process in server.children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE
-        and f"scheduler_DP{seat}" in " ".join(process.cmdline())
-    )
-    return found
 
 
 def right(client: Client, checkpoint: Path, length: int, seed: int, plan: Plan | None) -> None:
@@ -65,7 +35,7 @@ def test_a_killed_instance_comes_back_and_the_other_one_goes_on(
     until(lambda: states(client)[1] != "up")
     for seed in range(5):
         right(client, checkpoint, 700, seed, None)
-    until(lambda: states(client) == ["up", "up"])
+    until_up(client)
     right(client, checkpoint, 600, 2, BOTH)
     right(client, checkpoint, 900, 3, GROWS)
     assert client.wait_free(free) == free, "as many slots as before"
@@ -99,7 +69,7 @@ def test_an_instance_is_asked_to_leave_and_returns(client: Client, checkpoint: P
     assert "the last one that works" in words(refused)
     assert call(client, "prefill", "GET", "/health").status_code == 200
     assert pool(client, "/cdsp/update", {"seats": {"1": "start"}}).status_code == 200
-    until(lambda: states(client) == ["up", "up"])
+    until_up(client)
     right(client, checkpoint, 600, 6, BOTH)
 
 
@@ -111,6 +81,16 @@ def test_what_cannot_be_asked_of_seats(client: Client, seats: Any, said: str) ->
     refused = pool(client, "/cdsp/update", {"seats": seats})
     assert refused.status_code == 400
     assert said in words(refused)
+
+
+def test_a_pool_whose_instances_are_all_lost_comes_back(client: Client, checkpoint: Path) -> None:
+    for seat in (0, 1):
+        scheduler(client, seat).kill()
+    until(lambda: "up" not in states(client))
+    assert call(client, "prefill", "GET", "/health").status_code == 503
+    right(client, checkpoint, 500, 7, None)
+    until_up(client)
+    assert call(client, "prefill", "GET", "/health").status_code == 200
 
 
 def test_no_process_of_a_former_life_is_left(client: Client) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from sglang_cdsp.controller.seats.signals import unblock
 from sglang_cdsp.controller.seats.states import Cause
 from sglang_cdsp.protocol import lives
 from sglang_cdsp.protocol.lives import Life
+from sglang_cdsp.protocol.parent import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,6 @@ class Rank:
     arguments: Sequence[Any]
     surroundings: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
-
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h: which signal a process gets when its parent ends."""
 
 KEEP_ENVIRONMENT = "SPT_NOENV"
 """Read by setproctitle, which SGLang's processes call: it writes titles over the environment."""
@@ -140,7 +137,7 @@ class LocalLauncher:
             reader, writer = multiprocessing.Pipe(duplex=False)
             arguments = [writer if a is WRITER else a for a in rank.arguments]
             process = multiprocessing.get_context("spawn").Process(
-                target=run_rank, args=(os.getpid(), rank.target, *arguments)
+                target=run_rank, args=(rank.target, *arguments)
             )
             try:
                 with rank.surroundings(), _marked(life):
@@ -264,12 +261,9 @@ class LocalLauncher:
         return living.told_failing or living.killed
 
 
-def run_rank(parent: int, target: Callable[..., Any], *arguments: Any) -> Any:
-    """Run ``target`` in a rank's process, which ends with its ``parent``."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        # It ended while this process imported what it is to run: nobody would end it any more.
-        os._exit(1)
+def run_rank(target: Callable[..., Any], *arguments: Any) -> Any:
+    """Run ``target`` in a rank's process, which ends with the controller, however early."""
+    end_with_parent()
     unblock()
     return target(*arguments)
 

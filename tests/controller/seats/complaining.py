@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
-from sglang_cdsp.controller.seats.launcher import Ended, Failing, Started
+from sglang_cdsp.controller.seats.launcher import Ended, Failing, LifeEvent, Started
 from sglang_cdsp.controller.seats.local import WRITER, LocalLauncher, Rank
 from sglang_cdsp.controller.seats.signals import Complaints
 from sglang_cdsp.controller.seats.states import Cause
@@ -29,32 +30,27 @@ def main() -> None:
     )
     for seat in ranks:
         launcher.start(seat, 1, None)
-    ended: set[int] = set()
-    blocked: dict[int, bool] = {}
-    while 1 not in ended:
-        for event in launcher.poll():
-            match event:
-                case Failing(cause=Cause.COMPLAINED):
-                    print("complained", event.seat)
-                    while event.seat not in blocked:
-                        found = [e for e in launcher.poll() if isinstance(e, Started)]
-                        blocked |= {e.seat: e.facts.get("blocked", False) for e in found}
-                    print("blocked" if blocked[event.seat] else "open")
-                    launcher.end(event.seat)
-                case Ended():
-                    ended.add(event.seat)
-                    print("ended")
-                case Started():
-                    blocked[event.seat] = event.facts.get("blocked", False)
-        time.sleep(0.01)
+    seen: list[LifeEvent] = []
+
+    def until(kind: type[LifeEvent], seat: int) -> Any:
+        while not (found := [e for e in seen if isinstance(e, kind) and e.seat == seat]):
+            seen.extend(launcher.poll())
+            time.sleep(0.01)
+        return found[0]
+
+    failing = until(Failing, 1)
+    print("complained" if failing.cause is Cause.COMPLAINED else failing, failing.seat)
+    print("blocked" if until(Started, 1).facts["blocked"] else "open")
+    launcher.end(1)
+    until(Ended, 1)
+    print("ended")
     os.kill(os.getpid(), signal.SIGQUIT)
     while not strangers:
-        launcher.poll()
+        seen.extend(launcher.poll())
         time.sleep(0.01)
     print("stranger" if strangers == [os.getpid()] else strangers)
     launcher.end(0)
-    while not any(isinstance(event, Ended) for event in launcher.poll()):
-        time.sleep(0.01)
+    until(Ended, 0)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from unittest.mock import Mock
 
 import psutil
 import pytest
 
-from sglang_cdsp.controller.seats import local
 from sglang_cdsp.controller.seats.launcher import Ended, Failing, LifeEvent, Started, Vitals
 from sglang_cdsp.controller.seats.local import WRITER, LocalLauncher, Rank
 from sglang_cdsp.controller.seats.states import Cause
@@ -216,13 +214,3 @@ def test_a_life_ends_with_its_controller() -> None:
     deadline = time.monotonic() + LIMIT_S
     while alive(pid):
         assert time.monotonic() < deadline
-
-
-def test_who_comes_up_after_its_controller_has_ended_ends_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "_exit", sys.exit)
-    monkeypatch.setattr(local.ctypes, "CDLL", lambda name: Mock())
-    with pytest.raises(SystemExit) as ended:
-        local.run_rank(os.getppid() + 1, pytest.fail, "it ran")
-    assert ended.value.code == 1

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
-import pytest
 import requests
 
-from sglang_cdsp.engine.faults import ENV_VAR
-from sglang_cdsp.testing.stack import RunningStack, prefill_only, running
+from sglang_cdsp.testing.stack import RunningStack
+from tests.serving.asking import until
 from tests.serving.client import Client, text_tokens
+from tests.serving_seats.seats import until_up
+from tests.serving_two.conftest import FAULTY_LENGTH, HEALTH_LIMIT_S, POLICY
 
-FAULTY_LENGTH = 777
-HEALTH_LIMIT_S = 3
-LONG_CHUNK_S = 8.0
-WITHIN_S = 240.0
-
-
-@pytest.fixture(scope="module")
-def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A pool of two whose instance 1 fails in chunk 1 of prompts of one length."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENV_VAR, f"1:1:{FAULTY_LENGTH}")
-        patch.setenv("SGLANG_HEALTH_CHECK_TIMEOUT", str(HEALTH_LIMIT_S))
-        flags = ("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans", "--cdsp-policy", "cdsp")
-        with running(
-            prefill_only(checkpoint, flags=flags), tmp_path_factory.mktemp("logs")
-        ) as stack:
-            yield stack
+LONG_CHUNK_S = 5.0 + HEALTH_LIMIT_S
 
 
 def test_the_policy_of_the_flag_plans(stack: RunningStack, checkpoint: Path) -> None:
     client = Client(stack)
-    assert {state["policy"] for state in client.pool_states()} == {"cdsp"}
-    for length in (1, 300, 5000):
+    assert {state["policy"] for state in client.pool_states()} == {POLICY}
+    for length in (1, 300, 900):
         assert client.prefill(text_tokens(checkpoint, length, 2)).status_code == 200
 
 
@@ -64,13 +47,6 @@ def schedulers(stack: RunningStack) -> list[psutil.Process]:
     server = psutil.Process(stack.servers["prefill"].pid)
     found = server.children(recursive=True)
     return [process for process in found if "scheduler" in " ".join(process.cmdline())]
-
-
-def until(reached: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + WITHIN_S
-    while not reached() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return reached()
 
 
 def test_health_during_a_long_chunk_and_when_stopped(stack: RunningStack, checkpoint: Path) -> None:
@@ -108,22 +84,4 @@ def test_health_during_a_long_chunk_and_when_stopped(stack: RunningStack, checkp
     slow_down(0.0)
     assert health() == 200, "the other one answers"
     assert until(lambda: not victim.is_running()), "it is killed, not left to wake up"
-
-
-def test_a_pool_whose_schedulers_are_all_lost_answers_503_and_comes_back(
-    stack: RunningStack, checkpoint: Path
-) -> None:
-    url = stack.urls["prefill"]
-
-    def seats() -> list[str]:
-        status = requests.get(f"{url}/cdsp/status", timeout=60).json()
-        return [seat["state"] for seat in status["seats"]]
-
-    assert until(lambda: seats() == ["up", "up"])
-    for victim in schedulers(stack):
-        victim.kill()
-    assert until(lambda: "up" not in seats())
-    assert requests.get(f"{url}/health", timeout=60).status_code == 503
-    assert until(lambda: seats() == ["up", "up"])
-    assert requests.get(f"{url}/health", timeout=60).status_code == 200
-    assert Client(stack).prefill(text_tokens(checkpoint, 500, 4)).status_code == 200
+    until_up(client)

@@ -12,38 +12,16 @@ import pytest
 import requests
 
 from sglang_cdsp.testing.checkpoint import write_checkpoint
-from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.asking import call, chunks_started, pool, until, words
 from tests.serving.client import Client, difference, read, text_tokens
+from tests.serving_two.conftest import POOL_SIZE
 
 TOLERANCE = 1e-3
-SIZE = 2
 BOTH = [0, 1]
 PLAN = [(100, [0]), *[(100, BOTH)] * 5, (40, BOTH)]
 TOKENS = sum(tokens for tokens, _ in PLAN)
 SLEEP_S = 0.3
 WEIGHT = "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A pool of two with decode and router, and a stock server beside them."""
-    plan = together(
-        disaggregated(
-            checkpoint,
-            prefill_flags=("--cdsp", "--dp-size", str(SIZE), "--cdsp-allow-request-plans"),
-        ),
-        single(checkpoint),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DUMPER_SERVER_PORT", "reuse")
-        with running(plan, tmp_path_factory.mktemp("logs")) as stack:
-            yield stack
-
-
-@pytest.fixture(scope="module")
-def client(stack: RunningStack) -> Client:
-    return Client(stack)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +33,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def in_the_middle(client: Client, tokens: list[int], **fields: Any) -> Iterator[Future[Any]]:
     """A request some of whose chunks have run; to its response."""
-    before = chunks_started(client, SIZE)
+    before = chunks_started(client, POOL_SIZE)
     sampling = {"custom_params": {"cdsp_plan": PLAN}}
     assert pool(client, "/slow_down", {"forward_sleep_time": SLEEP_S}).status_code == 200
     with ThreadPoolExecutor(1) as threads:
@@ -63,7 +41,7 @@ def in_the_middle(client: Client, tokens: list[int], **fields: Any) -> Iterator[
             client.generate, client.servers.url, tokens, sampling_params=sampling, **fields
         )
         try:
-            assert until(lambda: chunks_started(client, SIZE) > before)
+            assert until(lambda: chunks_started(client, POOL_SIZE) > before)
             assert not job.done()
             yield job
         finally:
@@ -97,7 +75,7 @@ def test_new_weights_come_while_chunks_run(client: Client, checkpoint: Path, oth
     difference(new, client.pool(tokens, [(TOKENS, [1])]), TOLERANCE)
     body = {"name": WEIGHT, "truncate_size": 8}
     stock = call(client, "single", "POST", "/get_weights_by_name", body).json()
-    assert pool(client, "/get_weights_by_name", body).json() == [stock] * SIZE
+    assert pool(client, "/get_weights_by_name", body).json() == [stock] * POOL_SIZE
     load_everywhere(client, checkpoint)
     difference(old, client.pool(tokens, PLAN), TOLERANCE)
 
@@ -110,7 +88,7 @@ def test_weights_are_checked_as_in_stock(client: Client) -> None:
     assert ours["success"] is stock["success"]
     assert ours.keys() == stock.keys()
     if stock["success"]:
-        assert len(ours["ranks"]) == SIZE
+        assert len(ours["ranks"]) == POOL_SIZE
         assert {rank["per_gpu_checksum"] for rank in ours["ranks"]} == {
             stock["ranks"][0]["per_gpu_checksum"]
         }
@@ -190,7 +168,7 @@ def test_memory_is_released_and_comes_back(client: Client, checkpoint: Path) -> 
 
 
 def test_the_dumper_is_reached(client: Client) -> None:
-    for server, count in (("single", 1), ("prefill", SIZE)):
+    for server, count in (("single", 1), ("prefill", POOL_SIZE)):
         states = call(client, server, "POST", "/dumper/get_state", {})
         assert states.status_code == 200, states.text
         assert len(states.json()) == count

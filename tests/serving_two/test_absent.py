@@ -19,7 +19,7 @@ from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
 from tests.serving.asking import call, pool, words
 from tests.serving.client import Client, difference, text_tokens
-from tests.serving_seats.test_seats import scheduler, states, until
+from tests.serving_seats.seats import scheduler, states, until
 
 TOLERANCE = 1e-3
 PLAN = [(100, [0]), (140, [0, 1])]

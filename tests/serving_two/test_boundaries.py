@@ -6,37 +6,17 @@ A prompt that one side takes and another refuses has a client that waits for a t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.testing.stack import disaggregated, running, single, together
 from tests.serving.client import Client, difference, text_tokens
+from tests.serving_two.conftest import CONTEXT_LENGTH, INSTANCE_TOKENS
 
-CONTEXT_LENGTH = 1000
 # SGLang leaves a token for the answer and five more; the length that is left is the first refused.
 REFUSED = CONTEXT_LENGTH - 6
-INSTANCE_TOKENS = 700
 ANSWER_WITHIN_S = 5.0
 TOLERANCE = 1e-3
-
-
-@pytest.fixture(scope="module")
-def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A pool whose instances hold less than the context, stock decode, and a stock server."""
-    common = ("--context-length", str(CONTEXT_LENGTH))
-    pool = disaggregated(
-        checkpoint,
-        prefill_flags=(
-            *("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans"),
-            *("--cdsp-policy", "loongserve", "--max-total-tokens", str(INSTANCE_TOKENS)),
-        ),
-        flags=common,
-    )
-    plan = together(pool, single(checkpoint, flags=common))
-    with running(plan, tmp_path_factory.mktemp("logs")) as servers:
-        yield Client(servers)
 
 
 @pytest.mark.parametrize("length", [REFUSED - 2, REFUSED - 1])
