@@ -74,6 +74,8 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
         return original(cls, namespace)
     for name, value in {**open_settings(namespace), **forced_settings(cdsp)}.items():
         setattr(namespace, name, value)
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
     server_args = original(cls, namespace)
     _end(problems + problems_of(cdsp, server_args))
     cdsp = with_admin(cdsp)
@@ -85,6 +87,8 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
         cdsp.admin, cdsp.admin_key, excuse=heartbeat.excuse, shares_weights=shares_weights
     )
     hook_table.apply(hooks.LAUNCHER_HOOKS)
+    # SGLang has applied its registry before it reads the command line.
+    HookRegistry.apply_hooks()
     hooks.verify(hooks.LAUNCHER_HOOKS)
     controller_watch.start(heartbeat, controller_watch.limit_s())
     return server_args
