@@ -68,14 +68,14 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     Raises:
         SystemExit: a line on each thing that cannot work, before anything starts.
     """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
     cdsp, problems = from_namespace(namespace)
     if cdsp is None:
         _end(problems)
         return original(cls, namespace)
     for name, value in {**open_settings(namespace), **forced_settings(cdsp)}.items():
         setattr(namespace, name, value)
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
     server_args = original(cls, namespace)
     _end(problems + problems_of(cdsp, server_args))
     cdsp = with_admin(cdsp)
