@@ -31,7 +31,13 @@ def hook(folder: FaultFolder, seat: int = 1, incarnation: int = 1, **kinds: Any)
 
 
 def task(**state: Any) -> ChunkTask:
-    base = {"probe": False, "started": True, "running": None, "over": False, "writes": []}
+    base: dict[str, Any] = {
+        "probe": False,
+        "started": True,
+        "running": None,
+        "over": False,
+        "writes": [],
+    }
     return cast(ChunkTask, SimpleNamespace(**{**base, **state}))
 
 

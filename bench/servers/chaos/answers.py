@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -50,7 +51,7 @@ def ask_stock(url: str, questions: Iterable[Question]) -> dict[Question, StockAn
 
 def _ask(url: str, question: Question) -> StockAnswer:
     sampling = {"temperature": 0, "ignore_eos": True, **dict(question.asks)}
-    body = {
+    body: dict[str, Any] = {
         "input_ids": list(question.prompt),
         "sampling_params": sampling,
         "return_logprob": True,
