@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench.servers.chaos.disk import why_none
-from bench.servers.chaos.load import questions_of
 from bench.servers.chaos.observed import Pool, References
 from bench.servers.chaos.read import read
-from bench.servers.chaos.run import load_of, pool_of, stock_answers
+from bench.servers.chaos.run import load_of, pool_of, questions_to, stock_answers
 from bench.servers.chaos.scenario import Scenario
 from bench.servers.matrix.trial import questions
 
@@ -38,8 +37,8 @@ def references(
     scenario: Scenario, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> References:
     """What a stock server answers to all that is asked here."""
-    load = [question for timed in load_of(scenario) for question in questions_of(timed.job)]
-    return stock_answers(checkpoint, [*questions(), *load], tmp_path_factory.mktemp("stock"))
+    asked = [*questions(), *questions_to(load_of(scenario))]
+    return stock_answers(checkpoint, asked, tmp_path_factory.mktemp("stock"))
 
 
 @pytest.fixture(scope="package")

@@ -19,7 +19,7 @@ from bench.servers.chaos.disk import why_none
 from bench.servers.chaos.killer import resolved
 from bench.servers.chaos.read import ScenarioError, read
 from bench.servers.chaos.report import json_lines, table
-from bench.servers.chaos.run import load_of, pool_of, references_of, run
+from bench.servers.chaos.run import load_of, pool_of, questions_to, run, stock_answers
 from bench.servers.chaos.scenario import Scenario
 from bench.servers.flags import check
 from sglang_cdsp.cli.parser import OneLineParser, integer
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenario", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seed", type=integer(0, 1 << 31), help="in place of the scenario's own")
     parser.add_argument("--out", type=Path, metavar="FILE", help="every fact, JSON lines")
+    parser.add_argument(
+        "--answers", type=Path, metavar="FILE", help="where stock's answers are kept for next time"
+    )
     parser.add_argument("--show", action="store_true", help="print the events and start nothing")
     options = parser.parse_args(arguments)
     try:
@@ -53,20 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for event in events:
             print(f"{event.at_s:7.1f} s  {event.words}")
         return
-    check(parser, options, files=("out",))
+    check(parser, options, files=("out", "answers"))
     if any(event.do == "full-disk" for event in events) and (reason := why_none()):
         parser.error(reason)
-    sys.exit(0 if _passes(scenario, options.out) else 1)
+    sys.exit(0 if _passes(scenario, options.out, options.answers) else 1)
 
 
-def _passes(scenario: Scenario, out: Path | None) -> bool:
+def _passes(scenario: Scenario, out: Path | None, answers: Path | None) -> bool:
     """Run a scenario and say how it went; whether everything holds."""
     with kept_on_failure("bench-chaos") as scratch:
         checkpoint = scratch / "checkpoint"
         write_checkpoint(checkpoint)
         load = load_of(scenario)
         say(f"{scenario.name}: seed {scenario.seed}, {len(load)} requests")
-        references = references_of(checkpoint, load, scratch / "stock")
+        references = stock_answers(checkpoint, questions_to(load), scratch / "stock", answers)
         with pool_of(scenario, checkpoint, scratch, say) as pool:
             facts = run(scenario, pool, references, say)
         verdicts = judge(facts, scenario.checks)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -38,6 +41,32 @@ def is_right(stock: StockAnswer, tokens: Sequence[int]) -> bool:
         if token != stock.tokens[index]:
             return stock.margins[index] < TIE
     return True
+
+
+def kept(path: Path) -> dict[str, StockAnswer]:
+    """Answers that ``keep`` wrote, by ``key_of``; none where there is no file.
+
+    They hold for one checkpoint and one release of SGLang.
+    """
+    if not path.exists():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        key: StockAnswer(tuple(entry["tokens"]), tuple(entry["margins"]))
+        for key, entry in entries.items()
+    }
+
+
+def keep(path: Path, answers: Mapping[Question, StockAnswer]) -> None:
+    """Write answers, beside those that are in the file already."""
+    new = {key_of(question): answer for question, answer in answers.items()}
+    entries = {key: asdict(answer) for key, answer in {**kept(path), **new}.items()}
+    path.write_text(json.dumps(entries) + "\n", encoding="utf-8")
+
+
+def key_of(question: Question) -> str:
+    """A name of a question in a file."""
+    return hashlib.sha256(json.dumps([question.prompt, question.asks]).encode()).hexdigest()
 
 
 def ask_stock(url: str, questions: Iterable[Question]) -> dict[Question, StockAnswer]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.servers.chaos.answers import ask_stock
+from bench.servers.chaos.answers import ask_stock, keep, kept, key_of
 from bench.servers.chaos.disk import small_disk
 from bench.servers.chaos.killer import resolved
 from bench.servers.chaos.load import Question, Timed, questions_of, requests_of
@@ -43,17 +43,34 @@ def load_of(scenario: Scenario) -> list[Timed]:
     )
 
 
-def references_of(checkpoint: Path, load: Sequence[Timed], logs: Path) -> References:
-    """What a stock server answers to all of a load; it has ended when this returns."""
-    questions = [question for timed in load for question in questions_of(timed.job)]
-    return stock_answers(checkpoint, questions, logs)
+def questions_to(load: Sequence[Timed]) -> list[Question]:
+    """What a load asks."""
+    return [question for timed in load for question in questions_of(timed.job)]
 
 
-def stock_answers(checkpoint: Path, questions: Sequence[Question], logs: Path) -> References:
-    """What a stock server answers to these, and to ``probe_question``; it ends before."""
+def stock_answers(
+    checkpoint: Path, questions: Sequence[Question], logs: Path, file: Path | None = None
+) -> References:
+    """What a stock server answers to these, and to ``probe_question``; it ends before.
+
+    Args:
+        checkpoint: of the model.
+        questions: to ask.
+        logs: of the server.
+        file: where answers are kept; what is in it already is not asked again.
+    """
+    wanted = [probe_question(), *questions]
+    there = kept(file) if file is not None else {}
+    found = {q: there[key] for q in wanted if (key := key_of(q)) in there}
+    lacking = [question for question in wanted if question not in found]
+    if not lacking:
+        return found
     deployment = single(checkpoint, flags=("--context-length", str(CONTEXT_LENGTH)))
     with running(deployment, logs) as stack:
-        return ask_stock(stack.url, [probe_question(), *questions])
+        found.update(ask_stock(stack.url, lacking))
+    if file is not None:
+        keep(file, found)
+    return found
 
 
 @contextlib.contextmanager

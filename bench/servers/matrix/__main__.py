@@ -61,9 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--moments", type=some_of(MOMENTS), default=tuple(MOMENTS))
     parser.add_argument("--tp", type=some_of(sizes), default=tuple(sizes))
     parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    parser.add_argument(
+        "--answers", type=Path, metavar="FILE", help="where stock's answers are kept for next time"
+    )
     parser.add_argument("--again", action="store_true", help="run cells that are there already")
     options = parser.parse_args(arguments)
-    check(parser, options, files=("out",))
+    check(parser, options, files=("out", "answers"))
     results = Results.load(options.out)
     wanted = [
         cell
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with kept_on_failure("bench-matrix") as scratch:
         checkpoint = scratch / "checkpoint"
         write_checkpoint(checkpoint)
-        references = stock_answers(checkpoint, questions(), scratch / "stock")
+        references = stock_answers(checkpoint, questions(), scratch / "stock", options.answers)
         for tp in dict.fromkeys(cell.tp for cell in wanted):
             of_size = [cell for cell in wanted if cell.tp == tp]
             results = _run(of_size, results, checkpoint, references, scratch, options.out)

@@ -8,8 +8,16 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.servers.chaos.answers import TIE, StockAnswer, is_right, stock_answer
-from bench.servers.chaos.load import ids_of, questions_of, requests_of
+from bench.servers.chaos.answers import (
+    TIE,
+    StockAnswer,
+    is_right,
+    keep,
+    kept,
+    key_of,
+    stock_answer,
+)
+from bench.servers.chaos.load import Question, ids_of, questions_of, requests_of
 from bench.servers.chaos.record import PlanLine, Planned, read_plans
 from bench.servers.chaos.scenario import MIX, Load
 from bench.servers.storm import Job, body_of
@@ -66,6 +74,18 @@ def test_an_answer_is_right_up_to_a_tie_of_stocks_own() -> None:
     assert not is_right(stock, (4, 6, 7))
     assert not is_right(stock, (5, 6, 8))
     assert not is_right(stock, (5, 6))
+
+
+def test_answers_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    first, second = (Question((n,), (("max_new_tokens", 4),)) for n in (1, 2))
+    assert kept(path) == {}
+    keep(path, {first: StockAnswer((7,), (0.5,))})
+    keep(path, {second: StockAnswer((8,), (float("inf"),))})
+    assert kept(path) == {
+        key_of(first): StockAnswer((7,), (0.5,)),
+        key_of(second): StockAnswer((8,), (float("inf"),)),
+    }
 
 
 def test_stocks_answer_is_read_with_its_margins() -> None:
