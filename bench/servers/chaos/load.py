@@ -14,7 +14,7 @@ from bench.servers.storm import DISCONNECT_SHARE, Job, Prompt, draw_prompt
 SHORT, SHARED, LONG = (1, 2, 17, 130, 400), (400, 900, 2000), (4096, 8000)
 """Tokens of the prompts, by kind of request; a batch has short ones, a grammar too."""
 
-REGEX = "[a-z ]{64}"
+REGEX = "[a-z ]{800}"
 """Longer than any answer: all end by their length, as the storm's do."""
 
 LATEST_LEAVE_S = 4.0
