@@ -46,7 +46,7 @@ LAUNCHER_HOOKS = (
     Hook(
         LAUNCH,
         "sglang_cdsp.launch.sigquit:launch_with_sigquit_blocked",
-        Kind.AROUND,
+        Kind.ASSIGN,
         "the controller learns which scheduler sends it SIGQUIT",
     ),
     Hook(

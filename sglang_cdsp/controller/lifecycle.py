@@ -141,7 +141,6 @@ class Lifecycle(PoolState):
             rooms=self._rooms,
             endings=self._endings,
             effects=effects,
-            clock=clock,
         )
 
     # -- from clients ---------------------------------------------------------------------
@@ -304,7 +303,6 @@ class Lifecycle(PoolState):
     def on_loop(self) -> None:
         """The controller's loop comes round: tell decode what is due, start what can start."""
         self._rooms.tell()
-        self._losses.warn()
         self._arrivals.end_overdue()
         for request, reason in self._decode_losses.due():
             self.abort(request, reason)

@@ -7,11 +7,10 @@ given to nobody.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 
-from sglang_cdsp.controller.decode.room_manager import UNCERTAIN_FOR_S, RoomManager
+from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.ledger import InstanceLedger
@@ -21,8 +20,6 @@ from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.way_out import WayOut
-
-logger = logging.getLogger(__name__)
 
 DRAINED = "it was asked to leave"
 NOWHERE = "the rest of the prompt fits no other instances now"
@@ -42,9 +39,7 @@ class Losses:
         rooms: RoomManager,
         endings: Endings,
         effects: Effects,
-        clock: Callable[[], float],
     ) -> None:
-        """``clock`` gives monotonic seconds."""
         self._presence = presence
         self._table = table
         self._ledger = ledger
@@ -53,14 +48,12 @@ class Losses:
         self._rooms = rooms
         self._endings = endings
         self._effects = effects
-        self._clock = clock
-        self._warned: set[int] = set()
 
     # -- what happens to seats ------------------------------------------------------------
 
     def lost(self, seat: int, why: str) -> None:
         """A seat's process is dead or will be killed; ``why`` is shown to clients."""
-        self._presence.lost(seat, self._clock())
+        self._presence.lost(seat)
         self._ledger.leaves(seat)
         reason = f"instance {seat} was lost ({why})"
         rests: list[PoolRequest] = []
@@ -82,7 +75,6 @@ class Losses:
         if self._presence.stand(seat) is not Stand.LOST:
             self.lost(seat, "its process ended")
         self._presence.ended(seat)
-        self._warned.discard(seat)
         for request in self._table.with_plan:
             if seat in request.lost:
                 self._process_ended(request, seat)
@@ -101,29 +93,6 @@ class Losses:
     def idle(self, seat: int) -> bool:
         """Whether nothing of any request is on a seat."""
         return not any(True for _ in self._on(seat))
-
-    def warn(self) -> None:
-        """Say it once where decode's pages wait longer for a confirmed end than decode does."""
-        for seat in self._presence.unconfirmed(self._clock() - UNCERTAIN_FOR_S):
-            rooms = [r.room for r in self._table.with_plan if self._may_write(r, seat)]
-            if rooms and seat not in self._warned:
-                self._warned.add(seat)
-                logger.error(
-                    "instance %d was killed %.0f s ago and the kernel has not confirmed its end: "
-                    "decode servers use the pages of %d requests again (rooms %s) although it may "
-                    "still write to them; if that can last so long on this machine, start decode "
-                    "with a larger SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT",
-                    seat,
-                    UNCERTAIN_FOR_S,
-                    len(rooms),
-                    rooms,
-                )
-
-    def _may_write(self, request: PoolRequest, seat: int) -> bool:
-        """Whether a lost instance may still write to decode's pages of a request."""
-        if request.room is None or seat not in request.lost:
-            return False
-        return request.phase is Phase.STOCK or not self._way_out.has_drained(request, seat)
 
     def _on(self, seat: int) -> Iterable[PoolRequest]:
         """Requests whose plans name a seat's present process."""

@@ -28,16 +28,14 @@ class _Seat:
 
     Attributes:
         stays_down: why it does not come back by itself, "" if it does.
-        since_s: when it was given up, monotonic; None once its end is confirmed.
     """
 
     stand: Stand = Stand.UP
     stays_down: str = ""
-    since_s: float | None = None
 
 
 class Presence:
-    """The seats of a pool. Times are monotonic seconds."""
+    """The seats of a pool."""
 
     def __init__(self, seats: int) -> None:
         """All are up."""
@@ -70,14 +68,6 @@ class Presence:
     def _which(self, wanted: Callable[[_Seat], bool]) -> frozenset[int]:
         return frozenset(i for i, seat in enumerate(self._seats) if wanted(seat))
 
-    def unconfirmed(self, before_s: float) -> tuple[int, ...]:
-        """Seats given up before a time whose end is not confirmed yet."""
-        return tuple(
-            i
-            for i, seat in enumerate(self._seats)
-            if seat.since_s is not None and seat.since_s <= before_s
-        )
-
     def reasons(self, seats: Iterable[int]) -> str:
         """Why seats stay down, the seats of equal reasons together."""
         by_reason: dict[str, list[int]] = {}
@@ -87,15 +77,13 @@ class Presence:
 
     # -- what happens to seats ------------------------------------------------------------
 
-    def lost(self, seat: int, now_s: float) -> None:
+    def lost(self, seat: int) -> None:
         """A seat's process is dead or will be killed."""
         self._seats[seat].stand = Stand.LOST
-        self._seats[seat].since_s = now_s
 
     def ended(self, seat: int) -> None:
         """The kernel has confirmed its end."""
         self._seats[seat].stand = Stand.DOWN
-        self._seats[seat].since_s = None
 
     def comes_up(self, seat: int) -> None:
         """It takes part."""

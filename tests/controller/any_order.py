@@ -244,10 +244,24 @@ class AnyOrder(RuleBasedStateMachine):
         presence = self.pool.lifecycle.presence
         return [i for i in range(len(self.pool.instances)) if presence.stand(i) in stands]
 
-    @precondition(lambda self: self._seats(Stand.UP, Stand.DRAINING))
-    @rule(data=st.data(), confirmed=st.booleans())
-    def a_seat_is_lost(self, data: st.DataObject, confirmed: bool) -> None:
-        seat = data.draw(st.sampled_from(self._seats(Stand.UP, Stand.DRAINING)), label="seat")
+    def _busy(self) -> list[int]:
+        """Seats on which there is something, or all, of those that are there."""
+        there = self._seats(Stand.UP, Stand.DRAINING)
+        plans = [request.plan for request in self._live() if request.plan is not None]
+        return [i for i in there if any(i in plan.instances for plan in plans)] or there
+
+    def _most_are_up(self) -> bool:
+        return 2 * len(self._seats(Stand.UP)) > len(self.pool.instances)
+
+    @precondition(lambda self: self._most_are_up())
+    @rule(
+        data=st.data(),
+        confirmed=st.booleans(),
+        choices=st.lists(st.integers(0, 1000), max_size=30),
+    )
+    def a_seat_is_lost(self, data: st.DataObject, confirmed: bool, choices: list[int]) -> None:
+        self.things_happen(choices, faults=False)
+        seat = data.draw(st.sampled_from(self._busy()), label="seat")
         self.pool.lose(seat)
         if confirmed:
             self.pool.confirm(seat)
@@ -262,7 +276,7 @@ class AnyOrder(RuleBasedStateMachine):
     def a_seat_is_filled(self, data: st.DataObject) -> None:
         self.pool.fill(data.draw(st.sampled_from(self._seats(Stand.DOWN)), label="seat"))
 
-    @precondition(lambda self: self._seats(Stand.UP))
+    @precondition(lambda self: self._most_are_up())
     @rule(data=st.data())
     def a_seat_drains(self, data: st.DataObject) -> None:
         seat = data.draw(st.sampled_from(self._seats(Stand.UP)), label="seat")

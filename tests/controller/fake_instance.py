@@ -312,7 +312,12 @@ class FakeInstance:
     def _fail(self, task: FakeTask, error: str, *, bad_request: bool = False) -> None:
         task.error = error
         self._say(
-            *(0, Failed), seq=task.seq, error=error, bad_request=bad_request, revision=task.revision
+            0,
+            Failed,
+            seq=task.seq,
+            error=error,
+            bad_request=bad_request,
+            revision=task.revision,
         )
 
     def _landed(self, task: FakeTask, rank: int, error: str = "") -> None:

@@ -289,7 +289,8 @@ def test_observers_hear_of_effects(wire: Wire) -> None:
     wire.effects.go(request, (1,))
     wire.effects.stop(request)
     wire.effects.ended(request)
-    assert wire.metrics.snapshot() == {
+    seen = {name: value for name, value in wire.metrics.snapshot().items() if value}
+    assert seen == {
         "requests_planned": 1,
         "prompt_tokens_planned": 4,
         "chunks_by_sp_size": {"1": 1},

@@ -11,7 +11,6 @@ from http import HTTPStatus
 
 import pytest
 
-from sglang_cdsp.controller.decode.room_manager import UNCERTAIN_FOR_S
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.presence import Stand
 from sglang_cdsp.controller.request import PoolRequest
@@ -483,25 +482,3 @@ def test_a_seat_that_drains_may_stay(pool: FakePool) -> None:
     request = with_pages(pool, TWO_CHUNKS, room=8)
     pool.settle()
     assert request.outcome == "finished"
-
-
-def test_an_end_that_is_not_confirmed_in_decodes_time_is_told_once(
-    pool: FakePool, caplog: pytest.LogCaptureFixture
-) -> None:
-    in_chunk(pool, WIDE, 0)
-    pool.lose(1)
-    pool.turn()
-    pool.now_s += UNCERTAIN_FOR_S - 1
-    pool.turn()
-    assert "not confirmed" not in caplog.text
-    pool.now_s += 1
-    pool.turn()
-    pool.turn()
-    assert caplog.text.count("not confirmed") == 1
-    assert "SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT" in caplog.text
-    pool.confirm(1)
-    pool.fill(1)
-    pool.lose(1)
-    pool.now_s += UNCERTAIN_FOR_S
-    pool.turn()
-    assert caplog.text.count("not confirmed") == 2

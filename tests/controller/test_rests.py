@@ -81,7 +81,7 @@ def test_a_rest_runs_on_other_instances(pool: FakePool) -> None:
     assert empty(pool)
 
 
-def test_what_is_asked(pool: FakePool) -> None:
+def test_what_is_asked() -> None:
     """As ``tests/simulator/test_replanning.py`` asks it."""
     pool = FakePool(size=4, capacity=100_000, policy="threshold:1000")
     plans: dict[str, Placement] = {

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sglang_cdsp.launch.sigquit import launch_with_sigquit_blocked
+from sglang_cdsp.launch.sigquit import with_sigquit_blocked
 
 SCRIPT = "import signal; print(signal.SIGQUIT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
 
@@ -28,7 +28,7 @@ def test_a_process_that_is_launched_inherits_it() -> None:
             command, capture_output=True, text=True, check=True, restore_signals=False
         ).stdout
 
-    assert launch_with_sigquit_blocked(launch, "controller", script=SCRIPT) == "True\n"
+    assert with_sigquit_blocked(launch, "controller", script=SCRIPT) == "True\n"
     assert blocked_here() is before
 
 
@@ -39,5 +39,5 @@ def test_a_launch_that_fails_leaves_it_as_it_was() -> None:
         raise RuntimeError("for a test")
 
     with pytest.raises(RuntimeError, match="for a test"):
-        launch_with_sigquit_blocked(launch)
+        with_sigquit_blocked(launch)
     assert blocked_here() is before
