@@ -68,8 +68,6 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     Raises:
         SystemExit: a line on each thing that cannot work, before anything starts.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
     cdsp, problems = from_namespace(namespace)
     if cdsp is None:
         _end(problems)
@@ -87,8 +85,6 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
         cdsp.admin, cdsp.admin_key, excuse=heartbeat.excuse, shares_weights=shares_weights
     )
     hook_table.apply(hooks.LAUNCHER_HOOKS)
-    # SGLang has applied its registry before it reads the command line.
-    HookRegistry.apply_hooks()
     hooks.verify(hooks.LAUNCHER_HOOKS)
     controller_watch.start(heartbeat, controller_watch.limit_s())
     return server_args
