@@ -195,7 +195,8 @@ def read(response: requests.Response, job: Job) -> End:
         answer = answers.get(index, {})
         reason = (answer.get("meta_info") or {}).get("finish_reason") or {}
         if reason.get("type") != "length":
-            return End("error", words=json.dumps(answer)[:300], status=response.status_code)
+            words = reason.get("message") or json.dumps(answer)[:300]
+            return End("error", words=words, status=response.status_code)
         found.append(tuple(answer["output_ids"]))
     return End("answered", tuple(found), status=response.status_code)
 

@@ -59,6 +59,7 @@ def judge(run: Run, checks: Checks) -> list[Verdict]:
         _verdict("answers are stock's", _wrong_answers(run), f"{_answered(run)} answers"),
         _verdict("who fails had a lost part", _innocent(run, losses), f"{_failed(run)} failed"),
         _verdict("errors come in time", _late(run, losses, checks), f"{_failed(run)} failed"),
+        _verdict("errors say what was lost", _unclear(run, losses), f"{_failed(run)} failed"),
         _verdict("most are right", _too_few(run, checks), _share(run)),
         _verdict("deaths are those that were caused", _deaths(run), f"{len(run.deaths)} deaths"),
         _verdict("seats come back", _back(run, checks), f"{len(run.seats)} seats"),
@@ -148,6 +149,16 @@ def _late(run: Run, losses: list[Loss], checks: Checks) -> Iterator[str]:
         loss = excuse(outcome, run, losses)
         if loss is not None and (after_s := outcome.ended_s - loss.from_s) > checks.error_within_s:
             yield f"{outcome.rid} ({outcome.kind}) ended {after_s:.1f} s after the loss"
+
+
+def _unclear(run: Run, losses: list[Loss]) -> Iterator[str]:
+    for outcome in run.outcomes:
+        loss = excuse(outcome, run, losses) if outcome.failed else None
+        if loss is None or loss.seat is None or f"instance {loss.seat}" in outcome.words:
+            continue
+        yield f"{outcome.rid} ({outcome.kind}) is not told of instance {loss.seat}: " + (
+            f"{outcome.status} {outcome.words[:300]}"
+        )
 
 
 def _too_few(run: Run, checks: Checks) -> Iterator[str]:

@@ -130,7 +130,12 @@ def test_an_error_that_comes_late_does_not_pass() -> None:
 
 def test_a_request_that_nobody_ends_does_not_pass() -> None:
     hung = changed(good_run(), 19, ended_s=KILLED_S + 120.0, words="ReadTimeout")
-    assert broken_rules(hung) == {"errors come in time"}
+    assert broken_rules(hung) == {"errors come in time", "errors say what was lost"}
+
+
+def test_an_error_that_does_not_name_the_instance_does_not_pass() -> None:
+    vague = changed(good_run(), 19, words="Internal Server Error")
+    assert broken_rules(vague) == {"errors say what was lost"}
 
 
 def test_one_that_was_given_up_has_to_end_and_counts_for_nothing_else() -> None:
