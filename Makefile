@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install mooncake demo serve lint structure format check test clean
+.PHONY: install mooncake demo serve lint structure format check test matrix clean
 
 install: $(INSTALLED)
 
@@ -69,6 +69,11 @@ check: lint
 test: lint
 	$(RUN) -m pytest $(ON_WORKERS) $(SLOWEST) -m "not serving"
 	$(RUN) -m pytest $(SLOWEST) -m serving
+
+# Every way to die at every moment, on real servers: over an hour. Cells whose results are in
+# bench/results/matrix.json are not run again; MATRIX=--again runs all.
+matrix: install
+	$(RUN) -m bench.servers.matrix $(MATRIX)
 
 # -- the newest tested SGLang, in an environment of its own ----------------------------------------
 

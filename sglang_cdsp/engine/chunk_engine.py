@@ -15,6 +15,7 @@ import torch
 
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.slot_table import SlotTable
@@ -298,6 +299,11 @@ class ChunkEngine:
     def snapshot(self) -> dict[str, Any]:
         """What runs or is suspended, and what is waited for on the links; JSON-ready."""
         return {"running": self._coroutines.snapshot(), "links": self._hub.snapshot()}
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """What is under way, in the words of the orders of ``faults``."""
+        return moments_of(self._tasks.values(), idle=self.idle)
 
     @property
     def idle(self) -> bool:

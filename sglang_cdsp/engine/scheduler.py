@@ -31,7 +31,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.device import events_of
-from sglang_cdsp.engine.faults import requested_shake
+from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.meters import DeviceMeter
@@ -43,7 +43,8 @@ from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
-from sglang_cdsp.parallel.links.types import LinkShape
+from sglang_cdsp.parallel.links.slow import SlowLinks
+from sglang_cdsp.parallel.links.types import Links, LinkShape
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.last_words import one_line
@@ -108,6 +109,7 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
+        self._faults: FaultHook | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
@@ -150,6 +152,10 @@ class PoolScheduler(Scheduler):
 
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
+        life = this_life()
+        self._faults = requested_hook(life.seat, int(get_parallel().tp_rank), life.incarnation)
+        if self._faults is not None:
+            self._faults.start()
         super().init_model_config()
         check_config(self.model_config)
 
@@ -168,14 +174,17 @@ class PoolScheduler(Scheduler):
 
         device = torch.device(self.device)
         shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
+        links: Links = make_links(
+            pool_links(self.device),
+            instance,
+            incarnation,
+            shape,
+            device,
+        )
+        if self._faults is not None:
+            links = SlowLinks(links, self._faults.delay_s)
         hub = LinkHub(
-            make_links(
-                pool_links(self.device),
-                instance,
-                incarnation,
-                shape,
-                device,
-            ),
+            links,
             shape,
             give_way=lambda ready: coroutines.give_way(ready),
         )
@@ -191,7 +200,9 @@ class PoolScheduler(Scheduler):
             meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
-        runner = ShardRunner(self, hub, instance, coroutines.give_way, self._come_on)
+        runner = ShardRunner(
+            self, hub, instance, coroutines.give_way, lambda: self._layer_begins(coroutines)
+        )
         self._numbers = StockNumbers(self, lambda: self._engine.load)
         work = ChunkWork(
             self,
@@ -283,6 +294,11 @@ class PoolScheduler(Scheduler):
         if self._progress is not None:
             self._progress.advance(self._rank)
 
+    def _layer_begins(self, coroutines: Coroutines) -> None:
+        self._come_on()
+        if self._faults is not None:
+            self._faults.layer(coroutines.give_way)
+
     def _chunk_starts(self) -> None:
         """What stock does before a batch: a chunk's forward is one that it does not see."""
         if self._numbers is not None:
@@ -335,6 +351,8 @@ class PoolScheduler(Scheduler):
         """Stock's choice of the next batch, after the engine's turn."""
         if self._cdsp is not None:
             self._cdsp.step()
+            if self._faults is not None:
+                self._faults.turn(self._cdsp.moments)
         if self._numbers is not None:
             self._numbers.publish()
         return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)

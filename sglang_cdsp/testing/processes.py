@@ -130,8 +130,11 @@ class ServerProcess:
 
     def log_tail(self) -> str:
         """Return the last lines of the log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
+        return "\n".join(self.log_text().splitlines()[-_LOG_TAIL_LINES:])
+
+    def log_text(self) -> str:
+        """Return all that the server has printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 class ServerGroup:
