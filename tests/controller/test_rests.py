@@ -38,20 +38,20 @@ class Told:
         policy.plan = self.plan  # type: ignore[method-assign]
         policy.replan = self.replan  # type: ignore[method-assign]
 
-    def plan(self, prompt: PromptView, view: PoolView) -> Plan | None:
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         chunks = self.plans[prompt.rid]
-        if view.up is not None and not all(view.up[i] for i in chunks[-1][1]):
+        if pool.up is not None and not all(pool.up[i] for i in chunks[-1][1]):
             if prompt.rid not in self.instead:
                 return None
             chunks = self.instead[prompt.rid]
-        return timed_plan(chunks, self.pool.planning.model, view, prompt.history_tokens)
+        return timed_plan(chunks, self.pool.planning.model, pool, prompt.history_tokens)
 
-    def replan(self, rest: PromptView, current: Plan, view: PoolView) -> Plan | None:
-        self.asked.append((rest, current, view))
+    def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        self.asked.append((rest, current, pool))
         chunks = self.rests[rest.rid].pop(0) if self.rests.get(rest.rid) else None
         if chunks is None:
             return None
-        plan = timed_plan(chunks, self.pool.planning.model, view, rest.history_tokens)
+        plan = timed_plan(chunks, self.pool.planning.model, pool, rest.history_tokens)
         return replace(plan, replanned="told to")
 
     def start(self) -> list[PoolRequest]:
@@ -97,9 +97,9 @@ def test_what_is_asked() -> None:
     assert rest == PromptView("r0", 2000, 1000, (0,), now_s)
     # The first chunk took no time here: all that follows is expected so much sooner.
     took_s = model.predict(2, 1000, 2000)
-    assert [(c.tokens, c.start_s, c.end_s) for c in current.chunks] == [
-        (2000, pytest.approx(0.0), pytest.approx(took_s))
-    ]
+    (chunk,) = current.chunks
+    assert chunk.tokens == 2000
+    assert (chunk.start_s, chunk.end_s) == pytest.approx((0.0, took_s))
     assert view.queue_s == (0.0, 0.0, 0.0, 0.0), "what stands behind it does not count"
     assert view.up == (True, True, True, True)
     assert view.free_tokens == (99_000, 96_500, 100_000, 100_000)
