@@ -136,9 +136,7 @@ class ChunkEngine:
         task = self._tasks.get(order.seq)
         if task is None or task.over:
             return
-        layouts = plan_layout(order.chunks, self._page)
-        task.take_rest(layouts, order.chunk, order.revision, self._instance)
-        task.urgency, task.passes = order.urgency, order.passes
+        self._work.take_rest(task, order, plan_layout(order.chunks, self._page))
 
     def on_forget(self, order: ForgetOrder) -> None:
         """A task goes on without this instance, which has run nothing of it."""

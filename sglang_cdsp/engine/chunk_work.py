@@ -35,11 +35,13 @@ from sglang_cdsp.protocol.messages import (
     PromptLogprobs,
     Ready,
     Released,
+    RestOrder,
     WriteLost,
 )
 from sglang_cdsp.transfer.failures import TransferFailed
 
 if TYPE_CHECKING:
+    from sglang_cdsp.parallel.chunk_layout import ChunkLayout
     from sglang_cdsp.transfer.chunk_write import ChunkWrite
     from sglang_cdsp.transfer.manager import PoolKVManager
 
@@ -289,6 +291,20 @@ class ChunkWork:
         self._let_go(task, error, silent=silent)
         self._reporter.send_from_leader(Released, seq=task.seq)
 
+    def take_rest(
+        self, task: ChunkTask, order: RestOrder, layouts: tuple[ChunkLayout, ...]
+    ) -> None:
+        """What follows the chunks that ran runs by another plan, before the first by another home.
+
+        Who was home then gives the request back: the new one has got it, too, and answers.
+        """
+        was_home = task.answers_at(self._instance)
+        task.take_rest(layouts, order.chunk, order.revision, self._instance)
+        task.urgency, task.passes = order.urgency, order.passes
+        if was_home and not task.answers_at(self._instance):
+            self._retire(task, "", silent=True)
+            task.req = None
+
     def forget(self, task: ChunkTask) -> None:
         """The task goes on elsewhere: free what was got ready for it here; nothing was stored."""
         task.over = True
@@ -296,13 +312,17 @@ class ChunkWork:
 
     def _let_go(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         task.slot_table.clear()
-        if task.req is None and task.answers_at(self._instance):
-            task.req = take_compiling(self._scheduler, task.rid)
+        if task.answers_at(self._instance):
+            self._retire(task, error, silent=silent)
+        if task.room is not None:
+            self._manager.forget_room(task.room)
+
+    def _retire(self, task: ChunkTask, error: str, *, silent: bool) -> None:
+        """Home's request ends here, wherever SGLang has it."""
+        task.req = task.req or take_compiling(self._scheduler, task.rid)
         if task.req is not None:
             error = error or ("" if silent else self._collect_logprobs(task))
             sampling.retire(self._scheduler, task.req, error, silent=silent)
-        if task.room is not None:
-            self._manager.forget_room(task.room)
 
     def _collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""

@@ -169,6 +169,7 @@ class FakeInstance:
             self.used -= need
         task.prepared, task.announced = None, False
         task.layouts, task.revision, task.passes = layouts, revision, passes
+        task.has_request = task.has_request and task.home == self.me
         first = next(layout.index for layout in layouts if self.me in layout.group)
         task.next_chunk = max(chunk, first)
 

@@ -38,20 +38,20 @@ class Told:
         policy.plan = self.plan  # type: ignore[assignment, method-assign]
         policy.replan = self.replan  # type: ignore[assignment, method-assign]
 
-    def plan(self, prompt: PromptView, view: PoolView) -> Plan | None:
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         chunks = self.plans[prompt.rid]
-        if view.up is not None and not all(view.up[i] for i in chunks[-1][1]):
+        if pool.up is not None and not all(pool.up[i] for i in chunks[-1][1]):
             if prompt.rid not in self.instead:
                 return None
             chunks = self.instead[prompt.rid]
-        return timed_plan(chunks, self.pool.planning.model, view, prompt.history_tokens)
+        return timed_plan(chunks, self.pool.planning.model, pool, prompt.history_tokens)
 
-    def replan(self, rest: PromptView, current: Plan, view: PoolView) -> Plan | None:
-        self.asked.append((rest, current, view))
+    def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        self.asked.append((rest, current, pool))
         chunks = self.rests[rest.rid].pop(0) if self.rests.get(rest.rid) else None
         if chunks is None:
             return None
-        plan = timed_plan(chunks, self.pool.planning.model, view, rest.history_tokens)
+        plan = timed_plan(chunks, self.pool.planning.model, pool, rest.history_tokens)
         return replace(plan, replanned="told to")
 
     def start(self) -> list[PoolRequest]:

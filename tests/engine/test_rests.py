@@ -211,6 +211,21 @@ def test_a_home_that_leaves_gives_the_request_back_without_an_answer() -> None:
     assert rank.engine.idle
 
 
+def test_a_home_that_stays_as_a_member_gives_the_request_back_without_an_answer() -> None:
+    rank = Rank()
+    rank.plan()
+    req = rank.request()
+    rank.engine.step()
+    rank.engine.on_rest(rest_order([(192, [1, 0])], chunk=0))
+    assert req.metadata_buffer_index == -1
+    rank.engine.step()
+    assert rank.last(Ready) == {"seq": 0, "chunk": 0, "revision": 1}
+    rank.stop()
+    rank.engine.on_release(ReleaseOrder(seq=0, error="no"))
+    rank.scheduler.output_streamer.stream_output.assert_not_called()
+    assert rank.allocator.available_size() == PAGES
+
+
 def test_a_task_that_was_stopped_gets_no_other_rest() -> None:
     rank = Rank()
     rank.plan()

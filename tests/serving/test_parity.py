@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.serving.client import Answer, Client, difference, text_tokens
+from tests.serving.client import Answer, Client, Plan, difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
 
@@ -64,37 +63,37 @@ def test_forced_plans_eight_at_a_time(client: Client, reference: Reference) -> N
     assert reference.early_stops <= len(CASES) // 10
 
 
-REST_PLANS: list[dict[str, Any]] = [
-    {
-        "plan": [(900, [0]), (1200, [0, 1]), (1996, [0, 1])],
-        "rests": [[(1100, [0, 2, 3]), (2096, [0, 2, 3])]],
-    },
-    {
-        "plan": [(700, [1]), (700, [1]), (2696, [1, 0])],
-        "rests": [[(1, [1]), (3395, [1, 3])], [(695, [1, 3]), (2700, [1, 3, 0, 2])]],
-    },
-    {
-        "plan": [(2048, [2, 3]), (2048, [2, 3, 0, 1])],
-        "rests": [[(1024, [2, 3]), (1024, [2, 3, 1])], [(1024, [2, 3])]],
-    },
+REST_PLANS: list[tuple[Plan, list[Plan]]] = [
+    (
+        [(900, [0]), (1200, [0, 1]), (1996, [0, 1])],
+        [[(1100, [0, 2, 3]), (2096, [0, 2, 3])]],
+    ),
+    (
+        [(700, [1]), (700, [1]), (2696, [1, 0])],
+        [[(1, [1]), (3395, [1, 3])], [(3395, [1, 3, 0, 2])]],
+    ),
+    (
+        [(2048, [2, 3]), (2048, [2, 3, 0, 1])],
+        [[(1024, [2, 3]), (1024, [2, 3, 1])], [(1024, [2, 3])]],
+    ),
 ]
 
 
-@pytest.mark.parametrize("plan", REST_PLANS, ids=("other", "twice", "narrower"))
+@pytest.mark.parametrize(("plan", "rests"), REST_PLANS, ids=("other", "twice", "narrower"))
 def test_a_rest_that_is_planned_anew(
-    plan: dict[str, Any], client: Client, reference: Reference, plan_log: Path
+    plan: Plan, rests: list[Plan], client: Client, reference: Reference, plan_log: Path
 ) -> None:
     """Tokens and log-probabilities are stock's, so decode has every page, and once."""
-    case = Case(4096, 0, tuple((n, tuple(group)) for n, group in plan["plan"]))
+    case = Case(4096, 0, tuple((n, tuple(group)) for n, group in plan))
     seen = len(plan_log.read_text().splitlines())
-    reference.check(case, client.pool(reference.prompt(case), plan))
+    answer = client.pool(reference.prompt(case), {"plan": plan, "rests": rests})
+    reference.check(case, answer)
     entry = json.loads(wait_logged(plan_log, seen + 1)[seen])
     assert [change["to"]["chunks"] for change in entry["replans"]] == [
-        [[tokens, group] for tokens, group in rest] for rest in plan["rests"]
+        [[tokens, group] for tokens, group in rest] for rest in rests
     ]
-    ran = sum(tokens for tokens, _ in plan["rests"][-1])
-    kept = [c["tokens"] for c in entry["chunks"][: -len(plan["rests"][-1])]]
-    assert sum(kept) == 4096 - ran
+    last = [(c["tokens"], c["instances"]) for c in entry["chunks"][-len(rests[-1]) :]]
+    assert last == rests[-1]
     assert entry["outcome"] == "finished"
 
 
