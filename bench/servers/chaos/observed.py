@@ -11,6 +11,7 @@ from pathlib import Path
 import requests
 
 from bench.servers.chaos.answers import StockAnswer, is_right
+from bench.servers.chaos.checks import CLOCKS_S
 from bench.servers.chaos.disk import SmallDisk
 from bench.servers.chaos.load import TOKENS, Question, ids_of, questions_of
 from bench.servers.chaos.record import Outcome, Run, Seat, Strike, read_plans
@@ -25,6 +26,7 @@ References = Mapping[Question, StockAnswer]
 
 PROBE_TOKENS = 130
 SLOTS_WITHIN_S = 10.0
+NOTICED_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Observed:
         """Wait until seats are as they are to be and slots are free, and gather everything."""
         stack, log = self._pool.stack, self._pool.plan_log
         states = {s: "down" if s in checks.down else "up" for s in range(self._instances)}
+        self._wait_for_notice(strikes)
         self.watch.wait(states, checks.back_within_s)
         seats = seats_of(self.watch.status)
         after = {seat.seat: self._answers(seat, references) for seat in seats if seat.state == "up"}
@@ -138,6 +141,25 @@ class Observed:
             f"{self._pool.stack.urls['prefill']}/cdsp/update", json=body, timeout=30
         )
         answer.raise_for_status()
+
+    def _wait_for_notice(self, strikes: Sequence[Strike]) -> None:
+        """Wait until the server tells of the deaths: before, all seats look as if they were up."""
+        lasting = [
+            strike
+            for strike in strikes
+            if strike.event.kind.deadly
+            and not strike.note
+            and not (strike.event.do == "stop" and strike.event.for_s is not None)
+        ]
+        deadline = time.monotonic() + NOTICED_WITHIN_S
+        while time.monotonic() < deadline:
+            deaths = deaths_of(self.watch.status, (), since_s=self._since_s)
+            if all(
+                any(d.seat == s.event.seat and d.at_s >= s.at_s - CLOCKS_S for d in deaths)
+                for s in lasting
+            ):
+                return
+            time.sleep(0.1)
 
     def _wait_for_slots(self, seats: Sequence[int]) -> None:
         deadline = time.monotonic() + SLOTS_WITHIN_S

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +57,6 @@ class Striker:
         self._watch = watch
         self._faults = FaultFolder(faults)
         self._disk = disk
-        self._names = itertools.count()
         self.decode_is_there = threading.Event()
         self.decode_is_there.set()
         self.away: list[Away] = []
@@ -98,7 +97,8 @@ class Striker:
 
     def _hooked(self, event: Event) -> Strike:
         assert event.seat is not None
-        name = f"event-{os.getpid()}-{next(self._names)}"
+        # The folder keeps the notes of all orders: no name comes twice.
+        name = f"{event.do}-{uuid.uuid4().hex}"
         order = FaultOrder(
             event.do,
             event.seat,
