@@ -35,8 +35,8 @@ class Told:
         self.asked: list[tuple[PromptView, Plan, PoolView]] = []
         policy = pool.policy
         policy.replans = True
-        policy.plan = self.plan  # type: ignore[assignment, method-assign]
-        policy.replan = self.replan  # type: ignore[assignment, method-assign]
+        policy.plan = self.plan  # type: ignore[method-assign]
+        policy.replan = self.replan  # type: ignore[method-assign]
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         chunks = self.plans[prompt.rid]
