@@ -86,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="every time, JSON")
     options = parser.parse_args(arguments)
     check(parser, options, files=("out",))
-    if not (options.other / "sglang_cdsp").is_dir():
-        parser.error(f"--other: {options.other} has no folder sglang_cdsp")
     if max(options.sizes) > MOST_TOKENS:
         parser.error(f"--sizes: a prompt may have at most {MOST_TOKENS} tokens")
+    if not (options.other / "sglang_cdsp").is_dir():
+        parser.error(f"--other: {options.other} has no folder sglang_cdsp")
     here = Path(__file__).resolve().parents[2]
     with kept_on_failure("bench-trees") as scratch:
         checkpoint = scratch / "checkpoint"

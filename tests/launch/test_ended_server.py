@@ -45,6 +45,8 @@ context = multiprocessing.get_context("spawn")
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
+    # A shell's background jobs inherit that it is ignored.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if sys.argv[1] == "hangs":
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         controller_watch.KILL_AFTER_S = 0.5

@@ -12,6 +12,7 @@ from sglang.srt.managers.io_struct import BaseReq, msgpack_decode, msgpack_encod
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.messages import (
     ORDER_TYPES,
+    Answered,
     CancelOrder,
     ChunkDone,
     Drained,
@@ -22,6 +23,9 @@ from sglang_cdsp.protocol.messages import (
     GrammarOrder,
     GrammarRefused,
     Hello,
+    Invitation,
+    InviteOrder,
+    LeaveOrder,
     LinkOrder,
     LoadOrder,
     LogprobOrder,
@@ -75,6 +79,8 @@ ORDERS: list[BaseReq] = [
     StopOrder(seq=5),
     ReleaseOrder(seq=6, error="no slots: 3 Ω", silent=True),
     LinkOrder(tp_rank=1, seat=2, incarnation=3, invitation=b"\x00\xff"),
+    LeaveOrder(seat=2, incarnation=3),
+    InviteOrder(seat=2, incarnation=4),
     GrammarOrder(rid="r", kind="regex", text="a|b", reasoning=True),
     StatusOrder(status="{}"),
 ]
@@ -92,6 +98,8 @@ REPORTS: list[Report] = [
         kv_cache_dtype="f",
         max_shard_tokens=5000,
     ),
+    Invitation(**BY, seat=2, life=4, invitation=b"\x00\xff", error="no room"),
+    Answered(**BY, kind="FlushCacheReqOutput", payload=b"\x01", failure="busy"),
     Ready(**BY, seq=1, chunk=0, revision=2),
     ChunkDone(**BY, seq=1, chunk=2, start_s=11.25, passed_s=0.5),
     FirstToken(**BY, seq=1),
