@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install mooncake demo serve lint structure format check test clean
+.PHONY: install mooncake demo serve lint structure format check test matrix clean
 
 install: $(INSTALLED)
 
@@ -56,20 +56,30 @@ format: install
 structure: install
 	$(RUN) -m tests.structure.page
 
+# Tests without servers run on workers, a file at a time; servers have the machine to themselves.
+WORKERS ?= 2
+ON_WORKERS := -n $(WORKERS) --dist loadfile
+SLOWEST := --durations=15 --durations-min=3
+
 # A quick answer, under 3 minutes: no servers, nothing that imports SGLang once more.
 check: lint
-	$(RUN) -m pytest -m "not serving and not slow and not gpu"
+	$(RUN) -m pytest $(ON_WORKERS) -m "not serving and not slow and not gpu"
 
 # Everything; tests that need a GPU are skipped where there is none.
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(ON_WORKERS) $(SLOWEST) -m "not serving"
+	$(RUN) -m pytest $(SLOWEST) -m serving
+
+# Every way to die at every moment, on real servers: over an hour. Cells whose results are in
+# bench/results/matrix.json are not run again; MATRIX=--again runs all.
+matrix: install
+	$(RUN) -m bench.servers.matrix $(MATRIX)
 
 # -- the newest tested SGLang, in an environment of its own ----------------------------------------
 
 NEWEST := .venv-newest
 NEWEST_RUN := $(NEWEST)/bin/python
-NEWEST_PIP := $(NEWEST_RUN) -m pip --disable-pip-version-check install --no-deps
-NEWEST_PINS := build/requirements-newest.txt
+NEWEST_PIP := $(RUN) -m pip --python $(NEWEST_RUN) --disable-pip-version-check install --no-deps
 # What of it differs by release, and on real servers parity, aborts and features of one kind of plan.
 NEWEST_TESTS := tests/contract tests/controller tests/engine tests/transfer tests/protocol \
   tests/test_releases.py tests/test_checks.py tests/test_args.py tests/test_hooks.py \
@@ -82,24 +92,20 @@ NEWEST_SERVED := not forced_plan_alone and not turn and not planned
 
 newest: $(NEWEST)/.installed
 
-# cpu.txt with the pins of newest.txt in place of its own.
-$(NEWEST_PINS): requirements/cpu.txt requirements/newest.txt
-	@mkdir -p $(@D)
-	awk -F== 'NR == FNR { if (!/^\#/) pin[$$1] = $$0; next } { print ($$1 in pin) ? pin[$$1] : $$0 }' \
-	  requirements/newest.txt requirements/cpu.txt > $@
+$(NEWEST_RUN):
+	$(PYTHON) -m venv --without-pip $(NEWEST)
 
-$(NEWEST)/bin/pip:
-	$(PYTHON) -m venv $(NEWEST)
-
-$(NEWEST)/.installed: $(NEWEST_PINS) requirements/torch-cpu.txt requirements/dev.txt setup.py | $(NEWEST)/bin/pip
-	$(NEWEST_PIP) -r requirements/torch-cpu.txt || $(NEWEST_RUN) -m pip install torch==2.13.0
-	$(NEWEST_PIP) -r $(NEWEST_PINS) -r requirements/dev.txt
+# What newest.txt does not name is that of .venv, which comes after it on the path.
+$(NEWEST)/.installed: requirements/newest.txt $(INSTALLED) | $(NEWEST_RUN)
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$($(NEWEST_RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	$(NEWEST_PIP) -r requirements/newest.txt
 	$(NEWEST_PIP) --no-build-isolation --editable .
 	@touch $@
 
 test-newest: newest
-	$(NEWEST_RUN) -m pytest $(NEWEST_TESTS)
-	$(NEWEST_RUN) -m pytest $(NEWEST_SERVING) -k "$(NEWEST_SERVED)"
+	$(NEWEST_RUN) -m pytest $(ON_WORKERS) $(SLOWEST) $(NEWEST_TESTS)
+	$(NEWEST_RUN) -m pytest $(SLOWEST) $(NEWEST_SERVING) -k "$(NEWEST_SERVED)"
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
 import uuid
@@ -36,6 +37,8 @@ TESTED_SGLANG_VERSIONS = ("0.5.21", "0.5.23")
 DEFAULT_STOCK_TOKENS = 1024
 """Longest one-instance prompt of SGLang's own batches: about a layer of a long prompt's chunk."""
 
+DEFAULT_SEAT_TIMEOUT_S = 120.0
+"""How long a prompt that only fits with an absent instance waits for it: a start or two."""
 
 DEFAULT_DECODE_SHARE = 0.2
 """A running request feels a stretch of four decode steps beside a chunk."""
@@ -98,6 +101,8 @@ class CdspArgs:
         allow_request_plans: accept ``sampling_params.custom_params.cdsp_plan``.
         any_sglang_version: serve on an SGLang release that was not tested.
         decode_max_total_tokens: KV tokens that a decode server holds; None to hear it from decode.
+        seat_timeout: how long a prompt that fits only with an instance which is coming back waits
+            for it, in seconds.
         improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
         admin: where the controller answers the HTTP process; chosen at start.
         admin_key: what the HTTP process proves itself with; chosen at start.
@@ -117,6 +122,7 @@ class CdspArgs:
     allow_request_plans: bool = False
     any_sglang_version: bool = False
     decode_max_total_tokens: int | None = None
+    seat_timeout: float = DEFAULT_SEAT_TIMEOUT_S
     improvement_rates: str | None = None
     admin: str = ""
     admin_key: str = ""
@@ -246,6 +252,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "has made contact, or with Mooncake, which does not tell (default: what decode says).",
     )
     group.add_argument(
+        "--cdsp-seat-timeout",
+        type=_fraction,
+        default=default.seat_timeout,
+        metavar="SECONDS",
+        help="How long a prompt that fits only with an instance which is coming back waits for it, "
+        f"0 for not at all (default: {default.seat_timeout:g}).",
+    )
+    group.add_argument(
         "--cdsp-any-sglang-version",
         action="store_true",
         help=f"Serve on an untested SGLang release (tested: {', '.join(TESTED_SGLANG_VERSIONS)}).",
@@ -339,6 +353,8 @@ def _read(name: str, value: Any) -> Any:
             f"{flag} {value} is outside [0.01, 0.5]; beyond it long prompts never end; "
             f"try {DEFAULT_DECODE_SHARE}"
         )
+    if name == "seat_timeout" and not 0.0 <= value < math.inf:
+        raise CdspConfigError(f"{flag} {value} is no number of seconds from 0 up; try 120")
     if name in _POSITIVE and value < 1:
         raise CdspConfigError(f"{flag} {value} must be at least 1; {_POSITIVE[name]}")
     return value

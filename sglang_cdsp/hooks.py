@@ -11,6 +11,7 @@ from sglang_cdsp.hook_table import Hook, Kind
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 KV_CLASS = "sglang.srt.disaggregation.utils.get_kv_class"
 CONTROLLER_TARGET = "sglang.srt.entrypoints.engine.run_data_parallel_controller_process"
+LAUNCH = "sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelController"
 CONTROL_MIXIN = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -41,6 +42,12 @@ LAUNCHER_HOOKS = (
         "sglang_cdsp.controller.process:run_pool_controller_process",
         Kind.ASSIGN,
         "the pool controller plans requests",
+    ),
+    Hook(
+        LAUNCH,
+        "sglang_cdsp.launch.sigquit:launch_with_sigquit_blocked",
+        Kind.ASSIGN,
+        "the controller learns which scheduler sends it SIGQUIT",
     ),
     Hook(
         LOADS,

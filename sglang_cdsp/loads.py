@@ -31,9 +31,11 @@ LARGEST = frozenset(("timestamp", "kv_transfer_latency_ms"))
 def one_replica(loads: Sequence[LoadSnapshot]) -> LoadSnapshot | None:
     """The loads of a pool's instances as that of rank 0 of one replica; None for no loads.
 
-    Tokens, requests, bytes and rates are sums; shares are means, times the largest.
+    Tokens, requests, bytes and rates are sums; shares are means, times the largest. An instance
+    that has published nothing, for it is absent or starts, counts in none of them.
     """
-    return msgspec.structs.replace(_merged(loads), dp_rank=0) if loads else None
+    published = [load for load in loads if load.timestamp] or loads
+    return msgspec.structs.replace(_merged(published), dp_rank=0) if loads else None
 
 
 def _merged(records: Sequence[Any]) -> Any:

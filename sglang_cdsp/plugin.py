@@ -21,9 +21,12 @@ from sglang_cdsp.args import (
 )
 from sglang_cdsp.checks import forced_settings
 from sglang_cdsp.hook_table import HookNotLive
+from sglang_cdsp.launch import controller_watch
 from sglang_cdsp.launch.command_line import problems_of
 from sglang_cdsp.launch.defaults import open_settings
 from sglang_cdsp.launch.unknown_flags import keep_unknown_flags
+from sglang_cdsp.protocol.heartbeat import Heartbeat
+from sglang_cdsp.protocol.parent import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ def register() -> None:
     if active_args() is None:
         hook_table.apply(hooks.OPTION_HOOKS)
         return
+    # The controller and its schedulers, the processes that load plugins in a pool.
+    end_with_parent()
     try:
         hook_table.apply(hooks.SCHEDULER_HOOKS)
     except Exception as error:  # SGLang would log it and go on with its own scheduler
@@ -74,10 +79,15 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     _end(problems + problems_of(cdsp, server_args))
     cdsp = with_admin(cdsp)
     activate(cdsp)
+    heartbeat = Heartbeat.create()
+    heartbeat.publish()
     shares_weights = getattr(server_args, "weight_cache_mode", "off") != "off"
-    routes.install(cdsp.admin, cdsp.admin_key, shares_weights=shares_weights)
+    routes.install(
+        cdsp.admin, cdsp.admin_key, excuse=heartbeat.excuse, shares_weights=shares_weights
+    )
     hook_table.apply(hooks.LAUNCHER_HOOKS)
     hooks.verify(hooks.LAUNCHER_HOOKS)
+    controller_watch.start(heartbeat, controller_watch.limit_s())
     return server_args
 
 

@@ -49,6 +49,13 @@ def kv_is_checkpointed() -> bool:
     return "checkpoint" in inspect.signature(release).parameters
 
 
+@functools.cache
+def controller_records_facts() -> bool:
+    """Whether the data-parallel controller keeps what its schedulers say of themselves (0.5.23)."""
+    controller = _module("managers.data_parallel_controller").DataParallelController
+    return hasattr(controller, "_record_scheduler_init_infos")
+
+
 def _module(name: str) -> Any:
     """A module of SGLang's runtime; imported late, since it brings torch with it."""
     return importlib.import_module(f"sglang.srt.{name}")

@@ -1,4 +1,4 @@
-"""``GET /cdsp/status`` and ``POST /cdsp/update`` on SGLang's own HTTP server.
+"""The pool's own routes on SGLang's HTTP server: ``/cdsp/status``, ``/cdsp/update`` and so on.
 
 SGLang's FastAPI application is a module attribute of the launching process, where the plugin is
 loaded before the server starts: routes that are added to it inherit the server's TLS, and its
@@ -7,6 +7,7 @@ middleware reads their level of authorisation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -38,8 +39,15 @@ async def ask(endpoint: str, request: AdminRequest) -> AdminReply:
         return msgspec.msgpack.decode(await socket.recv(), type=AdminReply)
 
 
-def add_routes(app: FastAPI, endpoint: str, key: str) -> None:
+def add_routes(
+    app: FastAPI, endpoint: str, key: str, excuse: Callable[[float], None] = lambda seconds: None
+) -> None:
     """Add routes that talk to the controller at ``endpoint``, which wants ``key``.
+
+    Args:
+        app: SGLang's application.
+        endpoint, key: the controller's.
+        excuse: lets the controller stand still for so many seconds; ``ValueError`` if it cannot.
 
     Clients need what SGLang's own admin routes ask of them: ``--admin-api-key`` if there is one,
     else ``--api-key`` if there is one. SGLang finds that level on a route of the application
@@ -61,26 +69,54 @@ def add_routes(app: FastAPI, endpoint: str, key: str) -> None:
     async def update(request: Request) -> JSONResponse:
         """Change the regulation at run time; answers with the new status."""
         try:
-            body: Any = await request.json()
+            body = await _json(request)
         except ValueError as error:
-            return _error(400, f"the body is not JSON: {error}")
+            return _error(400, str(error))
         return await answer(AdminRequest(key, {} if body is None else body))
+
+    async def announce_stop(request: Request) -> JSONResponse:
+        """Somebody will stop the controller's process and let it go on within ``seconds``."""
+        try:
+            seconds = _seconds(await _json(request))
+            excuse(seconds)
+        except ValueError as error:
+            return _error(400, str(error))
+        return JSONResponse({"seconds": seconds})
 
     admin = auth_level(AuthLevel.ADMIN_OPTIONAL)
     app.add_api_route("/cdsp/status", admin(status), methods=["GET"])
     app.add_api_route("/cdsp/update", admin(update), methods=["POST"])
+    app.add_api_route("/cdsp/announce_stop", admin(announce_stop), methods=["POST"])
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+
+
+def _seconds(body: Any) -> float:
+    """The number in ``{"seconds": 600}``."""
+    seconds = body.get("seconds") if isinstance(body, dict) and len(body) == 1 else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise ValueError('the body says how long the stop may last: {"seconds": 600}')
+    return float(seconds)
 
 
 def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message}}, status_code=status)
 
 
-def install(endpoint: str, key: str, *, shares_weights: bool = False) -> None:
+def install(
+    endpoint: str, key: str, *, excuse: Callable[[float], None], shares_weights: bool = False
+) -> None:
     """Add the routes to SGLang's application, and guards to its own; safe to call twice.
 
     Args:
         endpoint: where the controller answers.
         key: what it wants to hear.
+        excuse: lets the controller stand still for so many seconds.
         shares_weights: other servers use the weights of this one, too.
     """
     from sglang.srt.entrypoints.http_server import app, get_global_state
@@ -91,4 +127,4 @@ def install(endpoint: str, key: str, *, shares_weights: bool = False) -> None:
     guards.install(app, Memory(in_hand, shares_weights=shares_weights))
 
     if not any(getattr(route, "path", "") == "/cdsp/status" for route in app.routes):
-        add_routes(app, endpoint, key)
+        add_routes(app, endpoint, key, excuse)

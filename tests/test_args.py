@@ -131,6 +131,9 @@ def test_sp_sizes_that_are_none(text: str) -> None:
         (["--cdsp-min-chunk", "1e3"], "'1e3' is not an integer"),
         (["--cdsp-instances-per-node", "0"], "must be at least 1"),
         (["--cdsp-decode-max-total-tokens", "-5"], "must be at least 1; leave it out"),
+        (["--cdsp-seat-timeout", "-1"], "is no number of seconds from 0 up; try 120"),
+        (["--cdsp-seat-timeout", "nan"], "is no number of seconds from 0 up; try 120"),
+        (["--cdsp-seat-timeout", "soon"], "'soon' is not a number"),
     ],
 )
 def test_values_that_no_server_could_use(flags: list[str], remedy: str) -> None:
@@ -178,8 +181,9 @@ def test_options_travel_in_the_environment() -> None:
 
 def test_every_field_survives_json() -> None:
     args = CdspArgs(
-        *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 99, "m", 3, "log", True, True, 900, "rates"),
-        *("ipc://x", "key"),
+        *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 99, "m", 3, "log", True, True, 900, 60.0, "rates"),
+        admin="ipc://x",
+        admin_key="key",
     )
     assert CdspArgs.from_json(args.to_json()) == args
     assert all(getattr(args, f.name) != getattr(CdspArgs(), f.name) for f in fields(CdspArgs))

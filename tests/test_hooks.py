@@ -18,7 +18,9 @@ from sglang import __version__
 from sglang_cdsp import hook_table, hooks, plugin, routes
 from sglang_cdsp.args import ENV_VAR, CdspArgs, active_args
 from sglang_cdsp.hook_table import HookNotLive, resolve
+from sglang_cdsp.launch import controller_watch
 from sglang_cdsp.platforms.hooks import PLATFORM_HOOKS
+from sglang_cdsp.protocol import heartbeat
 from tests.server_options import GOOD, UNREFUSED
 
 REPORT = "REPORT "
@@ -187,7 +189,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records what would be installed, without installing it."""
     done: list[str] = []
     monkeypatch.setenv(ENV_VAR, "")
+    monkeypatch.setenv(heartbeat.ENV_VAR, "")  # so that it is taken back
     monkeypatch.setattr(routes, "install", lambda *_, **__: done.append("routes"))
+    monkeypatch.setattr(controller_watch, "start", lambda *_: done.append("watch"))
     monkeypatch.setattr(hook_table, "apply", lambda table: done.append("apply"))
     monkeypatch.setattr(hook_table, "fault", lambda hook: "")
     monkeypatch.setattr(hooks, "verify", lambda table: done.append("verify"))
@@ -224,7 +228,7 @@ def test_with_the_flag_the_pool_is_prepared_and_verified(launched: list[str]) ->
     assert args is not None
     assert args.min_chunk == 64
     assert args.admin.startswith("ipc://")
-    assert launched == ["routes", "apply", "verify"]
+    assert launched == ["routes", "apply", "verify", "watch"]
 
 
 def test_options_that_nobody_would_read_are_not_offered(
@@ -282,7 +286,7 @@ def test_an_untested_release_is_refused(
     with pytest.raises(SystemExit, match=r"sglang 0\.9\.9 was not tested"):
         launch("--cdsp")
     launch("--cdsp", "--cdsp-any-sglang-version")
-    assert launched == ["routes", "apply", "verify"]
+    assert launched == ["routes", "apply", "verify", "watch"]
 
 
 def test_all_mistakes_of_a_command_line_are_told_at_once(launched: list[str]) -> None:

@@ -101,7 +101,7 @@ SNAPSHOTS = st.lists(
     st.builds(
         LoadSnapshot,
         token_usage=st.floats(0, 1),
-        timestamp=st.floats(0, 1e9),
+        timestamp=st.floats(1e-6, 1e9),  # 0 says that nothing was published
         **dict.fromkeys(COUNTS, st.integers(0, 10**9)),
     ),
     min_size=1,

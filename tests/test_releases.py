@@ -36,3 +36,8 @@ def test_requests_and_trees_are_asked_alike_about_what_is_kept() -> None:
     assert hasattr(schedule_batch.Req, "set_extend_range") is not checkpoints
     assert hasattr(BasePrefixCache, "supports_prefix_sharing") is checkpoints
     assert hasattr(BasePrefixCache, "is_chunk_cache") is not checkpoints
+
+
+def test_facts_in_the_controllers_process() -> None:
+    said = inspect.getsource(data_parallel_controller.DataParallelController.__init__)
+    assert ("_scheduler_init_infos" in said) is releases.controller_records_facts()

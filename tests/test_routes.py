@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from fastapi.testclient import TestClient
 from sglang.srt.utils.auth import add_api_key_middleware
 
 from sglang_cdsp.protocol.admin import AdminServer
+from sglang_cdsp.protocol.heartbeat import Heartbeat
 from sglang_cdsp.routes import add_routes
 
 API, ADMIN = "the api key", "the admin key"
 SOCKET_KEY = "between the processes"
+STOP = {"seconds": 600}
 
 
 class Controller:
@@ -57,10 +59,16 @@ def controller() -> Iterator[Controller]:
     made.close()
 
 
-def client_of(controller: Controller, *, api: str | None, admin: str | None) -> TestClient:
+def client_of(
+    controller: Controller,
+    *,
+    api: str | None,
+    admin: str | None,
+    excuse: Callable[[float], None] = lambda seconds: None,
+) -> TestClient:
     """A client of SGLang's middleware with our routes behind it."""
     app = FastAPI()
-    add_routes(app, controller.endpoint, SOCKET_KEY)
+    add_routes(app, controller.endpoint, SOCKET_KEY, excuse)
     if api or admin:
         add_api_key_middleware(app, api_key=api, admin_api_key=admin)
     return TestClient(app)
@@ -78,6 +86,7 @@ def test_the_servers_key_is_needed(
     for headers in ({}, *({"Authorization": f"Bearer {key}"} for key in wrong)):
         assert client.get("/cdsp/status", headers=headers).status_code == 401
         assert client.post("/cdsp/update", json={"a": 1}, headers=headers).status_code == 401
+        assert client.post("/cdsp/announce_stop", json=STOP, headers=headers).status_code == 401
     assert controller.updates == [], "an update without the key is not applied"
     headers = {"Authorization": f"Bearer {right}"}
     assert client.get("/cdsp/status", headers=headers).json() == {"updates": 0}
@@ -89,3 +98,23 @@ def test_a_server_without_keys_asks_for_none(controller: Controller) -> None:
     client = client_of(controller, api=None, admin=None)
     assert client.get("/cdsp/status").json() == {"updates": 0}
     assert client.post("/cdsp/update", json={"a": 1}).json() == {"updates": 1}
+
+
+def test_a_stop_is_announced_to_the_process_that_answers(controller: Controller) -> None:
+    told: list[float] = []
+    client = client_of(controller, api=None, admin=None, excuse=told.append)
+    assert client.post("/cdsp/announce_stop", json=STOP).json() == {"seconds": 600.0}
+    assert client.post("/cdsp/announce_stop", json={"seconds": 0}).status_code == 200
+    assert told == [600.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "body", [[], {}, {"seconds": "600"}, {"seconds": True}, {"seconds": -1}, {**STOP, "x": 1}]
+)
+def test_a_stop_of_unknown_length_is_refused(controller: Controller, body: Any) -> None:
+    heartbeat = Heartbeat.create()
+    client = client_of(controller, api=None, admin=None, excuse=heartbeat.excuse)
+    answer = client.post("/cdsp/announce_stop", json=body)
+    assert answer.status_code == 400
+    assert "second" in answer.json()["error"]["message"]
+    assert heartbeat.excused_until_s == 0.0

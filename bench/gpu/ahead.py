@@ -1,6 +1,6 @@
 """Work that a later step would have to wait for, done beside the steps before it.
 
-``python -m bench.gpu.ahead attention|checkpoint FOLDER [--dry-run]`` does one such work.
+``python -m bench.gpu.ahead attention|paged|checkpoint FOLDER [--dry-run]`` does one such work.
 """
 
 from __future__ import annotations
@@ -83,8 +83,18 @@ def attention(folder: Path, dry_run: bool) -> None:
             check_attention(target, one, case)
 
 
+def paged(folder: Path, dry_run: bool) -> None:
+    """The same for the kernels that read the KV pool, which servers use too."""
+    from bench.gpu.paged import check_paged, kernels
+    from bench.gpu.target import target_for
+
+    target = target_for(dry_run)
+    for kernel in kernels(target):
+        check_paged(target, kernel, 64, 1)
+
+
 def checkpoint(folder: Path, dry_run: bool) -> None:
-    """Write the model that step 6 serves."""
+    """Write the model that step 7 serves."""
     from bench.gpu.serving import CHECKPOINT, IN_DRY_RUN, ON_GPU, written
 
     written(folder / CHECKPOINT, IN_DRY_RUN if dry_run else ON_GPU)
@@ -92,6 +102,7 @@ def checkpoint(folder: Path, dry_run: bool) -> None:
 
 WORKS: dict[str, Callable[[Path, bool], None]] = {
     "attention": attention,
+    "paged": paged,
     "checkpoint": checkpoint,
 }
 

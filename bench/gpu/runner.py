@@ -117,7 +117,7 @@ def _run(command: list[str], log: Path, limit_s: float) -> int | None:
             process.wait(timeout=GRACE_S)
         return None
     finally:
-        # Also what a crashed step left; servers of step 6 have a reaper of their own.
+        # Also what a crashed step left; servers of step 7 have a reaper of their own.
         reaper.kill_sessions({process.pid})
         process.wait()
 

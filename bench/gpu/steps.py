@@ -44,8 +44,9 @@ STEPS = (
     Step(3, "rings among threads", "bench.gpu.rings", 35, 120),
     Step(4, "speed of the parts", "bench.gpu.speed", 35, 120),
     Step(5, "links between two processes", "bench.gpu.links", 40, 120, may_skip=True),
+    Step(6, "rows read in the KV pool", "bench.gpu.paged", 60, 120, ahead="paged"),
     Step(
-        6,
+        7,
         "servers",
         "bench.gpu.serving",
         180,
@@ -54,7 +55,7 @@ STEPS = (
         ahead_ends_first=True,
     ),
 )
-"""On a GPU 420 s in all."""
+"""On a GPU 480 s in all."""
 
 
 def chosen(text: str) -> tuple[Step, ...]:

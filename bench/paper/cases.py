@@ -61,12 +61,16 @@ def _part(path: Path, index: int) -> tuple[Request, ...]:
     )
 
 
+PREEMPT_BUDGET = 0.0
+"""The comparison is without passing, as the paper's system."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One simulation. improvement_rate: 0 for policies that have none.
 
     table: what the regulator reads, (arrival rate, improvement rate) each; () = no regulator.
-    preempt_budget: as in PolicyOptions; the comparison is without passing, as the paper's system.
+    preempt_budget: as in PolicyOptions.
     """
 
     load: Load
@@ -75,7 +79,7 @@ class Case:
     improvement_rate: float
     seed: int
     table: tuple[tuple[str, float], ...] = ()
-    preempt_budget: float = 0.0
+    preempt_budget: float = PREEMPT_BUDGET
 
 
 @dataclass(frozen=True, eq=False)

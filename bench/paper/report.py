@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from bench.paper.cases import PREEMPT_BUDGET
 from bench.paper.curves import (
     Point,
     Read,
@@ -23,6 +24,7 @@ from bench.paper.curves import (
     throughput,
 )
 from bench.paper.text import CRITICAL, DRAWN, FIXED, MAX_LOAD, NOT_TOLD, SHOWN, TRACES, WHY
+from sglang_cdsp.planner.policies.options import DEFAULT_PREEMPT_BUDGET
 from sglang_cdsp.simulator.sweep import UNIFIED, is_regulated
 
 UNKNOWN = "-"
@@ -37,7 +39,8 @@ def paper_report(studies: Sequence[Study], requests: int) -> str:
     loads = [side_by_side(studies), MAX_LOAD, max_loads(studies)]
     if any(f" {UNKNOWN} " in block for block in loads):
         loads.append(NOT_TOLD)
-    blocks = [DRAWN.format(requests=requests), *loads]
+    budget, default = PREEMPT_BUDGET, DEFAULT_PREEMPT_BUDGET
+    blocks = [DRAWN.format(requests=requests, budget=budget, default=default), *loads]
     blocks += [CRITICAL, *(b for s in studies for b in critical(s))]
     blocks += [FIXED, fixed_rates(studies)]
     blocks += ["## All rates", *(sweep(s, "req/s") for s in studies), WHY]
@@ -46,7 +49,7 @@ def paper_report(studies: Sequence[Study], requests: int) -> str:
 
 def trace_report(studies: Sequence[Study]) -> str:
     """`paper-traces.md`."""
-    blocks = [TRACES]
+    blocks = [TRACES.format(budget=PREEMPT_BUDGET)]
     for study in studies:
         rows = [
             [f"{rate:g}", f"`{rival}`", *(_ratios(study, rate, rival, own) for own in _ours(study))]

@@ -12,7 +12,9 @@ exponential cut to the paper's range, with its mean), output lengths too (1 to 2
 343: Mooncake's). Every policy with an improvement rate r runs at the one that gave it the least
 mean TTFT at that arrival rate on one further seed; "with the regulator" it looks r up by itself in
 the table of these while it runs. Ranges in brackets are the least and the greatest of the seeds: 3
-for the sweeps, 5 at the critical rates. Same seed, same requests for all.
+for the sweeps, 5 at the critical rates. Same seed, same requests for all. `cdsp-late` runs with
+`--cdsp-preempt-budget` {budget:g}, so that no prompt passes another, as in the paper's system; the
+server's default is {default:g}, and [preempt.md](preempt.md) has both.
 
 - *Maximum load*: where P50 or P99 of TTFT or TBT reaches 25 times its value at light load (each
   request alone, on its fastest group), interpolated between the rates of the sweep. It lies in
@@ -88,7 +90,7 @@ The set-up of [paper-8b.md](paper-8b.md) under recorded arrivals and lengths: Mo
 conversation trace (FAST'25; prompts of 12,000 tokens on average, 3.4 requests/s at speed 1), alone
 and mixed with ServeGen's `m-large` (4 requests/s of 355 tokens), everything replayed at the given
 speed. Three parts of ten minutes stand for seeds, a fourth tunes the improvement rates. No prefix
-is cached, though 37 % of Mooncake's blocks repeat.
+is cached, though 37 % of Mooncake's blocks repeat. `--cdsp-preempt-budget` is {budget:g}, too.
 
 ![P50 and P99 TTFT against the speed](paper-traces-speeds.png)"""
 

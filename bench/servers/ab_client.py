@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 
 from sglang_cdsp.testing.processes import ServerProcess
 
 BENCHMARK = "sglang.benchmark.serving"
+LONGEST_STOP_S = 3600.0
+"""How long servers may be stopped at a time; what a pool is told before, see `only`."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,15 @@ def only(awake: Iterable[ServerProcess], servers: Iterable[ServerProcess]) -> It
     """Let only ``awake`` run among ``servers``: the others' children are stopped meanwhile.
 
     An idle SGLang server still wakes up some twenty times a second in each of its processes. Its
-    first process goes on and answers decode's heartbeats.
+    first process goes on and answers decode's heartbeats. That of a pool watches the controller, so
+    the stop is announced to it, and the end of the stop.
     """
     keep = {server.pid for server in awake}
-    stopped = [
-        pid
-        for server in servers
-        if server.pid not in keep
-        for pid in server.members()
-        if pid != server.pid
-    ]
+    others = [server for server in servers if server.pid not in keep]
+    pools = [server for server in others if "--cdsp" in server.command.arguments]
+    stopped = [pid for server in others for pid in server.members() if pid != server.pid]
+    for pool in pools:
+        announce_stop(pool, LONGEST_STOP_S)
     try:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
@@ -89,6 +92,18 @@ def only(awake: Iterable[ServerProcess], servers: Iterable[ServerProcess]) -> It
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        for pool in pools:
+            announce_stop(pool, 0.0)
+
+
+def announce_stop(pool: ServerProcess, seconds: float) -> None:
+    """Tell a prefill server with ``--cdsp`` for how long its controller may stand still from now.
+
+    Raises:
+        requests.RequestException: it does not take it.
+    """
+    url = urllib.parse.urljoin(pool.command.health_url, "/cdsp/announce_stop")
+    requests.post(url, json={"seconds": seconds}, timeout=60).raise_for_status()
 
 
 def _benchmark(arguments: list[str], log: str) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from bench.servers.flags import check
 from bench.servers.mix import lengths, poisson
 from sglang_cdsp.__main__ import main as sglang_cdsp
 from sglang_cdsp.cli.parser import OneLineParser, integer, number, policy
-from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.checkpoint import LlamaShape, write_checkpoint
 from sglang_cdsp.testing.first_token import post_prompt, prompt_tokens
 from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import prefill_only, running
@@ -79,8 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = plan_log.read_text().splitlines(keepends=True)
         plan_log.write_text("".join(lines[warm_up:]))
         out = ("--out", str(options.out)) if options.out else ()
+        layers = ("--layers", str(LlamaShape().num_hidden_layers))
         model = ("--latency-model", str(options.latency_model))
-        return sglang_cdsp(["replay", str(plan_log), *model, *out])
+        return sglang_cdsp(["replay", str(plan_log), *model, *layers, *out])
 
 
 if __name__ == "__main__":

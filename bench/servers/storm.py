@@ -11,6 +11,7 @@ new request gets stock's answer. Exit status 1 if anything is wrong, with the se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -54,6 +55,7 @@ class Job:
         bad: what makes the request one to refuse, as fields and sampling parameters; {} if nothing.
         leave_s: when its client gives up, None for never.
         disconnect: whether it then closes the connection instead of aborting.
+        asks: sampling parameters beside the storm's own.
     """
 
     rid: str
@@ -63,6 +65,7 @@ class Job:
     bad: dict[str, Any] = field(default_factory=dict)
     leave_s: float | None = None
     disconnect: bool = False
+    asks: dict[str, Any] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -79,12 +82,14 @@ class End:
         tokens: of each prompt, if answered.
         seconds: from the cause of an end without an answer; 0 for other ends.
         words: of an error.
+        status: HTTP status of an answer or of an error, 0 where there was none.
     """
 
     how: str
     tokens: tuple[Prompt, ...] = ()
     seconds: float = 0.0
     words: str = ""
+    status: int = 0
 
 
 def draw(rng: random.Random, index: int, abort_share: float) -> Job:
@@ -135,7 +140,7 @@ def bad_ones(prompt: Prompt) -> list[dict[str, Any]]:
 
 def body_of(job: Job) -> dict[str, Any]:
     """The request as it goes over the wire."""
-    base = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
+    base = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True, **job.asks}
     params = [
         {**base, **({"custom_params": {"cdsp_plan": plan}} if plan is not None else {})}
         for plan in job.plans
@@ -172,13 +177,13 @@ def ask(stack: RunningStack, job: Job, url: str | None = None) -> End:
     if end.how == "answered":
         return end
     how = "refused" if job.bad else "left" if job.leave_s is not None else "error"
-    return End(how, seconds=time.monotonic() - caused_s[0], words=end.words)
+    return End(how, (), time.monotonic() - caused_s[0], end.words, end.status)
 
 
 def read(response: requests.Response, job: Job) -> End:
     """Read a whole answer."""
     if response.status_code != 200:
-        return End("error", words=response.text)
+        return End("error", words=response.text, status=response.status_code)
     if job.stream:
         events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
         answers = {answer.get("index", 0): answer for answer in map(json.loads, events)}
@@ -190,9 +195,10 @@ def read(response: requests.Response, job: Job) -> End:
         answer = answers.get(index, {})
         reason = (answer.get("meta_info") or {}).get("finish_reason") or {}
         if reason.get("type") != "length":
-            return End("error", words=json.dumps(answer)[:300])
+            words = reason.get("message") or json.dumps(answer)[:300]
+            return End("error", words=words, status=response.status_code)
         found.append(tuple(answer["output_ids"]))
-    return End("answered", tuple(found))
+    return End("answered", tuple(found), status=response.status_code)
 
 
 def leave(stack: RunningStack, job: Job) -> End:
@@ -215,7 +221,8 @@ def leave(stack: RunningStack, job: Job) -> End:
 def abort(stack: RunningStack, rid: str, caused_s: list[float]) -> None:
     """``/abort_request`` on the prefill and on the decode server; notes when."""
     for name in ("prefill", "decode"):
-        requests.post(f"{stack.urls[name]}/abort_request", json={"rid": rid}, timeout=30)
+        with contextlib.suppress(requests.RequestException):  # a server that is gone has it no more
+            requests.post(f"{stack.urls[name]}/abort_request", json={"rid": rid}, timeout=30)
     caused_s[0] = time.monotonic()
 
 

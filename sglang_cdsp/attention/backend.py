@@ -14,6 +14,9 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from sglang_cdsp.attention.layer_check import check_layer
 from sglang_cdsp.attention.pacing import Pacing
+from sglang_cdsp.attention.paged import PagedReader, paged_reader
+from sglang_cdsp.attention.paged_kernel import PAGED_KERNELS, PagedKernel
+from sglang_cdsp.attention.pool_block import PoolBlock
 from sglang_cdsp.attention.ring import Keep, RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing, ring_of
 from sglang_cdsp.parallel.links.types import Exchanger, GiveWay
@@ -48,6 +51,7 @@ class ShardAttention:
         stored: Callable[[int], None] | None = None,
         kept_slots: Sequence[torch.Tensor] | None = None,
         gather: Gather | None = None,
+        kernels: Sequence[PagedKernel] = PAGED_KERNELS,
     ) -> None:
         """Prepare for one forward.
 
@@ -65,6 +69,8 @@ class ShardAttention:
             kept_slots: where this member, which is to end with all KV, keeps each member's block,
                 history then chunk, int64 ``[rows]`` by index; None for a member that keeps nothing.
             gather: brings KV to the member that keeps it where nothing circulates past that.
+            kernels: that read the pool, in the order of preference; where none can serve a layer
+                rows are gathered.
         """
         self._kept_slots = kept_slots
         self._gather = gather
@@ -72,12 +78,13 @@ class ShardAttention:
         self.req_to_token_pool = inner.req_to_token_pool
         self._layout = layout
         self._links = links
-        self._own = own_slots
-        self._history = history_slots
+        self._slots = torch.cat((history_slots, own_slots))
         self._rebalancer = rebalancer
         self._pacing = Pacing(give_way, tile_flops)
         self._stored = stored
+        self._kernels = kernels
         self._rings: dict[LayerShape, KvRing | QRing] = {}
+        self._readers: dict[tuple[LayerShape, torch.dtype, float], PagedReader | None] = {}
 
     def forward(
         self,
@@ -103,41 +110,38 @@ class ShardAttention:
             self._stored(layer.layer_id)
         if self._rebalancer is not None:
             self._rebalancer.before_attention(layer.layer_id)
-        tokens = self._own.numel()
-        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-        shape = (-1, layer.tp_q_head_num, layer.qk_head_dim)
-        own_k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens]
-        own_v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens]
-        if not save_kv_cache:
-            own_k, own_v = keys[self._own], values[self._own]
-        parts = (q.view(shape)[:tokens], own_k, own_v, keys[self._history], values[self._history])
-        out = self._attend(parts, layer, k.element_size())
-        if self._gather is not None and not self._passes_by(layer, k.element_size()):
-            self._gather.after_attention(layer.layer_id)
-        if self._rebalancer is not None:
-            self._rebalancer.after_attention(layer.layer_id)
-        rows = q.view(shape).shape[0]
-        result = q.new_zeros((rows, layer.tp_q_head_num * layer.v_head_dim))
-        result[:tokens] = out.flatten(1)
-        return result
-
-    def _ring(self, layer: RadixAttention, element_size: int) -> KvRing | QRing:
-        """What circulates for a layer: the way that moves fewer bytes."""
+        tokens = self._layout.own_tokens
+        by_head = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        own = None
+        if save_kv_cache:
+            own = (
+                k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
+                v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],
+            )
         shape = LayerShape(
             layer.tp_k_head_num,
             layer.tp_q_head_num,
             layer.qk_head_dim,
             layer.v_head_dim,
-            element_size,
+            q.element_size(),
         )
+        ring = self._ring(shape)
+        out = self._attend(by_head[:tokens], own, layer, shape, ring)
+        if self._gather is not None and isinstance(ring, QRing):
+            # Where KV circulates every block has come past the member that keeps all.
+            self._gather.after_attention(layer.layer_id)
+        if self._rebalancer is not None:
+            self._rebalancer.after_attention(layer.layer_id)
+        result = q.new_zeros((by_head.shape[0], layer.tp_q_head_num * layer.v_head_dim))
+        result[:tokens] = out.flatten(1)
+        return result
+
+    def _ring(self, shape: LayerShape) -> KvRing | QRing:
+        """What circulates for layers of a shape: the way that moves fewer bytes."""
         ring = self._rings.get(shape)
         if ring is None:
             ring = self._rings[shape] = ring_of(self._layout, shape)
         return ring
-
-    def _passes_by(self, layer: RadixAttention, element_size: int) -> bool:
-        """Whether every block comes past the member that keeps all: that sees each of them."""
-        return isinstance(self._ring(layer, element_size), KvRing)
 
     def _keeper(self, layer: RadixAttention) -> Keep | None:
         """Stores the blocks of a layer that come past, at the member that keeps them."""
@@ -154,18 +158,44 @@ class ShardAttention:
         return keep
 
     def _attend(
-        self, parts: tuple[torch.Tensor, ...], layer: RadixAttention, element_size: int
+        self,
+        q: torch.Tensor,
+        own: tuple[torch.Tensor, torch.Tensor] | None,
+        layer: RadixAttention,
+        shape: LayerShape,
+        ring: KvRing | QRing,
     ) -> torch.Tensor:
-        """Attention of q, k, v and the history's k and v, the way that moves fewer bytes."""
-        ring = self._ring(layer, element_size)
-        q, k, v, k_history, v_history = parts
+        """Attention of the shard's queries.
+
+        ``own`` is what was just stored for the shard, if it is at hand.
+        """
+        pool = self.token_to_kv_pool
+        block = PoolBlock(
+            pool.get_key_buffer(layer.layer_id),
+            pool.get_value_buffer(layer.layer_id),
+            self._slots,
+            self._layout.history_tokens[self._layout.me],
+            own,
+            self._reader(ring, shape, q.dtype, layer.scaling),
+        )
         if isinstance(ring, KvRing):
             return ring_attention(
-                q, k, v, k_history, v_history, self._layout, self._links,
+                q, block, self._layout, self._links,
                 scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
                 keep=self._keeper(layer),
             )  # fmt: skip
         return q_ring_attention(
-            q, k, v, k_history, v_history, self._layout, self._links,
+            q, block, self._layout, self._links,
             scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
         )  # fmt: skip
+
+    def _reader(
+        self, ring: KvRing | QRing, shape: LayerShape, dtype: torch.dtype, scale: float
+    ) -> PagedReader | None:
+        """What reads the pool for layers of this kind, planned at the first of them."""
+        kind = shape, dtype, scale
+        if kind not in self._readers:
+            self._readers[kind] = paged_reader(
+                self._kernels, self._layout, ring, self._slots, shape, dtype, scale, self._pacing
+            )
+        return self._readers[kind]

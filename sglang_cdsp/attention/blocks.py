@@ -1,13 +1,17 @@
-"""One member's keys and values as one flat message."""
+"""What a member holds of one layer: its block, and its keys and values as one flat message."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from sglang_cdsp.attention.answers import Answer
 from sglang_cdsp.attention.errors import AttentionError
-from sglang_cdsp.attention.ring_layout import RingLayout
+from sglang_cdsp.attention.merge import RunningState
+from sglang_cdsp.attention.pacing import Pacing
+from sglang_cdsp.attention.ring_layout import RingLayout, Visible
 from sglang_cdsp.parallel.links.types import Exchanger
 
 
@@ -43,38 +47,128 @@ class BlockShape:
         )
 
 
-def pack_block(
-    k: torch.Tensor, v: torch.Tensor, k_history: torch.Tensor, v_history: torch.Tensor
-) -> torch.Tensor:
-    """Copy history rows, then chunk rows, into one flat message of K and V."""
-    shape = BlockShape.of(k, v)
-    message = shape.empty(k_history.shape[0] + k.shape[0], k)
-    keys, values = shape.views(message)
-    torch.cat((k_history, k), out=keys)
-    torch.cat((v_history, v), out=values)
-    return message
+class Block(Protocol):
+    """A member's block in one layer: the rows of its history, then those of its part of the chunk.
+
+    Attributes:
+        shape: of its rows.
+        history_rows, chunk_rows: how many there are of each.
+    """
+
+    @property
+    def shape(self) -> BlockShape: ...
+
+    @property
+    def history_rows(self) -> int: ...
+
+    @property
+    def chunk_rows(self) -> int: ...
+
+    def message(self) -> torch.Tensor:
+        """Return a copy of all rows as one flat message. Called before attention, or not at all."""
+
+    def attend_own(self, state: RunningState) -> None:
+        """Let the member's own queries see all history, and the chunk's rows up to their own."""
+
+    def serve(
+        self, guest: torch.Tensor, parts: tuple[Visible, ...], scale: float, pacing: Pacing
+    ) -> Answer:
+        """Attend another member's queries.
+
+        Args:
+            guest: ``[rows, Hq, D]``.
+            parts: what they see of the block; each row is in one entry.
+            scale: factor on the logits.
+            pacing: where others may run meanwhile.
+        """
 
 
-def check_rows(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_history: torch.Tensor,
-    v_history: torch.Tensor,
-    layout: RingLayout,
-    links: Exchanger | None,
-) -> None:
-    """Raise ``AttentionError`` unless the tensors have the rows that the layout says."""
+@dataclass(frozen=True)
+class TensorBlock:
+    """A block whose rows lie beside each other, so that any kernel can read them.
+
+    Attributes:
+        k, v: ``[T, H, D]`` and ``[T, H, Dv]``, the member's part of the chunk.
+        k_history, v_history: the same of its history, rows in any order.
+
+    Raises:
+        AttentionError: the rows of K and V differ in number.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_history: torch.Tensor
+    v_history: torch.Tensor
+
+    def __post_init__(self) -> None:
+        for k, v in ((self.k, self.v), (self.k_history, self.v_history)):
+            if k.shape[0] != v.shape[0]:
+                raise AttentionError(
+                    f"a block has as many keys as values, not {k.shape[0]} and {v.shape[0]} rows"
+                )
+
+    @property
+    def shape(self) -> BlockShape:
+        """See ``Block``."""
+        return BlockShape.of(self.k, self.v)
+
+    @property
+    def history_rows(self) -> int:
+        """See ``Block``."""
+        return self.k_history.shape[0]
+
+    @property
+    def chunk_rows(self) -> int:
+        """See ``Block``."""
+        return self.k.shape[0]
+
+    def message(self) -> torch.Tensor:
+        """See ``Block``."""
+        shape = self.shape
+        message = shape.empty(self.history_rows + self.chunk_rows, self.k)
+        keys, values = shape.views(message)
+        torch.cat((self.k_history, self.k), out=keys)
+        torch.cat((self.v_history, self.v), out=values)
+        return message
+
+    def attend_own(self, state: RunningState) -> None:
+        """See ``Block``."""
+        state.attend(self.k_history, self.v_history, causal=False)
+        state.attend(self.k, self.v, causal=True)
+
+    def serve(
+        self, guest: torch.Tensor, parts: tuple[Visible, ...], scale: float, pacing: Pacing
+    ) -> Answer:
+        """See ``Block``."""
+        value_dim = self.v.shape[2]
+        answer = Answer.empty(guest.shape[0], guest.shape[1], value_dim, guest)
+        # In float32 the state is kept in the message itself.
+        into = (answer.out, answer.lse) if guest.dtype == torch.float32 else None
+        state = RunningState(guest, value_dim, scale, pacing, into)
+        state.attend(self.k_history, self.v_history, causal=False)
+        for part in parts:
+            keys = part.keys - self.history_rows
+            state.attend(
+                self.k[:keys], self.v[:keys], causal=False, rows=slice(part.first, part.last)
+            )
+        if into is None:
+            answer.lse.copy_(state.lse)
+            answer.out.copy_(state.out)
+        return answer
+
+
+def check_rows(q: torch.Tensor, block: Block, layout: RingLayout, links: Exchanger | None) -> None:
+    """Raise ``AttentionError`` unless queries and block have the rows that the layout says."""
     chunk, history = layout.own_tokens, layout.history_tokens[layout.me]
-    if not q.shape[0] == k.shape[0] == v.shape[0] == chunk:
+    if not q.shape[0] == block.chunk_rows == chunk:
         raise AttentionError(
-            f"member {layout.me} computes {chunk} tokens of this chunk, but q, k and v have "
-            f"{q.shape[0]}, {k.shape[0]} and {v.shape[0]} rows: pass exactly its spans"
+            f"member {layout.me} computes {chunk} tokens of this chunk, but its queries and its "
+            f"block have {q.shape[0]} and {block.chunk_rows} rows of it: pass exactly its spans"
         )
-    if not k_history.shape[0] == v_history.shape[0] == history:
+    if block.history_rows != history:
         raise AttentionError(
-            f"member {layout.me} holds {history} tokens of history, but k_history and v_history "
-            f"have {k_history.shape[0]} and {v_history.shape[0]} rows: pass exactly those"
+            f"member {layout.me} holds {history} tokens of history, but its block has "
+            f"{block.history_rows} rows of it: pass exactly those"
         )
     if layout.size > 1 and links is None:
         raise AttentionError(f"a group of {layout.size} needs links among its members")

@@ -21,20 +21,40 @@ class RunningState:
         >>> out = state.result()
 
     Attributes:
+        queries: ``[Tq, Hq, D]``.
+        pacing: where others may run meanwhile.
         out: ``[Tq, Hq, Dv]``, float32; zeros where no key was seen.
         lse: ``[Tq, Hq]``, float32, natural log-sum-exp; ``-inf`` where no key was seen.
     """
 
     def __init__(
-        self, q: torch.Tensor, value_dim: int, scale: float, pacing: Pacing = UNPACED
+        self,
+        q: torch.Tensor,
+        value_dim: int,
+        scale: float,
+        pacing: Pacing = UNPACED,
+        into: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        self._q = q
-        self._pacing = pacing
+        """Begin with no key seen.
+
+        Args:
+            q: the queries.
+            value_dim: Dv.
+            scale: factor on the logits.
+            pacing: where others may run meanwhile.
+            into: memory for ``out`` and ``lse``, contiguous float32; new by default.
+        """
+        self.queries = q
+        self.pacing = pacing
         self._scale = scale
         self._fresh = True
         tokens, heads, _ = q.shape
-        self.out = torch.zeros((tokens, heads, value_dim), dtype=torch.float32, device=q.device)
-        self.lse = torch.full((tokens, heads), -math.inf, dtype=torch.float32, device=q.device)
+        self.out, self.lse = into or (
+            torch.empty((tokens, heads, value_dim), dtype=torch.float32, device=q.device),
+            torch.empty((tokens, heads), dtype=torch.float32, device=q.device),
+        )
+        self.out.zero_()
+        self.lse.fill_(-math.inf)
 
     def attend(
         self,
@@ -48,13 +68,13 @@ class RunningState:
 
         In tiles as the pacing has it, giving way between them.
         """
-        start, stop, _ = rows.indices(self._q.shape[0])
+        start, stop, _ = rows.indices(self.queries.shape[0])
         if not k.shape[0] or start >= stop:
             return
-        flops = 2.0 * self._q.shape[1] * (k.shape[2] + v.shape[2])
-        for first, last in self._pacing.tiles(stop - start, k.shape[0], flops, causal=causal):
+        flops = 2.0 * self.queries.shape[1] * (k.shape[2] + v.shape[2])
+        for first, last in self.pacing.tiles(stop - start, k.shape[0], flops, causal=causal):
             if first:
-                self._pacing.boundary()
+                self.pacing.boundary()
             tile = slice(start + first, start + last)
             if not causal:
                 self._see(k, v, tile, causal=False)
@@ -64,7 +84,7 @@ class RunningState:
             self._see(k[first:last], v[first:last], tile, causal=True)
 
     def _see(self, k: torch.Tensor, v: torch.Tensor, rows: slice, *, causal: bool) -> None:
-        out, lse = partial_attention(self._q[rows], k, v, causal=causal, scale=self._scale)
+        out, lse = partial_attention(self.queries[rows], k, v, causal=causal, scale=self._scale)
         self.merge(out, lse, rows=rows)
 
     def merge(self, out: torch.Tensor, lse: torch.Tensor, *, rows: slice = slice(None)) -> None:
@@ -78,4 +98,4 @@ class RunningState:
 
     def result(self) -> torch.Tensor:
         """Return the attention ``[Tq, Hq, Dv]`` in the dtype of the queries."""
-        return self.out.to(self._q.dtype)
+        return self.out.to(self.queries.dtype)

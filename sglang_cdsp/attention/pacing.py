@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sglang_cdsp.parallel.links.types import GiveWay
 
 _LEAST_ROWS = 16
 """Rows of a tile at least: with fewer a kernel does little but start."""
+
+_SLEEP_S = 5e-5
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,17 @@ class Pacing:
         if self.give_way is not None:
             self.give_way(None)
 
+    def until(self, ready: Callable[[], bool]) -> None:
+        """Let others run until something is ready."""
+        while True:
+            # Called although it may be ready: tensor-parallel ranks switch at the same points.
+            if self.give_way is not None:
+                self.give_way(ready)
+            if ready():
+                return
+            if self.give_way is None:
+                time.sleep(_SLEEP_S)
+
     def tiles(
         self, rows: int, keys: int, flops: float, *, causal: bool
     ) -> Iterator[tuple[int, int]]:
@@ -37,7 +51,7 @@ class Pacing:
 
         Args:
             rows: query rows.
-            keys: key rows; of a causal block row i sees the first i + 1 alone.
+            keys: key rows; of a causal block the last row sees all, each row before it one fewer.
             flops: operations for one row and one key.
         """
         if self.tile_flops is None:
@@ -46,8 +60,11 @@ class Pacing:
         pairs = self.tile_flops / flops
         first = 0
         while first < rows:
-            # A causal tile [a, b) costs about (b - a) * b.
-            last = (first + math.sqrt(first**2 + 4 * pairs)) / 2 if causal else first + pairs / keys
+            last = first + pairs / keys
+            if causal:
+                # A tile [a, b) costs about (b - a) * (before + b).
+                before = keys - rows
+                last = (first - before + math.sqrt((first + before) ** 2 + 4 * pairs)) / 2
             following = min(rows, max(int(min(last, rows)), first + _LEAST_ROWS))
             yield first, following
             first = following

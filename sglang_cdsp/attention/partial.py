@@ -208,8 +208,8 @@ def _on_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return device.type == "cuda" and dtype in _HALF and head_dim <= 256
 
 
-def _on_flashinfer(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    # The head dimensions for which FlashInfer has prefill kernels.
+def served_by_flashinfer(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether FlashInfer is installed and has prefill kernels for tensors of this kind."""
     return (
         _on_cuda(device, dtype, head_dim)
         and head_dim in (64, 128, 256)
@@ -218,7 +218,7 @@ def _on_flashinfer(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 
 IMPLEMENTATIONS = (
-    Implementation("flashinfer", math.log(2.0), 1, _on_flashinfer, _run_flashinfer),
+    Implementation("flashinfer", math.log(2.0), 1, served_by_flashinfer, _run_flashinfer),
     Implementation("torch-cuda-flash", 1.0, 8, _on_cuda, _run_torch_cuda),
     Implementation("torch-cpu-flash", 1.0, 1, _on_cpu, _run_cpu),
 )

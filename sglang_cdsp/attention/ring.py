@@ -3,7 +3,8 @@
 Tetris (section 4) runs a chunk this way: the intra-chunk part is causal and balanced by the
 zigzag split, history circulates with it and is seen by every query. Each member's block of K and
 V, history and chunk together, is one message; it moves on to the next member while the block at
-hand is computed. Partial attentions are merged exactly by their log-sum-exp, in float32.
+hand is computed. Partial attentions are merged exactly by their log-sum-exp, in float32. Two blocks
+are in memory at a time: the one at hand and the one that comes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from sglang_cdsp.attention.blocks import BlockShape, check_rows, pack_block
+from sglang_cdsp.attention.blocks import Block, check_rows
 from sglang_cdsp.attention.circulation import choose_circulation
 from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.pacing import UNPACED, Pacing
@@ -37,10 +38,7 @@ Keep = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 def ring_attention(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_history: torch.Tensor,
-    v_history: torch.Tensor,
+    block: Block,
     layout: RingLayout,
     links: Exchanger | None,
     *,
@@ -54,9 +52,8 @@ def ring_attention(
 
     Args:
         q: ``[Tq, Hq, D]``, this member's tokens in ascending position; ``Tq`` may be 0.
-        k, v: ``[Tq, Hkv, D]`` and ``[Tq, Hkv, Dv]``, the same tokens.
-        k_history, v_history: ``[Th, Hkv, D]`` and ``[Th, Hkv, Dv]``, this member's rows of the
-            history, in any order.
+        block: what this member holds: its rows of the history, in any order, then the same
+            tokens.
         layout: who holds and computes what; the same at all members but for ``me``.
         links: to the group; None will do for a group of one.
         scale: factor on the logits.
@@ -73,30 +70,31 @@ def ring_attention(
         AttentionError: the tensors do not have the rows that the layout says.
         LinkError: a partner is gone.
     """
-    check_rows(q, k, v, k_history, v_history, layout, links)
+    check_rows(q, block, layout, links)
     ring = ring or KvRing.of(layout)
-    shape = BlockShape.of(k, v)
-    state = RunningState(q, v.shape[2], scale, pacing)
+    shape = block.shape
+    state = RunningState(q, shape.value_dim, scale, pacing)
 
     # Only a block that some other member needs is copied together.
-    block = pack_block(k, v, k_history, v_history) if ring.packs else None
+    message = block.message() if ring.packs else None
     for number, step in enumerate(ring.steps):
         if number:
             pacing.boundary()
-        following = shape.empty(step.receive_rows, k) if step.receive_rows else None
-        sends = (
-            [Message(block, ring.successor, RING_TAG)] if step.send and block is not None else []
-        )
-        recvs = [Message(following, ring.predecessor, RING_TAG)] if following is not None else []
+        following = shape.empty(step.receive_rows, q) if step.receive_rows else None
+        sends: list[Message] = []
+        recvs: list[Message] = []
+        if step.send and message is not None:
+            sends.append(Message(message, ring.successor, RING_TAG))
+        if following is not None:
+            recvs.append(Message(following, ring.predecessor, RING_TAG))
         work = None
         if links is not None and (sends or recvs):
             work = links.exchange(sends, recvs, note_of(layer, number))
 
         if number == 0:
-            state.attend(k_history, v_history, causal=False)
-            state.attend(k, v, causal=True)
-        elif block is not None:
-            keys, values = shape.views(block)
+            block.attend_own(state)
+        elif message is not None:
+            keys, values = shape.views(message)
             if keep is not None:
                 keep((layout.me - number) % layout.size, keys, values)
             for part in step.parts:
@@ -108,5 +106,5 @@ def ring_attention(
                 )
         if work is not None:
             work.wait()
-        block = following
+        message = following
     return state.result()

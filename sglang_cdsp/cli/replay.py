@@ -19,7 +19,7 @@ import numpy as np
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.cli.outputs import OutputError, check_file, unwritable
-from sglang_cdsp.cli.parser import MOST, MOST_TOKENS, integer, integers
+from sglang_cdsp.cli.parser import MOST, MOST_TOKENS, integer, integers, number
 from sglang_cdsp.cli.pool_flags import range_warning
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
@@ -48,6 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sp-sizes", type=integers, metavar="N,N,...", help="default: powers of two")
     add("--improvement-rate", type=float, default=server.improvement_rate, metavar="R")
     add("--min-chunk", type=integer(most=MOST_TOKENS), default=server.min_chunk, metavar="TOKENS")
+    add(
+        "--layers",
+        type=integer(1),
+        default=Setup.layers,
+        metavar="N",
+        help="of the model: prompts pass between them (default: %(default)s)",
+    )
+    add(
+        "--preempt-budget",
+        type=number(0.0, 100.0),
+        default=server.preempt_budget,
+        metavar="SHARE",
+        help="as the server had it (default: %(default)s)",
+    )
     add("--page-size", type=integer(most=MOST), default=1, metavar="TOKENS")
     add(
         "--kv-tokens",
@@ -115,6 +129,8 @@ def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup
         min_chunk=options.min_chunk,
         page_size=options.page_size,
         kv_tokens=options.kv_tokens,
+        layers=options.layers,
+        preempt_budget=options.preempt_budget,
         online_correction=True,
     )
 

@@ -29,6 +29,7 @@ class Endpoint:
         effect: what it does in a pool.
         stock: what a stock server does with ``--dp-size`` instances.
         pool: what the pool does; for what is refused, why, and what to do instead.
+        absent: what it does while an instance is absent; SGLang hears as many answers as ever.
         test: the test that shows it, below ``tests``; "" for a client's request.
         methods: which HTTP methods the row is about, () for all.
     """
@@ -39,6 +40,7 @@ class Endpoint:
     pool: str
     test: str = ""
     methods: tuple[str, ...] = ()
+    absent: str = "the same"
 
     def covers(self, path: str, methods: Iterable[str]) -> bool:
         """Whether the row is about a route."""
@@ -46,9 +48,9 @@ class Endpoint:
 
 
 SERVING = "serving/test_control.py::"
-APART = "serving_control/test_apart.py::"
+APART = "serving_two/test_apart.py::"
 REFUSALS = SERVING + "test_what_the_pool_cannot_do_is_refused_at_once"
-HEALTH = "serving_faults/test_faults.py::test_health_during_a_long_chunk_and_when_stopped"
+HEALTH = "serving_two/test_faults.py::test_health_during_a_long_chunk_and_when_stopped"
 READS = SERVING + "test_what_is_read_is_as_in_stock"
 
 
@@ -64,7 +66,9 @@ def _reads(stock: str, *paths: str) -> tuple[Endpoint, ...]:
 def _refused(
     stock: str, why: str, *paths: str, methods: tuple[str, ...] = ()
 ) -> tuple[Endpoint, ...]:
-    return tuple(Endpoint(path, Effect.REFUSED, stock, why, REFUSALS, methods) for path in paths)
+    return tuple(
+        Endpoint(path, Effect.REFUSED, stock, why, REFUSALS, methods, "refused") for path in paths
+    )
 
 
 ONE_INSTANCE = "an assertion's end (500): only without `--dp-size`"
@@ -91,6 +95,12 @@ NO_SEED = (
     "prefill server without --cdsp"
 )
 
+TOLD = "the others; a new process is told before it takes part"
+LOADED = (
+    "the others load them, and a new process does before it takes part; its seat stays down with "
+    "the reason if it cannot"
+)
+
 ENDPOINTS: tuple[Endpoint, ...] = (
     # Whether it lives, and how it is.
     *_reads("answers", "/ready", "/ping"),
@@ -98,8 +108,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/health",
         Effect.STOCK,
         "200 where any batch ends within `SGLANG_HEALTH_CHECK_TIMEOUT`, else 503",
-        "200 while every busy instance comes on layer by layer, 503 when one is stuck or stopped",
+        "200 while every busy instance comes on layer by layer, 503 when one is stuck or none is "
+        "up, see [survive.md](survive.md)",
         HEALTH,
+        absent="200 while those that are up come on; 503 while none is",
     ),
     Endpoint(
         "/health_generate",
@@ -107,6 +119,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "the same as `/health`",
         "the same as `/health`",
         HEALTH,
+        absent="the same as `/health`",
     ),
     *_reads("tells", "/model_info", "/get_model_info", "/v1/models", "/v1/models/{model:path}"),
     Endpoint(
@@ -115,14 +128,18 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "tells, with a state for each instance",
         "the same, with the pool's part under `cdsp`",
         READS,
+        absent='in its place, last, `{"cdsp": {"instance": 3, "absent": true}}`',
     ),
-    Endpoint("/get_server_info", Effect.STOCK, "the same", "the same", READS),
+    Endpoint(
+        "/get_server_info", Effect.STOCK, "the same", "the same", READS, absent="as `/server_info`"
+    ),
     Endpoint(
         "/v1/loads",
         Effect.STOCK,
         "the load of each instance",
         "the same, with chunk tasks and what waits for decode or a plan",
         "serving/test_numbers.py::test_a_busy_pool_says_so_and_an_idle_one_too",
+        absent="the load of those that are up",
     ),
     *_reads("404 without `--elastic-ep-backend`", "/is_scaling_elastic_ep", "/scale_elastic_ep"),
     # Stopping and going on.
@@ -140,6 +157,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "`abort` the same; the others let chunks that run end, start no other, and go on with "
         "writes to decode",
         SERVING + "test_a_pause_ends_chunks_and_holds_the_rest",
+        absent="the same, and no process is started before the pool goes on",
     ),
     Endpoint(
         "/continue_generation",
@@ -147,6 +165,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "goes on",
         "the same",
         SERVING + "test_a_pause_ends_chunks_and_holds_the_rest",
+        absent="the same, and processes are started again",
     ),
     Endpoint(
         "/flush_cache",
@@ -154,6 +173,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "400 with requests in hand, unless they end within `timeout`; says what one instance did",
         "the same for the pool as a whole: no instance flushes while another holds requests",
         SERVING + "test_a_flush_is_one_decision_for_the_pool",
+        absent="the others flush; a new process begins with an empty cache",
     ),
     Endpoint(
         "/slow_down",
@@ -161,6 +181,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "sleeps before every batch",
         "the same, before every chunk too",
         SERVING + "test_slowed_down_chunks_take_longer",
+        absent=TOLD,
     ),
     # Weights and memory.
     Endpoint(
@@ -170,6 +191,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "requests hold KV that it is to flush",
         "the same, on all instances while no chunk runs; 400 where stock ends",
         APART + "test_new_weights_come_while_chunks_run",
+        absent=LOADED,
     ),
     Endpoint(
         "/update_weight_version",
@@ -177,6 +199,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "renames the weights; ends all requests unless told not to",
         "the same",
         APART + "test_a_weight_version_is_told",
+        absent=TOLD,
     ),
     *_refused(
         ONE_INSTANCE,
@@ -211,6 +234,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "values of a weight, for each instance",
         "the same",
         APART + "test_new_weights_come_while_chunks_run",
+        absent="null in its place, last",
     ),
     Endpoint(
         "/weights_checker",
@@ -218,6 +242,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "checksums for each rank; 400 without CUDA",
         "the same",
         APART + "test_weights_are_checked_as_in_stock",
+        absent="those of the others",
     ),
     Endpoint(
         "/release_memory_occupation",
@@ -226,6 +251,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "the same on all instances, and starts nothing until the memory is back; 400 while a "
         "request is in it, or for memory that was released",
         APART + "test_memory_is_released_and_comes_back",
+        absent="the others give it back, and no process is started before it is taken again",
     ),
     Endpoint(
         "/resume_memory_occupation",
@@ -233,6 +259,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "takes memory again; ends the server where none was released",
         "the same; 400 where none was released",
         APART + "test_memory_is_released_and_comes_back",
+        absent="the others take it; then processes are started again",
     ),
     # Looking inside.
     Endpoint(
@@ -242,6 +269,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "(`SGLANG_PROFILE_V2` without `profile_by_stage`)",
         "the same, chunks count as batches; 400 with the reason for what cannot be",
         SERVING + "test_a_profile_that_cannot_be_made_is_refused",
+        absent="the others record; a new process does not",
     ),
     Endpoint(
         "/stop_profile",
@@ -249,6 +277,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "writes what was recorded; a bare 500 where nothing is",
         "the same; 400 where nothing is",
         SERVING + "test_a_profile_that_cannot_be_made_is_refused",
+        absent="those that record write it",
     ),
     Endpoint(
         "/configure_logging",
@@ -256,6 +285,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "what is logged of requests, in every process; a bare 500 for an unknown level",
         "the same; 400 for an unknown level",
         SERVING + "test_logging_is_configured",
+        absent=TOLD,
     ),
     Endpoint(
         "/set_internal_state",
@@ -263,15 +293,24 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "sets a few options, and answers whether each instance did",
         "the same",
         SERVING + "test_a_few_options_are_set",
+        absent=TOLD,
     ),
     Endpoint("/set_trace_level", Effect.STOCK, "detail of traces", "the same", READS),
-    Endpoint("/freeze_gc", Effect.STOCK, "freezes the garbage collector", "the same", READS),
+    Endpoint(
+        "/freeze_gc",
+        Effect.STOCK,
+        "freezes the garbage collector",
+        "the same",
+        READS,
+        absent="the others; a new process is not told",
+    ),
     Endpoint(
         "/dumper/{method}",
         Effect.STOCK,
         "with `DUMPER_SERVER_PORT=reuse` only: passes on to SGLang's dumper of tensors",
         "the same",
         APART + "test_the_dumper_is_reached",
+        absent="an empty response in its place, last",
     ),
     # What the pool does not have.
     *_refused(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_cdsp.controller.decode.servers import DecodeServers
-from sglang_cdsp.controller.homes import home_tokens, slots_needed
+from sglang_cdsp.controller.homes import home_tokens, with_home
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.errors import ForcedPlanError
-from sglang_cdsp.planner.forced import parse_plan
+from sglang_cdsp.planner.forced import ForcedPlan, parse_forced
 from sglang_cdsp.planner.policies import Policy
-from sglang_cdsp.planner.types import Placement, PoolView, PromptView
+from sglang_cdsp.planner.types import PoolView, PromptView
 
 
 class RefusedError(ValueError):
@@ -48,7 +48,7 @@ class Admission:
         self._decode = decode
         self._unsupported = unsupported
 
-    def check(self, request: PoolRequest, raw_plan: Any) -> Placement | None:
+    def check(self, request: PoolRequest, raw_plan: Any) -> ForcedPlan | None:
         """Returns the plan that the request demands, None if the policy is to plan it.
 
         Raises:
@@ -81,10 +81,14 @@ class Admission:
                 "cdsp_plan given, but this server does not take plans from requests; start it "
                 "with --cdsp-allow-request-plans or leave the plan out"
             )
-        plan = parse_plan(raw_plan, request.tokens, view.size, self._page)
+        plan = parse_forced(raw_plan, request.tokens, view.size, self._page)
         assert view.capacity_tokens is not None
-        demand = slots_needed(request, plan, self._page)
-        if any(need > view.capacity_tokens[i] for i, need in demand.items()):
+        home = plan.chunks[0][1][0]
+        if any(
+            need > view.capacity_tokens[i]
+            for demand in plan.demands(self._page)
+            for i, need in with_home(demand, home, request, self._page).items()
+        ):
             raise ForcedPlanError(
                 "cdsp_plan needs more KV slots than its instances have "
                 f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
+from sglang_cdsp.controller.absences import Absences
 from sglang_cdsp.controller.admission import Admission, RefusedError
 from sglang_cdsp.controller.decode.room_manager import RoomManager, shared_room
 from sglang_cdsp.controller.decode.rooms import RoomMessage
@@ -31,6 +32,7 @@ class Arrivals:
     def __init__(
         self,
         *,
+        absences: Absences,
         table: RequestTable,
         admission: Admission,
         rooms: RoomManager,
@@ -42,6 +44,7 @@ class Arrivals:
         clock: Callable[[], float],
     ) -> None:
         """``abort`` ends a request, wherever it is, for a reason; ``clock``: monotonic seconds."""
+        self._absences = absences
         self._table = table
         self._admission = admission
         self._rooms = rooms
@@ -108,6 +111,10 @@ class Arrivals:
         request.advance(Event.PAGES)
         self._queue.add(request)
 
+    def take_back(self, request: PoolRequest) -> None:
+        """A request whose plan was recalled waits again, before those that came after it."""
+        self._queue.take_back(request)
+
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:
         """What starts now; each must be bound before the next is asked for."""
         return self._queue.starts()
@@ -149,6 +156,8 @@ class Arrivals:
         for request in self._rooms.without_pages(self._decode.patience_s):
             reason = self._decode.overdue(request.room, request.tokens)
             self._refuse(request, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
+        for request, reason in self._absences.overdue():
+            self._refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
     def _refuse(self, request: PoolRequest, status: HTTPStatus, reason: str) -> None:
         self._queue.leave(request)
@@ -156,7 +165,14 @@ class Arrivals:
 
 
 def _may_reuse(request: PoolRequest | None) -> bool:
-    """Whether a request id is free: a client may use it again once it has its answer."""
-    if request is None or request.phase in (Phase.DRAINING, Phase.RELEASING):
+    """Whether a request id is free: a client may use it again once it has its answer.
+
+    That may come before the report of it. Of one that is not answered yet SGLang's front end knows.
+    """
+    if request is None:
         return True
-    return request.phase is Phase.STOCK and request.first_token_s is not None
+    if request.phase in (Phase.DRAINING, Phase.RELEASING, Phase.DECODING):
+        return not request.recalled
+    return request.phase is Phase.STOCK and (
+        request.first_token_s is not None or not request.reachable
+    )

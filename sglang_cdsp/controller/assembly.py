@@ -114,4 +114,5 @@ class PoolParts:
             max_shard_tokens=self.max_shard_tokens,
             lanes=self.lanes,
             gate=self.gate,
+            seat_timeout_s=self.args.seat_timeout,
         )

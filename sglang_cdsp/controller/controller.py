@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import zmq
@@ -20,11 +21,13 @@ from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenizedGenerateReqInput,
     HealthCheckOutput,
+    ShutdownReq,
     TokenizedGenerateReqInput,
     sock_recv,
     sock_send,
 )
 from sglang.srt.managers.utils import is_health_check_generate_req
+from sglang.srt.observability.startup_time import aggregate_scheduler_startup_times
 from sglang.srt.runtime_context import get_disagg, get_parallel
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
@@ -38,16 +41,19 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
-from sglang_cdsp.controller.health import PoolHealth, stopped
+from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.homes import output_tokens
-from sglang_cdsp.controller.launch_watch import LaunchWatch, Started
+from sglang_cdsp.controller.launch_watch import LaunchWatch
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
+from sglang_cdsp.controller.pool_seats import PoolSeats
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order
+from sglang_cdsp.controller.seats.stock_ranks import StockRanks
+from sglang_cdsp.controller.seats.wishes import KEY
 from sglang_cdsp.controller.startup import (
     PoolIncompleteError,
     await_hellos,
@@ -57,15 +63,15 @@ from sglang_cdsp.controller.startup import (
     largest_shard,
     link_orders,
     queue_limits,
-    refuse_start,
 )
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
-from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.protocol.heartbeat import Heartbeat
 from sglang_cdsp.protocol.progress import ProgressBoard
+from sglang_cdsp.releases import controller_records_facts
 
 logger = logging.getLogger(__name__)
 
@@ -83,22 +89,26 @@ class PoolController(DataParallelController):
         assert args is not None
         self._cdsp: CdspArgs = args
         self._form = form_of(get_disagg().disaggregation_mode)
+        self._host = ""
         if self._form is Form.PREFILL:
+            self._host = get_local_ip_auto()
             try:
                 check_transfer_backend(get_disagg().disaggregation_transfer_backend)
             except CdspConfigError as error:
                 give_up(str(error))
         messages.register_orders()
-        self._zmq = zmq.Context()
-        self._reports = self._open_reports()
-        self._rendezvous_ports = free_ports(int(get_parallel().dp_size))
-        self._control = ControlMessages(
-            forward=self.send_control_message, answer=self._answer_control, clock=time.monotonic
-        )
-        self.scheduler_procs: list[Any] = []
-        with LaunchWatch(lambda: self.scheduler_procs, self._ended_at_start):
-            super().__init__(server_args, port_args, *more)
         self._tp_size = int(get_parallel().tp_size)
+        self._zmq = zmq.Context()
+        self._control = ControlMessages(
+            forward=self._forward_control,
+            answer=self._answer_control,
+            stand_in=lambda answer: sock_send(self._tokenizer, answer),
+            pass_on=lambda payload: self._tokenizer.send(payload),
+            clock=time.monotonic,
+            seats=int(get_parallel().dp_size),
+        )
+        self._reports = self._open_reports()
+        super().__init__(server_args, port_args, *more)
         self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._admin = AdminServer(
@@ -113,18 +123,25 @@ class PoolController(DataParallelController):
         self._log = PlanLog(args.plan_log)
         self._metrics = PoolMetrics()
         self._limits = queue_limits()
-        self._told_load, self._told_load_s = (0, 0), 0.0
+        self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
-        hello = self._meet()
-        self._decode = DecodeServers(
-            page_size=hello.page_size,
-            reserved_tokens=int(get_disagg().num_reserved_decode_tokens or 0),
-            timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
-            stated_tokens=args.decode_max_total_tokens,
-        )
-        self.max_req_input_len = hello.max_input_tokens
-        self.max_total_num_tokens = sum(self._ledger.capacity)
-        self._start_planning(hello)
+        with LaunchWatch(lambda: self.scheduler_procs, self._seats.refuse):
+            hellos = self._meet()
+            hello = hellos[(0, 0)]
+            self._decode = DecodeServers(
+                page_size=hello.page_size,
+                reserved_tokens=int(get_disagg().num_reserved_decode_tokens or 0),
+                timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
+                stated_tokens=args.decode_max_total_tokens,
+                release_s=float(
+                    envs.SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT.get()
+                ),
+            )
+            self.max_req_input_len = hello.max_input_tokens
+            self.max_total_num_tokens = sum(self._ledger.capacity)
+            self._start_planning(hello)
+        self._seats.keep(self._lifecycle, hellos, (self._log, self._metrics))
+        self._tell_status()
         if self._form is Form.PREFILL:
             self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
             # Stock decode refuses a pool with other pages than its own.
@@ -137,15 +154,23 @@ class PoolController(DataParallelController):
 
         All of it is for processes of this machine, so it listens on the loopback interface only.
         """
+        size = int(get_parallel().dp_size)
         reports: zmq.Socket[bytes] = self._zmq.socket(zmq.PULL)
         reports.setsockopt(zmq.RCVHWM, 0)
         port = reports.bind_to_random_port(f"tcp://{LOOPBACK}")
-        self._progress = ProgressBoard.create(int(get_parallel().dp_size * get_parallel().tp_size))
+        self._progress = ProgressBoard.create(size * self._tp_size)
+        words = last_words.new_place()
         publish_addresses(
             PoolAddresses(
-                reports=f"tcp://{LOOPBACK}:{port}",
-                progress=str(self._progress.path),
+                reports=f"tcp://{LOOPBACK}:{port}", progress=str(self._progress.path), words=words
             )
+        )
+        self._seats = PoolSeats(
+            size=size,
+            tp_size=self._tp_size,
+            progress=self._progress,
+            words=words,
+            control=self._control,
         )
         return reports
 
@@ -154,41 +179,33 @@ class PoolController(DataParallelController):
         if self._form is Form.ONE_SERVER:
             return NoDestination()
         backend = get_disagg().disaggregation_transfer_backend
-        return DecodeEndpoint(self._tp_size, get_local_ip_auto(), wire_format(backend))
+        return DecodeEndpoint(self._tp_size, self._host, wire_format(backend))
 
-    def _ended_at_start(self, process: Started) -> None:
-        """A scheduler has ended before it was ready: so does the server, with its words."""
-        words = last_words.find(str(self._progress.path))
-        self._progress.forget_path()
-        refuse_start(
-            words.removeprefix("sglang-cdsp: ")
-            or f"a scheduler process (pid {process.pid}) ended with exit code {process.exitcode} "
-            "while the pool started; its reason stands above, if it had the time to print one"
-        )
+    def launch_dp_schedulers(self, server_args: Any, port_args: Any) -> None:
+        """Start all instances, in place of stock's launch, which is made for one start of each."""
+        ranks = StockRanks(server_args, port_args, self.run_scheduler_process_func)
+        facts = self._seats.launch(ranks, self.context, self.workers, self._listens)
+        self.scheduler_procs = self._seats.processes
+        if controller_records_facts():
+            self._record_scheduler_init_infos(facts)
+        else:
+            times = (fact.get("startup_time") for fact in facts)
+            self.startup_time = aggregate_scheduler_startup_times(times)
 
-    def launch_tensor_parallel_group_thread(
-        self, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        """Stock's launch of one instance, with a rendezvous port that nobody takes meanwhile.
+    def _listens(self, seat: int, listens: bool) -> None:
+        """A seat hears SGLang's messages from now on, or none any more."""
+        self.status[seat] = listens
+        self._refresh_active_workers()
 
-        Stock picks one among the ephemeral ports and lets go of it until the instance has
-        imported everything; any outgoing connection of the machine may get it in between.
-        """
-        with self.env_lock:
-            port_args.nccl_port = self._rendezvous_ports.pop()
-        super().launch_tensor_parallel_group_thread(server_args, port_args, *args, **kwargs)
-
-    def _meet(self) -> messages.Hello:
+    def _meet(self) -> dict[tuple[int, int], messages.Hello]:
+        """Let all schedulers greet, and link them up; returns what they say of themselves."""
         size = int(get_parallel().dp_size)
         try:
             hellos = await_hellos(self._reports, size, self._tp_size)
         except PoolIncompleteError as error:
             give_up(str(error))
-        self._progress.forget_path()
         for seat, order in link_orders(hellos):
-            worker = self.workers[seat]
-            assert worker is not None
-            sock_send(worker, order)
+            self._seats.send(seat, order)
         self._max_shard_tokens = largest_shard(hellos.values(), self._cdsp.max_shard_tokens)
         if self._max_shard_tokens is not None:
             logger.info("a member computes at most %d tokens at once", self._max_shard_tokens)
@@ -201,7 +218,7 @@ class PoolController(DataParallelController):
             layers=first.layers,
             preempt_budget=self._cdsp.preempt_budget,
         )
-        return first
+        return hellos
 
     def _start_planning(self, hello: messages.Hello) -> None:
         """Put planner and life cycle together; what does not fit ends the server."""
@@ -234,7 +251,6 @@ class PoolController(DataParallelController):
         except (ValueError, RuntimeError) as error:
             give_up(str(error))
         self._lifecycle = parts.lifecycle(self._planning)
-        self._tell_status()
 
     # -- status and updates ---------------------------------------------------------------
 
@@ -247,10 +263,15 @@ class PoolController(DataParallelController):
             "pool": self._ledger.snapshot(now_s),
             "requests": len(self._lifecycle.requests),
             "counters": self._metrics.snapshot(),
+            "seats": self._seats.snapshot(),
         }
 
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
+        if self._seats.wish(body):
+            body = {key: value for key, value in body.items() if key != KEY}
+            if not body:
+                return
         self._planning.update(body)
         self._lifecycle.on_sizes_changed()
         self._tell_status()
@@ -258,16 +279,23 @@ class PoolController(DataParallelController):
     def _tell_status(self) -> None:
         """Let ``/server_info``, which asks the schedulers, show the planner too."""
         status = self._planning.snapshot(time.monotonic())
-        self.send_control_message(messages.StatusOrder(status=json.dumps(status)))
+        order = messages.StatusOrder(status=json.dumps(status))
+        self._seats.told.status(order)
+        self.send_control_message(order)
 
     def _tell_load(self) -> None:
         """Let one instance count what waits here into SGLang's own numbers, when it changed."""
         load, now_s = self._lifecycle.waiting, time.monotonic()
-        if load != self._told_load and now_s >= self._told_load_s + TELL_LOAD_EVERY_S:
-            self._told_load, self._told_load_s = load, now_s
-            worker = self.workers[0]
-            assert worker is not None
-            sock_send(worker, messages.LoadOrder(requests=load[0], tokens=load[1]))
+        seat = min(self._seats.up, default=0)
+        before = self._told_load
+        if (seat, load) == before or now_s < self._told_load_s + TELL_LOAD_EVERY_S:
+            return
+        self._told_load, self._told_load_s = (seat, load), now_s
+        order = messages.LoadOrder(requests=load[0], tokens=load[1])
+        self._seats.told.load(seat, order)
+        self._seats.send(seat, order)
+        if before[0] != seat:
+            self._seats.send(before[0], messages.LoadOrder(requests=0, tokens=0))
 
     # -- requests -------------------------------------------------------------------------
 
@@ -277,6 +305,7 @@ class PoolController(DataParallelController):
         mapping[TokenizedGenerateReqInput] = self.on_request
         mapping[BatchTokenizedGenerateReqInput] = self._on_batch
         mapping[AbortReq] = self._on_abort
+        mapping[ShutdownReq] = self._on_shutdown
         self._request_dispatcher.add_fallback_fn(
             lambda message: self._control.on(message, self._lifecycle)
         )
@@ -292,8 +321,12 @@ class PoolController(DataParallelController):
             return
         decodes = self._form is Form.ONE_SERVER
         fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
-        if tokenized.routed_dp_rank is not None and (fake or tokenized.bootstrap_room is None):
-            self.dispatching_with_trace(tokenized)
+        seat = tokenized.routed_dp_rank
+        if seat is not None and (fake or tokenized.bootstrap_room is None):
+            if seat in self._seats.up or not 0 <= seat < len(self.workers):
+                self.dispatching_with_trace(tokenized)
+            else:
+                self._refuse_routed(tokenized, seat)
             return
         request = PoolRequest(
             rid=str(tokenized.rid),
@@ -315,24 +348,29 @@ class PoolController(DataParallelController):
         custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.on_request(request, custom.get(PARAMETER))
         order = grammar_order(tokenized)
-        if order is not None and request.phase is not Phase.ENDED:
+        if order is not None and request.phase is not Phase.ENDED and (up := self._seats.up):
             # Equal grammars to the same instance: its backend has compiled them already.
-            worker = self.workers[hash(order.text) % len(self.workers)]
-            assert worker is not None
-            sock_send(worker, order)
+            self._seats.send(up[hash(order.text) % len(up)], order)
+
+    def _refuse_routed(self, tokenized: TokenizedGenerateReqInput, seat: int) -> None:
+        """Answer a request that wants an instance which does not take any now."""
+        message = f"instance {seat} is {self._seats.table.state(seat).value}: send it again later"
+        reason = {"type": "abort", "message": message, "status_code": 503}
+        worker = getattr(tokenized, "http_worker_ipc", None)
+        answer = AbortReq(rid=tokenized.rid, finished_reason=reason, http_worker_ipc=worker)
+        sock_send(self._tokenizer, answer)
 
     def _on_health_check(self, tokenized: TokenizedGenerateReqInput) -> None:
         """Answer for a pool that works on chunks; an idle one shows that it can generate."""
         busy = self._observe()
+        self._seats.health.say_degraded()
         if stuck := self._health.stuck:
             logger.error("sglang-cdsp: instances %s have come no further: not healthy", stuck)
-        elif pids := stopped(int(process.pid) for process in self.scheduler_procs):
-            logger.error("sglang-cdsp: scheduler processes %s are stopped: not healthy", pids)
         elif busy:
             worker = getattr(tokenized, "http_worker_ipc", None)
             sock_send(self._tokenizer, HealthCheckOutput(http_worker_ipc=worker))
         else:
-            self.round_robin_scheduler(tokenized)
+            self._seats.health.pass_on(tokenized)
 
     def _observe(self) -> frozenset[int]:
         """Look whether busy instances come on, and return these; in a pause none has to."""
@@ -340,6 +378,11 @@ class PoolController(DataParallelController):
         busy = frozenset() if paused else self._lifecycle.busy_instances
         self._health.observe(busy)
         return busy
+
+    def _forward_control(self, message: Any, seats: Collection[int]) -> None:
+        """Send a control message to some instances."""
+        for seat in seats:
+            self._seats.send(seat, message)
 
     def _answer_control(self, answer: Any) -> None:
         """Answer a control message in every instance's name: SGLang waits for all of them."""
@@ -352,30 +395,29 @@ class PoolController(DataParallelController):
         # SGLang's own requests (warm-up, health checks) are not in the pool's table.
         self.send_control_message(abort)
 
+    def _on_shutdown(self, shutdown: ShutdownReq) -> None:
+        """The server ends in order: schedulers that end now are not lost."""
+        self._seats.leave_alone()
+        self._forward_control(shutdown, range(len(self.workers)))
+
     # -- the loop -------------------------------------------------------------------------
 
     def event_loop(self) -> None:
         """Serve for ever."""
+        heartbeat = Heartbeat.opened()
         while True:
+            heartbeat.beat()
             self.soft_watchdog.feed()
-            self._check_schedulers()
             self._poller.poll(POLL_MS)
+            self._seats.tick()
             self._read_decode()
             self._read_requests()
-            read_reports(self._reports, self._lifecycle)
+            read_reports(self._reports, self._seats)
             self._control.serve(self._lifecycle)
             self._lifecycle.on_loop()
             self._tell_load()
             self._observe()
             self._admin.serve()
-
-    def _check_schedulers(self) -> None:
-        for process in self.scheduler_procs:
-            if not process.is_alive():
-                give_up(
-                    f"a scheduler process (pid {process.pid}) ended with exit code "
-                    f"{process.exitcode}; the pool stops with it: restart the server"
-                )
 
     def _read_requests(self) -> None:
         while True:
@@ -390,6 +432,7 @@ class PoolController(DataParallelController):
             match message:
                 case PeerMessage():
                     order = messages.PeerOrder(tp_rank=rank, frames=message.frames)
+                    self._seats.told.peer(message.rank, order)
                     self.send_control_message(order)
                     self._endpoint.watch(message.rank)
                     self._lifecycle.on_decode_registered(message.rank)

@@ -23,14 +23,17 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -91,24 +94,43 @@ class Dispatcher:
     def bind(self, request: PoolRequest) -> None:
         """Send a bound request's pages, plan and, to its home, the request itself."""
         assert request.plan is not None
-        members = request.plan.instances
-        if request.room is not None:
-            for message in self._rooms.messages(request.room):
-                order = RoomOrder(tp_rank=message.tp_rank, frames=message.frames)
-                self._send(members, order)
-        if request.one_instance:
-            self._send(members, _stock_order(request))
-        else:
-            self._send(members, _plan_order(request))
+        self._introduce(request, request.plan.instances)
         if not request.probe:
             self._send([request.plan.home], _stamped(request.tokenized))
         self._tell(lambda observer: observer.bound(request))
+
+    def _introduce(self, request: PoolRequest, instances: Sequence[int]) -> None:
+        """Send a request's pages and plan to instances that know nothing of it."""
+        if request.room is not None and instances:
+            for message in self._rooms.messages(request.room):
+                order = RoomOrder(tp_rank=message.tp_rank, frames=message.frames)
+                self._send(instances, order)
+        if request.one_instance:
+            self._send(instances, _stock_order(request))
+        elif instances:
+            self._send(instances, _plan_order(request))
+
+    def replan(self, request: PoolRequest, before: Plan) -> None:
+        """Tell those that leave, those that stay, and those that come.
+
+        The request itself goes to its home only, which changes before the first chunk at most.
+        """
+        assert request.plan is not None
+        members = request.plan.instances
+        gone = set(before.instances) - set(members) - request.lost
+        self._send(gone, ForgetOrder(seq=request.seq))
+        self._send([i for i in members if i in before.instances], _rest_order(request))
+        self._introduce(request, [i for i in members if i not in before.instances])
+        if request.plan.home != before.home:
+            self._send([request.plan.home], _stamped(request.tokenized))
+        self._tell(lambda observer: observer.replanned(request))
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Start the next chunk."""
         order = GoOrder(
             seq=request.seq,
             chunk=request.next_chunk,
+            revision=request.revision,
             lane=request.lane,
             serial=request.serial,
             decode_share=self._decode_share,
@@ -118,8 +140,7 @@ class Dispatcher:
 
     def stop(self, request: PoolRequest) -> None:
         """End the task at the next layer."""
-        assert request.plan is not None
-        self._send(request.plan.instances, StopOrder(seq=request.seq))
+        self._send(request.reachable, StopOrder(seq=request.seq))
         self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -129,14 +150,13 @@ class Dispatcher:
 
     def release(self, request: PoolRequest) -> None:
         """Free the slots; home answers its client unless that was done."""
-        assert request.plan is not None
-        order = ReleaseOrder(seq=request.seq, error=request.error, silent=request.answered)
-        self._send(request.plan.instances, order)
+        silent = request.answered or request.recalled
+        order = ReleaseOrder(seq=request.seq, error=request.error, silent=silent)
+        self._send(request.reachable, order)
 
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request where it is."""
-        assert request.plan is not None
-        self._send(request.plan.instances, CancelOrder(seq=request.seq))
+        self._send(request.reachable, CancelOrder(seq=request.seq))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client through the tokenizer."""
@@ -148,8 +168,7 @@ class Dispatcher:
 
     def forward_abort(self, request: PoolRequest, tp_rank: int, frames: list[bytes]) -> None:
         """Pass decode's abort to the instance whose stock sender will acknowledge it."""
-        assert request.plan is not None
-        self._send(request.plan.instances, RoomOrder(tp_rank=tp_rank, frames=frames))
+        self._send(request.reachable, RoomOrder(tp_rank=tp_rank, frames=frames))
 
     def fail_room(self, room: int, reason: str) -> None:
         """Tell every decode rank of a room that it failed."""
@@ -169,6 +188,14 @@ class Dispatcher:
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
         self._endpoint.ack_abort(room, target)
+
+    def lost(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.lost(request))
+
+    def recalled(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.recalled(request))
 
     def ended(self, request: PoolRequest) -> None:
         """Nothing to send: the observers hear of it."""
@@ -194,7 +221,8 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         rid=request.rid,
         seq=request.seq,
         tokens=tokens.tobytes(),
-        chunks=[(chunk.tokens, list(chunk.instances)) for chunk in request.plan.chunks],
+        chunks=_chunks(request.plan),
+        revision=request.revision,
         room=request.room,
         arrival_s=request.arrival_s,
         probe=request.probe,
@@ -202,6 +230,22 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
     )
+
+
+def _rest_order(request: PoolRequest) -> RestOrder:
+    assert request.plan is not None
+    return RestOrder(
+        seq=request.seq,
+        revision=request.revision,
+        chunk=request.next_chunk,
+        chunks=_chunks(request.plan),
+        urgency=float(request.plan.passes),
+        passes=request.plan.passes,
+    )
+
+
+def _chunks(plan: Plan) -> list[tuple[int, list[int]]]:
+    return [(chunk.tokens, list(chunk.instances)) for chunk in plan.chunks]
 
 
 def logprob_spec(request: TokenizedGenerateReqInput) -> LogprobSpec | None:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import LogprobPart
 
 
@@ -15,6 +16,9 @@ class Effects(Protocol):
 
     def bind(self, request: PoolRequest) -> None:
         """Send a bound request's orders to its instances."""
+
+    def replan(self, request: PoolRequest, before: Plan) -> None:
+        """Send the orders of a request whose rest has another plan than ``before``."""
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Order the next chunk to start at its members."""
@@ -49,6 +53,12 @@ class Effects(Protocol):
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Tell decode that a room's pages are safe."""
 
+    def lost(self, request: PoolRequest) -> None:
+        """A request ends because of an instance that was given up."""
+
+    def recalled(self, request: PoolRequest) -> None:
+        """A request is back among those that wait for a plan."""
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
 
@@ -59,11 +69,26 @@ class Observer:
     def bound(self, request: PoolRequest) -> None:
         """A request got its plan."""
 
+    def replanned(self, request: PoolRequest) -> None:
+        """The rest of the request got another plan, the last of its ``replans``."""
+
     def chunk_started(self, request: PoolRequest) -> None:
         """The request's next chunk was ordered to start."""
 
     def stopped(self, request: PoolRequest) -> None:
         """The request's task was ordered to end before its last chunk had."""
 
+    def lost(self, request: PoolRequest) -> None:
+        """The request ends because of an instance that was given up."""
+
+    def recalled(self, request: PoolRequest) -> None:
+        """The request is back among those that wait for a plan."""
+
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
+
+    def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None:
+        """A seat is in another state now; ``incarnation`` is its present or last life."""
+
+    def seat_died(self, seat: int, cause: str) -> None:
+        """A life of a seat was given up."""

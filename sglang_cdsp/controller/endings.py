@@ -36,8 +36,8 @@ class Endings:
         self._clock = clock
 
     def answer(self, request: PoolRequest, status: HTTPStatus, reason: str) -> None:
-        """Tell a client why its request ends, unless somebody has answered it already."""
-        if not request.answered:
+        """Tell a client why its request ends, if there is one that nobody has answered yet."""
+        if not request.answered and not request.probe:
             request.answered = True
             request.status = status
             self._effects.answer(request, status, reason)
@@ -66,6 +66,13 @@ class Endings:
         """A request has ended without a plan and its client was answered: decode is told."""
         self._rooms.settle(request)
         self.over(request)
+
+    def plan_ended(self, request: PoolRequest) -> None:
+        """Nothing of a plan is left on any instance, and its request gets another one."""
+        self._table.remove_task(request)
+        self._ledger.release(request.seq)
+        self._effects.recalled(request)
+        request.forget_plan()
 
     def over(self, request: PoolRequest) -> None:
         """A request has ended and nothing of it is left on any instance."""

@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import psutil
-
 # A layer of a long chunk takes seconds on the slowest machine that a pool runs on.
 STUCK_AFTER_S = 60.0
-
-
-STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-
-
-def stopped(pids: Iterable[int]) -> tuple[int, ...]:
-    """Those of the processes that somebody has stopped (SIGSTOP, a debugger)."""
-    found: list[int] = []
-    for pid in pids:
-        try:
-            if psutil.Process(pid).status() in STOPPED:
-                found.append(pid)
-        except psutil.NoSuchProcess:
-            continue
-    return tuple(found)
 
 
 class PoolHealth:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cdsp.controller.rings import Ring
+from sglang_cdsp.planner.rests import Placed, seen_by_rest
 from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView
 
 # SGLang's own health checks and warm-up requests run beside the pool's accounting.
@@ -58,6 +59,27 @@ class InstanceLedger:
     preempt_budget: float = 0.0
     _bound: dict[int, _Bound] = field(default_factory=dict)
     _taken: dict[int, int] = field(default_factory=dict)
+    _absent: set[int] = field(default_factory=set)
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Instances on which nothing is planned."""
+        return frozenset(self._absent)
+
+    def leaves(self, instance: int) -> None:
+        """Nothing more is planned on an instance; what is bound there stays bound."""
+        self._absent.add(instance)
+
+    def comes(self, instance: int) -> None:
+        """An instance takes part from now on."""
+        self._absent.discard(instance)
+
+    def emptied(self, instance: int) -> None:
+        """An instance's process has ended: nothing is left there of what was bound."""
+        for bound in self._bound.values():
+            bound.slots.pop(instance, None)
+            bound.ends_s.pop(instance, None)
+        self._taken.pop(instance, None)
 
     def bind(
         self,
@@ -78,6 +100,51 @@ class InstanceLedger:
             self._put_off(plan.instances, now_s, due[-1])
         arrived_s = now_s if arrival_s is None else arrival_s
         self._bound[seq] = _Bound(seq, due, ends, dict(slots), plan.seconds, plan.passes, arrived_s)
+
+    def rebind(self, seq: int, ran: int, rest: Plan, now_s: float, slots: dict[int, int]) -> None:
+        """Put a plan in force for the rest of a task between two chunks.
+
+        What stands behind the task is as much sooner or later as the task will end.
+
+        Args:
+            ran: its chunks that ran.
+            rest: the plan for what follows, times from now.
+            slots: what it is promised per instance from now on, what it holds included.
+        """
+        bound = self._bound[seq]
+        due = [now_s + chunk.end_s for chunk in rest.chunks]
+        later_s = due[-1] - bound.due_s[-1]
+        for other in [bound] if bound.passes else self._behind(bound):
+            _shift(other, later_s)
+        bound.due_s = [*bound.due_s[:ran], *due]
+        bound.ends_s = dict.fromkeys(rest.instances, due[-1])
+        bound.slots = dict(slots)
+        bound.passes = rest.passes
+
+    def due_s(self, seq: int) -> float:
+        """When a task's last chunk is expected to end, by the controller's clock."""
+        return self._bound[seq].due_s[-1]
+
+    def view_of_rest(self, seq: int, placed: Placed, now_s: float) -> PoolView:
+        """The pool as the planner sees it for the rest of a task, as if that were not bound."""
+        mine = self._bound[seq]
+        before = dict.fromkeys(mine.ends_s, now_s)
+        later: set[int] = set()
+        for other in self._bound.values():
+            if other is mine or other.passes:
+                continue
+            if other.seq > seq:
+                later.update(other.ends_s)
+                continue
+            for i in before.keys() & other.ends_s.keys():
+                before[i] = max(before[i], other.ends_s[i])
+        return seen_by_rest(
+            self.view(now_s),
+            placed,
+            {i: mine.slots.get(i, 0) for i in mine.ends_s},
+            lambda i: before[i] - now_s,
+            lambda i: i not in later,
+        )
 
     def started(self, seq: int, chunk: PlannedChunk, now_s: float) -> None:
         """A chunk was started that gives way at its layers."""
@@ -174,7 +241,14 @@ class InstanceLedger:
             "queue_s": list(view.queue_s),
             "free_tokens": list(view.free_tokens or ()),
             "capacity_tokens": list(view.capacity_tokens or ()),
+            "absent": sorted(self._absent),
         }
+
+    def up(self) -> tuple[bool, ...] | None:
+        """By instance, whether it may be planned on; None if all may."""
+        if not self._absent:
+            return None
+        return tuple(instance not in self._absent for instance in range(len(self.capacity)))
 
     def view(self, now_s: float) -> PoolView:
         """The pool as the planner sees it now."""
@@ -186,6 +260,7 @@ class InstanceLedger:
             queue_s=tuple(queue),
             free_tokens=self.free_tokens(),
             instances_per_node=self.instances_per_node,
+            up=self.up(),
             capacity_tokens=tuple(
                 max(0, (c - RESERVE_TOKENS) // self.page_size * self.page_size)
                 for c in self.capacity

@@ -6,14 +6,15 @@ run without processes. ``phases.py`` says what may happen to a request when.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
-from sglang_cdsp.args import DEFAULT_STOCK_TOKENS
+from sglang_cdsp.args import DEFAULT_SEAT_TIMEOUT_S, DEFAULT_STOCK_TOKENS
+from sglang_cdsp.controller.absences import Absences
 from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.arrivals import Arrivals
+from sglang_cdsp.controller.decode.losses import DecodeLosses
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
 from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
@@ -21,25 +22,31 @@ from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
+from sglang_cdsp.controller.losses import Losses
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
+from sglang_cdsp.controller.pool_state import PoolState
+from sglang_cdsp.controller.presence import Presence
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.queue import WaitingQueue
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.limits import LANES
 
-logger = logging.getLogger(__name__)
-
 NO_LIMITS = QueueLimits()
 
 
-class Lifecycle:
-    """All requests of the pool. Times are monotonic seconds."""
+class Lifecycle(PoolState):
+    """All requests of the pool. Times are monotonic seconds.
+
+    Attributes:
+        presence: which seats take part, as the requests see it.
+    """
 
     def __init__(
         self,
@@ -57,22 +64,24 @@ class Lifecycle:
         max_shard_tokens: int | None = None,
         lanes: LaneTable | None = None,
         gate: QuietGate[Any] | None = None,
+        seat_timeout_s: float = DEFAULT_SEAT_TIMEOUT_S,
     ) -> None:
         """What the life cycle works with.
 
         Args:
             clock: gives the time.
-            decode: knows how long decode may take to name its pages.
+            decode: knows how long decode may take to name its pages, and keeps them unasked.
             stock_tokens: the longest prompt that takes its instance's stock path.
             max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
             lanes: of the pool, if another life cycle uses them before or after.
             gate: says what may start; without one everything may.
+            seat_timeout_s: how long prompts wait for seats that are coming back.
         """
         self._gate: QuietGate[Any] = gate or QuietGate()
         self._effects = effects
-        self._decode = decode
-        self._rooms = RoomManager(rooms, effects, clock)
-        self._table = RequestTable()
+        self._rooms = RoomManager(rooms, effects, clock, decode.release_s)
+        self._decode_losses = DecodeLosses(self._rooms, decode, clock)
+        super().__init__(RequestTable())
         self._endings = Endings(
             table=self._table,
             ledger=ledger,
@@ -81,7 +90,16 @@ class Lifecycle:
             effects=effects,
             clock=clock,
         )
+        self.presence = presence = Presence(len(ledger.capacity))
         self._arrivals = Arrivals(
+            absences=Absences(
+                presence=presence,
+                table=self._table,
+                ledger=ledger,
+                policy=planning.policy,
+                timeout_s=seat_timeout_s,
+                clock=clock,
+            ),
             table=self._table,
             admission=admission,
             rooms=self._rooms,
@@ -92,6 +110,15 @@ class Lifecycle:
             abort=self.abort,
             clock=clock,
         )
+        self._way_out = WayOut(
+            rooms=self._rooms,
+            effects=effects,
+            endings=self._endings,
+            ledger=ledger,
+            tp_size=tp_size,
+            leave_lane=lambda request: self._progress.leave_lane(request),
+            wait_again=self._wait_again,
+        )
         self._progress = Progress(
             table=self._table,
             ledger=ledger,
@@ -99,54 +126,23 @@ class Lifecycle:
             rooms=self._rooms,
             effects=effects,
             endings=self._endings,
-            tp_size=tp_size,
             stock_tokens=stock_tokens,
             lanes=lanes or LaneTable(LANES),
             clock=clock,
             max_shard_tokens=max_shard_tokens,
             may_start=lambda: self._gate.may_start,
+            way_out=self._way_out,
         )
-
-    @property
-    def requests(self) -> tuple[PoolRequest, ...]:
-        """Requests that are not over."""
-        return self._table.requests
-
-    @property
-    def waiting(self) -> tuple[int, int]:
-        """Requests that have no plan yet, and their prompt tokens together."""
-        tokens = [request.tokens for request in self._table.without_plan]
-        return len(tokens), sum(tokens)
-
-    @property
-    def busy_instances(self) -> frozenset[int]:
-        """Instances that run a chunk, or have one-instance requests without a first token."""
-        busy: set[int] = set()
-        for request in self._table.with_plan:
-            assert request.plan is not None
-            if request.phase is Phase.RUNNING:
-                busy.update(request.plan.chunks[request.next_chunk].instances)
-            elif request.phase is Phase.STOCK and request.first_token_s is None:
-                busy.update(request.plan.instances)
-            elif request.phase is Phase.DECODING:
-                busy.add(request.plan.home)
-        return frozenset(busy)
-
-    @property
-    def chunk_running(self) -> bool:
-        """Whether a chunk is inside a forward."""
-        return any(request.phase is Phase.RUNNING for request in self._table.with_plan)
-
-    @property
-    def holding(self) -> bool:
-        """Whether an instance holds, or is promised to hold, KV of a request."""
-        return bool(self._table.with_plan)
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether a request with a plan ends only after something more was started for it."""
-        waits = (Phase.BOUND, Phase.STOCK, Phase.DECODING)
-        return any(request.phase in waits for request in self._table.with_plan)
+        self._losses = Losses(
+            presence=presence,
+            table=self._table,
+            ledger=ledger,
+            progress=self._progress,
+            way_out=self._way_out,
+            rooms=self._rooms,
+            endings=self._endings,
+            effects=effects,
+        )
 
     # -- from clients ---------------------------------------------------------------------
 
@@ -167,11 +163,12 @@ class Lifecycle:
             request.error = request.error or reason
             self._effects.cancel_stock(request)
             return
-        if before in (Phase.RELEASING, Phase.ENDED):
+        if before is Phase.ENDED or (before is Phase.RELEASING and not request.recalled):
             return
         request.aborted = True
         request.error = request.error or reason
         self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        self._way_out.end_recall(request)
         if before in BEFORE_A_PLAN:
             self._arrivals.leave(request)
         elif before is Phase.STOCK:
@@ -183,14 +180,12 @@ class Lifecycle:
 
     def on_decode_registered(self, rank: DecodeRank) -> None:
         """A decode rank made contact: prompts that no decode server holds are refused now."""
-        self._decode.register(rank)
+        self._decode_losses.registered(rank)
         self._arrivals.decode_known()
 
     def on_decode_link(self, host: str, port: int, *, alive: bool) -> None:
         """A decode rank can be reached no longer, or again."""
-        self._decode.connected(host, port, alive=alive)
-        if not alive:
-            self._rooms.rank_gone(host, port)
+        self._decode_losses.link(host, port, alive=alive)
 
     def on_pages(self, room: int, message: RoomMessage) -> None:
         """Decode named destination pages of a room."""
@@ -199,11 +194,14 @@ class Lifecycle:
     def on_room_abort(self, room: int, target: AbortTarget | None, frames: list[bytes]) -> None:
         """Decode gave a room up (``frames`` say so); it is told once its pages are safe."""
         request = self._rooms.user(room)
+        if target is not None:
+            self._rooms.abort_asked(room, target)
         if request is None:
             self._rooms.given_up(room, target)
             return
-        if request.phase is Phase.STOCK and target is not None:
+        if request.phase is Phase.STOCK and target is not None and request.reachable:
             # That instance's stock sender knows when its own writes have drained.
+            request.forwarded.append(target)
             self._effects.forward_abort(request, target.tp_rank, frames)
         elif target is not None:
             request.abort_targets.append(target)
@@ -227,9 +225,8 @@ class Lifecycle:
             case messages.SlotsTaken():
                 self._progress.slots_taken(report.instance, report.tokens)
                 return
-            case messages.Hello():
-                logger.warning("instance %d greets a second time", report.instance)
-                return
+            case messages.Hello() | messages.Invitation() | messages.Answered():
+                return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
                 seq = report.part.seq
             case _:
@@ -240,9 +237,11 @@ class Lifecycle:
 
     def _on_task_report(self, request: PoolRequest, report: messages.AnyReport) -> None:
         progress, instance = self._progress, report.instance
+        if instance in request.lost:
+            return  # of a process that was given up
         match report:
             case messages.Ready():
-                progress.ready(request, report.chunk, instance)
+                progress.ready(request, report.chunk, instance, report.revision)
             case messages.ChunkDone():
                 progress.chunk_done(
                     request, report.chunk, instance, report.start_s, report.at_s, report.passed_s
@@ -252,17 +251,64 @@ class Lifecycle:
             case messages.PromptLogprobs():
                 progress.logprobs(request, report.part)
             case messages.Failed():
-                progress.failed(request, instance, report.error, bad_request=report.bad_request)
+                progress.failed(
+                    request,
+                    instance,
+                    report.error,
+                    bad_request=report.bad_request,
+                    revision=report.revision,
+                )
             case messages.WriteLost():
                 progress.write_lost(request, report.error, uncertain=report.uncertain)
             case messages.Drained():
-                progress.drained(request, report)
+                self._way_out.drained(request, report)
             case messages.Released():
-                progress.released(request, instance, joined=report.joined)
+                self._way_out.released(request, instance, joined=report.joined)
             case messages.DecodeEnded():
-                progress.decode_ended(request, report.error)
+                self._way_out.decode_ended(request, report.error)
             case messages.StockEnded():
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
+
+    # -- seats ----------------------------------------------------------------------------
+
+    def on_seat_lost(self, seat: int, why: str) -> None:
+        """A seat's process is dead or will be killed; from now on nothing is planned on it.
+
+        Requests that have KV, a running chunk or their one-instance turn on it, or decode there,
+        end with an error.
+        What the process could still write to stays as it is until ``on_seat_ended``.
+
+        Args:
+            why: a few words for clients and logs: "killed by signal 9".
+        """
+        self._losses.lost(seat, why)
+
+    def on_seat_ended(self, seat: int) -> None:
+        """The kernel has confirmed the end of every process that a seat had.
+
+        It counts as drained and released for all that it was a member of. A seat that was not lost
+        before is so now.
+        """
+        self._losses.ended(seat)
+
+    def on_seat_up(self, seat: int) -> None:
+        """A seat takes part: a new process after its probe, or one that need not leave any more."""
+        self._losses.up(seat)
+
+    def on_seat_draining(self, seat: int) -> None:
+        """A seat is to leave: it ends what it has and gets nothing new."""
+        self._losses.draining(seat)
+
+    def on_seat_stays_down(self, seat: int, why: str) -> None:
+        """An absent seat does not come back by itself, for a reason; with "" it does after all.
+
+        Every lost seat is expected back until this says otherwise, and no drained one is.
+        """
+        self.presence.stays_down(seat, why)
+
+    def seat_idle(self, seat: int) -> bool:
+        """Whether nothing of any task is on a seat: one that drains may be ended."""
+        return self._losses.idle(seat)
 
     # -- the controller's own -------------------------------------------------------------
 
@@ -270,15 +316,36 @@ class Lifecycle:
         """The controller's loop comes round: tell decode what is due, start what can start."""
         self._rooms.tell()
         self._arrivals.end_overdue()
+        for request, reason in self._decode_losses.due():
+            self.abort(request, reason)
         self._progress.start_held()
         if not self._gate.may_bind:
             return
         for request, plan in self._arrivals.starts():
             self._progress.bind(request, plan)
 
+    def _wait_again(self, request: PoolRequest) -> None:
+        """Nothing is left of a plan that was recalled."""
+        self._endings.plan_ended(request)
+        self._arrivals.take_back(request)
+
     def on_sizes_changed(self) -> None:
         """The candidate SP sizes changed: refuse waiting prompts that fit none of them."""
         self._arrivals.sizes_changed()
+
+    def replan_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+        """Plan requests anew without some instances, which hold nothing of them.
+
+        A request that runs a chunk is planned anew when that has ended; should its rest then fit
+        nowhere, it fails. The instances get the same orders as others that leave a plan.
+
+        Returns:
+            Those whose plans name the instances and that it cannot help, in the order of their
+            tasks: they hold KV there or run a chunk with them, have run all their chunks, have
+            one instance whose own scheduler has them, or fit nowhere else now. Nothing was
+            changed about them.
+        """
+        return self._progress.do_without(seats)
 
     def on_probe(self, request: PoolRequest, plan: Plan) -> None:
         """Run a measurement of the controller's own."""
@@ -292,5 +359,5 @@ def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
         return False
     if phase in (Phase.DRAINING, Phase.RELEASING):
         late = request.joins_late and phase is Phase.DRAINING
-        return not (request.error or late)
+        return not (request.error or late or request.recalled)
     return phase in (Phase.STOCK, Phase.DECODING)

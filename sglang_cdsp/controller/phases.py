@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 
 class Phase(Enum):
-    """Where a request stands. It never goes back before ``BOUND``."""
+    """Where a request stands. It goes back before ``BOUND`` only when its plan is recalled."""
 
     ARRIVED = "arrived"  # decode's pages are not known yet
     WAITING = "waiting"  # the policy has it
@@ -28,6 +28,7 @@ class Event(Enum):
     PAGES = "pages"  # decode's pages are known, or none will come
     BIND = "bind"  # it gets a plan that chunk tasks carry out
     HAND_OVER = "hand over"  # it gets a plan that its one instance carries out the stock way
+    REPLAN = "replan"  # its rest gets another plan
     READY = "ready"  # a member can start a chunk
     GO = "go"  # all members can: the chunk starts
     LOGPROBS = "prompt log-probabilities"  # a member computed some
@@ -46,6 +47,9 @@ class Event(Enum):
     DECODE_ENDED = "decode ended"  # home is done with it
     STOCK_ENDED = "stock ended"  # its one instance is done with it
     ABORT = "abort"  # its client or decode no longer wants it
+    LOST = "instance lost"  # an instance of its plan was given up
+    LOST_ENDED = "lost instance ended"  # the process of the one that had it, which was given up
+    RECALLED = "recalled"  # nothing is left of its plan, and it is to get another one
 
 
 class IllegalEventError(RuntimeError):
@@ -67,12 +71,14 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.ABORT: Phase.ENDED,
         },
         Phase.BOUND: {
+            Event.REPLAN: Phase.BOUND,
             Event.READY: Phase.BOUND,
             Event.GO: Phase.RUNNING,
             Event.FAILED: Phase.BOUND,
             Event.WRITE_LOST: Phase.BOUND,
             Event.DROP: Phase.DRAINING,
             Event.ABORT: Phase.BOUND,  # a drop follows
+            Event.LOST: Phase.BOUND,  # a drop follows, or another plan
         },
         Phase.RUNNING: {
             Event.READY: Phase.RUNNING,  # of a member that joins in a later chunk
@@ -87,11 +93,14 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.DRAINED: Phase.RUNNING,  # of a member that is done before the others
             Event.DECODE_ENDED: Phase.RUNNING,  # at home, which is done before the others
             Event.ABORT: Phase.RUNNING,  # a drop follows
+            Event.LOST: Phase.RUNNING,  # a drop follows, unless it was to join in a later chunk
         },
         Phase.STOCK: {
             Event.FIRST_TOKEN: Phase.STOCK,
             Event.STOCK_ENDED: Phase.ENDED,
             Event.ABORT: Phase.STOCK,  # the instance ends it
+            Event.LOST: Phase.STOCK,  # what it writes to belongs to it until its end is confirmed
+            Event.LOST_ENDED: Phase.ENDED,
         },
         Phase.DRAINING: {
             # Sent before the drop was heard of.
@@ -105,6 +114,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.ALL_DRAINED: Phase.RELEASING,
             Event.DECODE_ENDED: Phase.DRAINING,
             Event.ABORT: Phase.DRAINING,
+            Event.LOST: Phase.DRAINING,
         },
         Phase.RELEASING: {
             Event.RELEASED: Phase.RELEASING,
@@ -112,11 +122,15 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.JOINED: Phase.DECODING,
             Event.DECODE_ENDED: Phase.RELEASING,
             Event.FAILED: Phase.RELEASING,  # home's grammar turned out bad after a drop
-            Event.ABORT: Phase.RELEASING,  # too late
+            Event.ABORT: Phase.RELEASING,  # too late, unless it was recalled
+            Event.LOST: Phase.RELEASING,
+            Event.RECALLED: Phase.WAITING,
         },
         Phase.DECODING: {
             Event.DECODE_ENDED: Phase.ENDED,
             Event.ABORT: Phase.DECODING,  # home ends it
+            Event.LOST: Phase.DECODING,  # home; its slots are kept until its end is confirmed
+            Event.LOST_ENDED: Phase.ENDED,
         },
         Phase.ENDED: {
             Event.ABORT: Phase.ENDED,

@@ -1,4 +1,7 @@
-"""The plan log: one JSON line per ended request, off the controller's loop."""
+"""The plan log: a JSON line for each ended request, and for what happens to the seats.
+
+Lines are written off the controller's loop. Those of seats have a ``kind``, those of requests none.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,11 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
 
     Times are seconds after its arrival, which is on the controller's monotonic clock and, as
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
-    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended.
+    gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
+    and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
+    counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
+    are those that were lost since it was bound. ``passes``: its chunk ran between the layers of
+    others. A chunk's ``passed_s`` is for how long it stood while others passed it.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -48,6 +55,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
                 "planned_end_s": offset + chunk.end_s,
                 "start_s": _since(times.start_s if times else None, request.arrival_s),
                 "end_s": _since(times.end_s if times else None, request.arrival_s),
+                "passed_s": times.passed_s if times else 0.0,
             }
         )
     predicted = offset + request.plan.ttft_s if request.plan else None
@@ -58,12 +66,16 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "arrival_s": request.arrival_s,
         "arrival_unix_s": request.arrival_s + unix_offset_s,
         "bound_s": request.bound_s - request.arrival_s if request.plan else None,
+        "passes": request.plan.passes if request.plan else False,
         "ttft_s": {
             "predicted": predicted,
             "measured": _since(request.first_token_s, request.arrival_s),
         },
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
+        "recalls": request.recalls,
+        "lost_instances": sorted(request.lost),
+        "replans": [change.to_dict(request.arrival_s) for change in request.replans],
         "outcome": request.outcome,
         "error": request.error,
     }
@@ -93,7 +105,7 @@ class _LineWriter(RotatingFileHandler):
 
 
 class PlanLog(Observer):
-    """One JSON line per ended request, written by a thread of its own.
+    """JSON lines, written by a thread of its own.
 
     A disk that is full, slow or gone costs lines and a warning, never the pool.
     """
@@ -117,12 +129,29 @@ class PlanLog(Observer):
 
     def ended(self, request: PoolRequest) -> None:
         """Log one ended request; probes are left out."""
-        if self._lines is None or request.probe:
+        if self._lines is not None and not request.probe:
+            self._put(record(request, unix_offset_s=time.time() - time.monotonic()))
+
+    def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None:
+        """Log a seat's new state."""
+        self._put(
+            {
+                "kind": "seat",
+                "at_s": time.monotonic(),
+                "at_unix_s": time.time(),
+                "seat": seat,
+                "incarnation": incarnation,
+                "state": state,
+                "why": why,
+            }
+        )
+
+    def _put(self, line: dict[str, Any]) -> None:
+        if self._lines is None:
             return
-        line = json.dumps(record(request, unix_offset_s=time.time() - time.monotonic()))
         # A disk that is too slow for the load: what waits must not grow without bound.
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(logging.makeLogRecord({"msg": line}))
+            self._lines.put_nowait(logging.makeLogRecord({"msg": json.dumps(line)}))
 
     def close(self) -> None:
         """Write what waits, for a second at most, and log nothing more; safe to call twice."""

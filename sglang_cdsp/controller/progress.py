@@ -1,8 +1,8 @@
-"""Requests that have a plan, from its first order to the last slot that is freed."""
+"""Requests that have a plan, from its first order until it is computed or dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from http import HTTPStatus
 
 from sglang_cdsp.controller.decode.room_manager import RoomManager
@@ -15,9 +15,11 @@ from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.rests import Rests
+from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import Drained, LogprobPart
+from sglang_cdsp.protocol.messages import LogprobPart
 
 
 class Progress:
@@ -32,10 +34,10 @@ class Progress:
         rooms: RoomManager,
         effects: Effects,
         endings: Endings,
-        tp_size: int,
         stock_tokens: int,
         lanes: LaneTable,
         clock: Callable[[], float],
+        way_out: WayOut,
         max_shard_tokens: int | None = None,
         may_start: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -54,7 +56,14 @@ class Progress:
         self._rooms = rooms
         self._effects = effects
         self._endings = endings
-        self._tp_size = tp_size
+        self._way_out = way_out
+        self._rests = Rests(
+            ledger=ledger,
+            planning=planning,
+            effects=effects,
+            clock=clock,
+            max_shard_tokens=max_shard_tokens,
+        )
         self._stock_tokens = stock_tokens
         self._clock = clock
         self._max_shard_tokens = max_shard_tokens
@@ -85,8 +94,10 @@ class Progress:
 
     # -- chunks ---------------------------------------------------------------------------
 
-    def ready(self, request: PoolRequest, chunk: int, instance: int) -> None:
-        """An instance can start a chunk."""
+    def ready(self, request: PoolRequest, chunk: int, instance: int, revision: int) -> None:
+        """An instance can start a chunk of a revision of the plan."""
+        if revision != request.revision:
+            return  # it got ready for what will not run
         request.advance(Event.READY)
         request.ready.setdefault(chunk, set()).add(instance)
         self._decide(request)
@@ -113,7 +124,7 @@ class Progress:
             self._ledger.started(request.seq, chunk, self._clock())
             self._effects.go(request, group)
 
-    def _leave_lane(self, request: PoolRequest) -> None:
+    def leave_lane(self, request: PoolRequest) -> None:
         """Nobody sends on the lane of its chunk any more: others may be waiting for one."""
         if self._lanes.give_back(request.seq):
             for other in self._table.with_plan:
@@ -169,8 +180,12 @@ class Progress:
             self._ledger.computed(request.seq)
         else:
             request.advance(Event.CHUNK_ENDED)
+            self._rests.look_again(request)
+            if request.error and not request.lost.isdisjoint(request.plan.instances):
+                self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, request.error)
+                self._effects.lost(request)
             self._decide(request)
-        self._leave_lane(request)
+        self.leave_lane(request)
 
     def _learn(self, request: PoolRequest, chunk: int) -> None:
         """Feed a chunk's real time to the latency model."""
@@ -184,17 +199,39 @@ class Progress:
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
+    def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+        """Plan anew what has instances in its plan that are to have no more part in it.
+
+        Returns:
+            What cannot be helped so, in the order of the tasks.
+        """
+        return self._rests.do_without(self._table.with_plan, frozenset(seats))
+
     # -- failures -------------------------------------------------------------------------
 
-    def failed(self, request: PoolRequest, instance: int, error: str, *, bad_request: bool) -> None:
+    def failed(
+        self,
+        request: PoolRequest,
+        instance: int,
+        error: str,
+        *,
+        bad_request: bool,
+        revision: int = 0,
+    ) -> None:
         """The task cannot go on at an instance.
 
         Args:
             bad_request: the request is at fault, and the instance has answered its client.
+            revision: of the plan that the instance tried to carry out.
         """
+        if revision < request.left.get(instance, 0) and not bad_request:
+            return  # it goes on without that instance
         request.advance(Event.FAILED)
+        if request.recalled and not bad_request:
+            return  # what its old plan runs into means nothing to the next one
         request.error = request.error or error
         request.answered = request.answered or bad_request
+        self._way_out.end_recall(request)
         self._drop_if_under_way(request)
 
     def write_lost(self, request: PoolRequest, error: str, *, uncertain: bool) -> None:
@@ -216,48 +253,6 @@ class Progress:
         """A member computed prompt log-probabilities, which home puts together."""
         if request.advance(Event.LOGPROBS) is not Phase.DRAINING:
             self._effects.logprobs(request, part)
-
-    # -- the way out ----------------------------------------------------------------------
-
-    def drained(self, request: PoolRequest, report: Drained) -> None:
-        """A rank writes nothing more to decode for the task."""
-        assert request.plan is not None
-        request.advance(Event.DRAINED)
-        request.uncertain = request.uncertain or report.uncertain
-        request.error = request.error or report.error
-        request.drained_s = max(report.at_s, request.drained_s or report.at_s)
-        request.drained.add((report.instance, report.tp_rank))
-        if len(request.drained) == len(request.plan.instances) * self._tp_size:
-            request.advance(Event.ALL_DRAINED)
-            self._leave_lane(request)
-            self._rooms.settle(request)
-            # Decode may be done already and use the number again while slots are being freed.
-            self._rooms.leave(request)
-            self._effects.release(request)
-
-    def released(self, request: PoolRequest, instance: int, *, joined: bool = False) -> None:
-        """An instance freed the task's slots; ``joined``: all but home's, which decodes it."""
-        assert request.plan is not None
-        request.advance(Event.RELEASED)
-        request.joined = request.joined or joined
-        request.released.add(instance)
-        if not request.released >= set(request.plan.instances):
-            return
-        if request.joined and not request.decoded:
-            request.advance(Event.JOINED)
-            self._ledger.keep_only(request.seq, request.plan.home)
-        else:
-            request.advance(Event.ALL_RELEASED)
-            self._endings.over(request)
-
-    def decode_ended(self, request: PoolRequest, error: str) -> None:
-        """Home's own scheduler is done with a request, and has answered its client."""
-        before = request.advance(Event.DECODE_ENDED)
-        request.decoded = request.answered = True
-        # What went wrong at other members after home had all KV does not count.
-        request.error = error or (request.error if request.aborted else "")
-        if before is Phase.DECODING:
-            self._endings.over(request)
 
     def slots_taken(self, instance: int, tokens: int) -> None:
         """An instance tells what requests hold there that SGLang itself runs, in KV slots."""

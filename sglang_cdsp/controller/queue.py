@@ -24,7 +24,7 @@ class WaitingQueue:
         self._policy = planning.policy
         self._ledger = ledger
         self._clock = clock
-        self._homes = Homes(ledger, lambda: planning.model, clock)
+        self._homes = Homes(ledger, lambda: planning.model)
         self._forced: list[PoolRequest] = []
         self._planned: dict[str, PoolRequest] = {}
         self._homeless: list[tuple[PoolRequest, Plan]] = []
@@ -37,28 +37,37 @@ class WaitingQueue:
             return
         self._planning.watch(request.tokens)
         self._planned[request.rid] = request
-        view = PromptView(
-            request.rid,
-            request.tokens,
-            arrival_s=request.arrival_s,
-            priority=request.urgency,
-        )
-        self._policy.arrive(view, self._clock())
+        self._policy.arrive(_prompt(request), self._clock())
+
+    def take_back(self, request: PoolRequest) -> None:
+        """A request waits again that had a plan: it goes before those that it went before."""
+        if request.forced is not None:
+            self._forced.insert(0, request)
+            self._forced.sort(key=lambda waiting: -waiting.urgency)
+            return
+        self._planned[request.rid] = request
+        self._policy.take_back(_prompt(request), self._clock())
 
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:
         """What starts now, forced plans first; each must be bound before the next is asked for."""
-        while self._forced:
-            forced = self._forced[0].forced
+        for request in list(self._forced):
+            forced = request.forced
             assert forced is not None
-            if not fits_now(self._forced[0], forced, self._ledger):
+            if not self._ledger.absent.isdisjoint(forced.instances):
+                continue  # it alone waits
+            view = self._ledger.view(self._clock())
+            assert view.free_tokens is not None
+            if not fits_now(request, forced.chunks, view.free_tokens, self._ledger.page_size):
                 break
-            plan = timed_plan(forced, self._planning.model, self._ledger.view(self._clock()))
-            yield self._forced.pop(0), plan
+            self._forced.remove(request)
+            yield request, timed_plan(forced.chunks, self._planning.model, view)
+        self._plan_homeless_anew()
         while self._homeless:
             request, before = self._homeless[0]
+            view = self._ledger.view(self._clock())
             # Its times are long over.
-            anew = self._homes.timed(before.placement, before.policy)
-            settled = self._homes.settled(request, anew)
+            anew = self._homes.timed(before.placement, before.policy, view)
+            settled = self._homes.settled(request, anew, view)
             if settled is None:
                 return  # what comes behind it would take the room that it waits for
             yield self._homeless.pop(0)[0], settled
@@ -66,11 +75,23 @@ class WaitingQueue:
             now_s = self._clock()
             for rid, plan in self._policy.step(self._ledger.view(now_s), now_s):
                 request = self._planned.pop(rid)
-                home = None if self._homeless else self._homes.settled(request, plan)
+                view = self._ledger.view(now_s)
+                home = None if self._homeless else self._homes.settled(request, plan, view)
                 if home is None:
                     self._homeless.append((request, plan))
                 else:
                     yield request, home
+
+    def _plan_homeless_anew(self) -> None:
+        """Plans without a home that name an instance which has left are the policy's to make again.
+
+        So are those behind them, which keep their places.
+        """
+        absent = self._ledger.absent
+        if any(not absent.isdisjoint(plan.instances) for _, plan in self._homeless):
+            waiting, self._homeless = self._homeless, []
+            for request, _ in reversed(waiting):
+                self.take_back(request)
 
     def to_plan(self) -> tuple[PoolRequest, ...]:
         """Requests whose plan is the policy's to make, in the order of its choice."""
@@ -82,3 +103,12 @@ class WaitingQueue:
             self._forced.remove(request)
         self._planned.pop(request.rid, None)
         self._homeless = [waiting for waiting in self._homeless if waiting[0] is not request]
+
+
+def _prompt(request: PoolRequest) -> PromptView:
+    return PromptView(
+        request.rid,
+        request.tokens,
+        arrival_s=request.arrival_s,
+        priority=request.urgency,
+    )

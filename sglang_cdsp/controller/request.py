@@ -7,7 +7,8 @@ from http import HTTPStatus
 from typing import Any
 
 from sglang_cdsp.controller.phases import Event, Phase, after
-from sglang_cdsp.planner.types import Placement, Plan
+from sglang_cdsp.planner.forced import ForcedPlan
+from sglang_cdsp.planner.types import Plan, PlannedChunk
 
 
 @dataclass
@@ -23,6 +24,41 @@ class ChunkTimes:
     end_s: float | None = None
     passed_s: float = 0.0
     done: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Replan:
+    """A change of a plan's rest. Times are monotonic seconds.
+
+    Attributes:
+        at_s: when.
+        chunk: the first that it concerns.
+        reason: what it was good for.
+        before, after: the rest by either plan, chunk by chunk.
+        due_s: when the last chunk was expected to end, by either plan.
+    """
+
+    at_s: float
+    chunk: int
+    reason: str
+    before: tuple[PlannedChunk, ...]
+    after: tuple[PlannedChunk, ...]
+    due_s: tuple[float, float]
+
+    def to_dict(self, arrival_s: float) -> dict[str, Any]:
+        """In JSON types; times from the request's arrival."""
+
+        def rest(chunks: tuple[PlannedChunk, ...], due_s: float) -> dict[str, Any]:
+            placed = [[chunk.tokens, list(chunk.instances)] for chunk in chunks]
+            return {"chunks": placed, "ttft_s": due_s - arrival_s}
+
+        return {
+            "at_s": self.at_s - arrival_s,
+            "chunk": self.chunk,
+            "reason": self.reason,
+            "from": rest(self.before, self.due_s[0]),
+            "to": rest(self.after, self.due_s[1]),
+        }
 
 
 @dataclass
@@ -53,13 +89,17 @@ class PoolRequest:
         arrival_s: monotonic arrival.
         urgency: place among those that wait, larger is sooner; see ``QueueLimits.urgency``.
         room: bootstrap room; None when no decode server takes the KV.
-        forced: plan demanded by the request, ``(tokens, instances)`` per chunk.
-        plan: what the policy decided, times relative to ``bound_s``.
+        forced: plan demanded by the request.
+        plan: what the policy decided, times relative to ``bound_s``; what ran of it included.
+        revision: how often its rest was planned anew; orders and reports carry it.
+        replans: those changes.
+        left: instances that its plan lost, and the last revision that lost them.
+        without: instances that its rest must do without.
         seq: place in the pool's order of tasks.
         one_instance: whether it takes its instance's stock path.
         next_chunk: the chunk that is to start or is running.
         lane, serial: of the chunk that was started last, see ``GoOrder``.
-        ready: per chunk, the instances that can start it.
+        ready: per chunk, the instances that can start it, by the plan in force.
         times: per chunk, when it ran.
         drained: ``(instance, tp_rank)`` that write nothing more.
         drained_s: when the last of them had ended its writes, monotonic, None before the first.
@@ -71,6 +111,10 @@ class PoolRequest:
         aborted: it ends because somebody no longer wants it.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
+        forwarded: those of them that its one instance was to tell.
+        lost: instances of its plan that were given up with what they had of it.
+        recalled: its plan is being ended, and it is to get another one.
+        recalls: how often that has happened.
         decodes: its home decodes it, there is no decode server.
         output_tokens: KV slots that home promises for its output, where it decodes.
         joins_late: home decodes it only when all members have its prompt's log-probabilities.
@@ -84,8 +128,12 @@ class PoolRequest:
     arrival_s: float
     room: int | None = None
     urgency: int = 0
-    forced: Placement | None = None
+    forced: ForcedPlan | None = None
     plan: Plan | None = None
+    revision: int = 0
+    replans: list[Replan] = field(default_factory=list)
+    left: dict[int, int] = field(default_factory=dict)
+    without: set[int] = field(default_factory=set)
     policy: str = ""
     bound_s: float = 0.0
     seq: int = -1
@@ -105,6 +153,10 @@ class PoolRequest:
     aborted: bool = False
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
+    forwarded: list[AbortTarget] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    recalled: bool = False
+    recalls: int = 0
     decodes: bool = False
     output_tokens: int = 0
     joins_late: bool = False
@@ -127,6 +179,14 @@ class PoolRequest:
         return before
 
     @property
+    def reachable(self) -> tuple[int, ...]:
+        """The instances that have something of it and can be told anything."""
+        assert self.plan is not None
+        decoding = self._phase is Phase.DECODING
+        having = (self.plan.home,) if decoding else self.plan.instances
+        return tuple(instance for instance in having if instance not in self.lost)
+
+    @property
     def probe(self) -> bool:
         """Whether it is the controller's own measurement."""
         return self.tokenized is None
@@ -145,6 +205,17 @@ class PoolRequest:
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens
         )
+
+    def forget_plan(self) -> None:
+        """Nothing is left of its plan on any instance; it is as it was before it had one."""
+        self.plan, self.policy, self.bound_s, self.seq = None, "", 0.0, -1
+        self.one_instance = False
+        self.next_chunk = self.lane = self.serial = 0
+        self.ready, self.times = {}, []
+        self.drained, self.drained_s, self.released = set(), None, set()
+        self.lost = set()
+        self.recalled = False
+        self.recalls += 1
 
     @property
     def outcome(self) -> str:

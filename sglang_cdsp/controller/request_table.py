@@ -56,6 +56,10 @@ class RequestTable:
         """A request has a sequence number."""
         self._by_seq[request.seq] = request
 
+    def remove_task(self, request: PoolRequest) -> None:
+        """A request has a plan no longer; it keeps its id."""
+        self._by_seq.pop(request.seq, None)
+
     def remove(self, request: PoolRequest) -> bool:
         """A request is over; returns whether it still had its id."""
         self._by_seq.pop(request.seq, None)

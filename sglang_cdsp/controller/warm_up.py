@@ -42,6 +42,13 @@ def warm_up_plans(
             yield Plan(chunks=tuple(chunks), ttft_s=0.0, policy="warm-up")
 
 
+def joining_plan(seat: int, partner: int | None, page_size: int) -> Plan:
+    """A short plan for an instance that joins: alone, or with one partner over their link."""
+    groups = [(seat,)] if partner is None else [(seat,), (seat, partner)]
+    chunks = [PlannedChunk(_tokens(len(g), page_size), g, 0.0, 0.0) for g in groups]
+    return Plan(chunks=tuple(chunks), ttft_s=0.0, policy="warm-up")
+
+
 def _tokens(size: int, page_size: int) -> int:
     """Tokens of a chunk in which each of ``size`` members has two pieces of whole pages."""
     pages = -(-LEAST_TOKENS // (2 * page_size))

@@ -1,8 +1,10 @@
 """How many tokens one forward may have, by the memory that its activations take.
 
 A rank's KV pool leaves some memory free. A forward fills it with activations, in proportion to
-its rows, and with the blocks of KV that travel. Reckoned from the widths of the built model; what
-kernels need beside these is in the share that is kept back.
+its rows, and with what travels: blocks of KV, or other members' queries and the answers to them.
+History itself is read in the pool, or, where no kernel can, in the one block that is gathered.
+Reckoned from the widths of the built model; what kernels need beside these, plans of calls among
+it, is in the share that is kept back.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
+from sglang_cdsp.attention.q_ring import GUESTS
 from sglang_cdsp.engine.model_check import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -22,8 +25,11 @@ SHARE = 0.7
 """Of the free memory, for the longest shard: short prompts pass it, and stock batches run beside.
 """
 
-BLOCKS = 3
-"""Blocks of KV at once: the history as it is gathered, one to send, and one that comes."""
+BLOCKS = 2
+"""Blocks of KV at once where KV circulates: the one at hand, and the one that comes."""
+
+GATHERED = 1
+"""Blocks of KV at once where Q circulates: its own, gathered, where no kernel reads the pool."""
 
 LEAST_TOKENS = 256
 """With fewer tokens a shard, a GPU does little but start kernels."""
@@ -57,15 +63,34 @@ class Widths:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of activations a token where a layer needs most."""
-        # The residual, what a layer was given and what a norm makes of it.
-        kept = 3 * self.hidden
-        # The fused product and its parts, then the output; the state is in float32 until the end.
+        """Bytes of activations a token where a layer needs most, KV circulating."""
+        return self._kept + max(self._attention, self._mlp)
+
+    @property
+    def q_ring_bytes(self) -> int:
+        """The same with Q circulating.
+
+        ``GUESTS`` members' queries, as many answers to them and as many to the own queries, each
+        as long as the shard; one of the answers is in float32 while it is computed.
+        """
+        guests = GUESTS * (self.query + 2 * self.value_out) * self.element
+        return self._kept + max(self._attention + guests + self.value_out * FLOAT32, self._mlp)
+
+    @property
+    def _kept(self) -> int:
+        """The residual, what a layer was given and what a norm makes of it."""
+        return 3 * self.hidden * self.element
+
+    @property
+    def _attention(self) -> int:
+        """The fused product and its parts, then the output; the state is float32 to the end."""
         qkv = self.query + self.key + self.value
-        attention = (2 * qkv + 2 * self.value_out) * self.element + self.value_out * FLOAT32
-        # Gate and up in one product, what the activation makes of them, and the output.
-        mlp = (3 * self.mlp + self.routed * self.hidden) * self.element
-        return kept * self.element + max(attention, mlp)
+        return (2 * qkv + 2 * self.value_out) * self.element + self.value_out * FLOAT32
+
+    @property
+    def _mlp(self) -> int:
+        """Gate and up in one product, what the activation makes of them, and the output."""
+        return (3 * self.mlp + self.routed * self.hidden) * self.element
 
     @property
     def kv_bytes(self) -> int:
@@ -86,8 +111,14 @@ def largest_shard(free_bytes: int, capacity: int, widths: Widths) -> int:
         capacity: KV slots of the rank: no more rows are in a block.
         widths: of the model.
     """
-    fixed = BLOCKS * capacity * widths.kv_bytes + widths.logits_bytes
-    return int((SHARE * free_bytes - fixed) // widths.token_bytes)
+    shared = SHARE * free_bytes - widths.logits_bytes
+    block = capacity * widths.kv_bytes
+    return int(
+        min(
+            (shared - BLOCKS * block) // widths.token_bytes,
+            (shared - GATHERED * block) // widths.q_ring_bytes,
+        )
+    )
 
 
 def widths_of(scheduler: StockScheduler, tp_size: int) -> Widths:

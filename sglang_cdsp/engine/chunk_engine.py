@@ -6,6 +6,7 @@ chunk takes is done elsewhere (``chunk_work.py``).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.joining import Joining
 from sglang_cdsp.engine.reports import Reporter
@@ -24,15 +26,21 @@ from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.task_queue import TaskQueue
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
+from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     GrammarOrder,
+    Invitation,
+    InviteOrder,
+    LeaveOrder,
     LinkOrder,
     LogprobOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StockEnded,
     StockOrder,
@@ -45,6 +53,8 @@ if TYPE_CHECKING:
 
     from sglang_cdsp.parallel.links.lanes import LinkHub
     from sglang_cdsp.transfer.manager import PoolKVManager
+
+logger = logging.getLogger(__name__)
 
 
 class ChunkEngine:
@@ -121,6 +131,7 @@ class ChunkEngine:
             tokens=torch.frombuffer(bytearray(order.tokens), dtype=torch.int64),
             slot_table=SlotTable(self._scheduler.token_to_kv_pool_allocator, self._page),
             next_chunk=next(c.index for c in layouts if self._instance in c.group),
+            revision=order.revision,
             arrival_s=order.arrival_s,
             logprob_spec=order.logprobs,
             urgency=order.urgency,
@@ -129,6 +140,21 @@ class ChunkEngine:
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
+
+    def on_rest(self, order: RestOrder) -> None:
+        """What follows the chunks that ran of a task runs by another plan; its place stays."""
+        task = self._tasks.get(order.seq)
+        if task is None or task.over:
+            return
+        self._work.take_rest(task, order, plan_layout(order.chunks, self._page))
+
+    def on_forget(self, order: ForgetOrder) -> None:
+        """A task goes on without this instance, which has run nothing of it."""
+        task = self._tasks.pop(order.seq, None)
+        if task is None:
+            return
+        self._queue.remove(task)
+        self._work.forget(task)
 
     def on_stock(self, order: StockOrder) -> None:
         """A one-instance request joins the queue; the request itself follows."""
@@ -156,6 +182,13 @@ class ChunkEngine:
         task = self._tasks.get(order.seq)
         if task is None or task.over:
             return
+        if order.revision != task.revision:
+            self._work.fail(
+                task,
+                f"chunk {order.chunk} of plan {order.revision} was started, this instance has plan "
+                f"{task.revision}",
+            )
+            return
         task.decode_share = order.decode_share
         self._work.begin(task, order)
 
@@ -168,9 +201,31 @@ class ChunkEngine:
             self._work.stop(task)
 
     def on_link(self, order: LinkOrder) -> None:
-        """Another instance can be reached."""
+        """Another instance can be reached. If it has ended meanwhile, the next chunk will tell."""
         if order.tp_rank == self._reporter.tp_rank:
-            self._hub.join(order.seat, order.incarnation, order.invitation)
+            try:
+                self._hub.join(order.seat, order.incarnation, order.invitation)
+            except LinkError as error:
+                logger.error("no link to instance %d: %s", order.seat, error)
+
+    def on_leave(self, order: LeaveOrder) -> None:
+        """A life of another instance is given up: what needs it fails, the rest goes on.
+
+        Its memory here stays as it is until its end is known, see ``on_invite``.
+        """
+        if self._hub.incarnation_of(order.seat) == order.incarnation:
+            self._hub.drop(order.seat, f"its life {order.incarnation} was given up")
+
+    def on_invite(self, order: InviteOrder) -> None:
+        """All processes of another instance's former life have ended; its next life may link up."""
+        words, error = b"", ""
+        try:
+            words = self._hub.invite(order.seat)
+        except LinkError as failure:
+            error = str(failure)
+        self._reporter.send(
+            Invitation, seat=order.seat, life=order.incarnation, invitation=words, error=error
+        )
 
     def on_release(self, order: ReleaseOrder) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
@@ -269,6 +324,11 @@ class ChunkEngine:
         return {"running": self._coroutines.snapshot(), "links": self._hub.snapshot()}
 
     @property
+    def moments(self) -> frozenset[str]:
+        """What is under way, in the words of the orders of ``faults``."""
+        return moments_of(self._tasks.values(), idle=self.idle)
+
+    @property
     def idle(self) -> bool:
         """Whether the engine holds nothing: no slots, no queue, no write in flight."""
         return not self._queue and not self._tasks and not self._admitted
@@ -328,6 +388,14 @@ class ChunkEngine:
     def held_tokens(self) -> int:
         """KV slots that chunk tasks hold here."""
         return sum(task.slot_table.tokens for task in self._tasks.values())
+
+    @property
+    def awaits(self) -> bool:
+        """Whether something is about to begin or to end: long chunks stand still for a moment."""
+        now_s = time.monotonic()
+        return self._admitted.awaited(now_s) or any(
+            now_s < task.awaited_until_s for task in self._tasks.values()
+        )
 
     @property
     def worked(self) -> bool:

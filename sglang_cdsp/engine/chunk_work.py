@@ -24,8 +24,7 @@ from sglang_cdsp.engine.writes import (
     poll_writes,
     written_before,
 )
-from sglang_cdsp.parallel.chunk_layout import padded_tokens
-from sglang_cdsp.parallel.gather import moves_to_home
+from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -36,11 +35,13 @@ from sglang_cdsp.protocol.messages import (
     PromptLogprobs,
     Ready,
     Released,
+    RestOrder,
     WriteLost,
 )
 from sglang_cdsp.transfer.failures import TransferFailed
 
 if TYPE_CHECKING:
+    from sglang_cdsp.parallel.chunk_layout import ChunkLayout
     from sglang_cdsp.transfer.chunk_write import ChunkWrite
     from sglang_cdsp.transfer.manager import PoolKVManager
 
@@ -48,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
+
+ORDER_S = 0.02
+"""How long others stand still for the controller's answer about a task that passes or is over."""
 
 
 def nothing(layer_id: int) -> None:
@@ -104,13 +108,22 @@ class ChunkWork:
         chunk = task.next_chunk
         if task.prepared != chunk:
             try:
-                if not self._take_slots(task, chunk):
+                if not self._take_slots(task):
                     return
             except Exception as error:
                 self.fail(task, str(error))
                 return
         task.announced = True
-        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk)
+        if task.passes:
+            self._await_order(task)
+        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk, revision=task.revision)
+
+    def _await_order(self, task: ChunkTask) -> None:
+        """Let others stand still for a moment, until the controller has answered.
+
+        A layer of a long chunk in between would cost the task as much.
+        """
+        task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
         """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""
@@ -128,23 +141,16 @@ class ChunkWork:
         """Whether decode's pages are here; the leader asks, who speaks for its instance."""
         return room is None or not self._reporter.leads or self._manager.knows_room(room)
 
-    def _take_slots(self, task: ChunkTask, chunk: int) -> bool:
-        """Allocate the slots of a chunk before anybody depends on them.
+    def _take_slots(self, task: ChunkTask) -> bool:
+        """Allocate the slots of the next chunk before anybody depends on them.
 
         Returns:
             False while SGLang's own requests hold too many: they end, and the task is asked again.
         """
-        layout = task.layouts[chunk]
-        moves = layout.moves
-        if task.gathers and task.is_final(chunk):
-            moves += moves_to_home(layout)
-        incoming = [move.span for move in moves if move.dst == self._instance]
-        spans = [*incoming, *layout.shard(self._instance)]
-        need = padded_tokens(spans, task.slot_table.page_size)
+        need = task.slots_to_take(self._instance)
         if self._make_room is not None and not self._make_room(need):
             return False
-        task.slot_table.take(spans)
-        task.prepared = chunk
+        task.take_slots(self._instance)
         return True
 
     def give_back(self, task: ChunkTask) -> None:
@@ -161,6 +167,7 @@ class ChunkWork:
     def begin(self, task: ChunkTask, order: GoOrder) -> None:
         """Start a chunk: it runs in the engine's turns and gives way inside."""
         task.started = True
+        task.awaited_until_s = 0.0
         task.running = self._coroutines.start(
             f"{task.rid} chunk {order.chunk}",
             (-task.urgency, task.seq),
@@ -207,7 +214,10 @@ class ChunkWork:
         except StoppedError:
             raise
         except Exception as failure:
-            logger.exception("chunk %d of %s failed", order.chunk, task.rid)
+            # Where a partner is gone, the fault is elsewhere.
+            trace = None if isinstance(failure, LinkError) else failure
+            said = "chunk %d of %s failed: %s"
+            logger.error(said, order.chunk, task.rid, failure, exc_info=trace)
             self._coroutines.fail(str(failure) or repr(failure))
             raise  # not reached: fail does not return
         # The ranks agree here that all of them have come to the end.
@@ -222,9 +232,7 @@ class ChunkWork:
     def _await_slots(self, task: ChunkTask, chunk: int) -> None:
         """Give way until slots are there that were given back, alike at all ranks."""
         if task.prepared != chunk:
-            self._coroutines.give_way(
-                lambda: task.prepared == chunk or self._take_slots(task, chunk)
-            )
+            self._coroutines.give_way(lambda: task.prepared == chunk or self._take_slots(task))
 
     def _await_room(self, task: ChunkTask) -> None:
         """Give way until decode's pages are here, which every rank gets by itself."""
@@ -270,6 +278,8 @@ class ChunkWork:
         task.announced = False
         task.over = task.is_final(chunk)
         task.next_chunk = chunk + 1
+        if task.over:
+            self._await_order(task)
         self._reporter.send_from_leader(
             ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
         )
@@ -283,7 +293,9 @@ class ChunkWork:
     def _chunk_failed(self, task: ChunkTask, chunk: int, failure: str) -> None:
         cancel_writes(task)
         task.error = f"chunk {chunk} failed on instance {self._instance}: {failure}"
-        self._reporter.send_from_leader(Failed, seq=task.seq, error=task.error)
+        self._reporter.send_from_leader(
+            Failed, seq=task.seq, error=task.error, revision=task.revision
+        )
 
     # -- after it -------------------------------------------------------------------------
 
@@ -301,6 +313,7 @@ class ChunkWork:
         left = task.running is None and task.lane is None
         if task.over and left and not task.writes and not task.drained:
             task.drained = True
+            self._await_order(task)
             self._reporter.send(
                 Drained,
                 seq=task.seq,
@@ -311,23 +324,50 @@ class ChunkWork:
     def fail(self, task: ChunkTask, error: str, *, bad_request: bool = False) -> None:
         """The task cannot go on here; every rank of the instance finds out alike."""
         task.error = error
-        self._reporter.send_from_leader(Failed, seq=task.seq, error=error, bad_request=bad_request)
+        self._reporter.send_from_leader(
+            Failed,
+            seq=task.seq,
+            error=error,
+            bad_request=bad_request,
+            revision=task.revision,
+        )
 
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
+        self._let_go(task, error, silent=silent)
+        self._reporter.send_from_leader(Released, seq=task.seq, joined=task.joined)
+
+    def take_rest(
+        self, task: ChunkTask, order: RestOrder, layouts: tuple[ChunkLayout, ...]
+    ) -> None:
+        """What follows the chunks that ran runs by another plan, before the first by another home.
+
+        Who was home then gives the request back: the new one has got it, too, and answers.
+        """
+        was_home = task.answers_at(self._instance)
+        task.take_rest(layouts, order.chunk, order.revision, self._instance)
+        task.urgency, task.passes = order.urgency, order.passes
+        if was_home and not task.answers_at(self._instance):
+            self._retire(task, "", silent=True)
+            task.req = None
+
+    def forget(self, task: ChunkTask) -> None:
+        """The task goes on elsewhere: free what was got ready for it here; nothing was stored."""
+        task.over = True
+        self._let_go(task, "", silent=True)
+
+    def _let_go(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         task.slot_table.clear()
-        if not task.joined:
+        if task.answers_at(self._instance) and not task.joined:
             self._retire(task, error, silent=silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
-        self._reporter.send_from_leader(Released, seq=task.seq, joined=task.joined)
 
     def _retire(self, task: ChunkTask, error: str, *, silent: bool) -> None:
-        """End home's request here."""
-        if task.req is None and task.answers_at(self._instance):
-            task.req = take_compiling(self._scheduler, task.rid)
+        """Home's request ends here, wherever SGLang has it."""
+        task.req = task.req or take_compiling(self._scheduler, task.rid)
         if task.req is not None:
-            error = error or self.collect_logprobs(task)
+            error = error or ("" if silent else self.collect_logprobs(task))
             sampling.retire(self._scheduler, task.req, error, silent=silent)
 
     def collect_logprobs(self, task: ChunkTask) -> str:

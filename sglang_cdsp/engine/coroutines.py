@@ -35,7 +35,19 @@ SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 0.00005, 0.0005
 LONGEST_WAIT_S = 0.005
 """After this time without anything to run the loop gets its turn."""
 
+LONG_PIECE_S = 0.1
+"""Pieces from this length on are not begun while something else is about to go on."""
+
+PIECES = 64
+"""So many of the last pieces are looked at."""
+
 _FAILED, _WAITS, _READY = 0, 1, 2
+
+_OVER, _URGENT, _ALL = 0, 1, 2
+"""Who may still go on in a stretch: nobody, who is more urgent than usual, everybody."""
+
+USUAL = 0.0
+"""First number of the order of what is not urgent."""
 
 
 class StoppedError(RuntimeError):
@@ -97,6 +109,7 @@ class Coroutines:
         stretch_s: float,
         poll: Callable[[], object] = lambda: None,
         interrupted: Callable[[], bool] = lambda: False,
+        expected: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         meter: Meter | None = None,
         shake: random.Random | None = None,
@@ -110,6 +123,8 @@ class Coroutines:
             stretch_s: longest time between two turns of the loop, as far as coroutines give way.
             poll: moves on what others send.
             interrupted: whether the loop has something to do while all coroutines wait.
+            expected: whether something else is about to begin or to end: what is not urgent
+                stands still meanwhile, if its pieces are long. The leader's answer counts.
             clock: monotonic seconds.
             meter: what the stretches of coroutines are measured by; the clock by default.
             shake: for tests: switch at every point, to a coroutine drawn from this; seeded alike
@@ -122,10 +137,12 @@ class Coroutines:
         """Longest time between two turns of the loop; may be changed between turns."""
         self._poll = poll
         self._interrupted = interrupted
+        self._expected = expected
         self._clock = clock
         self._meter = meter or HostMeter(clock)
         self._shake = shake
         self._stretches: deque[tuple[tuple[Coroutine, ...], Callable[[], float | None]]] = deque()
+        self._pieces: deque[float] = deque(maxlen=PIECES)
         self._live: list[Coroutine] = []
         self._current: Coroutine | None = None
         self._main: greenlet | None = None
@@ -191,7 +208,7 @@ class Coroutines:
         if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
             return False
         self._poll()
-        if self._stands_still(current):
+        if self._stands_still(current) or (self._held_back(current) and self._holds()):
             return False
         earlier = self._live[: self._live.index(current)]
         if any(self._standing(other) != _WAITS for other in earlier):
@@ -205,6 +222,14 @@ class Coroutines:
         by as much each time, at every member of its group.
         """
         return self._shake is None and self._live[0].order[0] < coroutine.order[0]
+
+    def _held_back(self, coroutine: Coroutine) -> bool:
+        """Whether it stands still while something else is expected."""
+        return self._shake is None and coroutine.order[0] >= USUAL
+
+    def _holds(self) -> bool:
+        """Whether something is expected that a piece of a coroutine here would delay for long."""
+        return max(self._pieces, default=0.0) >= LONG_PIECE_S and self._expected()
 
     def _switch_out(self) -> None:
         assert self._main is not None
@@ -267,21 +292,31 @@ class Coroutines:
     def _choose(self, *, first: bool) -> Coroutine | None:
         """The coroutine to go on, the same at all ranks; None when the stretch is over."""
         standings = [self._standing(coroutine) for coroutine in self._live]
-        goes_on = int(first or not self._leads or self._clock() < self._end_s)
+        who = self._who_may_go_on(first=first)
         if self._ranks.size > 1:
-            *standings, goes_on = self._ranks.least([*standings, goes_on])
+            *standings, who = self._ranks.least([*standings, who])
         able = []
         for coroutine, standing in zip(self._live, standings, strict=True):
             if standing == _FAILED:
                 coroutine.failure = coroutine.failure or "another tensor-parallel rank failed"
-            if standing != _WAITS and not self._stands_still(coroutine):
+            if standing == _WAITS or self._stands_still(coroutine):
+                continue
+            if who == _ALL or not self._held_back(coroutine):
                 able.append(coroutine)
-        if not goes_on or not able:
+        if who == _OVER or not able:
             return None
         if self._shake is not None:
             # None now and then: the loop's own work is one of what may come in between.
             return None if not first and self._shake.random() < 0.3 else self._shake.choice(able)
         return able[0]
+
+    def _who_may_go_on(self, *, first: bool) -> int:
+        """What this rank's clock says; the leader's word is the least that any rank says."""
+        if not self._leads:
+            return _ALL
+        if not first and self._clock() >= self._end_s:
+            return _OVER
+        return _URGENT if self._holds() else _ALL
 
     def _standing(self, coroutine: Coroutine) -> int:
         if coroutine.failure:
@@ -302,6 +337,7 @@ class Coroutines:
         before, self._current = self._current, coroutine
         self._main = getcurrent()
         coroutine.ready = None
+        start_s = self._clock()
         try:
             if coroutine.failure and coroutine.body:
                 coroutine.body.throw(StoppedError(coroutine.failure))
@@ -309,6 +345,7 @@ class Coroutines:
                 # One that fails before it began gets to know it at its first ``give_way``.
                 coroutine.body.switch()
         finally:
+            self._pieces.append(self._clock() - start_s)
             others = tuple(other for other in self._live if other is not coroutine)
             self._stretches.append((others, self._meter.end(mark)))
             coroutine.state = self._surroundings.take()
@@ -325,6 +362,11 @@ class Coroutines:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
             self._poll()
-            goes_on = (c for c in self._live if not self._stands_still(c))
+            held = self._holds()
+            goes_on = (
+                c
+                for c in self._live
+                if not (self._stands_still(c) or (held and self._held_back(c)))
+            )
             if self._ranks.size > 1 or any(self._standing(c) != _WAITS for c in goes_on):
                 return

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +21,21 @@ import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_disagg, get_parallel
+from sglang.srt.runtime_context import get_context, get_disagg, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
+from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decode_share import DecodeShare
 from sglang_cdsp.engine.device import events_of
-from sglang_cdsp.engine.faults import requested_shake
+from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
@@ -45,21 +47,29 @@ from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
-from sglang_cdsp.parallel.links.types import LinkShape
+from sglang_cdsp.parallel.links.slow import SlowLinks
+from sglang_cdsp.parallel.links.types import Links, LinkShape
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
+from sglang_cdsp.protocol.last_words import one_line
 from sglang_cdsp.protocol.limits import LANES
+from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
+    Answered,
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     GrammarOrder,
     Hello,
+    InviteOrder,
+    LeaveOrder,
     LinkOrder,
     LoadOrder,
     LogprobOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StatusOrder,
     StockOrder,
@@ -80,9 +90,6 @@ SLOT_BYTES = {"cpu": 16 << 20, "cuda": 8 << 20}
 Host memory is touched as it is used. On CUDA every partner takes 256 MiB: LANES x 2 slots in both
 directions.
 """
-
-INCARNATION = 1
-"""Which life of its seat this process is: a pool's instances live once."""
 
 STRETCH_S = 0.02
 """Longest time between two turns of SGLang's loop, as far as layers allow."""
@@ -110,15 +117,32 @@ class PoolScheduler(Scheduler):
         self._coroutines: Coroutines | None = None
         self._decode_share = DecodeShare(STRETCH_S)
         self._slots: SlotReports | None = None
+        self._faults: FaultHook | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
+            self._show_signs_of_life()
             super().__init__(server_args, *args, **kwargs)
             self._become_a_member()
         except SystemExit as refusal:
             # The controller tells it, as the last line; here it would be buried.
-            last_words.leave(pool_addresses().progress, str(refusal))
+            last_words.leave(pool_addresses().words, str(refusal))
             os._exit(1)
+        except Exception as error:
+            last_words.leave(pool_addresses().words, one_line(error))
+            raise
+
+    def _show_signs_of_life(self) -> None:
+        """Count for the controller, and take as many slots as the launcher says."""
+        parallel, life = get_parallel(), this_life()
+        instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
+        self._rank = instance * int(parallel.tp_size) + tp_rank
+        ranks = int(parallel.dp_size) * int(parallel.tp_size)
+        self._progress = ProgressBoard(Path(pool_addresses().progress), ranks)
+        keep_beating(self._progress, self._rank)
+        if life.slots is not None:
+            # A next life must hold what the planner takes the seat to hold.
+            get_context().override("sglang-cdsp", max_total_tokens=life.slots)
 
     def _become_a_member(self) -> None:
         """Check what was built, and join the pool; ``SystemExit`` says what cannot be served."""
@@ -127,8 +151,19 @@ class PoolScheduler(Scheduler):
         self.profiler_manager: Any = SafeProfiles(self.profiler_manager)
         self._join_pool()
 
+    def init_ipc_channels(self, port_args: Any) -> None:
+        """Stock's; answers to questions to all instances take the way through the controller."""
+        super().init_ipc_channels(port_args)
+        stock: Any = self.ipc_channels
+        self._answers = AnswerSender(stock.send_to_tokenizer)
+        self.ipc_channels: Any = replace(stock, send_to_tokenizer=self._answers)
+
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
+        life = this_life()
+        self._faults = requested_hook(life.seat, int(get_parallel().tp_rank), life.incarnation)
+        if self._faults is not None:
+            self._faults.start()
         super().init_model_config()
         check_config(self.model_config)
 
@@ -142,21 +177,25 @@ class PoolScheduler(Scheduler):
         assert one_server or isinstance(manager, PoolKVManager)
         if one_server:
             self._joining = Joining(self)
-        reporter = Reporter(addresses.reports, instance, tp_rank)
-        self._rank = instance * int(parallel.tp_size) + tp_rank
-        ranks = int(parallel.dp_size) * int(parallel.tp_size)
-        self._progress = ProgressBoard(Path(addresses.progress), ranks)
+        incarnation = this_life().incarnation
+        reporter = Reporter(addresses.reports, instance, tp_rank, incarnation)
+        self._answers.tell = lambda kind, payload, failure: reporter.send(
+            Answered, kind=kind, payload=payload, failure=failure
+        )
 
         device = torch.device(self.device)
         shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
+        links: Links = make_links(
+            pool_links(self.device),
+            instance,
+            incarnation,
+            shape,
+            device,
+        )
+        if self._faults is not None:
+            links = SlowLinks(links, self._faults.delay_s)
         hub = LinkHub(
-            make_links(
-                pool_links(self.device),
-                instance,
-                INCARNATION,
-                shape,
-                device,
-            ),
+            links,
             shape,
             give_way=lambda ready: coroutines.give_way(ready),
         )
@@ -168,6 +207,7 @@ class PoolScheduler(Scheduler):
             stretch_s=STRETCH_S,
             poll=hub.poll,
             interrupted=self._has_messages,
+            expected=lambda: self._cdsp is not None and self._cdsp.awaits,
             meter=DeviceMeter(events) if events is not None else None,
             shake=requested_shake(),
         )
@@ -177,7 +217,7 @@ class PoolScheduler(Scheduler):
             hub,
             instance,
             coroutines.give_way,
-            self._come_on,
+            lambda: self._layer_begins(coroutines),
             lambda: self._decodes,
         )
         self._numbers = StockNumbers(self, lambda: self._engine.load)
@@ -209,7 +249,6 @@ class PoolScheduler(Scheduler):
             self._take_longest_prompts_of_pool(int(parallel.dp_size))
         reporter.send(
             Hello,
-            incarnation=INCARNATION,
             invitations={
                 seat: hub.invite(seat) for seat in range(int(parallel.dp_size)) if seat != instance
             },
@@ -239,12 +278,16 @@ class PoolScheduler(Scheduler):
                 (PeerOrder, lambda order: self._engine.on_peer(order)),
                 (RoomOrder, lambda order: self._engine.on_room(order)),
                 (PlanOrder, lambda order: self._engine.on_plan(order)),
+                (RestOrder, lambda order: self._engine.on_rest(order)),
+                (ForgetOrder, lambda order: self._engine.on_forget(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (StockOrder, lambda order: self._engine.on_stock(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (StopOrder, lambda order: self._engine.on_stop(order)),
                 (LinkOrder, lambda order: self._engine.on_link(order)),
+                (LeaveOrder, lambda order: self._engine.on_leave(order)),
+                (InviteOrder, lambda order: self._engine.on_invite(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
@@ -277,6 +320,11 @@ class PoolScheduler(Scheduler):
         """Count a layer or a batch, so that the controller sees this rank come on."""
         if self._progress is not None:
             self._progress.advance(self._rank)
+
+    def _layer_begins(self, coroutines: Coroutines) -> None:
+        self._come_on()
+        if self._faults is not None:
+            self._faults.layer(coroutines.give_way)
 
     def _chunk_starts(self) -> None:
         """What stock does before a batch: a chunk's forward is one that it does not see."""
@@ -329,10 +377,23 @@ class PoolScheduler(Scheduler):
 
     # -- the loop -------------------------------------------------------------------------
 
+    def run_event_loop(self) -> None:
+        """Stock's loop; what ends it is left for the controller, too."""
+        try:
+            super().run_event_loop()
+        except Exception as error:
+            last_words.leave(pool_addresses().words, one_line(error))
+            raise
+
+    def _take_turn(self, engine: ChunkEngine) -> None:
+        engine.step()
+        if self._faults is not None:
+            self._faults.turn(engine.moments)
+
     def get_next_disagg_prefill_batch_to_run(self, *args: Any, **kwargs: Any) -> NextBatchPlan:
         """Stock's choice of the next batch, after the engine's turn."""
         if self._cdsp is not None:
-            self._cdsp.step()
+            self._take_turn(self._cdsp)
         if self._numbers is not None:
             self._numbers.publish()
         return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)
@@ -345,7 +406,7 @@ class PoolScheduler(Scheduler):
         if self._joining is not None and self._cdsp is not None:
             taken = self._take_results_in()
             self._pace_chunks(bool(running_batch.reqs))
-            self._cdsp.step()
+            self._take_turn(self._cdsp)
             running_batch = self._joining.admit(running_batch)
             if self._numbers is not None:
                 self._numbers.publish()

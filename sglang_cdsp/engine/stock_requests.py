@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 
+TURNS_S = 0.05
+"""How long chunks stand still until SGLang has a request that passes in a batch, and until one that
+has its first token has left: some turns of the loop, each of which would cost a chunk's layer."""
+
+
 class StockTracker:
     """Requests handed to the stock queues, followed until they have left them all."""
 
@@ -49,6 +54,8 @@ class StockTracker:
 
     def begin(self, request: StockRequest) -> None:
         """Start to follow a request; call it right before the request is handed over."""
+        if request.passes:
+            request.awaited_until_s = time.monotonic() + TURNS_S
         self._active.append(request)
 
     def join(self, request: StockRequest) -> None:
@@ -84,6 +91,10 @@ class StockTracker:
         """Whether any followed request that came up in its turn has yet to get its first token."""
         return any(request.end_s is None and not request.passes for request in self._active)
 
+    def awaited(self, now_s: float) -> bool:
+        """Whether one is about to have its first batch, or to leave."""
+        return any(now_s < request.awaited_until_s for request in self._active)
+
     def stamp_start(self, batch: Batch) -> None:
         """Note the start of a batch, and of the first batch of each followed request."""
         now = time.monotonic()
@@ -109,6 +120,9 @@ class StockTracker:
         for request in self._of(reqs):
             if request.end_s is None and request.req is not None and len(request.req.output_ids):
                 request.end_s = now
+                # Where this server decodes, it stays.
+                leaves = self._scheduler.disagg_prefill_bootstrap_queue is not None
+                request.awaited_until_s = now + TURNS_S if leaves else 0.0
                 self._reporter.send_from_leader(FirstToken, seq=request.seq, at_s=now)
         return now - start_s
 

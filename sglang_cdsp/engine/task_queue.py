@@ -2,7 +2,9 @@
 
 The controller numbers all of them in one sequence and sends orders in it, so two groups that share
 instances never wait for each other in a circle. All ranks of an instance receive the same orders in
-the same loop iteration (SGLang's broadcast), so their queues stay alike.
+the same loop iteration (SGLang's broadcast), so their queues stay alike. A plan that changes keeps
+its place; instances that it takes in have nothing after it in the order, so it joins there as the
+last.
 """
 
 from __future__ import annotations

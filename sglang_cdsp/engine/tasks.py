@@ -9,7 +9,9 @@ import torch
 
 from sglang_cdsp.engine.coroutines import Coroutine
 from sglang_cdsp.engine.slot_table import SlotTable
-from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
+from sglang_cdsp.parallel.gather import moves_to_home
+from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class StockRequest:
         arrival_s: as in ``StockOrder``.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
         joined: chunk tasks have computed it, and SGLang decodes it.
+        awaited_until_s: how long others stand still for its next step, monotonic seconds.
     """
 
     seq: int
@@ -42,6 +45,7 @@ class StockRequest:
     start_s: float | None = None
     end_s: float | None = None
     joined: bool = False
+    awaited_until_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -51,6 +55,7 @@ class ChunkTask:
     Attributes:
         seq, rid, room, probe, arrival_s: as in ``PlanOrder``.
         layouts: the whole plan, resolved.
+        revision: of that plan, as in ``PlanOrder``.
         tokens: the prompt, int64 ``[L]``.
         slot_table: KV slots held here.
         next_chunk: the next chunk that this instance takes part in.
@@ -72,6 +77,8 @@ class ChunkTask:
         decode_share: as in ``GoOrder``, of the chunk that was started last.
         gathers: home ends with all of its KV, and decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
+        awaited_until_s: how long others stand still for the controller's next order, monotonic
+            seconds.
     """
 
     seq: int
@@ -82,6 +89,7 @@ class ChunkTask:
     tokens: torch.Tensor
     slot_table: SlotTable
     next_chunk: int
+    revision: int = 0
     arrival_s: float = 0.0
     prepared: int | None = None
     announced: bool = False
@@ -102,6 +110,7 @@ class ChunkTask:
     decode_share: float = 0.0
     gathers: bool = False
     joined: bool = False
+    awaited_until_s: float = 0.0
 
     @property
     def computed(self) -> bool:
@@ -117,6 +126,47 @@ class ChunkTask:
     def home(self) -> int:
         """The instance that samples."""
         return self.layouts[0].group[0]
+
+    def _spans(self, chunk: int, instance: int) -> list[Span]:
+        """What a member has slots for before a chunk: KV that comes to it, and its shard."""
+        layout = self.layouts[chunk]
+        moves = layout.moves
+        if self.gathers and self.is_final(chunk):
+            moves += moves_to_home(layout)
+        incoming = [move.span for move in moves if move.dst == instance]
+        return [*incoming, *layout.shard(instance)]
+
+    def slots_to_take(self, instance: int) -> int:
+        """KV slots that ``instance`` needs for the next chunk, in whole pages."""
+        return padded_tokens(self._spans(self.next_chunk, instance), self.slot_table.page_size)
+
+    def take_slots(self, instance: int) -> None:
+        """Allocate ``instance``'s slots of the next chunk, ``slots_to_take``, before it starts.
+
+        Raises:
+            OutOfSlots: the pool is short; what was allocated stays so.
+        """
+        self.slot_table.take(self._spans(self.next_chunk, instance))
+        self.prepared = self.next_chunk
+
+    def take_rest(
+        self, layouts: tuple[ChunkLayout, ...], chunk: int, revision: int, instance: int
+    ) -> None:
+        """Another plan for what follows the chunks that ran, of which ``instance`` is a member.
+
+        What was allocated for the next chunk is freed, once: nothing was stored there.
+
+        Args:
+            layouts: the whole plan; what ran is as it was.
+            chunk: the next to start.
+            revision: of the plan.
+            instance: this one.
+        """
+        if self.prepared is not None and self.prepared == self.next_chunk:
+            self.slot_table.drop(self._spans(self.prepared, instance))
+        self.prepared, self.announced = None, False
+        self.layouts, self.revision = layouts, revision
+        self.next_chunk = max(chunk, next(c.index for c in layouts if instance in c.group))
 
     def is_final(self, chunk: int) -> bool:
         """Whether ``chunk`` is the plan's last."""

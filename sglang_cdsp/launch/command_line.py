@@ -7,7 +7,7 @@ from typing import Any
 from sglang_cdsp.args import CdspArgs, CdspConfigError
 from sglang_cdsp.checks import check_transfer_backend, check_version, refusals
 from sglang_cdsp.form import Form
-from sglang_cdsp.launch import model, options, ports, stock_options
+from sglang_cdsp.launch import controller_watch, model, options, ports, stock_options
 from sglang_cdsp.launch.one_server_options import ONE_SERVER_OPTIONS
 
 SGLANG_DEFAULT_BACKEND = "mooncake"
@@ -33,6 +33,7 @@ def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
         *options.problems(cdsp, server_args),
         *ports.problems(server_args),
         *model.problems(server_args),
+        *controller_watch.problems(),
     ]
 
 

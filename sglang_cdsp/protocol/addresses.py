@@ -16,10 +16,12 @@ class PoolAddresses:
     Attributes:
         reports: ZMQ endpoint of the controller's PULL socket.
         progress: path of the ranks' ``ProgressBoard``.
+        words: where a scheduler that ends leaves its reason, see ``last_words``.
     """
 
     reports: str
     progress: str
+    words: str
 
 
 def publish_addresses(addresses: PoolAddresses) -> None:

@@ -7,29 +7,36 @@ print is buried under what the other processes print meanwhile.
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
 
-def place(board: str) -> Path:
-    """Where the words lie of the schedulers that share a ``ProgressBoard``'s path."""
-    return Path(f"{board}.words")
+def new_place() -> str:
+    """A path at which nothing lies yet, for the schedulers of one pool."""
+    return str(Path(tempfile.gettempdir(), f"sglang-cdsp-{secrets.token_hex(8)}.words"))
 
 
-def leave(board: str, words: str) -> None:
+def leave(place: str, words: str) -> None:
     """Say why this scheduler ends; of several schedulers, the last one's words stay."""
-    target = place(board)
+    target = Path(place)
     descriptor, name = tempfile.mkstemp(dir=target.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(words)
     Path(name).replace(target)
 
 
-def find(board: str) -> str:
+def find(place: str) -> str:
     """What a scheduler has said, and remove it; "" if none has."""
     try:
-        words = place(board).read_text(encoding="utf-8")
+        words = Path(place).read_text(encoding="utf-8")
     except OSError:
         return ""
-    place(board).unlink(missing_ok=True)
+    Path(place).unlink(missing_ok=True)
     return words
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -65,7 +65,8 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     Attributes:
         seq: position in the pool's one global order of tasks.
         tokens: the prompt's token ids, as int64 bytes.
-        chunks: ``(tokens, instances)`` per chunk.
+        chunks: ``(tokens, instances)`` per chunk, those that ran included.
+        revision: how often the plan was changed before it reached this instance.
         room: bootstrap room, None when no decode server takes the KV (probe, fake host).
         arrival_s: when the request reached the pool, monotonic seconds of this machine.
         probe: a measurement of the controller's own: nothing is sampled, nobody is answered.
@@ -78,12 +79,38 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     seq: int
     tokens: bytes
     chunks: list[tuple[int, list[int]]]
+    revision: int = 0
     room: int | None = None
     arrival_s: float = 0.0
     probe: bool = False
     logprobs: LogprobSpec | None = None
     urgency: float = 0.0
     passes: bool = False
+
+
+class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """The rest of task ``seq`` runs by another plan, of which this instance is a member still.
+
+    It comes between two chunks. What was got ready for the next one is given up.
+
+    Attributes:
+        revision: of the plan; what was said of an earlier one means nothing any more.
+        chunk: the next to start; those before it are as they were.
+        chunks, urgency, passes: as in ``PlanOrder``.
+    """
+
+    seq: int
+    revision: int
+    chunk: int
+    chunks: list[tuple[int, list[int]]]
+    urgency: float = 0.0
+    passes: bool = False
+
+
+class ForgetOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Task ``seq`` runs without this instance, which holds no KV of it: nothing is reported."""
+
+    seq: int
 
 
 class LogprobOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -120,6 +147,7 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Start chunk ``chunk`` of task ``seq``.
 
     Attributes:
+        revision: of the plan whose chunk it is.
         lane: the buffers of the links that are promised to the chunk at all its members.
         serial: number of this order among all; it tells one use of a lane from the next.
         decode_share: share of each member's time that decode gets there meanwhile, 0 for none.
@@ -127,6 +155,7 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     seq: int
     chunk: int
+    revision: int = 0
     lane: int = 0
     serial: int = 0
     decode_share: float = 0.0
@@ -165,6 +194,23 @@ class LinkOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     invitation: bytes
 
 
+class LeaveOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Life ``incarnation`` of instance ``seat`` is gone or will be: drop the link to it."""
+
+    seat: int
+    incarnation: int
+
+
+class InviteOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Get ready for life ``incarnation`` of instance ``seat``; answered by ``Invitation``.
+
+    Every process of the seat's former life has ended.
+    """
+
+    seat: int
+    incarnation: int
+
+
 class GrammarOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Compile the grammar of a request that waits for decode, and say if that cannot be done.
 
@@ -186,6 +232,8 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     PeerOrder,
     RoomOrder,
     PlanOrder,
+    RestOrder,
+    ForgetOrder,
     LogprobOrder,
     StockOrder,
     LoadOrder,
@@ -194,6 +242,8 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     StopOrder,
     ReleaseOrder,
     LinkOrder,
+    LeaveOrder,
+    InviteOrder,
     GrammarOrder,
     StatusOrder,
 )
@@ -205,23 +255,25 @@ def register_orders() -> None:
 
 
 class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """Base of all reports: which rank of which instance speaks, and when (monotonic seconds)."""
+    """Base of all reports: which rank of which instance speaks, and when (monotonic seconds).
+
+    ``incarnation`` says which life of its seat the instance is.
+    """
 
     instance: int
     tp_rank: int
     at_s: float
+    incarnation: int = 1
 
 
 class Hello(Report, frozen=True, kw_only=True):
     """A rank is up. Sizes are in tokens.
 
     Attributes:
-        incarnation: which life of its seat this process is.
         invitations: by instance, how the same rank of it reaches this one.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
     """
 
-    incarnation: int
     invitations: dict[int, bytes]
     kv_capacity: int
     page_size: int
@@ -232,11 +284,29 @@ class Hello(Report, frozen=True, kw_only=True):
     max_shard_tokens: int | None = None
 
 
+class Invitation(Report, frozen=True, kw_only=True):
+    """How the same rank of a seat's next life reaches this one.
+
+    Attributes:
+        seat, life: the instance that is invited, and which life of it.
+        invitation: what that process needs to join; empty where there is an ``error``.
+    """
+
+    seat: int
+    life: int
+    invitation: bytes
+    error: str = ""
+
+
 class Ready(Report, frozen=True, kw_only=True):
-    """The instance can start chunk ``chunk`` of ``seq`` at once."""
+    """The instance can start chunk ``chunk`` of ``seq`` at once.
+
+    ``revision`` is that of the plan by which it got ready.
+    """
 
     seq: int
     chunk: int
+    revision: int = 0
 
 
 class ChunkDone(Report, frozen=True, kw_only=True):
@@ -280,12 +350,13 @@ class Failed(Report, frozen=True, kw_only=True):
     """The task cannot go on at this instance: the controller stops it at all of them.
 
     ``bad_request`` says that the request itself is at fault and that the instance has
-    answered its client already.
+    answered its client already. ``revision`` is that of the plan that it tried to carry out.
     """
 
     seq: int
     error: str
     bad_request: bool = False
+    revision: int = 0
 
 
 class WriteLost(Report, frozen=True, kw_only=True):
@@ -353,8 +424,23 @@ class GrammarRefused(Report, frozen=True, kw_only=True):
     error: str
 
 
+class Answered(Report, frozen=True, kw_only=True):
+    """The instance answers a question of SGLang's to all of them; see ``protocol/answers.py``.
+
+    Attributes:
+        kind: the name of the answer's type.
+        payload: the answer, as SGLang sends it to the tokenizer manager.
+        failure: "" or what it says has failed.
+    """
+
+    kind: str
+    payload: bytes
+    failure: str = ""
+
+
 AnyReport = (
     Hello
+    | Invitation
     | Ready
     | ChunkDone
     | FirstToken
@@ -368,6 +454,7 @@ AnyReport = (
     | DecodeEnded
     | SlotsTaken
     | GrammarRefused
+    | Answered
 )
 
 

@@ -1,7 +1,8 @@
 """How far the ranks of a pool have come, in memory that all of its processes share.
 
 A chunk's forward answers nobody while it runs. What tells a pool that works from one that is stuck
-is whether its ranks still come to their next layer.
+is whether its ranks still come to their next layer. What tells a rank that is slow from one that
+is no more is whether a thread of its own still counts.
 """
 
 from __future__ import annotations
@@ -9,43 +10,54 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 from pathlib import Path
 
 _COUNTER = struct.Struct("=q")
-_MEMORY = Path("/dev/shm")
 
 
 class ProgressBoard:
-    """One counter a rank; each is written by its rank alone and read by the controller."""
+    """Two counters a rank, of layers and of beats.
+
+    Each is written by its rank alone, life after life, and read by the controller.
+    """
 
     def __init__(self, path: Path, ranks: int) -> None:
-        """Open the board at ``path``, which has a counter for each of ``ranks``."""
+        """Open the board at ``path``, which has the counters of ``ranks``."""
         self.path = path
         self._ranks = ranks
         with path.open("r+b") as file:
-            self._counters = mmap.mmap(file.fileno(), ranks * _COUNTER.size)
+            self._counters = mmap.mmap(file.fileno(), 2 * ranks * _COUNTER.size)
 
     @classmethod
     def create(cls, ranks: int) -> ProgressBoard:
-        """Make a board of zeros, in memory where the system has a place for that."""
-        folder = _MEMORY if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else None
-        descriptor, name = tempfile.mkstemp(prefix="sglang-cdsp-progress-", dir=folder)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(bytes(ranks * _COUNTER.size))
-        return cls(Path(name), ranks)
+        """Make a board of zeros, which this process's children can open while it lives.
 
-    def forget_path(self) -> None:
-        """Leave no file behind: who has opened the board keeps it."""
-        self.path.unlink(missing_ok=True)
+        It is an anonymous file, so nothing is left behind however the processes end.
+        """
+        descriptor = os.memfd_create("cdsp-progress")
+        os.ftruncate(descriptor, 2 * ranks * _COUNTER.size)
+        return cls(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), ranks)
 
     def advance(self, rank: int) -> None:
         """A rank has come to its next layer, or to its next batch."""
-        offset = rank * _COUNTER.size
+        self._count(rank)
+
+    def beat(self, rank: int) -> None:
+        """A rank's thread that counts runs."""
+        self._count(self._ranks + rank)
+
+    def read(self) -> tuple[int, ...]:
+        """The counters of layers, by rank."""
+        return self._read(0)
+
+    def beats(self) -> tuple[int, ...]:
+        """The counters of beats, by rank."""
+        return self._read(self._ranks)
+
+    def _count(self, index: int) -> None:
+        offset = index * _COUNTER.size
         (count,) = _COUNTER.unpack_from(self._counters, offset)
         _COUNTER.pack_into(self._counters, offset, count + 1)
 
-    def read(self) -> tuple[int, ...]:
-        """The counters, by rank."""
-        offsets = range(0, self._ranks * _COUNTER.size, _COUNTER.size)
-        return tuple(_COUNTER.unpack_from(self._counters, offset)[0] for offset in offsets)
+    def _read(self, first: int) -> tuple[int, ...]:
+        return struct.unpack_from(f"={self._ranks}q", self._counters, first * _COUNTER.size)

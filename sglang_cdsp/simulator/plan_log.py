@@ -24,7 +24,8 @@ class Recorded:
     """A finished request of the log. Arrivals count from the run's first.
 
     bound_s: when it got its plan, on the same clock. ttft_s: as the server measured it.
-    chunk_s: how long each chunk took.
+    chunk_s: how long each chunk took, without the time for which it stood while others passed.
+    passes: it ran between the layers of others. Logs of servers without passing do not say it.
     """
 
     request: Request
@@ -33,10 +34,13 @@ class Recorded:
     chunks: Placement
     ttft_s: float
     chunk_s: tuple[float, ...]
+    passes: bool = False
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The log's objects as the server wrote them, in the order in which requests ended.
+    """The log's requests as the server wrote them, in the order in which they ended.
+
+    Lines of another ``kind`` are left out.
 
     Raises:
         PlanLogError: the file cannot be read, or a line is not a JSON object.
@@ -57,7 +61,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise _bad_line(path, number, error) from error
         if not isinstance(record, dict):
             raise _bad_line(path, number, TypeError("not an object"))
-        found.append(record)
+        if "kind" not in record:
+            found.append(record)
     return found
 
 
@@ -102,19 +107,26 @@ def _recorded(record: dict[str, Any]) -> Recorded:
         arrival_s + float(record["bound_s"]),
         tuple((int(c["tokens"]), tuple(map(int, c["instances"]))) for c in chunks),
         float(record["ttft_s"]["measured"]),
-        tuple(float(c["end_s"]) - float(c["start_s"]) for c in chunks),
+        tuple(map(_own_s, chunks)),
+        bool(record.get("passes", False)),
     )
     times = (recorded.ttft_s, *recorded.chunk_s)
     if not all(0 < seconds < math.inf for seconds in times) or not math.isfinite(recorded.bound_s):
         raise ValueError("a time is not above 0")
     if recorded.request.prompt_tokens != sum(tokens for tokens, _ in recorded.chunks):
         raise ValueError("the chunks are not the prompt")
+    if recorded.passes and len(recorded.chunks) > 1:
+        raise ValueError("passes with several chunks")
     for tokens, group in recorded.chunks:
         if tokens < 1 or not group or len(set(group)) < len(group):
             raise ValueError("a chunk without tokens, or whose instances are not a group")
         if not all(0 <= i < MOST_INSTANCES for i in group):
             raise ValueError(f"no pool has the instances {group}")
     return recorded
+
+
+def _own_s(chunk: dict[str, Any]) -> float:
+    return float(chunk["end_s"]) - float(chunk["start_s"]) - float(chunk.get("passed_s", 0.0))
 
 
 def _bad_line(path: Path, number: int, error: Exception) -> PlanLogError:

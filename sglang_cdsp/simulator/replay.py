@@ -28,6 +28,9 @@ from sglang_cdsp.simulator.setup import Setup
 
 PERCENTILES = (50, 99)
 
+AT_ANY_PRICE = 100.0
+"""A budget for passing that recorded plans do not exhaust: the server judged them by its own."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -72,6 +75,7 @@ class RecordedPolicy(Policy):
         """``model`` times the plans; it never decides anything."""
         self._order = deque(sorted(recorded, key=lambda r: r.bound_s))
         self._chunks = {r.request.rid: r.chunks for r in self._order}
+        self._passing = {r.request.rid for r in self._order if r.passes}
         self._model, self._page_size = model, page_size
         self._waiting: dict[str, PromptView] = {}
 
@@ -99,11 +103,34 @@ class RecordedPolicy(Policy):
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         """What ran once fits."""
 
+    def could_run(self, prompt: PromptView, pool: PoolView) -> bool:
+        """What ran once could."""
+        return True
+
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         chunks = self._chunks[prompt.rid]
         if pool.free_tokens is not None and not fits(chunks, pool.free_tokens, self._page_size):
             return None
-        return timed_plan(chunks, self._model, pool)
+        plan = timed_plan(chunks, self._model, pool)
+        return self._passing_plan(plan, pool) if prompt.rid in self._passing else plan
+
+    def _passing_plan(self, plan: Plan, pool: PoolView) -> Plan:
+        """The plan at the next boundary of what it passes; unchanged if nothing runs here."""
+        (chunk,) = plan.chunks
+        group = set(chunk.instances)
+        rings = [ring for ring in pool.passable if not group.isdisjoint(ring.instances)]
+        if not rings:
+            return plan
+        start = max(
+            max(ring.boundary_s, taken)
+            for ring in rings
+            for i, taken in zip(ring.instances, ring.taken_s, strict=True)
+            if i in group
+        )
+        end = start + chunk.end_s - chunk.start_s
+        return replace(
+            plan, chunks=(replace(chunk, start_s=start, end_s=end),), ttft_s=end, passes=True
+        )
 
     def explain(
         self, prompt: PromptView, pool: PoolView
@@ -134,6 +161,8 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
             )
     policy = RecordedPolicy(recorded, setup.model, setup.page_size) if plans else None
     alone = replace(setup, decode_instances=0, unified=False)
+    if plans:
+        alone = replace(alone, preempt_budget=AT_ANY_PRICE)
     result = simulate(alone, [r.request for r in recorded], policy=policy)
     for ran in result.records:
         if ran.ttft_s is None:

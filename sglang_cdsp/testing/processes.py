@@ -130,17 +130,28 @@ class ServerProcess:
 
     def log_tail(self) -> str:
         """Return the last lines of the log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
+        return "\n".join(self.log_text().splitlines()[-_LOG_TAIL_LINES:])
+
+    def log_text(self) -> str:
+        """Return all that the server has printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 class ServerGroup:
     """Servers that end with the ``with`` block, and also when this program is killed in it."""
 
-    def __init__(self, progress: Callable[[str], None] = lambda line: None) -> None:
-        """``progress`` is told at the end what is still waited for."""
+    def __init__(
+        self, progress: Callable[[str], None] = lambda line: None, grace_s: float | None = None
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            progress: is told at the end what is still waited for.
+            grace_s: how long servers may take to end by themselves; None: ``TERMINATE_GRACE_S``.
+        """
         self.servers: list[ServerProcess] = []
         self._progress = progress
+        self._grace_s = TERMINATE_GRACE_S if grace_s is None else grace_s
         self._reaper = subprocess.Popen(
             [sys.executable, "-S", "-E", reaper.__file__],
             stdin=subprocess.PIPE,
@@ -193,7 +204,7 @@ class ServerGroup:
         said = 0.0
         while left := [server.command.name for server in self.servers if server.running()]:
             elapsed = time.monotonic() - start
-            if elapsed > TERMINATE_GRACE_S:
+            if elapsed > self._grace_s:
                 self._progress(
                     f"killing {', '.join(left)}: not ended {elapsed:.0f} s after SIGTERM"
                 )
@@ -202,7 +213,7 @@ class ServerGroup:
                 said = elapsed
                 self._progress(
                     f"[{elapsed:3.0f} s] waiting for {', '.join(left)} to end; SGLang takes some "
-                    f"20 s, killed after {TERMINATE_GRACE_S:.0f} s"
+                    f"20 s, killed after {self._grace_s:.0f} s"
                 )
             time.sleep(0.1)
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from sglang_cdsp.attention.blocks import TensorBlock
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.parallel.links.types import Exchanger
@@ -78,12 +79,12 @@ class RingCase:
 
     def member_inputs(
         self, me: int, dtype: torch.dtype, device: torch.device = CPU
-    ) -> tuple[torch.Tensor, ...]:
-        """Return q, k, v, k_history and v_history of one member."""
+    ) -> tuple[torch.Tensor, TensorBlock]:
+        """Return q and the block of one member."""
         q, k, v = (x.to(device, dtype) for x in self.tensors())
         own = rows_of(self.layout(me).pieces[me]).to(device)
         held = torch.tensor(self.history_rows()[me], dtype=torch.long, device=device)
-        return q[own], k[own], v[own], k[held], v[held]
+        return q[own], TensorBlock(k[own], v[own], k[held], v[held])
 
     def assemble(self, outs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Put the members' results back into prompt order."""

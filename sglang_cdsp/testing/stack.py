@@ -9,6 +9,7 @@
 import contextlib
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from sglang_cdsp.testing import directory_lock
 from sglang_cdsp.testing.commands import as_prefill, decode_command, router_command, server_command
 from sglang_cdsp.testing.processes import (
     Command,
+    ServerFailedError,
     ServerGroup,
     ServerProcess,
     check_ports,
@@ -55,6 +57,11 @@ class Deployment:
     notes: tuple[str, ...] = ()
 
 
+def _not_ours(name: str) -> ServerProcess:
+    """Servers that somebody else started are not started again here."""
+    raise ServerFailedError(f"{name} was not started by this program: start it again by hand")
+
+
 @dataclass(frozen=True)
 class RunningStack:
     """Healthy servers.
@@ -64,12 +71,15 @@ class RunningStack:
         urls: URL of each server by name ("prefill", "decode", "router", "single").
         servers: the processes by name.
         start_s: seconds from the first process to the last healthy answer.
+        again: starts a server that has ended once more, by its name and at its address; returns it
+            before it is healthy. ``servers`` has it from then on.
     """
 
     url: str
     urls: Mapping[str, str]
     servers: Mapping[str, ServerProcess]
     start_s: float
+    again: Callable[[str], ServerProcess] = _not_ours
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,7 @@ def running(
     *,
     progress: Callable[[str], None] = lambda line: None,
     timeout_s: float = START_TIMEOUT_S,
+    grace_s: float | None = None,
 ) -> Iterator[RunningStack]:
     """Start the servers of ``plan`` at once, yield when all are healthy, and end them.
 
@@ -235,6 +246,8 @@ def running(
         log_directory: gets one ``NAME.log`` a server.
         progress: receives a line whenever a server's state changes and every ten seconds.
         timeout_s: seconds until all must be healthy.
+        grace_s: seconds that they may take to end by themselves before they are killed; None for
+            the default of ``ServerGroup``.
 
     Raises:
         ServerFailedError: a port is in use; or a server ended or was not ready in time.
@@ -244,11 +257,19 @@ def running(
     with (
         _sigterm_as_exit(),
         directory_lock.locked(logs),
-        ServerGroup(progress) as group,
+        ServerGroup(progress, grace_s) as group,
     ):
         check_ports(plan.commands)
         for note in plan.notes:
             progress(note)
+
+        def again(name: str) -> ServerProcess:
+            lives[name] += 1
+            command = by_name[name].command
+            by_name[name] = group.start(command, logs / f"{name}-{lives[name]}.log")
+            return by_name[name]
+
+        lives = Counter(command.name for command in plan.commands)
         by_name = {
             command.name: group.start(command, logs / f"{command.name}.log")
             for command in plan.commands
@@ -256,7 +277,7 @@ def running(
         report = _ProgressReport(group.servers, progress)
         try:
             wait_until_healthy(group.servers, timeout_s, report)
-            yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s)
+            yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s, again)
         finally:
             progress("ending the servers")
 

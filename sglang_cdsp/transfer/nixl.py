@@ -12,7 +12,10 @@ Writes are posted from one thread and polled from another. SGLang's agent is mad
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import numpy.typing as npt
 from sglang.srt.disaggregation.nixl.conn import NixlKVManager
 
 from sglang_cdsp.releases import nixl_writes_notify
+from sglang_cdsp.transfer.chunk_write import ChunkWrite
 from sglang_cdsp.transfer.failures import TransferFailed
 from sglang_cdsp.transfer.manager import PoolKVManager
 from sglang_cdsp.transfer.pages import Pages, posts
@@ -28,14 +32,121 @@ from sglang_cdsp.transfer.progress_thread import calm_progress_thread
 logger = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int32]
+# How often an agent that cannot be reached is taken in again: its lists of pages are long.
+TAKE_BACK_EVERY_S = 1.0
+# After so long without a room an agent's lists are dropped when another one comes: every start of a
+# decode server is a new agent, and the lists of the former ones would fill the memory.
+UNUSED_S = 600.0
 
 
 class NixlPoolManager(PoolKVManager, NixlKVManager):
     """``NixlKVManager`` for a pool member."""
 
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         calm_progress_thread()
         super().__init__(*args, **kwargs)
+
+    def _start_bootstrap_thread(self) -> None:
+        """Start SGLang's thread for decode's messages, so that it does not outlive the scheduler.
+
+        It reads for ever, and SGLang makes no daemon of it: a scheduler that is told to end would
+        wait for it until the server kills it, 15 s later. What a daemon starts is a daemon, too.
+        """
+        starter = threading.Thread(target=super()._start_bootstrap_thread, daemon=True)
+        starter.start()
+        starter.join()
+
+    # -- peers ----------------------------------------------------------------------------
+
+    def _add_remote_peer(self, decode_kv_args: Any) -> None:
+        """Take a decode agent in; stock calls this in the thread that reads decode's messages.
+
+        An agent that comes back under its name with other memory takes the place of the former one,
+        which stock would keep. One that cannot be taken in, as it has died meanwhile, must not end
+        that thread: nobody would hear of any room here any more.
+        """
+        self._drop_unused()
+        name = decode_kv_args.agent_name
+        self._used_s[name] = self.clock()
+        known = self.decode_kv_args_table.get(name)
+        if known is not None and known.agent_metadata != decode_kv_args.agent_metadata:
+            self.forget_peer(name)
+        try:
+            super()._add_remote_peer(decode_kv_args)
+        except Exception:
+            logger.exception("sglang-cdsp: decode's agent %s cannot be written to", name)
+            self.forget_peer(name)
+
+    def forget_peer(self, name: str) -> None:
+        """Drop what was prepared for a decode agent; writes to it that are under way fail.
+
+        The lists of its pages go when the last write that uses them has been made.
+        """
+        for table in (self.decode_kv_args_table, self.prep_handles, self.prep_handles_slice_dst):
+            table.pop(name, None)
+        try:
+            self.agent.remove_remote_agent(name)
+        except Exception as error:
+            logger.debug("NIXL does not drop decode's agent %s: %s", name, error)
+
+    def _drop_unused(self) -> None:
+        """Drop what was prepared for agents that have had no room for long; not who they are."""
+        late_s = self.clock() - UNUSED_S
+        busy = {name for infos in list(self.transfer_infos.values()) for name in list(infos)}
+        for name in [n for n, used_s in list(self._used_s.items()) if used_s < late_s]:
+            peer = self.decode_kv_args_table.get(name)
+            if name not in busy and peer is not None:
+                del self._used_s[name]
+                self.forget_peer(name)
+                self.decode_kv_args_table[name] = peer
+
+    def open_write(self, room: int, *args: Any, **kwargs: Any) -> ChunkWrite:
+        """See ``PoolKVManager``."""
+        self._take_back(room)
+        return super().open_write(room, *args, **kwargs)
+
+    def add_transfer_request(self, bootstrap_room: int, *args: Any, **kwargs: Any) -> None:
+        """Stock's write of a one-instance request."""
+        self._take_back(bootstrap_room)
+        super().add_transfer_request(bootstrap_room, *args, **kwargs)
+
+    def _take_back(self, room: int) -> None:
+        """Take in again those of a room's agents whose connection broke, or that were unused.
+
+        NIXL drops what it knows of an agent when a write to it ends with a broken connection, and
+        decode registers once only: every later write to a server that is well would fail. SGLang
+        0.5.23 does the same for its own writes.
+        """
+        now_s = self.clock()
+        for name in list(self.transfer_infos.get(room, ())):
+            peer = self.decode_kv_args_table.get(name)
+            if peer is None:
+                continue
+            self._used_s[name] = now_s
+            if self.agent.check_remote_metadata(name):
+                continue
+            if now_s < self._taken_back_s.get(name, 0.0) + TAKE_BACK_EVERY_S:
+                continue
+            self._taken_back_s[name] = now_s
+            logger.info("the connection to decode's agent %s is made anew", name)
+            self.forget_peer(name)
+            self._add_remote_peer(peer)
+            # Who names pages is there, or will be: the next write tries again.
+            self.decode_kv_args_table.setdefault(name, peer)
+
+    @cached_property
+    def _used_s(self) -> dict[str, float]:
+        """When agents registered or had a room last, monotonic seconds."""
+        return {}
+
+    @cached_property
+    def _taken_back_s(self) -> dict[str, float]:
+        """When agents were taken in again, monotonic seconds."""
+        return {}
+
+    # -- writes ---------------------------------------------------------------------------
 
     @property
     def writes_notify(self) -> bool:

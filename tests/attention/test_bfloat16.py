@@ -6,7 +6,7 @@ Q ring, and the output: four times 2^-8 of the largest value at most, whatever t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,18 +15,10 @@ from hypothesis import given, settings
 from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
-from tests.parallel.ring_cases import RingCase, ring_cases, run_threads, thread_lanes
+from tests.parallel.ring_cases import RingCase, ring_cases, run_threads
 
 RANKS = 4
 BOUND = 2.0**-6
-
-
-@pytest.fixture(scope="module")
-def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(RANKS)
-    yield lanes
-    for lane in lanes:
-        lane.close()
 
 
 def off_by(out: torch.Tensor, exact: torch.Tensor, values: torch.Tensor) -> float:

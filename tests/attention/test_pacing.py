@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from sglang_cdsp.attention.backend import ShardAttention
 from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.partial import reference_attention
+from sglang_cdsp.attention.q_ring import GUESTS, PARTIAL_TAG, Q_TAG
 from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing, ring_of
 from sglang_cdsp.parallel.links.types import Exchanger, Message, Waitable
@@ -35,14 +37,15 @@ HEADS, DIM = 2, 8
 def test_tiles_cover_the_rows_and_keep_to_the_limit(
     rows: int, keys: int, flops: float, causal: bool
 ) -> None:
+    """Of a causal block the keys may begin before the rows."""
     limit = 1e5
-    keys = rows if causal else keys
+    keys = rows + keys if causal else keys
     tiles = list(Pacing(None, limit).tiles(rows, keys, flops, causal=causal))
     assert [first for first, _ in tiles] == [0, *(last for _, last in tiles[:-1])]
     assert tiles[-1][1] == rows
     for first, last in tiles:
         assert last > first
-        seen = last if causal else keys
+        seen = keys - rows + last if causal else keys
         assert last - first <= 16 or (last - first) * seen * flops <= limit * (1 + 1e-9)
 
 
@@ -110,6 +113,38 @@ def test_the_q_ring_keeps_few_exchanges_in_flight() -> None:
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
     assert {links.most for links in counting} <= {3, 4}
     assert {links.now for links in counting} == {0}
+
+
+class Memory:
+    """Knows how many tensors that something comes into are alive, by tag."""
+
+    def __init__(self, links: Exchanger) -> None:
+        self._links = links
+        self._made: dict[int, list[weakref.ref[torch.Tensor]]] = {}
+        self.most: dict[int, int] = {}
+
+    def exchange(
+        self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0
+    ) -> Waitable:
+        for message in recvs:
+            made = self._made.setdefault(message.tag, [])
+            made.append(weakref.ref(message.tensor))
+            alive = sum(tensor() is not None for tensor in made)
+            self.most[message.tag] = max(self.most.get(message.tag, 0), alive)
+        return self._links.exchange(sends, recvs, note)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_no_more_guests_are_in_memory_in_a_larger_group(size: int) -> None:
+    """Of the others' queries, and of the answers to the own ones."""
+    case = RingCase(group=tuple(range(size)), history=300, tokens=24)
+    memories = [Memory(lane) for lane in thread_lanes(size)]
+    out = case.assemble(
+        in_threads(lambda me: run_member(case, memories[me], me, q_ring_attention), range(size))
+    )
+    torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
+    for memory in memories:
+        assert memory.most == dict.fromkeys((Q_TAG, PARTIAL_TAG), min(GUESTS, size - 1))
 
 
 class Pool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 
+from sglang_cdsp.attention.blocks import TensorBlock
 from sglang_cdsp.attention.errors import AttentionError
-from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
+from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.links.types import LinkShape
 from tests.parallel.links.kinds import shuffled
@@ -23,14 +24,6 @@ from tests.parallel.ring_cases import (
 )
 
 RANKS = 5
-
-
-@pytest.fixture(scope="module")
-def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(RANKS)
-    yield lanes
-    for lane in lanes:
-        lane.close()
 
 
 @settings(print_blob=True, deadline=None, max_examples=150)
@@ -66,12 +59,12 @@ def test_leaving_a_block_out_shows(lanes: list[Lane]) -> None:
     """The comparison above is not blind: without one member's history the result is far off."""
     case = RingCase(group=(0, 1, 2), history=30, tokens=12)
 
-    def without_history_of_1(*tensors: torch.Tensor, **keywords: object) -> torch.Tensor:
-        q, k, v, k_history, v_history = tensors[:5]
-        layout, links = tensors[5:]
-        if layout.me == 1:  # type: ignore[attr-defined]
-            v_history = torch.zeros_like(v_history)
-        return ring_attention(q, k, v, k_history, v_history, layout, links, **keywords)  # type: ignore[arg-type]
+    def without_history_of_1(
+        q: torch.Tensor, block: TensorBlock, layout: RingLayout, links: Lane, *, scale: float
+    ) -> torch.Tensor:
+        if layout.me == 1:
+            block = replace(block, v_history=torch.zeros_like(block.v_history))
+        return ring_attention(q, block, layout, links, scale=scale)
 
     out = run_threads(case, lanes, without_history_of_1)
     assert float((out.double() - case.expected()).abs().max()) > 0.05
@@ -79,11 +72,14 @@ def test_leaving_a_block_out_shows(lanes: list[Lane]) -> None:
 
 def test_rows_that_do_not_fit_the_layout_are_refused(lanes: list[Lane]) -> None:
     case = RingCase(group=(0, 1), history=4, tokens=8)
-    q, k, v, kh, vh = case.member_inputs(0, torch.float32)
+    q, block = case.member_inputs(0, torch.float32)
     layout = case.layout(0)
     with pytest.raises(AttentionError, match="exactly its spans"):
-        ring_attention(q[1:], k, v, kh, vh, layout, lanes[0], scale=1.0)
+        ring_attention(q[1:], block, layout, lanes[0], scale=1.0)
+    less = replace(block, k_history=block.k_history[1:], v_history=block.v_history[1:])
     with pytest.raises(AttentionError, match="tokens of history"):
-        ring_attention(q, k, v, kh[1:], vh, layout, lanes[0], scale=1.0)
+        ring_attention(q, less, layout, lanes[0], scale=1.0)
     with pytest.raises(AttentionError, match="needs links"):
-        ring_attention(q, k, v, kh, vh, layout, None, scale=1.0)
+        ring_attention(q, block, layout, None, scale=1.0)
+    with pytest.raises(AttentionError, match="as many keys as values"):
+        replace(block, k=block.k[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,18 +19,9 @@ from tests.parallel.ring_cases import (
     ring_cases,
     run_member,
     run_threads,
-    thread_lanes,
 )
 
 RANKS = 5
-
-
-@pytest.fixture(scope="module")
-def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(RANKS)
-    yield lanes
-    for lane in lanes:
-        lane.close()
 
 
 @settings(print_blob=True, deadline=None, max_examples=100)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_cdsp.attention.blocks import TensorBlock
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Rebalance, Span, rebalance, split_chunk
-from tests.parallel.ring_cases import in_threads, rows_of, thread_lanes
+from tests.parallel.ring_cases import in_threads, rows_of
 
 RANKS, LAYERS = 5, 2
 Q_HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -53,14 +52,6 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(chunks, page, draw(st.integers(0, 99)))
 
 
-@pytest.fixture(scope="module")
-def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(RANKS)
-    yield lanes
-    for lane in lanes:
-        lane.close()
-
-
 class Instance:
     """One rank's pools; the slot of a position is the position, scattered by a fixed order."""
 
@@ -93,7 +84,8 @@ class Instance:
             q, k, v = (x[own] for x in self.plan.layer(index))
             keys, values = self.pools[index]
             way = ring_attention if (start + index) % 2 else q_ring_attention
-            outs.append(way(q, k, v, keys[held], values[held], layout, self.lane, scale=0.7))
+            block = TensorBlock(k, v, keys[held], values[held])
+            outs.append(way(q, block, layout, self.lane, scale=0.7))
             keys[self.slots[own]], values[self.slots[own]] = k, v
             for move in spread.moves:
                 if move.src == me:

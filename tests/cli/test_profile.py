@@ -6,7 +6,6 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.stack import prefill_only
 from tests.cli.calls import call
+from tests.stand_in import QuietHandler, answering
 
 TRUE = LatencyModel(
     ((1, Coefficients(0.01, 8e-5, 7e-8, 3.5e-8)), (2, Coefficients(0.02, 4e-5, 3.5e-8, 1.8e-8)))
@@ -34,7 +34,7 @@ def fake_server(plan_log: Path, disturbed: float) -> Iterator[str]:
     """Answers like a pool whose chunks take what TRUE says, `disturbed` of them twice as long."""
     rng, lock = random.Random(0), threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             chunks, history = [], 0
@@ -51,16 +51,8 @@ def fake_server(plan_log: Path, disturbed: float) -> Iterator[str]:
             self.send_response(status)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 def test_the_grid_is_what_one_prompt_can_reach() -> None:

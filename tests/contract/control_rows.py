@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contract.changed import Changed
+from tests.contract.changed import Changed, Not
 from tests.contract.needs import Attributes, Fields, Names, Order, Signature
 from tests.contract.row import row
 
@@ -13,6 +13,8 @@ PROFILES = "sglang.srt.utils.profile_utils"
 SCHEDULER = "sglang.srt.managers.scheduler"
 HTTP = "sglang.srt.entrypoints.http_server"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller"
+
+OUTPUT = "sglang.srt.managers.scheduler_components.output_sender"
 
 WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater"
 
@@ -36,6 +38,8 @@ ROWS = (
                 "FlushCacheReqInput",
                 "FlushCacheReqOutput",
                 "PauseGenerationReqInput",
+                "ProfileReq",
+                "ProfileReqType",
                 "ReleaseMemoryOccupationReqInput",
                 "ResumeMemoryOccupationReqInput",
                 "UpdateWeightFromDiskReqInput",
@@ -74,7 +78,7 @@ ROWS = (
         Fields(IO, "FlushCacheReqOutput", ("success", "message")),
     ),
     row(
-        "controller.control_messages control.memory",
+        "controller.standing control.memory",
         "the regions of memory",
         Names("sglang.srt.constants", ("GPU_MEMORY_ALL_TYPES",)),
     ),
@@ -176,5 +180,104 @@ ROWS = (
         "engine.scheduler",
         "a paused loop takes its turn here",
         Signature(SCHEDULER, "Scheduler._record_scheduler_state_for_paused_engine", (), exact=True),
+    ),
+    row(
+        "controller.standing",
+        "what holds for every process of the pool",
+        Names(
+            IO,
+            (
+                "ConfigureLoggingReq",
+                "ContinueGenerationReqInput",
+                "PauseGenerationReqInput",
+                "ReleaseMemoryOccupationReqInput",
+                "ResumeMemoryOccupationReqInput",
+                "SetInternalStateReq",
+                "SlowDownReqInput",
+                "UpdateWeightFromDiskReqInput",
+                "UpdateWeightVersionReqInput",
+            ),
+        ),
+    ),
+    row(
+        "controller.standing",
+        "what a new process is told of weights",
+        Fields(
+            IO,
+            "UpdateWeightFromDiskReqInput",
+            ("model_path", "load_format", "weight_version", "manifest"),
+        ),
+    ),
+    row(
+        "controller.standing",
+        "options are merged one by one",
+        Fields(IO, "SetInternalStateReq", ("server_args",)),
+    ),
+    row(
+        "controller.answers engine.answers",
+        "answers that SGLang waits for, one from each instance",
+        Names(
+            IO,
+            (
+                "CheckWeightsReqOutput",
+                "DumperControlReqOutput",
+                "FlushCacheReqOutput",
+                "GetInternalStateReqOutput",
+                "GetWeightsByNameReqOutput",
+                "ProfileReqOutput",
+                "ReleaseMemoryOccupationReqOutput",
+                "ResumeMemoryOccupationReqOutput",
+                "SetInternalStateReqOutput",
+                "SlowDownReqOutput",
+                "UpdateWeightFromDiskReqOutput",
+                "UpdateWeightVersionReqOutput",
+            ),
+        ),
+    ),
+    *(
+        row(
+            "controller.answers", "an answer in an absent instance's name", Fields(IO, owner, names)
+        )
+        for owner, names in (
+            ("CheckWeightsReqOutput", ("success", "message")),
+            ("DumperControlReqOutput", ("success", "response")),
+            ("GetInternalStateReqOutput", ("internal_state",)),
+            ("GetWeightsByNameReqOutput", ("parameter",)),
+            ("SetInternalStateReqOutput", ("updated",)),
+            ("BaseReq", ("http_worker_ipc",)),
+        )
+    ),
+    row(
+        "controller.answers",
+        "the answer about a cache that only the newer release has",
+        Changed(
+            Not(Names(IO, ("GetHiCacheL3LayoutReqOutput",))),
+            Fields(IO, "GetHiCacheL3LayoutReqOutput", ("layout",)),
+            "An absent instance's layout is empty (`controller/answers.py`).",
+        ),
+    ),
+    row(
+        "engine.answers",
+        "answers leave a scheduler here, with who asked",
+        Signature(OUTPUT, "SenderWrapper.send_output", ("output", "recv_obj"), exact=True),
+    ),
+    row(
+        "engine.answers",
+        "what goes to the tokenizer manager is one message",
+        Order(OUTPUT, "SenderWrapper.send_output", ("sock_send(self.socket, output)",)),
+    ),
+    row(
+        "engine.scheduler",
+        "the sender can be exchanged before anybody has it",
+        Order(SCHEDULER, "Scheduler.init_ipc_channels", ("self.ipc_channels =",)),
+    ),
+    row(
+        "engine.scheduler",
+        "where the sender is",
+        Fields(
+            "sglang.srt.managers.scheduler_components.ipc_channels",
+            "SchedulerIpcChannels",
+            ("send_to_tokenizer",),
+        ),
     ),
 )

@@ -97,13 +97,13 @@ ROWS = (
                 "recv_from_tokenizer",
                 "workers",
                 "scheduler_procs",
+                "run_scheduler_process_func",
+                "context",
                 "server_args",
                 "soft_watchdog",
-                "env_lock",
                 "max_req_input_len",
                 "_request_dispatcher",
                 "send_control_message",
-                "round_robin_scheduler",
                 "dispatching_with_trace",
             ),
         ),
@@ -128,36 +128,9 @@ ROWS = (
         Order("sglang.utils", "TypeBasedDispatcher.__init__", ("self._mapping",)),
     ),
     row(
-        "controller.controller",
-        "overridden: the rendezvous port of an instance is set before its launch",
-        Signature(
-            CONTROLLER,
-            f"{CLASS}.launch_tensor_parallel_group_thread",
-            ("server_args", "port_args", "base_gpu_id", "dp_rank", "ready_event"),
-            exact=True,
-        ),
-    ),
-    row(
-        "controller.controller",
-        "that port is what an instance's ranks meet at",
-        Order(
-            CONTROLLER,
-            f"{CLASS}.launch_dp_schedulers",
-            (
-                "target=self.launch_tensor_parallel_group_thread",
-                "args=(server_args, tmp_port_args, base_gpu_id, dp_rank, ready_event)",
-            ),
-        ),
-    ),
-    row(
         "controller.controller platforms.hooks",
         "overridden, and hooked on machines without an accelerator",
         Signature(CONTROLLER, f"{CLASS}.event_loop", (), exact=True),
-    ),
-    row(
-        "controller.controller",
-        "stock's way for warm-up and health checks",
-        Signature(CONTROLLER, f"{CLASS}.round_robin_scheduler", ("req",)),
     ),
     row(
         "controller.controller",

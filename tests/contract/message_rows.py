@@ -124,6 +124,11 @@ ROWS = (
     ),
     row(
         "controller.controller",
+        "a server that ends in order tells its schedulers so",
+        Names(IO, ("ShutdownReq",)),
+    ),
+    row(
+        "controller.controller",
         "whatever the tokenizer hears answers a health check; this is meant for it",
         Names(IO, ("HealthCheckOutput",)),
     ),

@@ -12,13 +12,16 @@ from tests.contract import (
     forward_rows,
     joining_rows,
     message_rows,
+    mooncake_decode_rows,
     mooncake_rows,
     number_rows,
     platform_rows,
     plugin_rows,
     request_rows,
     scheduler_rows,
+    seat_rows,
     transfer_rows,
+    watch_rows,
 )
 from tests.contract.row import Row
 
@@ -29,12 +32,14 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
         "The pool controller, its messages and the plugin",
         (*controller_rows.ROWS, *message_rows.ROWS, *plugin_rows.ROWS),
     ),
+    ("Seats: starting, watching and replacing schedulers", seat_rows.ROWS),
     (
         "KV transfer and the face towards decode",
         (*transfer_rows.ROWS, *decode_rows.ROWS, *decode_limit_rows.ROWS),
     ),
-    ("KV transfer over Mooncake", mooncake_rows.ROWS),
+    ("KV transfer over Mooncake", (*mooncake_rows.ROWS, *mooncake_decode_rows.ROWS)),
     ("A shard's forward and its attention", forward_rows.ROWS),
+    ("Processes that watch each other", watch_rows.ROWS),
     ("SGLang's own numbers", number_rows.ROWS),
     ("Control endpoints and messages", control_rows.ROWS),
     ("The torch-only CPU platform", platform_rows.ROWS),

@@ -235,6 +235,15 @@ ROWS = (
         ),
     ),
     row(
+        "transfer.nixl",
+        "that thread is no daemon by itself, so a daemon starts it",
+        Order(
+            NIXL,
+            f"{MANAGER}._start_bootstrap_thread",
+            ("threading.Thread(target=bootstrap_thread_guarded).start()",),
+        ),
+    ),
+    row(
         "transfer.nixl controller.decode.wire",
         "registrations and pages are told apart by the room",
         Order(

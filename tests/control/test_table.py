@@ -56,6 +56,7 @@ def test_no_route_has_two_rows() -> None:
 def test_a_row_is_whole_and_names_a_test(row: Endpoint) -> None:
     assert row.stock
     assert row.pool
+    assert row.absent
     path, _, name = row.test.partition("::")
     tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

@@ -1,10 +1,12 @@
-"""Any order of arrivals, pages, progress, failures and aborts, for tests of the life cycle.
+"""Any order of arrivals, pages, progress, changes of plans, failures and aborts.
 
-The fakes check every order that goes out; here are the events and what must be true at the end.
+For tests of the life cycle. The fakes check every order that goes out; here are the events and what
+must be true at the end.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.presence import Stand
 from sglang_cdsp.controller.request import PoolRequest
-from tests.controller.fake_pool import Chunks, FakePool
+from tests.controller.fake_pool import Demanded, FakePool
+from tests.planner.drawn_plans import DrawnRests, drawn_rests
 
 POLICIES = (
     "cdsp-late",
@@ -53,20 +57,40 @@ class AnyOrder(RuleBasedStateMachine):
         page_size=st.sampled_from([1, 16]),
         capacity=st.sampled_from([256, 1024, 4096]),
         policy=st.sampled_from(POLICIES),
+        replans=st.none() | st.integers(0, 1 << 32),
+        max_shard_tokens=st.sampled_from([None, 64]),
     )
-    def start(self, size: int, tp_size: int, page_size: int, capacity: int, policy: str) -> None:
+    def start(
+        self,
+        size: int,
+        tp_size: int,
+        page_size: int,
+        capacity: int,
+        policy: str,
+        replans: int | None,
+        max_shard_tokens: int | None,
+    ) -> None:
         self.pool = self.make_pool(
-            size=size, tp_size=tp_size, page_size=page_size, capacity=capacity, policy=policy
+            size=size,
+            tp_size=tp_size,
+            page_size=page_size,
+            capacity=capacity,
+            policy=policy,
+            max_shard_tokens=max_shard_tokens,
         )
+        if replans is not None:
+            drawn = DrawnRests(self.pool.planning.model, page_size, replans)
+            self.pool.policy.replans = True
+            self.pool.policy.replan = drawn  # type: ignore[method-assign]
         self.requests: list[PoolRequest] = []
-        self.on_the_way: list[tuple[PoolRequest, Chunks | None]] = []
+        self.on_the_way: list[tuple[PoolRequest, Demanded | None]] = []
         self.rooms: dict[int, DecodeSide] = {}
         self.shared_rooms: set[int] = set()
         self.aborts_again: Counter[tuple[int, int]] = Counter()
 
     # -- clients --------------------------------------------------------------------------
 
-    def _submit(self, request: PoolRequest, plan: Chunks | None, pages: str) -> None:
+    def _submit(self, request: PoolRequest, plan: Demanded | None, pages: str) -> None:
         """Client and router post to both servers; decode may be first, second, or late."""
         self.requests.append(request)
         if pages == "no decode":
@@ -94,8 +118,8 @@ class AnyOrder(RuleBasedStateMachine):
     def arrive(self, tokens: int, pages: str) -> None:
         self._submit(self.pool.request(tokens), None, pages)
 
-    @rule(data=st.data(), pages=PAGES)
-    def arrive_with_plan(self, data: st.DataObject, pages: str) -> None:
+    @rule(data=st.data(), pages=PAGES, rests=st.none() | st.integers(0, 1 << 32))
+    def arrive_with_plan(self, data: st.DataObject, pages: str, rests: int | None) -> None:
         instances = data.draw(st.permutations(range(len(self.pool.instances))))
         whole = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=3), label="pages")
         last = data.draw(st.integers(1, 40))
@@ -104,7 +128,17 @@ class AnyOrder(RuleBasedStateMachine):
         )
         lengths = [n * self.pool.page_size for n in whole] + [last]
         plan = [(n, instances[:s]) for n, s in zip(lengths, sizes, strict=True)]
-        self._submit(self.pool.request(sum(lengths)), plan, pages)
+        request = self.pool.request(sum(lengths))
+        if rests is None:
+            self._submit(request, plan, pages)
+            return
+        drawn = drawn_rests(
+            tuple((n, tuple(group)) for n, group in plan),
+            self.pool.page_size,
+            len(instances),
+            random.Random(rests),
+        )
+        self._submit(request, {"plan": plan, "rests": drawn}, pages)
 
     @precondition(lambda self: self.on_the_way)
     @rule(data=st.data())
@@ -179,6 +213,23 @@ class AnyOrder(RuleBasedStateMachine):
             if moves:
                 moves[choice % len(moves)].do()
 
+    @rule(data=st.data())
+    def plans_do_without(self, data: st.DataObject) -> None:
+        size = len(self.pool.instances)
+        seats = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=2), label="seats")
+        named = [
+            (request, request.plan)
+            for request in self._live()
+            if request.plan is not None and not seats.isdisjoint(request.plan.instances)
+        ]
+        stuck = self.pool.lifecycle.replan_without(seats)
+        assert set(stuck) <= {request for request, _ in named}
+        for request, plan in named:
+            if request in stuck:
+                assert request.plan is plan
+            else:
+                assert seats <= request.without
+
     @rule(seconds=st.floats(0, 100))
     def time_passes(self, seconds: float) -> None:
         self.pool.now_s += seconds
@@ -188,7 +239,95 @@ class AnyOrder(RuleBasedStateMachine):
     def the_pool_comes_to_rest(self) -> None:
         self.pool.settle()
 
+    # -- seats ----------------------------------------------------------------------------
+
+    def _seats(self, *stands: Stand) -> list[int]:
+        presence = self.pool.lifecycle.presence
+        return [i for i in range(len(self.pool.instances)) if presence.stand(i) in stands]
+
+    def _busy(self) -> list[int]:
+        """Seats on which there is something, or all, of those that are there."""
+        there = self._seats(Stand.UP, Stand.DRAINING)
+        plans = [request.plan for request in self._live() if request.plan is not None]
+        return [i for i in there if any(i in plan.instances for plan in plans)] or there
+
+    def _most_are_up(self) -> bool:
+        return 2 * len(self._seats(Stand.UP)) > len(self.pool.instances)
+
+    @precondition(lambda self: self._most_are_up())
+    @rule(
+        data=st.data(),
+        confirmed=st.booleans(),
+        arrivals=st.lists(st.tuples(st.integers(1, 600), PAGES), max_size=3),
+        choices=st.lists(st.integers(0, 1000), min_size=1, max_size=40),
+    )
+    def a_seat_is_lost_at_work(
+        self,
+        data: st.DataObject,
+        confirmed: bool,
+        arrivals: list[tuple[int, str]],
+        choices: list[int],
+    ) -> None:
+        for tokens, pages in arrivals:
+            self.arrive(tokens, pages)
+        self.things_happen(choices, faults=False)
+        seat = data.draw(st.sampled_from(self._busy()), label="seat")
+        self.pool.lose(seat)
+        if confirmed:
+            self.pool.confirm(seat)
+
+    @precondition(lambda self: self._seats(Stand.LOST))
+    @rule(data=st.data())
+    def a_seat_has_ended(self, data: st.DataObject) -> None:
+        self.pool.confirm(data.draw(st.sampled_from(self._seats(Stand.LOST)), label="seat"))
+
+    @precondition(lambda self: self._seats(Stand.DOWN))
+    @rule(data=st.data())
+    def a_seat_is_filled(self, data: st.DataObject) -> None:
+        self.pool.fill(data.draw(st.sampled_from(self._seats(Stand.DOWN)), label="seat"))
+
+    @precondition(lambda self: self._most_are_up())
+    @rule(data=st.data())
+    def a_seat_drains(self, data: st.DataObject) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.UP)), label="seat")
+        self.pool.lifecycle.on_seat_draining(seat)
+
+    @precondition(lambda self: self._seats(Stand.DRAINING))
+    @rule(data=st.data(), stays=st.booleans())
+    def a_drained_seat_stays_or_leaves(self, data: st.DataObject, stays: bool) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.DRAINING)), label="seat")
+        if stays:
+            self.pool.lifecycle.on_seat_up(seat)
+        elif self.pool.lifecycle.seat_idle(seat):
+            assert not self.pool.instances[seat].tasks, "a seat is idle that has tasks"
+            assert not self.pool.instances[seat].stock_requests
+            self.pool.confirm(seat)
+
+    @precondition(lambda self: self._seats(Stand.LOST, Stand.DOWN))
+    @rule(data=st.data(), why=st.sampled_from(["too many deaths", ""]))
+    def a_seat_stays_down(self, data: st.DataObject, why: str) -> None:
+        seat = data.draw(st.sampled_from(self._seats(Stand.LOST, Stand.DOWN)), label="seat")
+        self.pool.lifecycle.on_seat_stays_down(seat, why)
+
+    def _all_seats_come_back(self) -> None:
+        for seat in self._seats(Stand.LOST):
+            self.pool.confirm(seat)
+        for seat in self._seats(Stand.DOWN):
+            self.pool.fill(seat)
+        for seat in self._seats(Stand.DRAINING):
+            self.pool.lifecycle.on_seat_up(seat)
+
     # -- what must hold -------------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_planned_on_an_absent_seat(self) -> None:
+        """A plan that names one was made before, and its process cannot be told of it."""
+        if not hasattr(self, "pool"):
+            return
+        for request in self.requests:
+            if request.phase in (Phase.BOUND, Phase.RUNNING, Phase.STOCK):
+                gone = self._seats(Stand.LOST, Stand.DOWN)
+                assert set(request.reachable).isdisjoint(gone)
 
     @invariant()
     def each_client_hears_at_most_once_from_a_chunked_plan(self) -> None:
@@ -196,8 +335,13 @@ class AnyOrder(RuleBasedStateMachine):
             return
         for request in self.requests:
             answers = self.pool.answers[request.tokenized]
+            # One that was not told may answer whoever has been answered for it.
             own_answer = any(who.startswith(self.own_answers) for who in answers)
-            assert len(answers) <= 1 + (own_answer and request.aborted), answers
+            lost = request in self.pool.lost_requests
+            # SGLang's tokenizer passes on one answer of two homes.
+            moved = any(change.chunk == 0 for change in request.replans)
+            again = own_answer and (request.aborted or moved)
+            assert len(answers) <= 1 + again + lost, answers
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
@@ -205,6 +349,7 @@ class AnyOrder(RuleBasedStateMachine):
         pool = self.pool
         for late in self.on_the_way:
             pool.lifecycle.on_request(*late)
+        self._all_seats_come_back()
         pool.settle()
         # Decode gives up what it still waits for; then nothing may be left anywhere.
         assert all(request.phase is Phase.ARRIVED for request in pool.lifecycle.requests)
@@ -250,7 +395,8 @@ class AnyOrder(RuleBasedStateMachine):
             finished = any(who.endswith("finished") for who in pool.answers[request.tokenized])
             assert finished or request.error
         arrived = [e.room for e in self.requests if e.outcome == "finished" and not e.one_instance]
-        assert pool.told_finished == Counter(room for room in arrived if room is not None)
+        told = Counter(room for room in arrived if room is not None) + pool.lost_late
+        assert pool.told_finished == told
         expected = Counter({(r, k): 1 for r in self.rooms for k in range(pool.tp_size)})
         expected.update(self.aborts_again)
         assert pool.acks == expected, "each abort of a decode rank is acknowledged once"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sglang_cdsp.parallel.chunk_layout import padded_tokens
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout, number_sends, padded_tokens
 from sglang_cdsp.protocol.messages import (
     AnyReport,
     ChunkDone,
@@ -39,6 +39,25 @@ class FakeInstance:
         self.used = 0
         self.last_seq = -1
         self.paused = False
+        self.lost = False
+
+    # -- its process ----------------------------------------------------------------------
+
+    def end(self) -> None:
+        """The kernel has confirmed the end of the process: it does nothing any more."""
+        self._inbox.clear()
+        self.queue, self.tasks, self.stock_requests, self.inside = [], {}, {}, []
+        self.used = 0
+
+    def could_write(self, room: int) -> bool:
+        """Whether a task of a room is here that may still write to decode.
+
+        One of whose chunks none was ordered to start here has nothing to write.
+        """
+        return any(
+            task.room == room and task.started and len(task.drained) < self.pool.tp_size
+            for task in self.tasks.values()
+        )
 
     # -- what may happen next -------------------------------------------------------------
 
@@ -49,7 +68,7 @@ class FakeInstance:
         if self._inbox:
             obey, refuse = self._inbox[0]
             yield Move(f"{self.me} takes an order", partial(self._take_order, obey))
-            if refuse is not None:
+            if refuse is not None and not self.lost:
                 name = f"{self.me} refuses a request"
                 yield Move(name, partial(self._take_order, refuse), fault=True)
         for task in list(self.tasks.values()):
@@ -116,6 +135,7 @@ class FakeInstance:
 
     def order(self, obey: Callable[[], None], refuse: Callable[[], None] | None = None) -> None:
         """An order is under way; ``refuse`` is what a request's own fault leads to."""
+        assert not self.lost, "an order for a process that was given up"
         self._inbox.append((obey, refuse))
 
     def _take_order(self, order: Callable[[], None]) -> None:
@@ -123,10 +143,44 @@ class FakeInstance:
         order()
 
     def on_plan(self, task: FakeTask) -> None:
-        """A plan joins the queue."""
-        self._in_order(task.seq)
+        """A plan joins the queue; one that was changed keeps its place in the pool's order."""
+        if task.revision:
+            assert task.seq not in self.tasks
+            waits = [item for item in self.queue if not item.passes]
+            late = [item for item in waits if not (isinstance(item, FakeTask) and item.over)]
+            assert all(item.seq < task.seq for item in late), "it joins behind a later one"
+        else:
+            self._in_order(task.seq)
         self.tasks[task.seq] = task
         self.queue.append(task)
+
+    def on_rest(
+        self, seq: int, revision: int, chunk: int, layouts: tuple[ChunkLayout, ...], passes: bool
+    ) -> None:
+        """What follows a task's chunks that ran is another."""
+        task = self.tasks[seq]
+        assert task not in self.inside, "the rest of a task changes between two chunks"
+        assert not task.over
+        assert revision > task.revision
+        assert layouts[:chunk] == task.layouts[:chunk], "what ran stays as it was"
+        if task.prepared == task.next_chunk:
+            need = self._need(task)
+            task.held -= need
+            self.used -= need
+        task.prepared, task.announced = None, False
+        task.layouts, task.revision, task.passes = layouts, revision, passes
+        task.has_request = task.has_request and task.home == self.me
+        first = next(layout.index for layout in layouts if self.me in layout.group)
+        task.next_chunk = max(chunk, first)
+
+    def on_forget(self, seq: int) -> None:
+        """A task goes on without this instance."""
+        task = self.tasks.pop(seq)
+        assert task not in self.inside
+        ran = [self.me in layout.group for layout in task.layouts[: task.next_chunk]]
+        assert not any(ran), "who holds KV of a request stays in its plan"
+        self._pop(task)
+        self.used -= task.held
 
     def on_stock(self, stock: FakeStockRequest) -> None:
         """A one-instance request joins the queue."""
@@ -149,9 +203,10 @@ class FakeInstance:
         self.pool.answered(task.client, "home refused")
         self._fail(task, "bad request", bad_request=True)
 
-    def on_go(self, seq: int, chunk: int) -> None:
+    def on_go(self, seq: int, chunk: int, revision: int) -> None:
         """Enter a chunk."""
         task = self.tasks[seq]
+        assert task.revision == revision, "a chunk of a plan that is no longer in force"
         assert not task.over, "a task that was stopped is not started"
         assert task.announced, "a member is sent into a chunk that it did not say it is ready for"
         assert task.next_chunk == chunk
@@ -200,7 +255,7 @@ class FakeInstance:
                 if stock.begun:
                     stock.acks_owed.append(rank)
                     return
-        self.pool.decode_told_safe(room, rank)
+        self.pool.stock_told_safe(room, rank)
 
     # -- progress -------------------------------------------------------------------------
 
@@ -212,17 +267,19 @@ class FakeInstance:
         self.used += tokens
         assert self.used <= self.pool.capacity, "the pool promised more slots than there are"
 
+    def _need(self, task: FakeTask) -> int:
+        """Slots that the task takes here before its next chunk."""
+        return task.need(self.me, self.pool.page_size)
+
     def _announce(self, task: FakeTask) -> None:
         chunk = task.next_chunk
         if task.prepared != chunk:
-            layout = task.layouts[chunk]
-            incoming = [move.span for move in layout.moves if move.dst == self.me]
-            need = padded_tokens([*incoming, *layout.shard(self.me)], self.pool.page_size)
+            need = self._need(task)
             self._take(need)
             task.held += need
             task.prepared = chunk
         task.announced = True
-        self._say(0, Ready, seq=task.seq, chunk=chunk)
+        self._say(0, Ready, seq=task.seq, chunk=chunk, revision=task.revision)
 
     def _end(self, task: FakeTask, *, fails: bool = False) -> None:
         """The chunk is over here."""
@@ -231,8 +288,9 @@ class FakeInstance:
         if fails:
             task.error = f"chunk {chunk} broke"
             self.pool.failed_inside[(task.seq, chunk)].add(self.me)
-            self._say(0, Failed, seq=task.seq, error=task.error)
+            self._say(0, Failed, seq=task.seq, error=task.error, revision=task.revision)
             return
+        self._send(task)
         if task.final and task.home == self.me and task.client is not None:
             self._say(0, FirstToken, seq=task.seq)
         if task.room is not None:
@@ -250,9 +308,22 @@ class FakeInstance:
         start_s = self.pool.now_s - 1.0
         self._say(0, ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s)
 
+    def _send(self, task: FakeTask) -> None:
+        """The shard's KV leaves under the numbers that decode counts."""
+        for send in number_sends(task.layouts, 0):
+            if (send.instance, send.chunk) == (self.me, task.next_chunk):
+                self.pool.sent(task.seq, send)
+
     def _fail(self, task: FakeTask, error: str, *, bad_request: bool = False) -> None:
         task.error = error
-        self._say(0, Failed, seq=task.seq, error=error, bad_request=bad_request)
+        self._say(
+            0,
+            Failed,
+            seq=task.seq,
+            error=error,
+            bad_request=bad_request,
+            revision=task.revision,
+        )
 
     def _landed(self, task: FakeTask, rank: int, error: str = "") -> None:
         task.writes[rank] -= 1
@@ -285,7 +356,7 @@ class FakeInstance:
         self.used -= -(-stock.tokens // page) * page
         for rank in stock.acks_owed:
             assert stock.room is not None
-            self.pool.decode_told_safe(stock.room, rank)
+            self.pool.stock_told_safe(stock.room, rank)
         self.pool.answered(stock.client, "stock failed" if error else "stock finished")
         self._stock_ended(stock, error)
 

@@ -6,7 +6,7 @@ It is the life cycle's ``Effects`` and checks every order against what must alwa
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -23,14 +23,17 @@ from sglang_cdsp.controller.planning import make_planning
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
-from sglang_cdsp.parallel.chunk_layout import plan_layout
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout, Send, plan_layout
 from sglang_cdsp.planner.latency import builtin_model
 from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.planner.rests import Placed
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import AnyReport, LogprobPart, Ready
 from tests.controller.fake_instance import FakeInstance
 from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
 
 Chunks = list[tuple[int, list[int]]]
+Demanded = Chunks | dict[str, Any]
 # Longer than any test lets decode wait, but for those about waiting.
 TIMEOUT_S = 1e5
 # So large that prompts pass whatever runs.
@@ -54,7 +57,11 @@ class FakePool:
         told_statuses: the statuses that it heard with them, message by message.
         announced: how often all decode servers heard that a room failed.
         told_finished: how often decode heard that a room's KV has arrived.
+        sends: what was sent of each task's KV, by the number that decode counts.
+        replanned: how often the rest of a plan was changed.
         acks: how often decode heard that an aborted room is safe, by ``(room, rank)``.
+        lost_requests: requests that ended because of a lost instance.
+        lost_late: rooms of those of them of which decode had all by then.
     """
 
     make_instance: Callable[..., FakeInstance] = FakeInstance
@@ -91,10 +98,16 @@ class FakePool:
         self.announced: Counter[int] = Counter()
         self.told_finished: Counter[int] = Counter()
         self.acks: Counter[tuple[int, int]] = Counter()
+        self.lost_requests: list[PoolRequest] = []
+        self.lost_late: Counter[int] = Counter()
+        self._stock_acks: set[tuple[int, int]] = set()
+        self._confirming = False
         self.ends: list[PoolRequest] = []
         self.logprob_parts: list[LogprobPart] = []
+        self.sends: defaultdict[int, dict[int, Send]] = defaultdict(dict)
+        self.replanned = 0
         self._promised: dict[int, dict[int, int]] = {}
-        self._heard: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self._heard: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
         self._chunks_started: Counter[int] = Counter()
         self._dropped: set[int] = set()
         self._last_seq = -1
@@ -149,7 +162,7 @@ class FakePool:
         *,
         rid: str | None = None,
         room: int | None = None,
-        plan: Chunks | None = None,
+        plan: Demanded | None = None,
         urgency: int = 0,
     ) -> PoolRequest:
         """A client's request reaches the pool."""
@@ -170,6 +183,47 @@ class FakePool:
         """A decode rank gives a room up and waits for the acknowledgement."""
         target = AbortTarget(rank, "decode", 7000 + rank)
         self.lifecycle.on_room_abort(room, target, [b"ABORT", str(room).encode()])
+
+    # -- seats ----------------------------------------------------------------------------
+
+    def lose(self, seat: int, why: str = "killed by a test") -> None:
+        """The process of a seat is given up; it goes on with what it has been told until it ends.
+
+        What it said before has been heard.
+        """
+        for (me, _), reports in self.channels.items():
+            while me == seat and reports:
+                self._hear_next(reports)
+        named = [r for r in self.lifecycle.requests if r.plan and seat in r.plan.instances]
+        others = {r: (r.phase, r.error) for r in self.lifecycle.requests if r not in named}
+        self.instances[seat].lost = True
+        self.lifecycle.on_seat_lost(seat, why)
+        for request, before in others.items():
+            assert (request.phase, request.error) == before, "who is not there loses nothing"
+        for request in self.lost_requests:
+            heard = request.probe or self.answers[request.tokenized]
+            assert heard, "whoever loses something is told at once"
+
+    def confirm(self, seat: int) -> None:
+        """The kernel says that a seat's process has ended."""
+        self.instances[seat].end()
+        self.instances[seat].lost = True
+        for chunk, (_, group) in self._lanes.items():
+            if seat in group:
+                self.left[chunk].add(seat)
+        for promise in self._promised.values():
+            promise.pop(seat, None)
+        for (me, _), reports in self.channels.items():
+            if me == seat:
+                reports.clear()
+        self._confirming = True
+        self.lifecycle.on_seat_ended(seat)
+        self._confirming = False
+
+    def fill(self, seat: int) -> None:
+        """A new process takes a seat whose last one has ended."""
+        self.instances[seat] = type(self).make_instance(seat, self)
+        self.lifecycle.on_seat_up(seat)
 
     def moves(self) -> list[Move]:
         """Everything that could happen next inside the pool."""
@@ -222,12 +276,17 @@ class FakePool:
     def hear(self, report: AnyReport) -> None:
         """A report reaches the controller."""
         if isinstance(report, Ready):
-            self._heard[(report.seq, report.chunk)].add(report.instance)
+            self._heard[(report.seq, report.revision, report.chunk)].add(report.instance)
         self.lifecycle.on_report(report)
 
     def answered(self, client: Client, who: str) -> None:
         """Somebody answers a client."""
         self.answers[client].append(who)
+
+    def sent(self, seq: int, send: Send) -> None:
+        """A shard leaves for decode."""
+        assert send.send_id not in self.sends[seq], "a number is used twice"
+        self.sends[seq][send.send_id] = send
 
     def decode_written(self, room: int, rank: int) -> None:
         """A write to a decode rank's pages starts."""
@@ -238,10 +297,14 @@ class FakePool:
         self.acks[(room, rank)] += 1
         self.safe.add((room, rank))
 
+    def stock_told_safe(self, room: int, rank: int) -> None:
+        """An instance's stock sender has told a decode rank that its pages are its own again."""
+        self._stock_acks.add((room, rank))
+        self.decode_told_safe(room, rank)
+
     def _no_write_left(self, room: int) -> bool:
         """Nobody holds a task of the room that could still write."""
-        tasks = [t for i in self.instances for t in i.tasks.values() if t.room == room]
-        return all(len(task.drained) == self.tp_size for task in tasks)
+        return not any(instance.could_write(room) for instance in self.instances)
 
     # -- Effects ---------------------------------------------------------------------------
 
@@ -253,11 +316,8 @@ class FakePool:
         self._last_seq = request.seq
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
         assert sum(tokens for tokens, _ in chunks) == request.tokens
-        self._promised[request.seq] = self._promise(request, chunks)
-        totals: Counter[int] = Counter()
-        for promise in self._promised.values():
-            totals.update(promise)
-        assert all(total <= self.capacity for total in totals.values()), "more promised than there"
+        slots = self._demand(request, kv_demand(chunks, self.page_size), chunks[0][1][0])
+        self._promise(request, slots)
         for me in plan.instances:
             instance = self.instances[me]
             if request.one_instance:
@@ -271,21 +331,83 @@ class FakePool:
                 )
                 instance.order(partial(instance.on_stock, stock))
                 continue
-            layouts = plan_layout(chunks, self.page_size)
-            first = next(layout.index for layout in layouts if me in layout.group)
-            task = FakeTask(
-                request.seq, request.tokenized, request.room, layouts, first, plan.passes
-            )
-            instance.order(partial(instance.on_plan, task))
-            if me == plan.home and not request.probe:
-                refuse = partial(instance.refuse_request, request.seq)
-                instance.order(partial(instance.on_request, request.seq), refuse)
+            self._introduce(request, me)
+            if me == plan.home:
+                self._send_request(request)
 
-    def _promise(
-        self, request: PoolRequest, chunks: Sequence[tuple[int, Sequence[int]]]
-    ) -> dict[int, int]:
-        """KV slots that a plan may take on each instance."""
-        return kv_demand(chunks, self.page_size)
+    def _promise(self, request: PoolRequest, slots: dict[int, int]) -> None:
+        self._promised[request.seq] = slots
+        totals: Counter[int] = Counter()
+        for promise in self._promised.values():
+            totals.update(promise)
+        assert all(total <= self.capacity for total in totals.values()), "more promised than there"
+        free = self.ledger.free_tokens()
+        self._check_free(free, tuple(self.capacity - totals[i] for i in range(len(free))))
+
+    def _check_free(self, free: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        """What the ledger says is free, and what is promised to nobody."""
+        assert free == expected
+
+    def _demand(self, request: PoolRequest, slots: dict[int, int], home: int) -> dict[int, int]:
+        """KV slots that a request may take on each instance, of those that its chunks take."""
+        return slots
+
+    def _layouts(self, request: PoolRequest) -> tuple[ChunkLayout, ...]:
+        assert request.plan is not None
+        return plan_layout(request.plan.placement, self.page_size)
+
+    def _introduce(self, request: PoolRequest, me: int) -> None:
+        """An instance gets a plan that it knew nothing of."""
+        assert request.plan is not None
+        layouts = self._layouts(request)
+        first = next(layout.index for layout in layouts if me in layout.group)
+        task = FakeTask(
+            request.seq,
+            request.tokenized,
+            request.room,
+            layouts,
+            first,
+            request.revision,
+            request.plan.passes,
+        )
+        self.instances[me].order(partial(self.instances[me].on_plan, task))
+
+    def _send_request(self, request: PoolRequest) -> None:
+        """Home gets the request itself."""
+        if request.probe:
+            return
+        assert request.plan is not None
+        home = self.instances[request.plan.home]
+        refuse = partial(home.refuse_request, request.seq)
+        home.order(partial(home.on_request, request.seq), refuse)
+
+    def replan(self, request: PoolRequest, before: Plan) -> None:
+        """Orders to the instances of two plans."""
+        plan, ran = request.plan, request.next_chunk
+        assert plan is not None
+        assert request.phase is Phase.BOUND, "a plan changes between two chunks"
+        assert request.seq not in self._dropped
+        assert self._chunks_started[request.seq] == ran
+        assert plan.chunks[:ran] == before.chunks[:ran]
+        assert plan.tokens == request.tokens
+        placed = Placed.after(plan.placement[:ran], self.page_size)
+        slots = placed.with_rest(plan.placement[ran:], self.page_size)
+        assert set(placed.group) <= set(slots) == set(plan.instances)
+        self._promise(request, self._demand(request, slots, plan.home))
+        self.replanned += 1
+        for me in {*before.instances, *plan.instances} - request.lost:
+            at = self.instances[me]
+            if me not in plan.instances:
+                at.order(partial(at.on_forget, request.seq))
+            elif me not in before.instances:
+                self._introduce(request, me)
+            else:
+                layouts, passes = self._layouts(request), plan.passes
+                said = (request.seq, request.revision, ran, layouts, passes)
+                at.order(partial(at.on_rest, *said))
+        if plan.home != before.home:
+            assert not ran
+            self._send_request(request)
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """All members of a chunk start it."""
@@ -294,7 +416,8 @@ class FakePool:
         members = tuple(instances)
         assert seq not in self._dropped, "nothing is decided about a task that was dropped"
         assert members == plan.chunks[chunk].instances, "all members of the chunk are told"
-        assert self._heard[(seq, chunk)] >= set(members), "all members are ready"
+        heard = self._heard[(seq, request.revision, chunk)]
+        assert heard >= set(members), "all members are ready, by the plan in force"
         assert chunk == self._chunks_started[seq], "chunks start in order, once"
         self._chunks_started[seq] += 1
         assert request.serial > self._last_serial, "each use of a lane has a number of its own"
@@ -302,7 +425,9 @@ class FakePool:
         if len(members) > 1:
             self._check_lane(request, set(members))
         for me in members:
-            self.instances[me].order(partial(self.instances[me].on_go, seq, chunk))
+            self.instances[me].tasks[seq].started = True
+            order = partial(self.instances[me].on_go, seq, chunk, request.revision)
+            self.instances[me].order(order)
 
     def _check_lane(self, request: PoolRequest, members: set[int]) -> None:
         """Nobody who shares an instance with the chunk may still send on its lane."""
@@ -317,7 +442,7 @@ class FakePool:
         assert request.plan is not None
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
-        for me in request.plan.instances:
+        for me in request.reachable:
             self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -328,16 +453,16 @@ class FakePool:
     def release(self, request: PoolRequest) -> None:
         """Free the slots everywhere."""
         assert request.plan is not None
-        seq, error, silent = request.seq, request.error, request.answered
-        for me in request.plan.instances:
+        seq, error = request.seq, request.error
+        silent = request.answered or request.recalled
+        for me in request.reachable:
             at = self.instances[me]
             at.order(partial(at.on_release, seq, error, silent))
 
     def cancel_stock(self, request: PoolRequest) -> None:
-        """Abort a one-instance request where it is."""
+        """Abort a one-instance request, or one that its home decodes, where it is."""
         assert request.one_instance or request.decodes
-        assert request.plan is not None
-        for me in request.plan.instances:
+        for me in request.reachable:
             self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
@@ -353,7 +478,8 @@ class FakePool:
         assert request.one_instance
         assert request.plan is not None
         assert request.room is not None
-        (me,) = request.plan.instances
+        self._stock_acks.discard((request.room, tp_rank))
+        (me,) = request.reachable
         at = self.instances[me]
         at.order(partial(at.on_room_abort, request.room, tp_rank))
 
@@ -380,11 +506,34 @@ class FakePool:
     def ack_abort(self, room: int, target: AbortTarget) -> None:
         """Decode hears that an aborted room's pages are safe."""
         assert self._no_write_left(room), "an abort is acknowledged while writes may be in flight"
+        if self._confirming and (room, target.tp_rank) in self._stock_acks:
+            return  # decode hears it for the second time, from who cannot know of the first
         self.decode_told_safe(room, target.tp_rank)
+
+    def lost(self, request: PoolRequest) -> None:
+        """A request ends because of an instance that was given up."""
+        assert request.lost
+        assert request.error
+        self.lost_requests.append(request)
+        if request.phase is Phase.RELEASING and request.room is not None:
+            self.lost_late[request.room] += 1
+
+    def recalled(self, request: PoolRequest) -> None:
+        """A request is back among those that wait."""
+        assert request.phase is Phase.WAITING
+        assert not request.error
+        assert not self._chunks_started[request.seq], "a plan is recalled that has begun"
+        self._promised.pop(request.seq, None)
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
         assert request.phase is Phase.ENDED
         assert all(request is not other for other in self.ends), "a request ends once"
+        if request.outcome == "finished" and not (request.one_instance or request.decodes):
+            sends = self.sends[request.seq]
+            assert sorted(sends) == list(range(len(sends))), "decode waits for a number"
+            assert [n for n in sends if sends[n].last] == [len(sends) - 1]
+            spans = [span for send in sends.values() for span in send.spans]
+            assert sum(span.tokens for span in spans) == request.tokens, "a token goes twice"
         self._promised.pop(request.seq, None)
         self.ends.append(request)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,24 @@ class FakeTask:
     room: int | None
     layouts: tuple[ChunkLayout, ...]
     next_chunk: int
+    revision: int = 0
     passes: bool = False
     has_request: bool = False
     prepared: int | None = None
     announced: bool = False
+    started: bool = False
     over: bool = False
     error: str = ""  # alike on all ranks
     lost: dict[int, str] = field(default_factory=dict)  # by rank
     held: int = 0
     writes: Counter[int] = field(default_factory=Counter)
     drained: set[int] = field(default_factory=set)
+
+    def need(self, me: int, page_size: int) -> int:
+        """Slots that a member takes before its next chunk."""
+        layout = self.layouts[self.next_chunk]
+        incoming = [move.span for move in layout.moves if move.dst == me]
+        return padded_tokens([*incoming, *layout.shard(me)], page_size)
 
     @property
     def home(self) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from sglang_cdsp.controller.homes import output_tokens, slots_needed
+from sglang_cdsp.controller.homes import output_tokens, with_home
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.parallel.chunk_layout import padded_tokens
 from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.planner.memory import pages
+from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import AnyReport, DecodeEnded, Released, SlotsTaken
 from tests.controller.fake_instance import FakeInstance
 from tests.controller.fake_pool import FakePool
@@ -36,6 +37,11 @@ class DecodingInstance(FakeInstance):
         super().__init__(me, pool)
         self.decoding: dict[int, Decoding] = {}
         self.joined: set[int] = set()
+
+    def end(self) -> None:
+        """Nobody decodes here any more."""
+        super().end()
+        self.decoding = {}
 
     def moves(self) -> Iterator[Move]:
         """What the instance could do now, decoding among it."""
@@ -75,14 +81,12 @@ class DecodingInstance(FakeInstance):
     def _decodes(self, task: FakeTask) -> bool:
         return task.home == self.me and task.client is not None
 
-    def _announce(self, task: FakeTask) -> None:
-        chunk = task.next_chunk
-        if task.prepared != chunk and self._decodes(task) and task.final:
-            gathered = [move.span for move in moves_to_home(task.layouts[chunk])]
-            need = padded_tokens(gathered, self.pool.page_size)
-            self._take(need)
-            task.held += need
-        super()._announce(task)
+    def _need(self, task: FakeTask) -> int:
+        need = super()._need(task)
+        if self._decodes(task) and task.final:
+            gathered = [move.span for move in moves_to_home(task.layouts[task.next_chunk])]
+            need += padded_tokens(gathered, self.pool.page_size)
+        return need
 
     def _end(self, task: FakeTask, *, fails: bool = False) -> None:
         final = task.final and self._decodes(task)
@@ -145,11 +149,23 @@ class OneServerPool(FakePool):
         request.output_tokens = output_tokens(tokens, 100, self.page_size, self.capacity)
         return request
 
-    def _promise(
-        self, request: PoolRequest, chunks: Sequence[tuple[int, Sequence[int]]]
-    ) -> dict[int, int]:
+    def _demand(self, request: PoolRequest, slots: dict[int, int], home: int) -> dict[int, int]:
         self.output_tokens[request.seq] = request.output_tokens
-        return slots_needed(request, chunks, self.page_size)
+        return with_home(slots, home, request, self.page_size)
+
+    def _promise(self, request: PoolRequest, slots: dict[int, int]) -> None:
+        self._leave_homes_alone()
+        super()._promise(request, slots)
+
+    def _check_free(self, free: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        """What decodes may hold more than it was promised, and is said to."""
+        assert all(said <= there for said, there in zip(free, expected, strict=True))
+
+    def replan(self, request: PoolRequest, before: Plan) -> None:
+        """A rest keeps its home; a plan of which nothing has run may get another one."""
+        assert request.plan is not None
+        assert not request.next_chunk or request.plan.home == before.home
+        super().replan(request, before)
 
     def moves(self) -> list[Move]:
         """Everything that could happen next; that a request ends comes last."""
@@ -158,7 +174,11 @@ class OneServerPool(FakePool):
     def hear(self, report: AnyReport) -> None:
         """A report reaches the controller, which may leave a request to its home alone."""
         super().hear(report)
+        self._leave_homes_alone()
+
+    def _leave_homes_alone(self) -> None:
+        """Only the homes of what decodes are promised anything."""
         for request in self.lifecycle.requests:
             if request.phase is Phase.DECODING and request.plan is not None:
-                home = request.plan.home
-                self._promised[request.seq] = {home: self._promised[request.seq][home]}
+                home, promised = request.plan.home, self._promised[request.seq]
+                self._promised[request.seq] = {home: promised[home]}

@@ -1,20 +1,21 @@
 """The life cycle under any order of events, control messages among them.
 
-The fakes check that no chunk runs on two sets of weights and that nothing is flushed that is used.
+The fakes check that no chunk runs on two sets of weights, that nothing is flushed that is used, and
+that SGLang hears as many answers as there are instances, whoever of them is lost.
 """
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
+from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 
 from tests.controller.any_order import SETTINGS, AnyOrder
 from tests.controller.fake_control import (
     CONTINUE,
     FLUSH,
-    NEW_WEIGHTS,
-    NEW_WEIGHTS_OLD_CACHE,
     PAUSE,
+    QUESTION,
     RELEASE,
     RESUME,
     ControlledPool,
@@ -27,9 +28,15 @@ class AnyControl(AnyOrder):
     make_pool = ControlledPool
     pool: ControlledPool
 
-    @rule(message=st.sampled_from([NEW_WEIGHTS, NEW_WEIGHTS_OLD_CACHE, FLUSH, PAUSE, CONTINUE]))
+    @rule(message=st.sampled_from([FLUSH, PAUSE, CONTINUE, QUESTION]))
     def control(self, message: object) -> None:
         self.pool.send(message)
+
+    @rule(flush=st.booleans())
+    def update_weights(self, flush: bool) -> None:
+        self.updates += 1
+        folder = f"weights {self.updates}"
+        self.pool.send(UpdateWeightFromDiskReqInput(model_path=folder, flush_cache=flush))
 
     @precondition(lambda self: not self.released)
     @rule()
@@ -49,6 +56,7 @@ class AnyControl(AnyOrder):
 
     def __init__(self) -> None:
         self.released = False
+        self.updates = 0
         super().__init__()
 
     def teardown(self) -> None:
@@ -61,6 +69,8 @@ class AnyControl(AnyOrder):
             gate = self.pool.control.gate
             assert gate.may_start
             assert gate.may_bind
+            assert self.pool.replies == self.pool.asked, "SGLang waits for an answer for ever"
+            assert len({self.pool.weights[i.me] for i in self.pool.instances}) == 1
 
 
 AnyControl.TestCase.settings = SETTINGS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from array import array
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -19,16 +20,18 @@ from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.metrics import PoolMetrics
-from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.controller.request import AbortTarget, PoolRequest, Replan
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    ForgetOrder,
     GoOrder,
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
     PlanOrder,
     ReleaseOrder,
+    RestOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -146,18 +149,55 @@ def test_a_probe_has_tokens_but_no_request(wire: Wire) -> None:
 
 def test_go_stop_and_release(wire: Wire) -> None:
     request = bound((3, (1,)), (1, (1, 2)))
-    request.next_chunk, request.lane, request.serial = 1, 3, 17
+    request.next_chunk, request.revision = 1, 2
+    request.lane, request.serial = 3, 17
     wire.effects.go(request, (1, 2))
     wire.effects.stop(request)
     request.error, request.answered = "no", True
     wire.effects.release(request)
     orders = [
-        GoOrder(seq=5, chunk=1, lane=3, serial=17),
+        GoOrder(seq=5, chunk=1, revision=2, lane=3, serial=17),
         StopOrder(seq=5),
         ReleaseOrder(seq=5, error="no", silent=True),
     ]
     assert wire.sent(1) == wire.sent(2) == orders
     assert wire.sent(0) == []
+
+
+def test_another_rest_goes_to_those_who_leave_stay_and_come(wire: Wire) -> None:
+    request = bound((3, (1,)), (1, (1, 2)))
+    before = request.plan
+    assert before is not None
+    request.room, request.next_chunk, request.revision = ROOM, 1, 2
+    wire.rooms.add(ROOM, RoomMessage(0, "a", 1, "h", 1, [b"pages"]))
+    request.plan = replace(before, chunks=(before.chunks[0], PlannedChunk(1, (1, 0), 0.0, 0.5)))
+    request.replans = [
+        Replan(7.0, 1, "told to", before.chunks[1:], request.plan.chunks[1:], (2, 1))
+    ]
+    wire.effects.replan(request, before)
+    assert wire.sent(2) == [ForgetOrder(seq=5)]
+    (rest,) = wire.sent(1)
+    assert isinstance(rest, RestOrder)
+    assert (rest.seq, rest.revision, rest.chunk) == (5, 2, 1)
+    chunks = [(3, [1]), (1, [1, 0])]
+    assert [tuple(chunk) for chunk in rest.chunks] == chunks
+    pages, plan = wire.sent(0)
+    assert pages == RoomOrder(tp_rank=0, frames=[b"pages"])
+    assert isinstance(plan, PlanOrder)
+    assert (plan.revision, [tuple(chunk) for chunk in plan.chunks]) == (2, chunks)
+    assert wire.metrics.snapshot()["rests_replanned"] == 1
+
+
+def test_a_home_that_is_another_before_the_first_chunk_gets_the_request(wire: Wire) -> None:
+    request = bound((3, (1,)), (1, (1, 2)))
+    before = request.plan
+    assert before is not None
+    request.plan = replace(before, chunks=(PlannedChunk(4, (2, 0), 0.0, 0.5),))
+    request.replans = [Replan(7.0, 0, "without 1", before.chunks, request.plan.chunks, (2, 1))]
+    wire.effects.replan(request, before)
+    assert [type(order) for order in wire.sent(1)] == [ForgetOrder]
+    assert [type(order) for order in wire.sent(2)] == [RestOrder, TokenizedGenerateReqInput]
+    assert [type(order) for order in wire.sent(0)] == [PlanOrder]
 
 
 def test_aborts_of_a_stock_request(wire: Wire) -> None:
@@ -249,7 +289,8 @@ def test_observers_hear_of_effects(wire: Wire) -> None:
     wire.effects.go(request, (1,))
     wire.effects.stop(request)
     wire.effects.ended(request)
-    assert wire.metrics.snapshot() == {
+    seen = {name: value for name, value in wire.metrics.snapshot().items() if value}
+    assert seen == {
         "requests_planned": 1,
         "prompt_tokens_planned": 4,
         "chunks_by_sp_size": {"1": 1},

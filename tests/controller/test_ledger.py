@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
+from sglang_cdsp.planner.rests import Placed
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 
 
@@ -82,6 +83,38 @@ def test_a_plans_later_chunks_end_as_late_as_its_first() -> None:
     assert ledger.view(13.5).queue_s == (0.0, 0.0), "the second was exactly as long as planned"
 
 
+def test_a_rest_that_ends_sooner_moves_what_stands_behind_it() -> None:
+    """At 11 s the second chunk of a plan, due at 13 s, gets another group and ends at 12 s."""
+    ledger = InstanceLedger((1000 + RESERVE_TOKENS,) * 3, 1, 3)
+    ledger.bind(0, plan(((0,), 1.0), ((0, 1), 3.0)), 10.0, {0: 40, 1: 30})
+    ledger.bind(1, plan(((1,), 5.0)), 10.0, {1: 100})
+    placed = Placed(20, (0,), 20)
+    ledger.ended(0, 0, 11.0)
+    view = ledger.view_of_rest(0, placed, 11.0)
+    assert view.queue_s == (0.0, 0.0, 0.0)
+    assert view.free_tokens == (980, 900, 1000), "what it holds on 0 is not free"
+    assert view.up == (True, True, True)
+    assert ledger.view_of_rest(1, Placed(0, (), 0), 11.0).queue_s == (2.0, 2.0, 0.0)
+    assert ledger.due_s(0) == 13.0
+    ledger.rebind(0, 1, plan(((0, 2), 1.0)), 11.0, {0: 30, 2: 10})
+    assert ledger.view(11.0).queue_s == (1.0, 3.0, 1.0)
+    assert ledger.free_tokens() == (970, 900, 990)
+    ledger.ended(0, 1, 12.5)
+    assert ledger.view(12.5).queue_s == (0.0, 1.5, 0.0), "1 stands behind it no longer"
+
+
+def test_a_rest_may_join_where_nothing_was_bound_later() -> None:
+    ledger = InstanceLedger((1000,) * 4, 1, 4)
+    ledger.bind(0, plan(((2,), 9.0)), 0.0, {})
+    ledger.bind(1, plan(((0,), 1.0), ((0, 1), 2.0)), 0.0, {})
+    ledger.bind(2, plan(((3,), 4.0)), 0.0, {})
+    view = ledger.view_of_rest(1, Placed(10, (0,), 10), 1.0)
+    assert view.up == (True, True, True, False)
+    assert view.queue_s == (0.0, 0.0, 8.0, 3.0)
+    ledger.computed(2)
+    assert ledger.view_of_rest(1, Placed(10, (0,), 10), 1.0).up == (True,) * 4
+
+
 def test_unknown_plans_change_nothing(ledger: InstanceLedger) -> None:
     before = ledger.view(0.0)
     ledger.ended(9, 0, 1.0)
@@ -97,4 +130,25 @@ def test_what_status_pages_show(ledger: InstanceLedger) -> None:
         "queue_s": [0.0, 1.0, 0.0],
         "free_tokens": [992, 480, 0],
         "capacity_tokens": [992, 496, 0],
+        "absent": [],
     }
+
+
+def test_nothing_is_planned_on_an_absent_instance(ledger: InstanceLedger) -> None:
+    assert ledger.view(0.0).up is None
+    ledger.leaves(1)
+    view = ledger.view(0.0)
+    assert view.up == (True, False, True)
+    assert view.capacity_tokens == (992, 496, 0), "admission goes by the whole pool"
+    assert ledger.snapshot(0.0)["absent"] == [1]
+    ledger.comes(1)
+    assert ledger.view(0.0).up is None
+
+
+def test_a_process_that_has_ended_holds_nothing(ledger: InstanceLedger) -> None:
+    ledger.bind(0, plan(((0, 1), 2.0)), 0.0, {0: 160, 1: 160})
+    ledger.emptied(1)
+    assert ledger.free_tokens() == (832, 496, 0)
+    assert ledger.view(0.0).queue_s == (2.0, 0.0, 0.0)
+    ledger.release(0)
+    assert ledger.free_tokens() == (992, 496, 0)

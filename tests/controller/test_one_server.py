@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from http import HTTPStatus
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,192 @@ def test_an_instance_with_room_takes_a_members_place() -> None:
     assert third.plan.home == 2
     assert len(third.plan.instances) == 2
     pool.settle()
+    assert empty(pool)
+
+
+# -- instances that are lost ------------------------------------------------------------------
+
+
+def assert_lost(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
+    """Its client has its error, which names what was lost."""
+    assert pool.answers[request.tokenized] == ["controller"]
+    assert pool.statuses[request.tokenized] == HTTPStatus.SERVICE_UNAVAILABLE
+    assert f"instance {seat} was lost" in request.error
+    assert pool.lost_requests == [request]
+
+
+def assert_ends_with_confirmation(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
+    """What it holds counts until the end of the lost process is confirmed."""
+    phase = request.phase
+    assert phase is not Phase.ENDED
+    pool.confirm(seat)
+    pool.settle()
+    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
+    pool.fill(seat)
+    assert empty(pool)
+
+
+def test_what_decodes_on_a_lost_instance_ends(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.lose(0)
+    assert_lost(pool, request, 0)
+    assert pool.lifecycle.busy_instances == frozenset(), "nobody waits for it to come on"
+    assert not pool.lifecycle.needs_start
+    assert_ends_with_confirmation(pool, request, 0)
+
+
+def test_so_does_a_short_prompt_after_its_first_token(pool: OneServerPool) -> None:
+    request = pool.submit(50, plan=[(50, [2])])
+    pool.until(lambda: request.first_token_s is not None)
+    pool.lose(2)
+    assert_lost(pool, request, 2)
+    assert_ends_with_confirmation(pool, request, 2)
+
+
+@pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RELEASING])
+def test_so_does_what_others_still_hold_slots_of(pool: OneServerPool, phase: Phase) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, phase))
+    pool.lose(0)
+    assert_lost(pool, request, 0)
+    assert_ends_with_confirmation(pool, request, 0)
+
+
+def test_so_does_what_its_home_alone_has(pool: OneServerPool) -> None:
+    """Home has told that it decodes; the other member has yet to free its slots."""
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.RELEASING))
+    pool.until(lambda: request.joined)
+    assert phase_is(request, Phase.RELEASING)
+    pool.lose(0)
+    assert_lost(pool, request, 0)
+    pool.happen("1 takes an order")
+    pool.until(lambda: request.phase is not Phase.RELEASING)
+    assert phase_is(request, Phase.DECODING)
+    assert_ends_with_confirmation(pool, request, 0)
+
+
+@pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RELEASING, Phase.DECODING])
+def test_a_member_is_not_missed_once_home_has_all_kv(pool: OneServerPool, phase: Phase) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, phase))
+    pool.lose(1)
+    assert pool.lost_requests == []
+    pool.confirm(1)
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert request.outcome == "finished"
+    pool.fill(1)
+    assert empty(pool)
+
+
+def test_a_member_inside_the_last_chunk_is_missed(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: request.next_chunk == 1 and request.phase is Phase.RUNNING)
+    pool.lose(1)
+    assert_lost(pool, request, 1)
+    pool.confirm(1)
+    pool.settle()
+    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
+    pool.fill(1)
+    assert empty(pool)
+
+
+def test_an_aborted_request_is_answered_although_its_home_is_lost(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: request.joined)
+    pool.lifecycle.on_abort(request.rid, "no longer wanted", everything=False)
+    assert pool.answers[request.tokenized] == []
+    pool.lose(0)
+    assert pool.answers[request.tokenized] == ["controller"]
+    pool.confirm(0)
+    pool.settle()
+    assert request.outcome == "aborted"
+    pool.fill(0)
+    assert empty(pool)
+
+
+def test_an_aborted_plan_that_was_recalled_is_answered_at_once(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.turn()
+    pool.lose(1)
+    assert (request.phase, request.recalled) == (Phase.DRAINING, True)
+    pool.lifecycle.abort(request, "no longer wanted")
+    assert pool.answers[request.tokenized] == ["controller"]
+    pool.settle()
+    assert (request.phase, request.outcome) == (Phase.ENDED, "aborted")
+
+
+def test_the_id_of_what_was_lost_is_free_at_once(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.lose(0)
+    again = pool.submit(50, rid=request.rid, plan=[(50, [1])])
+    assert not again.error
+    pool.confirm(0)
+    pool.settle()
+    assert [request.outcome, again.outcome] == ["failed", "finished"]
+
+
+def test_a_seat_that_drains_is_idle_when_nothing_decodes_there(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    for seat in (0, 1):
+        pool.lifecycle.on_seat_draining(seat)
+    assert not pool.lifecycle.seat_idle(0)
+    assert pool.lifecycle.seat_idle(1)
+    pool.settle()
+    assert pool.lifecycle.seat_idle(0)
+
+
+def test_what_a_lost_instance_told_of_its_slots_is_forgotten(pool: OneServerPool) -> None:
+    pool.hear(SlotsTaken(instance=0, tp_rank=0, at_s=0.0, tokens=500))
+    assert pool.ledger.free_tokens()[0] == pool.capacity - 500
+    pool.lose(0)
+    pool.confirm(0)
+    pool.fill(0)
+    assert empty(pool)
+
+
+def test_a_plan_that_goes_elsewhere_gets_a_home_with_room() -> None:
+    """Of the instances that are left both have room for a share, one for all of the prompt."""
+    pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
+    decoding = pool.submit(500, plan=[(250, [1])] * 2)
+    pool.until(lambda: phase_is(decoding, Phase.DECODING))
+    request = pool.submit(600, plan=None)
+    pool.turn()
+    assert request.plan is not None
+    assert request.plan.home == 0
+    pool.lose(0)
+    assert phase_is(request, Phase.BOUND)
+    assert set(request.plan.instances) == {1, 2}
+    assert request.plan.home == 2
+    pool.confirm(0)
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert pool.lost_requests == []
+    pool.fill(0)
+    assert empty(pool)
+
+
+def test_a_plan_without_a_home_that_names_a_lost_instance_is_made_again() -> None:
+    pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
+    running = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in range(3)]
+    for request in running:
+        pool.until(partial(phase_is, request, Phase.DECODING))
+    waiting = [pool.submit(700), pool.submit(680)]
+    pool.turn()
+    pool.lose(0)
+    pool.confirm(0)
+    pool.settle()
+    assert [request.outcome for request in running] == ["failed", "finished", "finished"]
+    assert [request.outcome for request in waiting] == ["finished"] * 2
+    assert waiting[0].seq < waiting[1].seq
+    for request in waiting:
+        assert request.plan is not None
+        assert set(request.plan.instances) == {1, 2}
+    pool.fill(0)
     assert empty(pool)
 
 

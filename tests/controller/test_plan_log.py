@@ -11,7 +11,7 @@ import pytest
 
 from sglang_cdsp.controller import plan_log
 from sglang_cdsp.controller.plan_log import PlanLog, record
-from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
+from sglang_cdsp.controller.request import ChunkTimes, PoolRequest, Replan
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from tests.controller.fake_tasks import Client
 
@@ -36,6 +36,7 @@ def test_times_count_from_the_arrival() -> None:
         "arrival_s": 100.0,
         "arrival_unix_s": 1_000_000_100.0,
         "bound_s": 1.0,
+        "passes": False,
         "ttft_s": {"predicted": 4.0, "measured": 4.5},
         "kv_drained_s": 4.75,
         "chunks": [
@@ -46,6 +47,7 @@ def test_times_count_from_the_arrival() -> None:
                 "planned_end_s": 2.0,
                 "start_s": 1.5,
                 "end_s": 2.25,
+                "passed_s": 0.0,
             },
             {
                 "tokens": 36,
@@ -54,11 +56,32 @@ def test_times_count_from_the_arrival() -> None:
                 "planned_end_s": 4.0,
                 "start_s": 2.5,
                 "end_s": 4.0,
+                "passed_s": 0.0,
             },
         ],
+        "recalls": 0,
+        "lost_instances": [],
+        "replans": [],
         "outcome": "finished",
         "error": "",
     }
+
+
+def test_changes_of_the_plan_are_told() -> None:
+    request = finished()
+    assert request.plan is not None
+    before = (PlannedChunk(36, (1,), 1.0, 3.5),)
+    change = Replan(102.25, 1, "joins 0", before, request.plan.chunks[1:], (104.5, 104.0))
+    request.replans.append(change)
+    assert record(request, unix_offset_s=0.0)["replans"] == [
+        {
+            "at_s": 2.25,
+            "chunk": 1,
+            "reason": "joins 0",
+            "from": {"chunks": [[36, [1]]], "ttft_s": 4.5},
+            "to": {"chunks": [[36, [1, 0]]], "ttft_s": 4.0},
+        }
+    ]
 
 
 def test_what_never_ran_has_no_times() -> None:

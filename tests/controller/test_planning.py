@@ -12,6 +12,7 @@ from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.queue import WaitingQueue
 from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.forced import ForcedPlan
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from tests.controller.fake_pool import FakePool
 
@@ -84,7 +85,7 @@ def test_the_pool_watches_the_prompts_that_it_plans(caplog: pytest.LogCaptureFix
     pool = FakePool(size=2)
     queue = WaitingQueue(made, pool.ledger, lambda: 0.0)
     forced = pool.request(1000)
-    forced.forced = ((1000, (0,)),)
+    forced.forced = ForcedPlan(((1000, (0,)),))
     queue.add(forced)
     assert not caplog.records  # its plan came with it: no time was looked up to choose it
     queue.add(pool.request(1000))

@@ -77,7 +77,7 @@ def test_a_pool_that_is_not_whole_must_not_serve(
 
 def test_addresses_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_CDSP_POOL", "")
-    addresses = PoolAddresses("tcp://127.0.0.1:5", "/dev/shm/board")
+    addresses = PoolAddresses("tcp://127.0.0.1:5", "/proc/1/fd/5", "/tmp/words")
     publish_addresses(addresses)
     assert pool_addresses() == addresses
 

@@ -16,6 +16,7 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.shard_runner import ShardDone
 from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     GoOrder,
     PlanOrder,
@@ -90,6 +91,8 @@ class Rank:
         layers: how often a forward gives way.
         device_start_s: when a device says that it started, None for none.
         joined: links that it was told of: seat, incarnation and invitation.
+        dropped: links that it was told to drop.
+        no_room: why no further link can be made, "" while it can.
         computed: tokens of each shard that was computed.
         started: for each forward that began, how many had ended.
     """
@@ -109,6 +112,8 @@ class Rank:
         self.layers = 0
         self.device_start_s: float | None = None
         self.joined: list[tuple[int, int, bytes]] = []
+        self.dropped: list[int] = []
+        self.no_room = ""
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
         reporter: Any = self
@@ -195,7 +200,21 @@ class Rank:
     # -- links ----------------------------------------------------------------------------
 
     def join(self, seat: int, incarnation: int, invitation: bytes) -> None:
+        if self.no_room:
+            raise LinkError(self.no_room)
         self.joined.append((seat, incarnation, invitation))
+
+    def invite(self, seat: int) -> bytes:
+        if self.no_room:
+            raise LinkError(self.no_room)
+        return f"for {seat}".encode()
+
+    def incarnation_of(self, seat: int) -> int | None:
+        lives = [life for at, life, _ in self.joined if at == seat]
+        return lives[-1] if lives and seat not in self.dropped else None
+
+    def drop(self, seat: int, why: str) -> None:
+        self.dropped.append(seat)
 
     # -- what the tests do ----------------------------------------------------------------
 
@@ -218,13 +237,13 @@ class Rank:
         assert self.engine.adopt(req)
         return req
 
-    def enter(self, chunk: int, *, seq: int = 0) -> None:
+    def enter(self, chunk: int, *, seq: int = 0, revision: int = 0) -> None:
         """A chunk starts; it runs in the engine's turns."""
-        self.engine.on_go(GoOrder(seq=seq, chunk=chunk))
+        self.engine.on_go(GoOrder(seq=seq, chunk=chunk, revision=revision))
 
-    def go(self, chunk: int, *, seq: int = 0) -> None:
+    def go(self, chunk: int, *, seq: int = 0, revision: int = 0) -> None:
         """A chunk starts, and nothing else happens until it is over."""
-        self.enter(chunk, seq=seq)
+        self.enter(chunk, seq=seq, revision=revision)
         while self.coroutines.turn():
             pass
 

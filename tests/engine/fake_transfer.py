@@ -46,6 +46,10 @@ class FakeAgent:
         self.states[handle] = "PROC"
         return handle
 
+    def check_remote_metadata(self, name: str) -> bool:
+        """No connection ever breaks here."""
+        return True
+
     def make_prepped_xfer(
         self,
         operation: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,13 +50,40 @@ def test_an_8b_model_takes_a_hundred_kilobytes_a_token() -> None:
     assert LLAMA.kv_bytes == 4096
 
 
+def test_guests_are_reckoned_where_q_circulates() -> None:
+    """Two members' queries, two answers to them and two to the own ones, of 8 KiB each; and one
+    of the answers in float32."""
+    travelling = 3 * 2 * 8192 + 16384
+    base = LLAMA.q_ring_bytes - travelling
+    assert base == 3 * 8192 + (2 * 6144 + 2 * 4096) * 2 + 16384
+    assert LLAMA.q_ring_bytes > LLAMA.token_bytes, "the MLP needs more than attention with KV"
+    # With experts it is the MLP either way.
+    wide = replace(LLAMA, mlp=60_000, routed=8)
+    assert wide.q_ring_bytes == wide.token_bytes
+
+
+@pytest.mark.parametrize(("capacity", "by_kv"), [(1000, False), (500_000, True)])
+def test_the_way_that_needs_more_bounds_the_shard(capacity: int, by_kv: bool) -> None:
+    """Guests where there is little KV, two blocks where there is much."""
+    tokens = largest_shard(10 * GIB, capacity, LLAMA)
+    shared = activations.SHARE * 10 * GIB - LLAMA.logits_bytes
+    block = capacity * LLAMA.kv_bytes
+    ways = {
+        True: (shared - activations.BLOCKS * block) // LLAMA.token_bytes,
+        False: (shared - activations.GATHERED * block) // LLAMA.q_ring_bytes,
+    }
+    assert tokens == ways[by_kv] < ways[not by_kv]
+
+
 @given(st.integers(0, 80 * GIB), st.integers(0, 1 << 20))
 def test_what_is_reckoned_fits(free: int, capacity: int) -> None:
-    """Blocks of all KV that the rank holds, and the activations, are within the share."""
+    """What travels, were it all KV that the rank holds, and the activations are in the share."""
     tokens = largest_shard(free, capacity, LLAMA)
     if tokens > 0:
-        used = tokens * LLAMA.token_bytes + activations.BLOCKS * capacity * LLAMA.kv_bytes
-        assert used <= activations.SHARE * free
+        block = capacity * LLAMA.kv_bytes
+        by_kv = tokens * LLAMA.token_bytes + activations.BLOCKS * block
+        by_q = tokens * LLAMA.q_ring_bytes + activations.GATHERED * block
+        assert max(by_kv, by_q) <= activations.SHARE * free
     more = largest_shard(free + GIB, capacity, LLAMA)
     assert more > tokens
 

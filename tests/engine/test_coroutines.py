@@ -243,6 +243,7 @@ def test_ranks_switch_alike_whatever_arrives_when(seed: int, data: st.DataObject
     """
     size, names = 2, ["x", "y", "z"]
     failing = data.draw(st.sampled_from([None, *names]))
+    urgent = data.draw(st.tuples(*[st.integers(0, 1) for _ in names]))
     ranks = Together(size)
     orders: list[list[str]] = [[] for _ in range(size)]
     problems: list[BaseException] = []
@@ -255,6 +256,7 @@ def test_ranks_switch_alike_whatever_arrives_when(seed: int, data: st.DataObject
             ranks=ranks.rank(me),
             leads=me == 0,
             stretch_s=mine.random(),
+            expected=lambda: mine.random() < 0.3,
             shake=shared if seed % 2 else None,
         )
 
@@ -284,7 +286,7 @@ def test_ranks_switch_alike_whatever_arrives_when(seed: int, data: st.DataObject
 
         try:
             for number, name in enumerate(names):
-                run.start(name, (0, number), work(name))
+                run.start(name, (-urgent[number], number), work(name))
             while len(run):
                 run.turn()
         except BaseException as error:
@@ -360,3 +362,31 @@ def test_a_chunk_stands_still_while_what_passes_it_waits_for_a_partner() -> None
     while run.turn():
         pass
     assert said == ["l0", "asks", "has", "l1", "l2"]
+
+
+def test_a_long_chunk_stands_still_while_something_else_is_about_to_go_on() -> None:
+    """Red when a long piece begins between a short prompt's order and the next one."""
+    clock, said, coming = Clock(), list[str](), [False]
+    run = alone(clock, stretch_s=1.0, expected=lambda: coming[0])
+    run.start("long", (0, 1), steps(run, said, "l", clock, 3))
+    assert run.turn()
+    coming[0] = True
+    assert not run.turn()
+    run.start("short", (-1, 2), steps(run, said, "s", clock, 2))
+    while run.turn():
+        pass
+    assert said == ["l0", "s0", "s1"]
+    coming[0] = False
+    while run.turn():
+        pass
+    assert said == ["l0", "s0", "s1", "l1", "l2"]
+
+
+def test_a_chunk_of_short_pieces_goes_on_whatever_is_expected() -> None:
+    """On a GPU nobody gains by its waiting."""
+    clock, said = Clock(), list[str]()
+    run = alone(clock, stretch_s=1.0, expected=lambda: True)
+    run.start("long", (0, 1), steps(run, said, "l", clock, 3, step_s=0.01))
+    while run.turn():
+        pass
+    assert said == ["l0", "l1", "l2"]

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.engine.tasks import ChunkTask
-from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import GoOrder
+from tests.engine.one_thread import INSTANCES, LAYERS, Instance, pool_of, task_on
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-from tests.engine.shard_pool import INSTANCES, LAYERS, Instance, pool_of, task_on
 
 
 def run(chunks: Chunks, page: int, seed: int) -> tuple[list[Instance], list[ChunkTask]]:
@@ -29,8 +28,6 @@ def run(chunks: Chunks, page: int, seed: int) -> tuple[list[Instance], list[Chun
         for member in group:
             task = tasks[member]
             task.gathers = True
-            if task.is_final(number) and task.home == member:
-                task.slot_table.take(m.span for m in moves_to_home(task.layouts[number]))
             instances[member].begin(task, order, {})
         while any(len(instance.coroutines) for instance in instances):
             draw.choice(instances).coroutines.turn()

@@ -21,6 +21,7 @@ from sglang_cdsp.engine.model_check import (
     check_model,
 )
 from sglang_cdsp.engine.scheduler import PoolScheduler
+from sglang_cdsp.protocol.lives import Life
 
 LAYERS = 2
 PLAIN: dict[str, Any] = {
@@ -202,5 +203,9 @@ def test_a_scheduler_refuses_by_the_configuration_before_it_loads(
         self.model_config = model_config("Llama4ForCausalLM")
 
     monkeypatch.setattr(PoolScheduler.__mro__[1], "init_model_config", stocks)
+    monkeypatch.setattr("sglang_cdsp.engine.scheduler.this_life", lambda: Life("pool", 0, 1))
+    monkeypatch.setattr(
+        "sglang_cdsp.engine.scheduler.get_parallel", lambda: SimpleNamespace(tp_rank=0)
+    )
     with pytest.raises(UnsupportedModel, match="Llama4ForCausalLM"):
         object.__new__(PoolScheduler).init_model_config()

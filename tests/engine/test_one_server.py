@@ -16,6 +16,7 @@ from sglang_cdsp.protocol.messages import (
     Ready,
     Released,
     ReleaseOrder,
+    RestOrder,
 )
 from tests.engine.fake_rank import CHUNKS, PAGES, FakeJoining, Rank
 
@@ -166,3 +167,40 @@ def test_an_order_to_stop_or_cancel_reaches_what_has_joined() -> None:
     rank.engine.on_cancel(CancelOrder(seq=0))
     assert [rid.startswith("cdsp-cancelled-0-") for rid in rank.cancelled] == [True, True]
     assert len(joining(rank).reqs) == 1
+
+
+def test_a_changed_rest_frees_what_home_was_to_gather() -> None:
+    rank = Rank(decodes=True)
+    rank.plan()
+    rank.request()
+    for chunk in (0, 1):
+        rank.engine.step()
+        rank.go(chunk)
+    free = rank.allocator.available_size()
+    rank.engine.step()
+    assert rank.allocator.available_size() == PAGES - TOKENS, "it is ready for the last chunk"
+    rest = [*CHUNKS[:2], (32, [0, 1]), (32, [0, 1])]
+    rank.engine.on_rest(RestOrder(seq=0, revision=1, chunk=2, chunks=rest))
+    assert rank.allocator.available_size() == free
+    for chunk in (2, 3):
+        rank.engine.step()
+        rank.go(chunk, revision=1)
+    rank.engine.step()
+    (slots,) = joining(rank).slots
+    assert slots.numel() == TOKENS == slots.unique().numel()
+
+
+def test_a_home_before_the_first_chunk_gives_the_request_back() -> None:
+    rank = Rank(decodes=True)
+    rank.plan()
+    rank.request()
+    rank.engine.step()
+    rank.engine.on_rest(RestOrder(seq=0, revision=1, chunk=0, chunks=[(TOKENS, [1, 0])]))
+    rank.engine.step()
+    rank.go(0, revision=1)
+    rank.engine.step()
+    assert joining(rank).reqs == []
+    rank.scheduler.output_streamer.stream_output.assert_not_called()
+    rank.engine.on_release(ReleaseOrder(seq=0))
+    assert rank.last(Released) == {"seq": 0, "joined": False}
+    assert rank.allocator.available_size() == PAGES

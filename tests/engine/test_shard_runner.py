@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,15 +16,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.model_executor.forward_context import has_forward_context
 
+from sglang_cdsp.attention.backend import ShardAttention
+from sglang_cdsp.engine import shard_runner
 from sglang_cdsp.engine.device import PIECES_AHEAD
+from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.protocol.messages import GoOrder
+from sglang_cdsp.testing.paged import Emulated
 from tests.engine.fake_device import FakeDevice
+from tests.engine.one_thread import (
+    INSTANCES,
+    LAYERS,
+    Instance,
+    alone,
+    pool_of,
+    task_on,
+)
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-from tests.engine.shard_pool import INSTANCES, LAYERS, alone, pool_of, task_on
+from tests.planner.drawn_plans import drawn_rest
 
 
-def run_plans(plans: list[Chunks], page: int, seed: int, *, shared: bool = False) -> None:
-    """Run all plans at once, chunk starts and switches in a drawn order; check every token."""
+def change_rest(
+    instances: list[Instance],
+    tasks: list[ChunkTask],
+    chunks: Chunks,
+    ran: int,
+    page: int,
+    draw: random.Random,
+) -> Chunks:
+    """Another drawn plan for what follows the chunks that ran; members may have got ready."""
+    for me in chunks[ran][1]:
+        if draw.random() < 0.5:
+            instances[me].get_ready(tasks[me], ran)
+    placed = tuple((n, tuple(group)) for n, group in chunks)
+    rest = drawn_rest(placed, ran, page, len(instances), draw)
+    changed = [*chunks[:ran], *((n, list(group)) for n, group in rest)]
+    layouts = plan_layout(changed, page)
+    for me, task in enumerate(tasks):
+        if me in changed[-1][1]:
+            task.take_rest(layouts, ran, task.revision + 1, me)
+        else:
+            task.slot_table.clear()
+            task.layouts, task.prepared = layouts, None
+    return changed
+
+
+def run_plans(
+    plans: list[Chunks], page: int, seed: int, *, shared: bool = False, changes: int = 0
+) -> None:
+    """Run all plans at once, chunk starts and switches in a drawn order; check every token.
+
+    Up to so many ``changes`` of rests happen between two chunks.
+    """
     draw = random.Random(seed)
     instances = pool_of(page, seed, shared=shared)
     tasks = [[task_on(i, seq, chunks, page) for i in instances] for seq, chunks in enumerate(plans)]
@@ -35,6 +79,10 @@ def run_plans(plans: list[Chunks], page: int, seed: int, *, shared: bool = False
     ):
         seq = draw.randrange(len(plans))
         idle = all(task.running is None for task in tasks[seq])
+        between = idle and 0 < started[seq] < len(plans[seq])
+        if changes and between and draw.random() < 0.3:
+            changes -= 1
+            plans[seq] = change_rest(instances, tasks[seq], plans[seq], started[seq], page, draw)
         if idle and started[seq] < len(plans[seq]) and draw.random() < 0.3:
             serial += 1
             chunk = started[seq]
@@ -66,6 +114,32 @@ def test_any_plans_at_once_give_what_the_model_gives_alone(
         st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
     )
     run_plans(at_once, page, seed)
+
+
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES, st.integers(0, 2**32))
+def test_rests_that_change_give_what_the_model_gives_alone(
+    data: st.DataObject, page: int, seed: int
+) -> None:
+    at_once = data.draw(
+        st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
+    )
+    run_plans(at_once, page, seed, changes=6)
+
+
+@settings(max_examples=25, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES, st.integers(0, 2**32))
+def test_so_they_do_where_kernels_read_the_pool(data: st.DataObject, page: int, seed: int) -> None:
+    """FlashInfer's paged prefill, emulated: slots, plans and layers of many forwards in turn."""
+    kernel = Emulated()
+    at_once = data.draw(
+        st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        reading = partial(ShardAttention, kernels=(kernel.kernel(),))
+        patch.setattr(shard_runner, "ShardAttention", reading)
+        run_plans(at_once, page, seed)
+    assert kernel.wrappers
 
 
 def test_forwards_that_share_a_static_buffer_corrupt_each_other() -> None:

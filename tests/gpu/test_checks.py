@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from sglang_cdsp.kernels.merge import merge_into, merge_states
 
-from bench.gpu import attention, environment, pacing, plans, rings, serving, speed
+from bench.gpu import attention, environment, pacing, paged, plans, rings, serving, speed
 from bench.gpu.attention import MergeCase, attention_cases, check_attention, merge_cases
 from bench.gpu.record import CheckFailed, Recorder, read_checks
 from bench.gpu.target import Target, target_for
+from sglang_cdsp.attention.blocks import TensorBlock
 from sglang_cdsp.attention.partial import Implementation
-from sglang_cdsp.attention.ring import ring_attention
+from sglang_cdsp.attention.ring import RingLayout, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.testing.answers import Answer, compare
 from sglang_cdsp.testing.checkpoint import LlamaShape
@@ -143,14 +145,56 @@ def test_rings_pass(links: list[Lane]) -> None:
 
 
 def test_a_ring_that_loses_a_block_fails(links: list[Lane]) -> None:
-    def loses(*tensors: torch.Tensor, **keywords: object) -> torch.Tensor:
-        q, k, v, k_history, v_history, layout, exchanger = tensors
-        if layout.me == 1:  # type: ignore[attr-defined]
-            v_history = torch.zeros_like(v_history)
-        return ring_attention(q, k, v, k_history, v_history, layout, exchanger, **keywords)  # type: ignore[arg-type]
+    def loses(
+        q: torch.Tensor, block: TensorBlock, layout: RingLayout, lane: Lane, *, scale: float
+    ) -> torch.Tensor:
+        if layout.me == 1:
+            block = replace(block, v_history=torch.zeros_like(block.v_history))
+        return ring_attention(q, block, layout, lane, scale=scale)
 
     with pytest.raises(CheckFailed, match="ring is off"):
         rings.check_ring(CPU, links, loses, rings.ring_cases(4, small=True)[1])
+
+
+def test_rows_read_in_the_pool_pass() -> None:
+    (kernel,) = paged.kernels(CPU)
+    found = paged.check_paged(CPU, kernel, 64, 33)
+    assert found["own off by"] <= CPU.tolerance
+    assert found["guests off by"] <= CPU.tolerance
+    paged.check_turns(CPU, kernel)
+    assert paged.times(CPU, kernel, 64, 16)["own TFLOP/s"] > 0
+
+
+@pytest.mark.parametrize("change", ["base", "mask", "slots"])
+def test_wrong_reading_of_the_pool_fails(change: str) -> None:
+    """Another base, no mask, or neighbouring slots."""
+    (kernel,) = paged.kernels(CPU)
+
+    def make(workspace: torch.Tensor) -> Any:
+        wrapper: Any = kernel.make(workspace)
+        plan = wrapper.plan
+
+        def changed(**planned: Any) -> None:
+            if change == "mask":
+                planned["causal"] = False
+            if change == "slots":
+                planned["paged_kv_indices"] = planned["paged_kv_indices"].roll(1)
+            plan(**planned)
+
+        wrapper.plan = changed
+        return wrapper
+
+    wrong = replace(kernel, make=make, lse_unit=1.0 if change == "base" else kernel.lse_unit)
+    with pytest.raises(CheckFailed, match="is off"):
+        paged.check_paged(CPU, wrong, 64, 33)
+
+
+def test_a_plan_that_forwards_share_fails() -> None:
+    (kernel,) = paged.kernels(CPU)
+    shared: Any = kernel.make(torch.empty(16, dtype=torch.uint8))
+    shared.reset_workspace_buffer = lambda *buffers: None
+    with pytest.raises(CheckFailed, match="takes turns"):
+        paged.check_turns(CPU, replace(kernel, make=lambda workspace: shared))
 
 
 def test_speed_checks_their_results(monkeypatch: pytest.MonkeyPatch) -> None:

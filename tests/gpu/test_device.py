@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from bench.gpu import attention, environment, links, pacing, rings, speed
+from bench.gpu import attention, environment, links, pacing, paged, rings, speed
 from bench.gpu.link_ends import ENDS
 from bench.gpu.target import Target, target_for
 from sglang_cdsp.parallel.links.lanes import Lane
@@ -81,10 +81,15 @@ def test_links_between_two_processes(name: str) -> None:
     links.both(links.Pair(name, HERE).run())
 
 
+@pytest.mark.parametrize("work", [pytest.param(work, id=name) for name, work in paged.checks(HERE)])
+def test_rows_read_in_the_pool(work: Callable[[], object]) -> None:
+    work()
+
+
 def test_speed_and_ceilings_are_measured() -> None:
     environment.product_ceiling(HERE)
     speed.parts_against_whole(HERE, 512, 8192)
-    speed.gather_and_pack(HERE)
+    speed.gathered_message(HERE)
     pacing.pace_bound(HERE)
     pacing.stopwatch(HERE)
 

@@ -28,8 +28,8 @@ def dry_run(steps: str, out: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_steps_without_servers(tmp_path: Path) -> None:
-    document = dry_run("1-5", tmp_path / "gpu.json")
-    assert document["summary"] == "5 passed, 0 failed, 0 skipped"
+    document = dry_run("1-6", tmp_path / "gpu.json")
+    assert document["summary"] == "6 passed, 0 failed, 0 skipped"
     assert document["machine"]["torch"]
     names = [check["name"] for step in document["steps"] for check in step["checks"]]
     for part in (
@@ -39,13 +39,14 @@ def test_steps_without_servers(tmp_path: Path) -> None:
         "Q ring of 2",
         "NIXL",
         "links over NIXL",
+        "33 rows after 0, emulated",
     ):
         assert any(part in name for name in names), part
 
 
 @pytest.mark.serving
 def test_servers(tmp_path: Path) -> None:
-    document = dry_run("6", tmp_path / "gpu.json")
+    document = dry_run("7", tmp_path / "gpu.json")
     assert document["summary"] == "1 passed, 0 failed, 0 skipped"
     (step,) = document["steps"]
     figures = {check["name"]: check["figures"] for check in step["checks"]}

@@ -17,13 +17,13 @@ def test_steps_by_number() -> None:
     assert chosen("") == STEPS
     assert [step.number for step in chosen("1,3")] == [1, 3]
     assert [step.number for step in chosen("4-6,2")] == [2, 4, 5, 6]
-    for text in ("7", "0-2", "two", "3-"):
+    for text in ("8", "0-2", "two", "3-"):
         with pytest.raises(StepsError, match="--steps"):
             chosen(text)
 
 
-def test_the_default_set_is_limited_to_seven_minutes() -> None:
-    assert sum(step.limit_s for step in STEPS) <= 420
+def test_the_default_set_is_limited_to_eight_minutes() -> None:
+    assert sum(step.limit_s for step in STEPS) <= 480
     assert [step.number for step in STEPS if step.may_skip] == [5]
 
 
@@ -78,4 +78,4 @@ def test_committed_results_are_not_written_over(
     assert "committed result" in capsys.readouterr().err
     assert kept.read_text() == "{}"
     assert program.main(["--steps", "8"]) == 2
-    assert "the steps are 1 to 6" in capsys.readouterr().err
+    assert "the steps are 1 to 7" in capsys.readouterr().err

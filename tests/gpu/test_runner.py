@@ -71,9 +71,9 @@ def test_a_crash_keeps_what_was_found(
 def test_a_step_over_its_limit_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = outcome_of("hangs", tmp_path, monkeypatch, limit_s=45)
+    found = outcome_of("hangs", tmp_path, monkeypatch, limit_s=20)
     assert found.status == "failed"
-    assert found.reason == "ended after its limit of 45 s"
+    assert found.reason == "ended after its limit of 20 s"
     assert [check.name for check in found.checks] == ["first"]
     assert not fake_steps.alive(tmp_path / "child")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from bench.gpu.record import Recorder
 from bench.gpu.target import target_for
 from sglang_cdsp.parallel.links.choose import LINKS_VAR
 from sglang_cdsp.testing.stack import RunningStack
+from tests.stand_in import QuietHandler, answering
 
 DRY = target_for(dry_run=True)
 
@@ -72,7 +71,7 @@ class FakeServers:
 def served(fake: FakeServers) -> Iterator[str]:
     """The stand-in's URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self.reply(fake.info())
 
@@ -91,16 +90,8 @@ def served(fake: FakeServers) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 @pytest.fixture

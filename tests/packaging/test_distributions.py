@@ -122,18 +122,22 @@ def test_the_source_distribution_has_no_tests_and_no_benchmarks(distributions: P
 # -- the bare wheel -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment with the wheel and what its metadata asks for."""
+def environment_with(package: str, place: Path) -> str:
+    """The interpreter of a new environment with a package and what its metadata asks for."""
     if not index_answers():
         pytest.skip("no package index can be reached")
-    place = tmp_path_factory.mktemp("bare")
     run(sys.executable, "-m", "venv", "env", cwd=place)
     interpreter = str(place / "env" / "bin" / "python")
     pinned = ("--constraint", str(ROOT / "requirements" / "cpu.txt"))
     pip = (interpreter, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, *pinned, str(wheel), cwd=place)
+    run(*pip, *pinned, package, cwd=place)
     return interpreter
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with the bare wheel."""
+    return environment_with(str(wheel), tmp_path_factory.mktemp("bare"))
 
 
 def test_the_bare_wheel_brings_neither_sglang_nor_torch(python: str, tmp_path: Path) -> None:
@@ -180,15 +184,7 @@ def test_what_profile_lacks_is_named_with_the_remedy(python: str, tmp_path: Path
 @pytest.fixture(scope="module")
 def with_demo(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with the wheel and its extra `demo`, without SGLang."""
-    if not index_answers():
-        pytest.skip("no package index can be reached")
-    place = tmp_path_factory.mktemp("demo")
-    run(sys.executable, "-m", "venv", "env", cwd=place)
-    interpreter = str(place / "env" / "bin" / "python")
-    pinned = ("--constraint", str(ROOT / "requirements" / "cpu.txt"))
-    pip = (interpreter, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, *pinned, f"{wheel}[demo]", cwd=place)
-    return interpreter
+    return environment_with(f"{wheel}[demo]", tmp_path_factory.mktemp("demo"))
 
 
 def test_with_the_extra_only_sglang_is_missing(with_demo: str, tmp_path: Path) -> None:

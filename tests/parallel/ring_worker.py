@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.choose import make_links
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.types import LinkShape
+from tests.parallel import processes
 from tests.parallel.ring_cases import Attention, RingCase, run_member
 
 WAYS: dict[str, Attention] = {"kv": ring_attention, "q": q_ring_attention}
@@ -50,23 +50,23 @@ class Members:
 @contextmanager
 def members(size: int, kind: str) -> Iterator[Members]:
     """Start ``size`` processes that are linked, and end them afterwards."""
-    spawn = multiprocessing.get_context("spawn")
-    pipes = [spawn.Pipe() for _ in range(size)]
-    processes = [
-        spawn.Process(target=serve, args=(seat, size, kind, pipes[seat][1]), daemon=True)
+    start = processes.context()
+    pipes = [start.Pipe() for _ in range(size)]
+    workers = [
+        start.Process(target=serve, args=(seat, size, kind, pipes[seat][1]), daemon=True)
         for seat in range(size)
     ]
-    for process in processes:
-        process.start()
+    for worker in workers:
+        worker.start()
     try:
         invitations = [mine.recv() for mine, _ in pipes]
         for seat, (mine, _) in enumerate(pipes):
             mine.send({other: invitations[other][seat] for other in range(size) if other != seat})
-        yield Members(tuple(processes), tuple(mine for mine, _ in pipes))
+        yield Members(tuple(workers), tuple(mine for mine, _ in pipes))
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        for worker in workers:
+            worker.kill()
+            worker.join()
 
 
 def serve(seat: int, size: int, kind: str, pipe: Connection) -> None:

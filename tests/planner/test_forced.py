@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 
 from sglang_cdsp.planner.errors import ForcedPlanError
-from sglang_cdsp.planner.forced import parse_plan, timed_plan
+from sglang_cdsp.planner.forced import parse_forced, parse_plan, timed_plan
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.policies import make_policy
 from sglang_cdsp.planner.types import PoolView
@@ -51,6 +51,66 @@ def test_every_error_says_what_is_wrong_and_what_is_expected(raw: Any, says: str
         parse_plan(raw, 100, 3, 16)
     assert str(caught.value).startswith("cdsp_plan")
     assert says in str(caught.value)
+
+
+def test_a_plan_brings_plans_for_its_rest() -> None:
+    """Each goes on from the one before it: the second from the first's chunks."""
+    raw = {
+        "plan": [[32, [2]], [68, [2, 0]]],
+        "rests": [[[32, [2]], [36, [2, 1]]], [[36, [2, 1, 0]]]],
+    }
+    forced = parse_forced(raw, 100, 3, 16)
+    assert forced.chunks == ((32, (2,)), (68, (2, 0)))
+    assert forced.rest_at(32) == ((32, (2,)), (36, (2, 1)))
+    assert forced.rest_at(64) == ((36, (2, 1, 0)),)
+    assert forced.rest_at(0) is forced.rest_at(100) is None
+    assert parse_forced(raw["plan"], 100, 3, 16).rests == ()
+    # Who joins takes its share of what is held, then its own of the chunk.
+    binding, first, second = forced.demands(16)
+    assert binding == {2: 32 + 64, 0: 16 + 64}
+    assert first == {2: 64 + 32, 1: 32 + 32}
+    assert second == {2: 64 + 32, 1: 32 + 32, 0: 32 + 32}
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"plan": [[100, [0]]]}, 'or {"plan": ..., "rests": [...]}, got'),
+        ({"plan": [[100, [0]]], "rests": 7}, 'or {"plan": ..., "rests": [...]}, got'),
+        ({"plan": [[100, [0]]], "rests": [], "more": 1}, 'or {"plan": ..., "rests": [...]}, got'),
+        ({"plan": [[90, [0]]], "rests": []}, "have 90 tokens, the prompt has 100"),
+        ({"plan": [[32, [0]], [68, [0]]], "rests": ["x"]}, "must have the form"),
+        (
+            {"plan": [[32, [0]], [68, [0]]], "rests": [[[60, [0]]]]},
+            "a rest begins at token 40, which is not where a chunk begins that may get another "
+            "plan; use one of [32]",
+        ),
+        (
+            {"plan": [[32, [0]], [68, [0]]], "rests": [[[68, [0]]], [[68, [0]]]]},
+            "a rest begins at token 32, which is not where a chunk begins that may get another "
+            "plan; use one of []",
+        ),
+        (
+            {"plan": [[32, [0, 1]], [68, [0, 1]]], "rests": [[[68, [1, 0]]]]},
+            "group [1, 0] does not start with [0, 1], the group before it",
+        ),
+        (
+            {"plan": [[32, [0]], [68, [0]]], "rests": [[[30, [0]], [38, [0]]]]},
+            "starts at token 62, not on a page border",
+        ),
+    ],
+)
+def test_every_error_of_a_rest_says_what_is_expected(raw: Any, says: str) -> None:
+    with pytest.raises(ForcedPlanError) as caught:
+        parse_forced(raw, 100, 3, 16)
+    assert str(caught.value).startswith("cdsp_plan")
+    assert says in str(caught.value)
+
+
+def test_a_rest_is_timed_after_what_ran() -> None:
+    pool = PoolView((3.0, 9.0), None, 2)
+    plan = timed_plan(((200, (0, 1)),), MODEL, pool, 100)
+    assert plan.ttft_s == pytest.approx(9.0 + MODEL.predict(2, 100, 200))
 
 
 def test_times_follow_queues_and_the_latency_model() -> None:

@@ -16,6 +16,7 @@ from sglang_cdsp.testing.prompts import cut_prompts
 from sglang_cdsp.testing.stack import RunningStack, disaggregated, running
 
 OUTPUT_TOKENS = 12
+IDLE_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,6 @@ def test_idle_servers_do_not_spin(servers: RunningStack) -> None:
     before = [sum(member.cpu_times()[:2]) for member in members]
     for member in members:  # a spinning process would use most of this wait
         with pytest.raises(psutil.TimeoutExpired):
-            member.wait(timeout=10 / len(members))
+            member.wait(timeout=IDLE_S / len(members))
     used = [sum(m.cpu_times()[:2]) - b for m, b in zip(members, before, strict=True)]
-    assert max(used) < 4.0
+    assert max(used) < 0.4 * IDLE_S

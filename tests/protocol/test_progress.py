@@ -26,10 +26,10 @@ def test_each_rank_has_its_counter() -> None:
     advance(board, 1, 5)
     advance(board, 2, 1)
     assert board.read() == (0, 5, 1)
-    board.forget_path()
+    assert board.beats() == (0, 0, 0)
 
 
-def test_other_processes_are_seen_and_no_file_is_left() -> None:
+def test_other_processes_are_seen() -> None:
     board = ProgressBoard.create(3)
     context = multiprocessing.get_context("spawn")
     ranks = [
@@ -40,6 +40,14 @@ def test_other_processes_are_seen_and_no_file_is_left() -> None:
         rank.start()
     for rank in ranks:
         rank.join()
-    board.forget_path()
-    assert not board.path.exists()
     assert board.read() == (1000, 0, 1000)
+
+
+def test_beats_are_counted_apart_from_layers() -> None:
+    board = ProgressBoard.create(2)
+    other = ProgressBoard(board.path, 2)
+    other.beat(1)
+    other.beat(1)
+    other.advance(0)
+    assert board.beats() == (0, 2)
+    assert board.read() == (1, 0)

@@ -17,6 +17,8 @@ __all__ = ["FAKE_HOST", "TOP", "Answer", "Client", "Plan", "difference", "read",
 
 FAKE_HOST = "2.2.2.2"
 Plan = list[tuple[int, list[int]]]
+Demanded = Plan | dict[str, Any]
+"""A plan, or one with plans for its rest."""
 
 
 class Client:
@@ -38,7 +40,7 @@ class Client:
         }
         return requests.post(f"{url}/generate", json=body, timeout=120)
 
-    def pool(self, tokens: Sequence[int], plan: Plan | None = None, **fields: Any) -> Answer:
+    def pool(self, tokens: Sequence[int], plan: Demanded | None = None, **fields: Any) -> Answer:
         """Ask the pool through the router, with a forced plan if one is given."""
         if plan is not None:
             fields["sampling_params"] = {

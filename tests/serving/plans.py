@@ -1,7 +1,11 @@
-"""Pairs of prompt and forced plan, drawn from seeds."""
+"""Pairs of prompt and forced plan, drawn from seeds.
+
+`SGLANG_CDSP_TEST_CASES=SEED:COUNT` adds so many pairs of drawn lengths to those of every run.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +14,8 @@ from tests.serving.client import Plan
 
 LENGTHS = (1, 2, 3, 127, 128, 129, 251, 509, 1021, 2039, 4096, 4093, 8191)
 PLANS_PER_LENGTH = 5
+MORE_VAR = "SGLANG_CDSP_TEST_CASES"
+LONGEST = 12_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,18 @@ def draw_case(length: int, seed: int, pool_size: int) -> Case:
 
 
 def cases(pool_size: int) -> list[Case]:
-    """The suite's pairs, the same in every run."""
+    """The suite's pairs, the same in every run, and those that the environment asks for."""
+    fixed = [(length, seed) for length in LENGTHS for seed in range(PLANS_PER_LENGTH)]
+    return [draw_case(length, seed, pool_size) for length, seed in fixed + more_lengths()]
+
+
+def more_lengths() -> list[tuple[int, int]]:
+    """Length and seed of the further pairs; half of the lengths are below 1,000."""
+    asked = os.environ.get(MORE_VAR)
+    if not asked:
+        return []
+    seed, count = map(int, asked.split(":"))
+    rng = random.Random(seed)
     return [
-        draw_case(length, seed, pool_size) for length in LENGTHS for seed in range(PLANS_PER_LENGTH)
+        (rng.randint(1, rng.choice((1_000, LONGEST))), rng.randrange(1 << 20)) for _ in range(count)
     ]

@@ -1,6 +1,6 @@
 """Control endpoints on a pool that works, beside the stock server's. The table: docs/control.md.
 
-What changes weights or memory has servers of its own: `tests/serving_control`.
+What changes weights or memory has servers of its own: `tests/serving_two`.
 """
 
 from __future__ import annotations

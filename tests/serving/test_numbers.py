@@ -58,7 +58,7 @@ def test_queue_times_are_times_in_a_queue(client: Client, checkpoint: Path) -> N
 
 
 def test_a_busy_pool_says_so_and_an_idle_one_too(client: Client, checkpoint: Path) -> None:
-    prompt = text_tokens(checkpoint, 20_000, 85)
+    prompt = text_tokens(checkpoint, 6000, 85)
     (idle,) = loads(client)
     assert (idle["dp_rank"], idle["max_total_num_tokens"]) == (0, POOL_SIZE * INSTANCE_TOKENS)
     assert until(lambda: in_hand(client) == 0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.serving.client import Answer, Client, difference, text_tokens
-from tests.serving.conftest import POOL_SIZE
+from tests.serving.client import Answer, Client, Plan, difference, text_tokens
+from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
 
 TOLERANCE = 1e-3
@@ -61,6 +63,48 @@ def test_forced_plans_eight_at_a_time(client: Client, reference: Reference) -> N
     assert reference.early_stops <= len(CASES) // 10
 
 
+REST_PLANS: list[tuple[Plan, list[Plan]]] = [
+    (
+        [(900, [0]), (1200, [0, 1]), (1996, [0, 1])],
+        [[(1100, [0, 2, 3]), (2096, [0, 2, 3])]],
+    ),
+    (
+        [(700, [1]), (700, [1]), (2696, [1, 0])],
+        [[(1, [1]), (3395, [1, 3])], [(3395, [1, 3, 0, 2])]],
+    ),
+    (
+        [(2048, [2, 3]), (2048, [2, 3, 0, 1])],
+        [[(1024, [2, 3]), (1024, [2, 3, 1])], [(1024, [2, 3])]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("plan", "rests"), REST_PLANS, ids=("other", "twice", "narrower"))
+def test_a_rest_that_is_planned_anew(
+    plan: Plan, rests: list[Plan], client: Client, reference: Reference, plan_log: Path
+) -> None:
+    """Tokens and log-probabilities are stock's, so decode has every page, and once."""
+    case = Case(4096, 0, tuple((n, tuple(group)) for n, group in plan))
+    seen = len(plan_log.read_text().splitlines())
+    answer = client.pool(reference.prompt(case), {"plan": plan, "rests": rests})
+    reference.check(case, answer)
+    entry = json.loads(wait_logged(plan_log, seen + 1)[seen])
+    assert [change["to"]["chunks"] for change in entry["replans"]] == [
+        [[tokens, group] for tokens, group in rest] for rest in rests
+    ]
+    last = [(c["tokens"], c["instances"]) for c in entry["chunks"][-len(rests[-1]) :]]
+    assert last == rests[-1]
+    assert entry["outcome"] == "finished"
+
+
+def wait_logged(plan_log: Path, count: int) -> list[str]:
+    """The plan log's lines, once there are so many."""
+    deadline = time.monotonic() + 20
+    while len(lines := plan_log.read_text().splitlines()) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return lines
+
+
 def test_own_plans_on_a_burst(client: Client, reference: Reference) -> None:
     burst = [case for case in CASES if case.seed < 2]
     with ThreadPoolExecutor(len(burst)) as threads:
@@ -70,9 +114,8 @@ def test_own_plans_on_a_burst(client: Client, reference: Reference) -> None:
 
 
 def test_longer_than_one_instance(client: Client, checkpoint: Path) -> None:
-    """20,000 tokens on instances of 16,384 slots each."""
-    prompt = text_tokens(checkpoint, 20_000, 7)
+    prompt = text_tokens(checkpoint, INSTANCE_TOKENS + 1000, 7)
     stock = client.stock(prompt)
     difference(stock, client.pool(prompt), TOLERANCE)
-    plan = [(8_000, [2, 1]), (12_000, [2, 1, 3])]
+    plan = [(6000, [2, 1]), (INSTANCE_TOKENS - 5000, [2, 1, 3])]
     difference(stock, client.pool(prompt, plan), TOLERANCE)

@@ -45,7 +45,11 @@ def lines_of(records: Iterable[Record]) -> list[dict[str, Any]]:
         assert record.bound_s is not None
         assert record.ttft_s is not None
         chunks = [(c.tokens, [*c.instances], c.start_s - at, c.end_s - at) for c in record.chunks]
-        found.append(line(request.rid, at, record.bound_s - at, record.ttft_s, *chunks))
+        said = line(request.rid, at, record.bound_s - at, record.ttft_s, *chunks)
+        said["passes"] = record.passed
+        for chunk, stood_s in zip(said["chunks"], record.stood_s, strict=False):
+            chunk["passed_s"] = stood_s
+        found.append(said)
     return sorted(found, key=lambda row: row["arrival_s"] + row["ttft_s"]["measured"])
 
 

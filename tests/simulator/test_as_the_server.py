@@ -7,17 +7,20 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
-from sglang_cdsp.planner import Plan, PoolView, kv_demand
-from sglang_cdsp.planner.policies.chunkwise import CdspPaper
+from sglang_cdsp.planner import Plan, PoolView, PromptView, kv_demand
+from sglang_cdsp.planner.policies.chunkwise import Cdsp, CdspPaper
+from sglang_cdsp.planner.rests import Placed
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.types import Record, Request, gaps
+from tests.planner.drawn_plans import DrawnRests
 from tests.simulator.busy_day import busy_day
 from tests.simulator.small_worlds import there
 
@@ -105,6 +108,87 @@ def test_same_queue_times_and_free_slots(
         assert seen.pool.capacity_tokens == view.capacity_tokens
         for rid, plan in seen.plans:
             mirror.bind(seen.now_s, rid, plan)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `Policy.replan` was asked, and its answer."""
+
+    rest: PromptView
+    current: Plan
+    pool: PoolView
+    plan: Plan | None
+
+
+class Changing(Cdsp):
+    """`cdsp` with drawn plans for rests, and what it saw."""
+
+    seen: list[Seen | Asked]
+    drawn: DrawnRests
+
+    def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
+        plans = super().step(pool, now_s)
+        self.seen.append(Seen(now_s, pool, tuple(plans)))
+        return plans
+
+    def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        plan = self.drawn(rest, current, pool)
+        self.seen.append(Asked(rest, current, pool, plan))
+        return plan
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 8), st.integers(1, 60_000)), min_size=1, max_size=25),
+    st.sampled_from((33_333, 400_000)),
+    st.integers(0, 1 << 32),
+)
+@settings(max_examples=60, deadline=None, print_blob=True)
+def test_the_same_is_asked_about_rests(
+    rows: list[tuple[float, int]], slots: int, seed: int
+) -> None:
+    """Chunk times scatter, so no two end at one moment."""
+    setup = Setup(
+        instances=4,
+        instances_per_node=2,
+        kv_tokens=slots,
+        page_size=PAGE,
+        noise=0.3,
+        send_bytes_per_s=1e9,
+    )
+    policy = Changing(setup.make_options())
+    policy.seen, policy.drawn = [], DrawnRests(setup.model, PAGE, seed)
+    work = [Request(f"r{n}", at, tokens, 2) for n, (at, tokens) in enumerate(rows)]
+    records = {r.request.rid: r for r in simulate(setup, work, policy=policy).records}
+    capacity = (slots + RESERVE_TOKENS,) * setup.instances
+    mirror = Mirror(InstanceLedger(capacity, PAGE, setup.instances_per_node), records)
+    for seen in policy.seen:
+        if isinstance(seen, Asked):
+            _compare_rest(seen, mirror)
+            continue
+        mirror.advance(seen.now_s)
+        view = mirror.ledger.view(seen.now_s)
+        assert seen.pool.queue_s == pytest.approx(view.queue_s, abs=1e-6)
+        assert seen.pool.free_tokens == view.free_tokens
+        for rid, plan in seen.plans:
+            mirror.bind(seen.now_s, rid, plan)
+
+
+def _compare_rest(asked: Asked, mirror: Mirror) -> None:
+    """A chunk has ended, and the server would ask the same; it takes the answer, too."""
+    chunks = mirror.records[asked.rest.rid].chunks
+    ends = list(accumulate(chunk.tokens for chunk in chunks))
+    ran = ends.index(asked.rest.history_tokens) + 1
+    now, seq = chunks[ran - 1].end_s, mirror.seqs[asked.rest.rid]
+    mirror.advance(now)
+    placed = Placed.after(tuple((c.tokens, c.instances) for c in chunks[:ran]), PAGE)
+    assert placed.group == asked.rest.history_instances
+    view = mirror.ledger.view_of_rest(seq, placed, now)
+    assert asked.pool.queue_s == pytest.approx(view.queue_s, abs=1e-6)
+    assert (asked.pool.free_tokens, asked.pool.up) == (view.free_tokens, view.up)
+    assert asked.current.ttft_s == pytest.approx(mirror.ledger.due_s(seq) - now, abs=1e-6)
+    if asked.plan is not None:
+        slots = placed.with_rest(asked.plan.placement, PAGE)
+        mirror.ledger.rebind(seq, ran, asked.plan, now, slots)
 
 
 def spaced(count: int) -> list[Request]:

@@ -79,6 +79,21 @@ def test_a_simulated_run_replays_without_error(rows: list[Request], policy: str)
         assert np.abs(found.errors).max() < 1e-6
 
 
+def test_what_passed_passes_again(tmp_path: Path) -> None:
+    """A short prompt runs between the layers of a long one, as the server's log says it did.
+
+    Red when it waits for the long one's end, or the long one's chunk counts as slow.
+    """
+    setup = world(policy="cdsp-late", instances=1, layers=4, preempt_budget=0.2)
+    rows = [Request("long", 0.0, 4000, 1), Request("short", 0.5, 100, 1)]
+    ran = simulate(setup, rows).records
+    assert [record.passed for record in ran] == [False, True]
+    recorded = read_plan_log(write(tmp_path / "log", lines_of(ran)))
+    for plans in (True, False):
+        assert np.abs(replay(recorded, setup, plans=plans).errors).max() < 1e-6
+    assert chunk_errors(recorded, LINEAR) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_slower_pool_is_seen_as_slower(tmp_path: Path) -> None:
     setup = world(policy="cdsp-paper", instances=4)
     rows = [Request(f"r{i}", 0.4 * i, 1000 + 300 * i, 1) for i in range(8)]

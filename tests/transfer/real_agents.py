@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from sglang.srt.disaggregation.nixl.conn import TransferInfo
+from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from sglang_cdsp.transfer.chunk_write import ChunkWrite
 from sglang_cdsp.transfer.nixl import NixlPoolManager
@@ -105,13 +106,30 @@ class RealManager(NixlPoolManager):
             dst_num_slots=PAGES,
             dst_aux_ptrs=[self.target.aux.ctypes.data],
             gpu_id=0,
+            agent_metadata=there.agent.get_agent_metadata(),
+            dst_dcp_size=1,
+            dst_dcp_rank=0,
         )
+        self.disaggregation_mode = DisaggregationMode.PREFILL
         self.decode_kv_args_table = {there.name: peer}
-        if tp_size == decode_tp_size:
-            for name, ptrs in (("", self.source.ptrs), (there.name, self.target.ptrs)):
+        self._prepare_payload_xfer(peer)
+
+    def _prepare_payload_xfer(self, peer_info: Any) -> None:
+        """Prepare the lists in host memory, which stock does for devices only."""
+        if self.attn_tp_size == peer_info.decode_tp_size:
+            for name, ptrs in (("", self.source.ptrs), (peer_info.agent_name, self.target.ptrs)):
                 self._init_equal_tp_prep_handle(name, ptrs, 0, mem_kind="DRAM")
         else:
-            self._init_hetero_tp_prep_handle(there.name, peer, "DRAM", "DRAM")
+            self._init_hetero_tp_prep_handle(peer_info.agent_name, peer_info, "DRAM", "DRAM")
+
+    def _prepare_state_xfer(self, peer_info: Any) -> None:
+        """There is no state."""
+
+    def requires_dcp_relayout(self, *_: Any) -> bool:
+        return False
+
+    def check_peer_aux_buffer_count(self, *_: Any) -> None:
+        """There is one."""
 
     def pages_at(self, there: Machine, pages: list[int]) -> None:
         """Decode names the room's pages; its metadata goes to the second place."""

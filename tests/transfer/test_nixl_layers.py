@@ -212,3 +212,20 @@ def test_an_agent_that_is_forgotten_fails_the_write(
         drained(write)
     assert not write.acknowledged
     assert there.agent.get_new_notifs() == {}
+
+
+def test_an_agent_that_was_forgotten_is_written_to_again(
+    machines: tuple[Machine, Machine],
+) -> None:
+    """It is well, and decode names pages of the next room: NIXL would never find it again."""
+    here, there = machines[0], Machine("layers-back")
+    here.agent.add_remote_agent(there.agent.get_agent_metadata())
+    manager = RealManager(here, there, page=1)
+    filled(here, there, 3)
+    here.agent.remove_remote_agent(there.name)
+    manager.pages_at(there, [7, 3])
+    write = reopened(manager, [1, 2])
+    write.computed(aux_index=0)
+    drained(write)
+    assert write.acknowledged
+    assert (manager.target.kv[:, [7, 3]] == manager.source.kv[:, [1, 2]]).all()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -35,13 +36,34 @@ from sglang_cdsp.controller.startup import give_up
 logger = logging.getLogger(__name__)
 
 REGISTER_TRIES, REGISTER_PAUSE_S = 120, 0.5
+# How long a decode rank is called again and again after its connection has closed. Every start of a
+# decode server listens at new ports, so those of the former one are of no use for long.
+FORGOTTEN_AFTER_S = 600.0
+# A machine that is gone closes no connection: the kernel asks after so many idle seconds, then at
+# this interval, and gives up after so many questions without an answer.
+KEEPALIVE_IDLE_S, KEEPALIVE_EVERY_S, KEEPALIVE_TRIES = 15, 5, 3
 
 
 class DecodeEndpoint:
     """Sockets towards decode servers, one per prefill rank."""
 
-    def __init__(self, tp_size: int, host: str, wire_format: WireFormat) -> None:
-        """Bind the sockets on ``host``; ``wire_format`` is that of the transfer engine in use."""
+    def __init__(
+        self,
+        tp_size: int,
+        host: str,
+        wire_format: WireFormat,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Bind the sockets.
+
+        Args:
+            tp_size: how many.
+            host: where.
+            wire_format: that of the transfer engine in use.
+            clock: monotonic seconds.
+        """
+        self._clock = clock
+        self._closed_s: dict[tuple[str, int], float] = {}
         self._wire_format = wire_format
         self._context = zmq.Context()
         self._host = host
@@ -59,6 +81,9 @@ class DecodeEndpoint:
         for rank, socket in enumerate(self.sockets):
             while socket.poll(0):
                 message = self.receive(rank)
+                if isinstance(message, RoomPages):
+                    # Of a rank that was forgotten, although it was only out of reach.
+                    self._call(message.message.host, message.message.port)
                 if message is not None:
                     yield rank, message
 
@@ -73,14 +98,29 @@ class DecodeEndpoint:
 
     def watch(self, rank: DecodeRank) -> None:
         """Keep an eye on a decode rank from now on, see ``changes``."""
-        self._socket(rank.host, rank.port)
+        self._call(rank.host, rank.port)
 
     def changes(self) -> Iterator[tuple[str, int, bool]]:
         """Decode ranks (host, port) that can be reached (True) or no longer (False) since."""
         for (host, port), monitor in self._monitors.items():
             while monitor.poll(0):
-                event = recv_monitor_message(monitor)["event"]
-                yield host, port, event == zmq.EVENT_CONNECTED
+                alive = recv_monitor_message(monitor)["event"] == zmq.EVENT_CONNECTED
+                if alive:
+                    self._closed_s.pop((host, port), None)
+                else:
+                    self._closed_s.setdefault((host, port), self._clock())
+                yield host, port, alive
+        late_s = self._clock() - FORGOTTEN_AFTER_S
+        for place in [at for at, closed_s in self._closed_s.items() if closed_s < late_s]:
+            self._forget(place)
+
+    def _forget(self, place: tuple[str, int]) -> None:
+        """Call a decode rank no longer; what it still says is heard."""
+        del self._closed_s[place]
+        socket, monitor = self._outgoing.pop(place), self._monitors.pop(place)
+        socket.disable_monitor()
+        monitor.close()
+        socket.close()
 
     def register(self, url: str, row: dict[str, Any]) -> None:
         """Register every rank at SGLang's bootstrap server, in the background.
@@ -122,6 +162,10 @@ class DecodeEndpoint:
             address = NetworkAddress(host, port)
             socket = self._context.socket(zmq.PUSH)
             socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+            socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
+            socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S)
+            socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_TRIES)
             if address.is_ipv6:
                 socket.setsockopt(zmq.IPV6, 1)
             events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
@@ -129,6 +173,12 @@ class DecodeEndpoint:
             socket.connect(address.to_tcp())
             self._outgoing[(host, port)] = socket
         return socket
+
+    def _call(self, host: str, port: int) -> None:
+        try:
+            self._socket(host, port)
+        except zmq.ZMQError as error:
+            logger.warning("decode's address %s:%d is none: %s", host, port, error)
 
     def _send(self, host: str, port: int, parts: list[bytes]) -> None:
         try:

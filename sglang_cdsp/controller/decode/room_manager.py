@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
+from sglang_cdsp.controller.decode.servers import RELEASE_S
+from sglang_cdsp.controller.decode.unconfirmed import Unconfirmed
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
@@ -19,10 +21,9 @@ SHARED_ROOM_PAUSE_S = 1.0
 ANNOUNCED_AFTER_S = (1.0, 2.0, 3.5)
 # How long after the last word about it a shared room stays out of use.
 SHARED_FOR_S = 30.0
-# How long decode's pages are taken to be written to after a write whose end cannot be known. Stock
-# decode waits as long for an acknowledgement before it uses its pages anyway
-# (SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT).
-UNCERTAIN_FOR_S = 30.0
+# How long decode's pages are taken to be written to after a write whose end cannot be known: stock
+# decode waits as long for an acknowledgement.
+UNCERTAIN_FOR_S = RELEASE_S
 
 
 @dataclass
@@ -39,8 +40,15 @@ class RoomManager:
     A request without a room needs none of this.
     """
 
-    def __init__(self, rooms: Rooms, effects: Effects, clock: Callable[[], float]) -> None:
-        """``clock`` gives monotonic seconds."""
+    def __init__(
+        self,
+        rooms: Rooms,
+        effects: Effects,
+        clock: Callable[[], float],
+        release_s: float = RELEASE_S,
+    ) -> None:
+        """``clock``: monotonic seconds; ``release_s``: see ``DecodeServers``."""
+        self._unconfirmed = Unconfirmed(release_s, clock)
         self._rooms = rooms
         self._effects = effects
         self._clock = clock
@@ -55,6 +63,15 @@ class RoomManager:
     def user(self, room: int | None) -> PoolRequest | None:
         """The request that has the room."""
         return self._users.get(room) if room is not None else None
+
+    @property
+    def users(self) -> dict[int, PoolRequest]:
+        """The requests that have a room, by room."""
+        return dict(self._users)
+
+    def messages(self, room: int) -> list[RoomMessage]:
+        """What decode has said about a room's pages."""
+        return self._rooms.messages(room)
 
     def known(self, request: PoolRequest) -> bool:
         """Whether decode's pages, if there will be any, are complete."""
@@ -75,6 +92,7 @@ class RoomManager:
         self._acknowledge(lambda due_s, other: other == room)
         # Decode's own time-out has to free pages that may still be written to.
         self._held = [(other, target) for other, target in self._held if other != room]
+        self._unconfirmed.forget(room)
         self._uncertain.pop(room, None)
         self._rooms.prune(set(self._users))
         self._rooms.readmit(room)
@@ -105,6 +123,10 @@ class RoomManager:
                 self._fail(room, reason)
         return first
 
+    def abort_asked(self, room: int, target: AbortTarget) -> None:
+        """Decode gave a room up, and waits to hear that its pages are safe."""
+        self._unconfirmed.asked(room, target)
+
     def given_up(self, room: int, target: AbortTarget | None) -> None:
         """Decode left a room that no request has; others of its requests may still be there.
 
@@ -119,14 +141,18 @@ class RoomManager:
         elif target is not None and (room in self._shared or room in self._told):
             self._acks.append((self._clock() + 2 * SHARED_ROOM_PAUSE_S, room, target))
         elif target is not None:
-            self._effects.ack_abort(room, target)
+            self._ack(room, target)
+
+    def _ack(self, room: int, target: AbortTarget) -> None:
+        self._unconfirmed.told(room, target)
+        self._effects.ack_abort(room, target)
 
     def _acknowledge(self, due: Callable[[float, int], bool]) -> None:
         """Send the acknowledgements that are ``due(due_s, room)``."""
         acks, self._acks = self._acks, []
         for due_s, room, target in acks:
             if due(due_s, room):
-                self._effects.ack_abort(room, target)
+                self._ack(room, target)
             else:
                 self._acks.append((due_s, room, target))
 
@@ -146,6 +172,7 @@ class RoomManager:
             for room, target in self._held
             if (target.host, target.port) != (host, port)
         ]
+        self._unconfirmed.gone(host, port)
 
     def _end_uncertainty(self, now_s: float) -> None:
         """Acknowledge what nothing can arrive at any more."""
@@ -154,7 +181,7 @@ class RoomManager:
             if self._may_be_written_to(room):
                 self._held.append((room, target))
             else:
-                self._effects.ack_abort(room, target)
+                self._ack(room, target)
         for room in [r for r, until_s in self._uncertain.items() if until_s <= now_s]:
             del self._uncertain[room]
 
@@ -193,7 +220,7 @@ class RoomManager:
             if self._may_be_written_to(room):
                 self._held.append((room, target))
             else:
-                self._effects.ack_abort(room, target)
+                self._ack(room, target)
         if request.error:
             # Remembered too: a second decode request in the same room may name its pages later.
             self._rooms.reject(room, request.error, request.status)
@@ -211,6 +238,8 @@ class RoomManager:
         if request.room is None or self._users.get(request.room) is not request:
             return
         del self._users[request.room]
+        if request.one_instance:
+            self._unconfirmed.forget(request.room)  # its instance tells decode
         if request.room not in self._shared:
             self._rooms.close(request.room)
 
@@ -268,6 +297,7 @@ class RoomManager:
         for room in [r for r, told_s in self._told.items() if told_s + SHARED_FOR_S <= now_s]:
             del self._told[room]
         self._end_uncertainty(now_s)
+        self._unconfirmed.warn(self.user)
 
 
 def shared_room(room: int) -> str:

@@ -18,6 +18,8 @@ INPUT_MARGIN = 7
 FIRST_CONTACT_S = 4.0
 # Every decode server holds a prompt of so many tokens: it waits as long as stock's would.
 SURELY_HELD_TOKENS = 1024
+# How long stock decode waits for an acknowledgement before it uses an aborted room's pages anyway.
+RELEASE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,15 @@ class DecodeRank:
         tp_rank: the prefill rank that it registered with.
         host, port: where it listens.
         pages: pages of its KV buffers, the padding page included; None if it does not say.
+        agent: name of its transfer agent, which each start of a server chooses anew over NIXL; two
+            ranks that differ in nothing else are the same place.
     """
 
     tp_rank: int
     host: str
     port: int
     pages: int | None
+    agent: str = field(default="", compare=False)
 
 
 @dataclass
@@ -47,19 +52,29 @@ class DecodeServers:
         timeout_s: how long decode has to name a request's pages.
         stated_tokens: KV tokens that a decode server holds, from the command line; None to
             learn them from registrations.
+        release_s: how long decode keeps an aborted room's pages without an acknowledgement; a
+            variable of decode's, of which the pool reads its own.
     """
 
     page_size: int
     reserved_tokens: int
     timeout_s: float
     stated_tokens: int | None = None
+    release_s: float = RELEASE_S
     _ranks: dict[tuple[int, str, int], DecodeRank] = field(default_factory=dict)
     _gone: set[tuple[str, int]] = field(default_factory=set)
 
-    def register(self, rank: DecodeRank) -> None:
-        """A decode rank made contact."""
-        self._ranks[(rank.tp_rank, rank.host, rank.port)] = rank
+    def register(self, rank: DecodeRank) -> DecodeRank | None:
+        """A decode rank made contact.
+
+        Returns:
+            Another server's rank that had the address before; None if there was none.
+        """
+        place = (rank.tp_rank, rank.host, rank.port)
+        former = self._ranks.get(place)
+        self._ranks[place] = rank
         self._gone.discard((rank.host, rank.port))
+        return former if former is not None and former.agent != rank.agent else None
 
     def connected(self, host: str, port: int, *, alive: bool) -> None:
         """A decode rank can be reached no longer, or again."""

@@ -93,7 +93,8 @@ class WireFormat:
         agent = fields[AGENT].decode()
         if fields[ROOM] == b"None":
             host, port = fields[HOST].decode(), int(fields[PORT])
-            return PeerMessage(agent, DecodeRank(tp_rank, host, port, self._pages(fields)), frames)
+            rank = DecodeRank(tp_rank, host, port, self._pages(fields), agent)
+            return PeerMessage(agent, rank, frames)
         message = RoomMessage(
             tp_rank=tp_rank,
             agent=agent,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.area import Area, AreaName, area_bytes
+from sglang_cdsp.parallel.links.partners import Parties, Partners
 from sglang_cdsp.parallel.links.types import Arrived, Credited, Event, Header, LinkShape, Sent
 
 
@@ -36,36 +37,26 @@ class _Inbound:
 class _Partner:
     inbound: _Inbound
     outbound: Area
+    sent: list[Event] = field(default_factory=list)
 
 
-class SharedMemoryLinks:
+class SharedMemoryLinks(Partners[_Inbound, _Partner]):
     """``Links`` over shared memory, see ``types.Links``."""
 
     def __init__(self, seat: int, incarnation: int, shape: LinkShape) -> None:
-        self._seat, self._incarnation = seat, incarnation
+        super().__init__(seat, incarnation)
         self._shape = shape
-        self._invited: dict[int, _Inbound] = {}
-        self._partners: dict[int, _Partner] = {}
-        self._sent: list[Event] = []
-
-    @property
-    def seat(self) -> int:
-        return self._seat
-
-    @property
-    def incarnation(self) -> int:
-        return self._incarnation
 
     def invite(self, seat: int) -> bytes:
-        name = AreaName(secrets.token_bytes(16), self._seat, self._incarnation, seat, self._shape)
-        fd = os.memfd_create(f"cdsp-{self._seat}.{self._incarnation}-from-{seat}")
+        name = AreaName(secrets.token_bytes(16), self.seat, self.incarnation, seat, self._shape)
+        fd = os.memfd_create(f"cdsp-{self.seat}.{self.incarnation}-from-{seat}")
         try:
             os.ftruncate(fd, area_bytes(self._shape))
             area = Area(fd, self._shape)
         except (OSError, ValueError) as error:
             os.close(fd)
             raise LinkError(
-                f"instance {self._seat} cannot map {area_bytes(self._shape)} bytes for a link: "
+                f"instance {self.seat} cannot map {area_bytes(self._shape)} bytes for a link: "
                 f"lower the links' lanes, depth or slot_bytes, or the limit of address space "
                 f"({error})"
             ) from error
@@ -75,8 +66,7 @@ class SharedMemoryLinks:
         return f"{os.getpid()}/{fd}/".encode() + name.packed()
 
     def join(self, seat: int, incarnation: int, invitation: bytes) -> None:
-        if seat not in self._invited:
-            raise LinkError(f"instance {self._seat} has no area for instance {seat}: invite first")
+        self._require_invited(seat)
         outbound = self._opened(seat, incarnation, invitation)
         self._forget(seat)
         self._partners[seat] = _Partner(self._invited.pop(seat), outbound)
@@ -91,11 +81,8 @@ class SharedMemoryLinks:
         name = AreaName.unpacked(packed)
         if name is None:
             raise LinkError(f"what instance {seat} sent is no invitation to shared memory")
-        if (name.receiver, name.incarnation, name.sender) != (seat, incarnation, self._seat):
-            raise LinkError(
-                f"instance {self._seat} cannot use an invitation of {name.receiver}."
-                f"{name.incarnation} to {name.sender} as one of {seat}.{incarnation}"
-            )
+        parties = Parties(name.receiver, name.incarnation, name.sender)
+        self._require_parties(parties, seat, incarnation)
         if name.shape != self._shape:
             raise LinkError(f"instance {seat} has links of {name.shape}, this one {self._shape}")
         try:
@@ -126,19 +113,21 @@ class SharedMemoryLinks:
         partner = self._partners.pop(seat, None)
         if partner is not None:
             partner.inbound.close_file()
-        self._sent = [event for event in self._sent if event.seat != seat]
 
     def write(self, seat: int, slot: int, header: Header, block: torch.Tensor) -> None:
-        self._partner(seat).outbound.write(slot, header, block)
-        self._sent.append(Sent(seat, slot, header.number))
+        partner = self._partner(seat)
+        partner.outbound.write(slot, header, block)
+        partner.sent.append(Sent(seat, slot, header.number))
 
     def credit(self, seat: int, slot: int, number: int) -> None:
         self._partner(seat).inbound.area.give_back(slot, number)
 
     def poll(self) -> list[Event]:
-        events, self._sent = self._sent, []
+        events: list[Event] = []
         for seat, partner in self._partners.items():
             inbound = partner.inbound
+            events += partner.sent
+            partner.sent.clear()
             if inbound.fd is not None and inbound.area.mapped:
                 inbound.close_file()
             events += [Arrived(seat, slot, header) for slot, header in inbound.area.arrivals()]
@@ -147,16 +136,6 @@ class SharedMemoryLinks:
 
     def inbound(self, seat: int, slot: int) -> torch.Tensor:
         return self._partner(seat).inbound.area.slot(slot)
-
-    def close(self) -> None:
-        for seat in {*self._partners, *self._invited}:
-            self.drop(seat)
-
-    def _partner(self, seat: int) -> _Partner:
-        partner = self._partners.get(seat)
-        if partner is None:
-            raise LinkError(f"instance {self._seat} has no link to instance {seat}: join it first")
-        return partner
 
 
 def _unreachable(seat: int, path: str, why: str) -> LinkError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.links.partners import Parties, Partners
 from sglang_cdsp.parallel.links.types import Arrived, Credited, Event, Header, LinkShape, Sent
 
 Hook = Callable[[int, Sequence[Event]], tuple[list[Event], list[Event]]]
@@ -41,24 +41,14 @@ class Switchboard:
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
 
-class ThreadLinks:
+class ThreadLinks(Partners[int, tuple[_Area, _Area]]):
     """``Links`` over a switchboard, see ``types.Links``."""
 
     def __init__(self, board: Switchboard, seat: int, incarnation: int, shape: LinkShape) -> None:
+        super().__init__(seat, incarnation)
         self._board = board
-        self._seat, self._incarnation = seat, incarnation
         self._shape = shape
-        self._invited: dict[int, int] = {}
-        self._partners: dict[int, tuple[_Area, _Area]] = {}
         self._waiting: list[Event] = []
-
-    @property
-    def seat(self) -> int:
-        return self._seat
-
-    @property
-    def incarnation(self) -> int:
-        return self._incarnation
 
     def invite(self, seat: int) -> bytes:
         area = _Area(torch.zeros(self._shape.slots, self._shape.slot_bytes, dtype=torch.uint8))
@@ -66,17 +56,12 @@ class ThreadLinks:
             number = next(self._board.numbers)
             self._board.areas[number] = area
         self._invited[seat] = number
-        return f"{self._seat}.{self._incarnation}.{seat}.{number}".encode()
+        return f"{self.seat}.{self.incarnation}.{seat}.{number}".encode()
 
     def join(self, seat: int, incarnation: int, invitation: bytes) -> None:
         *names, number = (int(part) for part in invitation.split(b"."))
-        if seat not in self._invited:
-            raise LinkError(f"instance {self._seat} has no area for instance {seat}: invite first")
-        if names != [seat, incarnation, self._seat]:
-            raise LinkError(
-                f"instance {self._seat} cannot use an invitation of {names[0]}.{names[1]} to "
-                f"{names[2]} as one of {seat}.{incarnation}"
-            )
+        self._require_invited(seat)
+        self._require_parties(Parties(*names), seat, incarnation)
         mine = self._invited.pop(seat)
         self._forget(seat)
         with self._board.lock:
@@ -109,18 +94,8 @@ class ThreadLinks:
                 self._waiting += [Credited(seat, *credited) for credited in outbound.credited]
                 inbound.arrived.clear()
                 outbound.credited.clear()
-        events, self._waiting = self._board.hook(self._seat, self._waiting)
+        events, self._waiting = self._board.hook(self.seat, self._waiting)
         return events
 
     def inbound(self, seat: int, slot: int) -> torch.Tensor:
         return self._partner(seat)[0].data[slot]
-
-    def close(self) -> None:
-        for seat in list(self._partners):
-            self.drop(seat)
-
-    def _partner(self, seat: int) -> tuple[_Area, _Area]:
-        partner = self._partners.get(seat)
-        if partner is None:
-            raise LinkError(f"instance {self._seat} has no link to instance {seat}: join it first")
-        return partner

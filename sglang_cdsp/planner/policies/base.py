@@ -28,6 +28,13 @@ class Policy(ABC):
     def arrive(self, prompt: PromptView, now_s: float) -> None:
         """A prompt waits from now on. Call `check` first to refuse what can never fit."""
 
+    def take_back(self, prompt: PromptView, now_s: float) -> None:
+        """A prompt waits again whose plan came to nothing before any of it had run.
+
+        It is no new arrival, and goes before those that it went before.
+        """
+        self.arrive(prompt, now_s)
+
     @abstractmethod
     def finish(self, rid: str, now_s: float) -> None:
         """A request ended in any way, bound or still waiting; unknown ids are fine."""
@@ -36,8 +43,9 @@ class Policy(ABC):
     def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
         """The plans to start now, in order. Each sees the pool as the ones before leave it.
 
-        A prompt whose history lies on an instance that is down waits: let it finish, and arrive
-        again without that history.
+        Nothing is planned on an instance that is down. A prompt that only fits with one waits, and
+        holds up none behind it (`could_run`). So does one whose history lies on an instance that
+        is down: let it finish, and arrive again without that history.
         """
 
     @abstractmethod
@@ -47,6 +55,13 @@ class Policy(ABC):
     @abstractmethod
     def check(self, prompt: PromptView, pool: PoolView) -> None:
         """Raises PromptTooLongError if the prompt could not fit even an empty pool."""
+
+    @abstractmethod
+    def could_run(self, prompt: PromptView, pool: PoolView) -> bool:
+        """Whether the instances that are up could run the prompt if they had nothing else.
+
+        Changes nothing.
+        """
 
     @abstractmethod
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:

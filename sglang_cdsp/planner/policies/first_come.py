@@ -2,7 +2,7 @@
 
 A prompt whose KV fits nowhere now waits, and those behind it wait too: overtaking would let short
 prompts keep the memory from a long one for ever. Among those that wait, a higher priority goes
-first.
+first. A prompt that only fits with instances that are down waits alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from sglang_cdsp.planner.problem import (
 from sglang_cdsp.planner.types import Considered, Placement, Plan, PoolView, PromptView
 from sglang_cdsp.planner.views import after_plan, empty_pool
 
+Downs = tuple[tuple[bool, ...], tuple[int, ...]]
+"""Which instances are up, and the candidate SP sizes."""
+
 Reported = tuple[Candidate, str]
 """What a search reports: a candidate and what became of it."""
 
@@ -38,6 +41,8 @@ class FirstComePolicy(Policy):
         self.options = options
         self._waiting: dict[str, PromptView] = {}
         self._ranked = False  # whether any prompt has had a priority
+        # Judgements of `waits_alone`, with the instances and SP sizes that they hold for.
+        self._alone: dict[str, tuple[Downs, bool]] = {}
 
     @abstractmethod
     def search(
@@ -56,13 +61,22 @@ class FirstComePolicy(Policy):
         if self.options.regulator:
             self.options.regulator.observe_arrival(now_s)
         self._waiting[prompt.rid] = prompt
+        self._alone.pop(prompt.rid, None)
         self._ranked = self._ranked or prompt.priority != 0
+        self._rank()
+
+    def take_back(self, prompt: PromptView, now_s: float) -> None:
+        self._waiting = {prompt.rid: prompt, **self._waiting}
+        self._rank()
+
+    def _rank(self) -> None:
         if self._ranked:
             ordered = sorted(self._waiting.values(), key=lambda waiting: -waiting.priority)
             self._waiting = {waiting.rid: waiting for waiting in ordered}
 
     def finish(self, rid: str, now_s: float) -> None:
         self._waiting.pop(rid, None)
+        self._alone.pop(rid, None)
 
     def waiting(self) -> tuple[str, ...]:
         return tuple(self._waiting)
@@ -72,8 +86,8 @@ class FirstComePolicy(Policy):
             self.options.regulator.refresh(now_s)
         started: list[tuple[str, Plan]] = []
         for rid, prompt in self._waiting.items():
-            if pool.up and not all(pool.up[i] for i in prompt.history_instances):
-                continue  # its history is out of reach: it alone waits
+            if self.waits_alone(prompt, pool):
+                continue
             plan = self.plan(prompt, pool)
             if plan is None:
                 break
@@ -81,7 +95,24 @@ class FirstComePolicy(Policy):
             started.append((rid, plan))
         for rid, _ in started:
             del self._waiting[rid]
+            self._alone.pop(rid, None)
         return started
+
+    def waits_alone(self, prompt: PromptView, pool: PoolView) -> bool:
+        """Whether a prompt that waits can only run with instances that are down."""
+        if pool.up is None:
+            return False
+        if not all(pool.up[i] for i in prompt.history_instances):
+            return True
+        downs = (pool.up, self.sizes(pool))
+        known = self._alone.get(prompt.rid)
+        if known is None or known[0] != downs:
+            known = self._alone[prompt.rid] = (downs, not self.could_run(prompt, pool))
+        return known[1]
+
+    def could_run(self, prompt: PromptView, pool: PoolView) -> bool:
+        empty = empty_pool(prompt, pool, self.options.page_size)
+        return self.plan(prompt, replace(empty, up=pool.up)) is not None
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         problem = self._problem(prompt, pool)

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sglang_cdsp.planner.compiled import CDSP
 from sglang_cdsp.planner.paper import Report, ignore
@@ -52,7 +52,7 @@ from sglang_cdsp.planner.policies.options import PolicyOptions
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
 from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, PromptView
-from sglang_cdsp.planner.views import after_plan, empty_pool
+from sglang_cdsp.planner.views import after_plan
 
 PATIENCE = 3.0
 """How many times its own seconds a prompt lets later ones pass."""
@@ -123,14 +123,23 @@ class CdspLate(Chunkwise):
     def arrive(self, prompt: PromptView, now_s: float) -> None:
         super().arrive(prompt, now_s)
         self._forget(prompt.rid)
-        due_s = now_s + self.patience_s(prompt)
+        need = self._enter(prompt, now_s + self.patience_s(prompt))
+        mean_s = self._mean_s or need.seconds
+        self._mean_s = mean_s + MEMORY * (need.seconds - mean_s)
+
+    def take_back(self, prompt: PromptView, now_s: float) -> None:
+        super().take_back(prompt, now_s)
+        self._forget(prompt.rid)
+        self._enter(prompt, prompt.arrival_s)  # it has given way before: it is due
+
+    def _enter(self, prompt: PromptView, due_s: float) -> Need:
+        """A prompt takes its place in the order."""
         key = (-prompt.priority, due_s, self._arrived, prompt.rid)
         self._arrived += 1
         self._keys[prompt.rid] = key
         insort(self._order, key)
         need = self._needs[prompt.rid] = self._need(prompt.tokens, prompt.history_tokens)
-        mean_s = self._mean_s or need.seconds
-        self._mean_s = mean_s + MEMORY * (need.seconds - mean_s)
+        return need
 
     def patience_s(self, prompt: PromptView) -> float:
         """For how long prompts that arrive later may pass this one, if it arrives now."""
@@ -158,14 +167,12 @@ class CdspLate(Chunkwise):
             seconds = self._needs[rid].seconds
             behind -= 1.0 / seconds
             prompt = self._waiting[rid]
-            if pool.up and not all(pool.up[i] for i in prompt.history_instances):
-                continue  # its history is out of reach: it alone waits
+            if self.waits_alone(prompt, pool):
+                continue
             price = self._price(seconds, behind / pool.size)
             plan = self.plan_at(prompt, pool, price)
             if self._may_pass(pool) and (plan is None or not _starts_now(plan)):
                 plan = self._pass(prompt, plan, pool, price, now_s) or plan
-            if plan is None and self._hopeless(prompt, pool):
-                continue  # too many instances are down: it alone waits
             if plan is None or not _starts_now(plan):
                 break
             pool = after_plan(pool, plan, prompt, self.options.page_size)
@@ -174,6 +181,7 @@ class CdspLate(Chunkwise):
                 break
         for rid, _ in started:
             del self._waiting[rid]
+            self._alone.pop(rid, None)
             self._forget(rid)
         return started
 
@@ -251,13 +259,6 @@ class CdspLate(Chunkwise):
         """For a prompt that needs `seconds`; `behind` it is the sum of 1/s per instance."""
         idle = IDLE_PRICE * self.options.current_rate() / (self._mean_s or seconds)
         return min(TOP_PRICE, seconds * (idle + QUEUE_PRICE * max(0.0, behind)))
-
-    def _hopeless(self, prompt: PromptView, pool: PoolView) -> bool:
-        """Whether the instances that are up could not hold the prompt even if they were empty."""
-        if pool.up is None:
-            return False
-        empty = empty_pool(prompt, pool, self.options.page_size)
-        return self.plan(prompt, replace(empty, up=pool.up)) is None
 
     def _forget(self, rid: str) -> None:
         key = self._keys.pop(rid, None)

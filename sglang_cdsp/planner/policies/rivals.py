@@ -61,7 +61,7 @@ class Threshold(FirstComePolicy):
         self.tokens, self.name = tokens, f"threshold:{tokens}"
 
     def sizes(self, pool: PoolView) -> tuple[int, ...]:
-        return (1, sum(pool.up)) if pool.up else (1, pool.size)
+        return (1, max(1, sum(pool.up))) if pool.up else (1, pool.size)
 
     def search(self, problem: Problem, report: Report | None) -> Searched:
         up = tuple(i for i, q in enumerate(problem.queue_s) if q < math.inf)

@@ -1,21 +1,24 @@
 """The A/B's records: what is run, what is kept, what the tables say."""
 
+import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import psutil
 import pytest
 
 from bench.servers.ab import STOCK, arguments_of, plain, sides
-from bench.servers.ab_client import only
+from bench.servers.ab_client import LONGEST_STOP_S, only
 from bench.servers.ab_report import Run, Slo, report
 from bench.servers.mix import LONG, SHORT, is_long, lengths
-from sglang_cdsp.testing.processes import ServerProcess
+from sglang_cdsp.testing.processes import Command, ServerProcess
 
 SLO = Slo(short=1.0, long=4.0, tpot=0.1)
 
@@ -110,7 +113,8 @@ def eventually(condition: Callable[[], object]) -> bool:
 class Family:
     """A process with a child, as `only` sees a server."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, *flags: str, port: int = 0) -> None:
+        self.command = Command(name, ("server", *flags), f"http://127.0.0.1:{port}/health")
         code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
         self.parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
         self.pid = self.parent.pid
@@ -125,7 +129,7 @@ class Family:
 
 
 def test_only_the_measured_servers_run() -> None:
-    awake, idle = Family(), Family()
+    awake, idle = Family("awake"), Family("idle")
     try:
         servers = [cast(ServerProcess, family) for family in (awake, idle)]
         with only(servers[:1], servers):
@@ -137,3 +141,44 @@ def test_only_the_measured_servers_run() -> None:
         idle.child.send_signal(signal.SIGCONT)
         awake.end()
         idle.end()
+
+
+class Announced(BaseHTTPRequestHandler):
+    """A pool's first process, which hears of stops and remembers how its child was meanwhile."""
+
+    heard: ClassVar[list[tuple[str, object, str]]] = []
+    child: ClassVar[psutil.Process | None] = None
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.child is not None
+        self.heard.append((self.path, body, self.child.status()))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_pool_hears_of_a_stop_before_it_and_after_it() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Announced)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pool, stock = Family("pool", "--cdsp", port=server.server_port), Family("stock")
+    Announced.child = pool.child
+    try:
+        servers = [cast(ServerProcess, family) for family in (pool, stock)]
+        with only(servers[1:], servers):
+            assert eventually(lambda: pool.child.status() == psutil.STATUS_STOPPED)
+            ((path, body, state),) = Announced.heard
+            assert (path, body) == ("/cdsp/announce_stop", {"seconds": LONGEST_STOP_S})
+            assert state != psutil.STATUS_STOPPED, "told too late"
+        assert Announced.heard[1][:2] == ("/cdsp/announce_stop", {"seconds": 0.0})
+        with only(servers[:1], servers):
+            pass
+        assert len(Announced.heard) == 2, "stock knows nothing of it"
+    finally:
+        pool.child.send_signal(signal.SIGCONT)
+        pool.end()
+        stock.end()
+        server.shutdown()
+        server.server_close()

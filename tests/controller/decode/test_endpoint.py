@@ -17,7 +17,7 @@ from sglang.srt.disaggregation.mooncake import conn as mooncake
 from sglang.srt.disaggregation.nixl import conn as nixl
 from sglang.srt.disaggregation.nixl.conn import GUARD
 
-from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
+from sglang_cdsp.controller.decode.endpoint import FORGOTTEN_AFTER_S, DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import RoomMessage
 from sglang_cdsp.controller.decode.servers import DecodeRank
 from sglang_cdsp.controller.decode.wire import (
@@ -54,7 +54,10 @@ both = pytest.mark.parametrize("engine", ["nixl", "mooncake"])
 def test_a_registration(engine: str) -> None:
     frames = REGISTRATION[engine]
     rank = DecodeRank(1, "10.0.0.9", 5001, 129 if engine == "nixl" else None)
-    assert wire_format(engine).parse(1, frames) == PeerMessage("agent-3", rank, frames)
+    said = wire_format(engine).parse(1, frames)
+    assert said == PeerMessage("agent-3", rank, frames)
+    assert isinstance(said, PeerMessage)
+    assert said.rank.agent == "agent-3"
     if engine == "nixl":
         assert nixl.KVArgsRegisterInfo.from_zmq(frames[1:]).dst_num_slots == 129
 
@@ -298,3 +301,26 @@ def test_a_watched_decode_rank_goes_and_comes_back() -> None:
         contact.fail_room(7, rank, "no", HTTPStatus.BAD_REQUEST)
         assert listener.poll(5000)
         assert list(contact.changes()) == []
+
+
+def test_a_decode_rank_that_stays_away_is_called_no_longer() -> None:
+    """Until it says something: then it was only out of reach."""
+    now_s = 0.0
+    contact = DecodeEndpoint(1, "127.0.0.1", wire_format("nixl"), lambda: now_s)
+    with Listener() as listener:
+        port = int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        contact.watch(DecodeRank(0, "127.0.0.1", port, 9))
+        assert next_change(contact) == ("127.0.0.1", port, True)
+    assert next_change(contact) == ("127.0.0.1", port, False)
+    now_s = FORGOTTEN_AFTER_S + 1
+    assert list(contact.changes()) == []
+    assert contact._outgoing == contact._monitors == {}
+    pages = [*PAGES["nixl"][:2], b"127.0.0.1", b"%d" % port, *PAGES["nixl"][4:]]
+    sender: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+    sender.connect(contact.sockets[0].getsockopt_string(zmq.LAST_ENDPOINT))
+    with Listener(port):
+        sender.send_multipart(pages)
+        assert contact.sockets[0].poll(5000)
+        assert len(list(contact.messages())) == 1
+        assert next_change(contact) == ("127.0.0.1", port, True)
+    sender.close(linger=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import traceback
@@ -15,6 +14,7 @@ import torch
 from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
 from sglang_cdsp.parallel.links.types import Links, LinkShape
 from sglang_cdsp.parallel.links.work import Work
+from tests.parallel import processes
 from tests.parallel.links.kinds import Kind
 
 ANSWER_S = 60.0
@@ -47,10 +47,10 @@ class Remote:
         condition: Callable[[], None] | None = None,
     ) -> None:
         """Start it; ``condition`` is what it does to itself first."""
-        spawn = multiprocessing.get_context("spawn")
+        context = processes.context()
         self.seat, self.incarnation = seat, incarnation
-        self._pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(
             target=serve, args=(theirs, kind, seat, incarnation, shape, condition), daemon=True
         )
         self.process.start()

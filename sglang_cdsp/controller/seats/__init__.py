@@ -1,0 +1,1 @@
+"""The seats of the pool's instances: who lives on them, who watches them, how they are filled."""

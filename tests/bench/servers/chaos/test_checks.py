@@ -1,0 +1,227 @@
+"""The checks on made-up runs: what passes, and above all what must not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.servers.chaos.checks import judge
+from bench.servers.chaos.record import Away, Death, Outcome, PlanLine, Planned, Run, Seat, Strike
+from bench.servers.chaos.scenario import Checks, Event
+
+KILLED_S = 100.0
+"""When seat 1 was killed."""
+
+KILL = Strike(Event(10.0, "kill", 1), KILLED_S)
+DEATH = Death(1, KILLED_S + 0.5, "killed", back_s=KILLED_S + 30.0)
+
+
+def request(number: int, *, sent_s: float, ended_s: float, **fields: Any) -> Outcome:
+    how = fields.pop("how", "answered")
+    right = True if how == "answered" else None
+    base = {"rid": f"r{number}", "ids": (f"r{number}",), "kind": "short", "right": right}
+    return Outcome(**{**base, **fields}, sent_s=sent_s, ended_s=ended_s, how=how)
+
+
+def line(number: int, seats: list[tuple[tuple[int, ...], float | None]], arrival_s: float) -> Any:
+    chunks = tuple(Planned(instances, end_s) for instances, end_s in seats)
+    return f"r{number}", PlanLine(f"r{number}", arrival_s, chunks)
+
+
+def good_run(**fields: Any) -> Run:
+    """Twenty requests, of which one was on seat 1 when it was killed; all else is well."""
+    answered = [request(i, sent_s=90.0 + i, ended_s=92.0 + i) for i in range(19)]
+    lost = request(
+        19, sent_s=98.0, ended_s=101.0, how="error", words="instance 1 was lost", status=503
+    )
+    plans = dict(line(i, [((i % 3,), 91.0 + i)], 90.0 + i) for i in range(19))
+    plans.update([line(19, [((0,), 99.0), ((0, 1), None)], 98.0)])
+    run = Run(
+        outcomes=(*answered, lost),
+        plans=plans,
+        strikes=(KILL,),
+        deaths=(DEATH,),
+        seats=tuple(Seat(seat, "up") for seat in range(3)),
+        slots_before=dict.fromkeys(range(3), 1000),
+        slots_after=dict.fromkeys(range(3), 1000),
+        after=dict.fromkeys(range(3), True),
+    )
+    return dataclasses.replace(run, **fields)
+
+
+def broken_rules(run: Run, checks: Checks | None = None) -> set[str]:
+    return {verdict.name for verdict in judge(run, checks or Checks()) if not verdict.holds}
+
+
+def changed(run: Run, number: int, **fields: Any) -> Run:
+    outcomes = tuple(
+        dataclasses.replace(outcome, **fields) if outcome.rid == f"r{number}" else outcome
+        for outcome in run.outcomes
+    )
+    return dataclasses.replace(run, outcomes=outcomes)
+
+
+FAILED: dict[str, Any] = {"how": "error", "right": None, "words": "instance 1 was lost"}
+
+
+def test_a_run_in_which_one_request_was_lost_with_its_seat_passes() -> None:
+    assert broken_rules(good_run()) == set()
+
+
+def test_a_server_that_fails_everything_clearly_does_not_pass() -> None:
+    run = good_run()
+    for number in range(19):
+        run = changed(run, number, **FAILED)
+    assert broken_rules(run) >= {"who fails had a lost part", "most are right"}
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 18), min_size=3))
+def test_too_many_failures_do_not_pass_though_each_is_excused(numbers: set[int]) -> None:
+    """All on the lost seat, all within the time: still less than 90 % of the answers."""
+    run = good_run()
+    plans = dict(run.plans)
+    for number in numbers:
+        run = changed(run, number, **FAILED, sent_s=99.0, ended_s=101.0)
+        plans.update([line(number, [((1,), None)], 99.0)])
+    assert broken_rules(dataclasses.replace(run, plans=plans)) == {"most are right"}
+
+
+@settings(deadline=None)
+@given(st.integers(0, 18))
+def test_an_innocent_request_that_fails_does_not_pass(number: int) -> None:
+    """It names the lost seat in its words, and ran on others."""
+    run = changed(good_run(), number, **FAILED, sent_s=99.0, ended_s=101.0)
+    plans = {**run.plans, **dict([line(number, [((0, 2), None)], 99.0)])}
+    assert broken_rules(dataclasses.replace(run, plans=plans)) == {"who fails had a lost part"}
+
+
+def test_a_plan_that_names_the_seat_only_later_is_no_excuse() -> None:
+    run = good_run()
+    plans = {**run.plans, **dict([line(19, [((0,), 102.0), ((0, 1), None)], 98.0)])}
+    assert broken_rules(dataclasses.replace(run, plans=plans)) == {"who fails had a lost part"}
+
+
+def test_a_failure_before_or_long_after_the_loss_is_no_excuse() -> None:
+    before = changed(good_run(), 19, sent_s=90.0, ended_s=98.0)
+    assert broken_rules(before) == {"who fails had a lost part"}
+    after = changed(good_run(), 19, sent_s=103.0, ended_s=104.0)
+    assert broken_rules(after) == {"who fails had a lost part"}
+
+
+def test_a_failure_that_the_plan_log_does_not_know_is_no_excuse() -> None:
+    run = good_run()
+    plans = {rid: found for rid, found in run.plans.items() if rid != "r19"}
+    assert broken_rules(dataclasses.replace(run, plans=plans)) == {"who fails had a lost part"}
+    # While the log's disk was full, the client's own words have to do.
+    full = dataclasses.replace(run, plans=plans, unlogged=((95.0, 110.0),))
+    assert broken_rules(full) == set()
+    silent = changed(full, 19, words="something happened")
+    assert broken_rules(silent) == {"who fails had a lost part"}
+
+
+def test_an_error_that_comes_late_does_not_pass() -> None:
+    assert broken_rules(changed(good_run(), 19, ended_s=KILLED_S + 5.2)) == {"errors come in time"}
+
+
+def test_a_request_that_nobody_ends_does_not_pass() -> None:
+    hung = changed(good_run(), 19, ended_s=KILLED_S + 120.0, words="ReadTimeout")
+    assert broken_rules(hung) == {"errors come in time", "errors say what was lost"}
+
+
+def test_an_error_that_does_not_name_the_instance_does_not_pass() -> None:
+    vague = changed(good_run(), 19, words="Internal Server Error")
+    assert broken_rules(vague) == {"errors say what was lost"}
+
+
+def test_one_that_was_given_up_has_to_end_and_counts_for_nothing_else() -> None:
+    left = changed(good_run(), 3, how="left", wanted=False, right=None)
+    assert broken_rules(left) == set()
+    assert broken_rules(changed(left, 3, left_s=12.0)) == {"errors come in time"}
+
+
+def test_a_wrong_answer_does_not_pass() -> None:
+    assert broken_rules(changed(good_run(), 4, right=False)) == {"answers are stock's"}
+
+
+def test_a_seat_that_dies_by_itself_does_not_pass() -> None:
+    """A seat that is slow was taken for dead, say."""
+    run = good_run(deaths=(DEATH, Death(2, 130.0, "silent", 150.0)))
+    assert broken_rules(run) == {"deaths are those that were caused"}
+    twice = good_run(deaths=(DEATH, Death(1, 140.0, "silent", 160.0)))
+    assert broken_rules(twice) == {"deaths are those that were caused"}
+
+
+def test_a_death_that_the_server_does_not_tell_does_not_pass() -> None:
+    assert "deaths are those that were caused" in broken_rules(good_run(deaths=()))
+    short = Strike(Event(20.0, "stop", 2, for_s=0.3), 110.0)
+    assert broken_rules(good_run(strikes=(KILL, short))) == set()
+    never = Strike(Event(20.0, "stop", 2), 110.0)
+    assert broken_rules(good_run(strikes=(KILL, never))) == {"deaths are those that were caused"}
+
+
+def test_an_event_that_could_not_be_carried_out_does_not_pass() -> None:
+    left_out = Strike(Event(20.0, "full-disk"), 0.0, "no right to mount")
+    assert broken_rules(good_run(strikes=(KILL, left_out))) == {"every event was carried out"}
+
+
+def test_a_seat_that_does_not_come_back_does_not_pass() -> None:
+    seats = (Seat(0, "up"), Seat(1, "starting", 2), Seat(2, "up"))
+    assert broken_rules(good_run(seats=seats)) == {"seats come back"}
+    late = good_run(deaths=(dataclasses.replace(DEATH, back_s=KILLED_S + 121.0),))
+    assert broken_rules(late) == {"seats come back"}
+    assert broken_rules(good_run(seats=(), after={})) == {"seats come back"}
+
+
+def test_a_seat_past_the_limit_is_down_with_a_reason_and_health_says_degraded() -> None:
+    checks = Checks(down=(1,))
+    down = (Seat(0, "up"), Seat(1, "down", 3, "restart limit"), Seat(2, "up"))
+    gone = (dataclasses.replace(DEATH, back_s=None),)
+    assert broken_rules(good_run(seats=down, degraded=True, deaths=gone), checks) == set()
+    assert broken_rules(good_run(seats=down, deaths=gone), checks) == {"seats come back"}
+    assert broken_rules(good_run(degraded=True), checks) == {"seats come back"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"slots_after": {0: 1000, 1: 1000, 2: 999}},
+        {"slots_after": {0: 1000, 1: 1000}},
+        {"slots_before": {}},
+        {"decode_used": 3},
+    ],
+)
+def test_slots_that_are_not_free_do_not_pass(fields: dict[str, Any]) -> None:
+    assert broken_rules(good_run(**fields)) == {"slots are free"}
+
+
+def test_a_seat_that_is_up_but_answers_wrong_does_not_pass() -> None:
+    assert broken_rules(good_run(after={0: True, 1: False, 2: True})) == {"new requests are right"}
+    assert broken_rules(good_run(after={0: True, 1: True})) == {"new requests are right"}
+
+
+def test_decode_takes_its_own_requests_along_and_no_others() -> None:
+    run = good_run(
+        strikes=(Strike(Event(10.0, "decode-restart", for_s=1.0), KILLED_S),),
+        deaths=(),
+        away=(Away(KILLED_S, KILLED_S + 20.0),),
+    )
+    assert broken_rules(run) == set()
+    before = changed(run, 19, ended_s=KILLED_S - 2.0)
+    assert broken_rules(before) == {"who fails had a lost part"}
+
+
+def test_a_pool_that_is_not_healthy_at_the_end_does_not_pass() -> None:
+    assert broken_rules(good_run(health=503)) == {"seats come back"}
+
+
+def test_a_run_without_requests_shows_nothing() -> None:
+    assert "most are right" in broken_rules(good_run(outcomes=()))
+
+
+def test_a_run_that_broke_does_not_pass() -> None:
+    assert broken_rules(good_run(broken=("the router ended",))) == {"the run itself"}

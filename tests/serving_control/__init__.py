@@ -1,1 +1,0 @@
-"""Control endpoints that disturb whoever else uses the servers: weights and memory."""
