@@ -15,7 +15,7 @@ from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.controller.any_order import SETTINGS, AnyOrder
 from tests.controller.cases import TWO_CHUNKS, empty, phase_is
-from tests.controller.fake_pool import Chunks
+from tests.controller.fake_pool import Demanded
 from tests.controller.one_server import OneServerPool
 
 
@@ -26,7 +26,7 @@ class AnyOrderOfOneServer(AnyOrder):
     # An abort may cross with the last chunk's end: home then ends what decodes already.
     own_answers = ("stock", "home")
 
-    def _submit(self, request: PoolRequest, plan: Chunks | None, pages: str) -> None:
+    def _submit(self, request: PoolRequest, plan: Demanded | None, pages: str) -> None:
         super()._submit(request, plan, "no decode")
 
 
@@ -282,18 +282,17 @@ def test_what_a_lost_instance_told_of_its_slots_is_forgotten(pool: OneServerPool
 
 
 def test_a_plan_that_goes_elsewhere_gets_a_home_with_room() -> None:
-    """Of the instances that are left both have room for a share, one for all of the prompt."""
-    pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
+    """Of the instances that are left all have room for a share, the first not for all of it."""
+    pool = OneServerPool(size=4, capacity=1000, policy="fixed-sp:4")
     decoding = pool.submit(500, plan=[(250, [1])] * 2)
     pool.until(lambda: phase_is(decoding, Phase.DECODING))
-    request = pool.submit(600, plan=None)
+    request = pool.submit(800)
     pool.turn()
     assert request.plan is not None
     assert request.plan.home == 0
     pool.lose(0)
     assert phase_is(request, Phase.BOUND)
-    assert set(request.plan.instances) == {1, 2}
-    assert request.plan.home == 2
+    assert request.plan.instances == (2, 1, 3)
     pool.confirm(0)
     pool.settle()
     assert pool.answers[request.tokenized] == ["home finished"]
@@ -303,8 +302,8 @@ def test_a_plan_that_goes_elsewhere_gets_a_home_with_room() -> None:
 
 
 def test_a_plan_without_a_home_that_names_a_lost_instance_is_made_again() -> None:
-    pool = OneServerPool(size=3, capacity=1000, policy="fixed-sp:2")
-    running = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in range(3)]
+    pool = OneServerPool(size=4, capacity=1000, policy="fixed-sp:2")
+    running = [pool.submit(500, plan=[(250, [instance])] * 2) for instance in range(4)]
     for request in running:
         pool.until(partial(phase_is, request, Phase.DECODING))
     waiting = [pool.submit(700), pool.submit(680)]
@@ -312,12 +311,12 @@ def test_a_plan_without_a_home_that_names_a_lost_instance_is_made_again() -> Non
     pool.lose(0)
     pool.confirm(0)
     pool.settle()
-    assert [request.outcome for request in running] == ["failed", "finished", "finished"]
+    assert [request.outcome for request in running] == ["failed", *["finished"] * 3]
     assert [request.outcome for request in waiting] == ["finished"] * 2
     assert waiting[0].seq < waiting[1].seq
     for request in waiting:
         assert request.plan is not None
-        assert set(request.plan.instances) == {1, 2}
+        assert 0 not in request.plan.instances
     pool.fill(0)
     assert empty(pool)
 

@@ -50,6 +50,7 @@ def scheduler(*, overlap: bool, computes: bool) -> Any:
     made._joining = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
     made._cdsp = Engine(made, computes=computes)
     made._numbers = made._slots = None
+    made._faults = None
     made._coroutines = SimpleNamespace(stretch_s=0.0)
     made._decode_share = DecodeShare(STRETCH_S)
     return made
