@@ -145,8 +145,8 @@ class InstanceLedger:
     def started(self, seq: int, chunk: PlannedChunk, now_s: float) -> None:
         """A chunk was started that gives way at its layers.
 
-        A plan that promises no time, as a probe's does, has nothing that a delay could be a share of:
-        nobody passes it.
+        Nobody passes a plan that promises no time, as a probe's does: a delay is judged as a share
+        of it.
         """
         bound = self._bound.get(seq)
         if bound is not None and not bound.passes and bound.own_s > 0.0:
