@@ -20,7 +20,9 @@ from sglang.srt.managers.data_parallel_controller import DataParallelController
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenizedGenerateReqInput,
+    BlockReqInput,
     HealthCheckOutput,
+    ProfileReq,
     ShutdownReq,
     TokenizedGenerateReqInput,
     sock_recv,
@@ -306,9 +308,13 @@ class PoolController(DataParallelController):
         mapping[BatchTokenizedGenerateReqInput] = self._on_batch
         mapping[AbortReq] = self._on_abort
         mapping[ShutdownReq] = self._on_shutdown
-        self._request_dispatcher.add_fallback_fn(
-            lambda message: self._control.on(message, self._lifecycle)
-        )
+        # Stock sends these past its fallback; questions take one way, or nobody expects answers.
+        mapping[ProfileReq] = mapping[BlockReqInput] = self._on_control
+        self._request_dispatcher.add_fallback_fn(self._on_control)
+
+    def _on_control(self, message: Any) -> None:
+        """A control message of SGLang's."""
+        self._control.on(message, self._lifecycle)
 
     def _on_batch(self, batch: BatchTokenizedGenerateReqInput) -> None:
         for tokenized in batch:

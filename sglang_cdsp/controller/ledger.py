@@ -147,9 +147,13 @@ class InstanceLedger:
         )
 
     def started(self, seq: int, chunk: PlannedChunk, now_s: float) -> None:
-        """A chunk was started that gives way at its layers."""
+        """A chunk was started that gives way at its layers.
+
+        Nobody passes a plan that promises no time, as a probe's does: a delay is judged as a share
+        of it.
+        """
         bound = self._bound.get(seq)
-        if bound is not None and not bound.passes:
+        if bound is not None and not bound.passes and bound.own_s > 0.0:
             seconds = chunk.end_s - chunk.start_s
             bound.ring = Ring(chunk.instances, now_s, seconds, self.layers)
 

@@ -34,7 +34,8 @@ def give_up(reason: str) -> NoReturn:
     logger.error("sglang-cdsp: %s", reason)
     parent = psutil.Process().parent()
     if parent is not None:
-        parent.send_signal(signal.SIGQUIT)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent.send_signal(signal.SIGQUIT)
     os._exit(1)
 
 
@@ -52,9 +53,10 @@ def refuse_start(reason: str) -> NoReturn:
                 process.kill()
     logger.error("sglang-cdsp: %s", reason)
     if server is not None:
-        server.kill()
-        # The first process of a container cannot be killed from inside.
-        server.send_signal(signal.SIGQUIT)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            server.kill()
+            # The first process of a container cannot be killed from inside.
+            server.send_signal(signal.SIGQUIT)
     os._exit(1)
 
 

@@ -6,13 +6,14 @@ controller's process has ended, or its loop has stopped coming round, and then e
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psutil
 
@@ -181,9 +182,16 @@ def end_server(reason: str) -> None:
     logger.error("sglang-cdsp: %s", reason)
     os.kill(os.getpid(), signal.SIGQUIT)
     time.sleep(KILL_AFTER_S)
-    me = psutil.Process()
-    for process in [*me.children(recursive=True), me]:
-        process.kill()
+    kill_all(psutil.Process().children(recursive=True))
+    # The first process of a container cannot be killed from inside.
+    os._exit(128 + signal.SIGQUIT)
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes of which one may end with another: a scheduler ends with its controller."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def start(heartbeat: Heartbeat, limit_s: float) -> None:

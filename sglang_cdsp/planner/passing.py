@@ -50,9 +50,14 @@ def ways_to_pass(problem: Problem, passable: tuple[Passable, ...]) -> Iterator[P
     if problem.history_group:
         return
     up = [ring for ring in passable if all(problem.queue_s[i] < math.inf for i in ring.instances)]
+    # A member that has run its shard may have begun the next chunk while its group still runs: the
+    # later ring is the one that it stands in.
     ring_of = {i: ring for ring in up for i in ring.instances}
     idle = [i for i, queue in enumerate(problem.queue_s) if not queue and i not in ring_of]
-    ordered = [(ring, _free_first(ring)) for ring in sorted(up, key=_longest_first)]
+    ordered = [
+        (ring, [i for i in _free_first(ring) if ring_of[i] is ring])
+        for ring in sorted(up, key=_longest_first)
+    ]
     inside = [i for _, members in ordered for i in members]
     for size in problem.sizes:
         need = shard_share(problem.tokens, size, problem.page_size)

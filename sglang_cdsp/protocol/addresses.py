@@ -35,10 +35,19 @@ def pool_addresses() -> PoolAddresses:
     Raises:
         RuntimeError: outside a process that the pool controller spawned.
     """
-    text = os.environ.get(ENV_VAR)
+    return PoolAddresses(**json.loads(left_in(ENV_VAR)))
+
+
+def left_in(variable: str) -> str:
+    """What the pool controller left in the environment under a name.
+
+    Raises:
+        RuntimeError: outside a process that it spawned.
+    """
+    text = os.environ.get(variable)
     if text is None:
         raise RuntimeError(
             "this scheduler was not started by the CDSP pool controller; start the server with "
             "--cdsp --dp-size 2 or more"
         )
-    return PoolAddresses(**json.loads(text))
+    return text

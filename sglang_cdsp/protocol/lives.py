@@ -11,6 +11,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sglang_cdsp.protocol.addresses import left_in
+
 ENV_VAR = "SGLANG_CDSP_LIFE"
 
 
@@ -41,13 +43,7 @@ def this_life() -> Life:
     Raises:
         RuntimeError: outside a process that the pool controller started.
     """
-    text = os.environ.get(ENV_VAR)
-    if text is None:
-        raise RuntimeError(
-            "this scheduler was not started by the CDSP pool controller; start the server with "
-            "--cdsp --dp-size 2 or more"
-        )
-    return Life(**json.loads(text))
+    return Life(**json.loads(left_in(ENV_VAR)))
 
 
 def members(life: Life) -> list[int]:

@@ -124,6 +124,11 @@ ROWS = (
     ),
     row(
         "controller.controller",
+        "stock's dispatcher has entries for these; all others reach its fallback",
+        Names(IO, ("ProfileReq", "BlockReqInput")),
+    ),
+    row(
+        "controller.controller",
         "a server that ends in order tells its schedulers so",
         Names(IO, ("ShutdownReq",)),
     ),

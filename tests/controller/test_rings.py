@@ -75,3 +75,11 @@ def test_without_a_budget_nothing_may_be_passed() -> None:
     ledger.bind(0, long, 0.0, {})
     ledger.started(0, long.chunks[0], 0.0)
     assert ledger.view(1.0).passable == ()
+
+
+def test_a_plan_without_a_time_is_not_passed(ledger: InstanceLedger) -> None:
+    """A probe of an instance that joins: policies divide by what a chunk takes."""
+    probe = plan((0, 1), 0.0, 0.0)
+    ledger.bind(0, probe, 100.0, {})
+    ledger.started(0, probe.chunks[0], 100.0)
+    assert ledger.view(100.0).passable == ()

@@ -9,6 +9,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from sglang_cdsp.launch.controller_watch import (
     Silence,
     how_ended,
     is_stopped,
+    kill_all,
     limit_s,
     problems,
     shutting_down,
@@ -170,6 +172,16 @@ def test_a_killed_child_is_told_from_one_that_ended() -> None:
 class Loop:
     def __init__(self, running: bool) -> None:
         self.is_running = lambda: running
+
+
+def test_processes_that_end_with_the_first_one_killed_do_not_stop_the_killing() -> None:
+    """The scheduler's parent-death signal may be faster than the loop."""
+    processes = [subprocess.Popen([sys.executable, "-c", "input()"]) for _ in range(2)]
+    found = [psutil.Process(process.pid) for process in processes]
+    processes[0].kill()
+    processes[0].wait()
+    kill_all(found)
+    assert processes[1].wait(timeout=60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ What the watch says is tried in `test_controller_watch.py`; here all of them end
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,8 +35,10 @@ def controller(ready):
     child = context.Process(target=scheduler, args=(started,))
     child.start()
     started.wait()
-    print(multiprocessing.current_process().pid, child.pid, flush=True)
     heartbeat = Heartbeat.opened()
+    heartbeat.beat()
+    # Before its first beat a controller is starting, and is not watched.
+    print(multiprocessing.current_process().pid, child.pid, flush=True)
     while True:
         heartbeat.beat()
         ready.set()
@@ -82,7 +85,7 @@ class Server:
 
     def close(self) -> None:
         for process in (self.scheduler, self.controller):
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.first.kill()
         self.first.wait()

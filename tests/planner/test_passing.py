@@ -67,6 +67,17 @@ def test_over_two_rings_the_longer_prompts_first_and_both_stand_still() -> None:
     assert set(found) == {(0,), (1,), (0, 1)}
 
 
+def test_who_has_gone_on_to_the_next_ring_is_one_member() -> None:
+    """Instance 0 has run its shard of the first ring and begun the second one.
+
+    Red when a group names it twice: half of the prompt would be computed nowhere.
+    """
+    found = ways(100, (5.0, 5.0), ring(0, 1, own_s=20.0), ring(0))
+    assert set(found) == {(0,), (1,), (0, 1)}
+    assert {members for members, _ in found[0,].delays} == {(0,)}
+    assert {members for members, _ in found[0, 1].delays} == {(0,), (0, 1)}
+
+
 def test_an_idle_instance_takes_part_at_the_price_of_its_seconds() -> None:
     found = ways(1000, (5.0, 0.0), ring(0))
     assert set(found) == {(0,), (0, 1)}, "on the idle one alone nobody is passed"

@@ -30,7 +30,7 @@ def test_a_killed_instance_comes_back_and_the_other_one_goes_on(
     client: Client, checkpoint: Path, plan_log: Path
 ) -> None:
     right(client, checkpoint, 600, 1, BOTH)
-    free = client.free_tokens()
+    free, before = client.free_tokens(), seats(client)[1]
     scheduler(client, 1).kill()
     until(lambda: states(client)[1] != "up")
     for seed in range(5):
@@ -40,12 +40,13 @@ def test_a_killed_instance_comes_back_and_the_other_one_goes_on(
     right(client, checkpoint, 900, 3, GROWS)
     assert client.wait_free(free) == free, "as many slots as before"
     seat = seats(client)[1]
-    assert (seat["incarnation"], seat["restarts"]) == (2, 1)
-    assert [death["cause"] for death in seat["deaths"]] == ["ended"]
-    assert "SIGKILL" in seat["deaths"][0]["words"]
+    assert seat["incarnation"] == before["incarnation"] + 1
+    assert seat["restarts"] == before["restarts"] + 1
+    assert seat["deaths"][-1]["cause"] == "ended"
+    assert "SIGKILL" in seat["deaths"][-1]["words"]
     lines = map(json.loads, plan_log.read_text(encoding="utf-8").splitlines())
     told = [line["state"] for line in lines if line.get("kind") == "seat" and line["seat"] == 1]
-    assert told == ["ending", "down", "starting", "joining", "up"]
+    assert told[-5:] == ["ending", "down", "starting", "joining", "up"]
 
 
 def test_a_prompt_for_the_whole_pool_waits_for_an_instance_that_comes_back(

@@ -107,6 +107,10 @@ class Observed:
         """Wait until seats are as they are to be and slots are free, and gather everything."""
         stack, log = self._pool.stack, self._pool.plan_log
         states = {s: "down" if s in checks.down else "up" for s in range(self._instances)}
+        # A server that has ended comes to no state: what is waited for below says so at once.
+        gone = [name for name, server in stack.servers.items() if not server.running()]
+        if gone:
+            raise RuntimeError(f"{', '.join(gone)} ended: see {stack.servers[gone[0]].log}")
         self._wait_for_notice(strikes)
         self.watch.wait(states, checks.back_within_s)
         seats = seats_of(self.watch.status)

@@ -202,7 +202,7 @@ class CdspLate(Chunkwise):
         harm = {
             ring.instances: PASS_PRICE
             * need.seconds
-            / ring.own_s
+            / max(ring.own_s, LEAST_S)
             * min(MOST, max(1.0, self._until_s(ring, pool) / late_s)) ** TAIL
             for ring in pool.passable
         }
