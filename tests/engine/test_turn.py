@@ -119,9 +119,12 @@ class DecodeBatch:
 def decoding(monkeypatch: pytest.MonkeyPatch, free: list[int], held: int) -> tuple[Any, list[str]]:
     """A scheduler with ``free[0]`` slots whose chunk tasks hold ``held``, and what it does."""
     done: list[str] = []
-    monkeypatch.setattr(
-        Scheduler, "update_running_batch", lambda self, batch: done.append("stock") or batch
-    )
+
+    def stock(_: Any, batch: DecodeBatch) -> DecodeBatch:
+        done.append("stock")
+        return batch
+
+    monkeypatch.setattr(Scheduler, "update_running_batch", stock)
     one = scheduler(overlap=False, computes=True)
     one._cdsp.give_back = lambda: done.append("back")
     one._cdsp.held_tokens = held
