@@ -47,7 +47,7 @@ ROWS = (
     row(
         "engine.scheduler",
         "takes requests out of a batch: those that have ended, or all but some",
-        Signature(BATCH, "ScheduleBatch.filter_batch", ("keep_indices",)),
+        Signature(BATCH, "ScheduleBatch.filter_batch", (), ("keep_indices",)),
     ),
     row(
         "engine.scheduler",
