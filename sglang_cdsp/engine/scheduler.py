@@ -443,6 +443,7 @@ class PoolScheduler(Scheduler):
         batch.release_req(0, 0)
         batch.filter_batch(keep_indices=[])
         batch.batch_is_full = False
+        logger.info("request %s waits for slots that chunk tasks hold", req.rid)
         self._add_request_to_queue(req, is_retracted=True)
 
     def _take_results_in(self) -> bool:

@@ -101,8 +101,8 @@ class DecodeBatch:
 
     batch_is_full = True
 
-    def __init__(self, free: list[int], *reqs: str) -> None:
-        self.reqs = [*reqs]
+    def __init__(self, free: list[int], *rids: str) -> None:
+        self.reqs = [SimpleNamespace(rid=rid) for rid in rids]
         self._free = free
 
     def check_decode_mem(self) -> bool:
@@ -128,7 +128,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch, free: list[int], held: int) -> tup
     one = scheduler(overlap=False, computes=True)
     one._cdsp.give_back = lambda: done.append("back")
     one._cdsp.held_tokens = held
-    one._add_request_to_queue = lambda req, is_retracted: done.append(f"{req} {is_retracted}")
+    one._add_request_to_queue = lambda req, is_retracted: done.append(f"{req.rid} {is_retracted}")
     one.token_to_kv_pool_allocator = SimpleNamespace(page_size=1, available_size=lambda: free[0])
     return one, done
 
@@ -167,4 +167,4 @@ def test_without_tasks_that_hold_slots_the_end_of_the_only_request_is_stocks(
     batch = DecodeBatch(slots, "a")
     one.update_running_batch(batch)
     assert done == ["back", "stock"]
-    assert batch.reqs == ["a"]
+    assert [req.rid for req in batch.reqs] == ["a"]
