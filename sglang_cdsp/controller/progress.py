@@ -87,7 +87,9 @@ class Progress:
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
         demand = slots_needed(request, chunks, self._ledger.page_size)
-        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s)
+        self._ledger.bind(
+            request.seq, plan, now_s, demand, request.arrival_s, request.output_tokens
+        )
         if request.one_instance and request.decodes:
             self._ledger.decodes(request.seq)
         self._effects.bind(request)
@@ -254,9 +256,12 @@ class Progress:
         if request.advance(Event.LOGPROBS) is not Phase.DRAINING:
             self._effects.logprobs(request, part)
 
-    def slots_taken(self, instance: int, tokens: int) -> None:
-        """An instance tells what requests hold there that SGLang itself runs, in KV slots."""
-        self._ledger.taken(instance, tokens)
+    def slots_taken(self, instance: int, tokens: int, step_s: float | None) -> None:
+        """An instance tells what requests hold there that SGLang itself runs, in KV slots.
+
+        ``step_s``: what a decode step of theirs takes, seconds, None where none has run.
+        """
+        self._ledger.taken(instance, tokens, step_s)
 
     # -- what both kinds of plans tell ----------------------------------------------------
 
