@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -295,6 +295,11 @@ class InstanceLedger:
             passable=self._passable(now_s),
             running=self._running(),
         )
+
+    def pace(self, group: Iterable[int]) -> float:
+        """The fraction of its time that a chunk gets on these instances beside decode."""
+        running = self._running()
+        return min((running[i].pace for i in group), default=1.0) if running else 1.0
 
     def _running(self) -> tuple[Running, ...]:
         """What decodes on each instance; empty where nobody does.

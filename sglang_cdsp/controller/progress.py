@@ -197,8 +197,9 @@ class Progress:
             return
         history = sum(before.tokens for before in request.plan.chunks[:chunk])
         planned = request.plan.chunks[chunk]
-        # Members wait for the one that was kept longest.
+        # Members wait for the one that was kept longest, and for the one that decodes most.
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
+        seconds *= self._ledger.pace(planned.instances)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
     def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:

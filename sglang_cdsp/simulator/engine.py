@@ -202,12 +202,19 @@ class _Run:
             if not self._settle(now, task, replace(anew, policy=plan.policy)):
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
+        moved = False
         for rid, plan in self._policy.step(self._pool.view(now), now):
             waiting = self._waiting.pop(rid, None)
             if waiting is None:
                 raise InvariantError(now, rid, "bound, but it was not waiting")
-            if self._homeless or not self._settle(now, waiting, plan):
+            # Who passes may do so on these instances at this moment, if all is as planned.
+            stale = plan.passes and moved
+            if self._homeless or stale or not self._settle(now, waiting, plan):
                 self._homeless.append((waiting, plan))
+                self._changed = self._changed or stale
+                continue
+            assert waiting.plan is not None
+            moved = moved or set(waiting.plan.instances) != set(plan.instances)
 
     def _settle(self, now: float, task: Task, plan: Plan) -> bool:
         """Bind a plan; False if in one server nobody has the room to decode it now."""
@@ -240,7 +247,7 @@ class _Run:
         self._changed = True
         if self._correction:
             history = sum(before.tokens for before in task.ran[:-1])
-            seconds = chunk.end_s - chunk.start_s - task.stood_s[-1]
+            seconds = chunk.end_s - chunk.start_s - task.stood_s[-1] - task.slowed_s[-1]
             self._correction.observe(chunk.sp_size, history, chunk.tokens, seconds)
         assert task.plan is not None
         if task.chunk < len(task.plan.chunks):

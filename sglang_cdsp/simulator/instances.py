@@ -44,6 +44,7 @@ class Run:
         halts_s: the layer boundary at which it stands still or will; inf if nobody asked.
         resumes_s: when it is expected to go on then.
         stood_s: seconds that it has stood still, until it last went on.
+        slowed_s: seconds that others than those that pass have had of its time.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Run:
     stood_s: float = 0.0
     alone: bool = False
     pace: float = 1.0
+    slowed_s: float = 0.0
 
     @property
     def still(self) -> bool:
@@ -190,7 +192,7 @@ class Instances:
         pace = self.pace_of(run)
         if pace == run.pace:
             return
-        run.done_s += (now - run.since_s) * run.pace
+        _account(now, run)
         run.since_s, run.pace = now, pace
         run.ends_s = now + (run.seconds - run.done_s) / pace
         self.agenda.at(run.ends_s, self._end, run)
@@ -206,7 +208,7 @@ class Instances:
     def _halt(self, now: float, run: Run) -> None:
         if now != run.halts_s or run.still:
             return
-        run.done_s += (now - run.since_s) * run.pace
+        _account(now, run)
         run.ends_s = math.inf
         self._serve(now, run.group)
         self._touch(now, run.group)
@@ -230,6 +232,7 @@ class Instances:
     def _end(self, now: float, run: Run) -> None:
         if now != run.ends_s:
             return  # it stood still since
+        _account(now, run)
         run.ends_s = -math.inf  # over: an event of before a stall of no length comes to nothing
         first = run.group[0]
         if self.serving[first] is run:
@@ -261,3 +264,10 @@ class Instances:
             run.ends_s = now + (run.seconds - run.done_s) / run.pace
             self.agenda.at(run.ends_s, self._end, run)
             self.went_on(now, run)
+
+
+def _account(now: float, run: Run) -> None:
+    """What it has computed since it last went on, and what it has not."""
+    spent = now - run.since_s
+    run.done_s += spent * run.pace
+    run.slowed_s += spent * (1.0 - run.pace)

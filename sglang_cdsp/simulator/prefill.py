@@ -267,6 +267,7 @@ class PrefillPool:
         chunk = PlannedChunk(planned.tokens, planned.instances, run.started_s, now)
         task.ran.append(chunk)
         task.stood_s.append(run.stood_s)
+        task.slowed_s.append(run.slowed_s)
         task.chunk += 1
         if plan.passes:
             for i in plan.instances:

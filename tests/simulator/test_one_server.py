@@ -143,13 +143,13 @@ def test_nothing_is_planned_on_instances_that_only_decode() -> None:
 
 
 def test_a_prompt_leaves_decoding_instances_alone_where_those_lose_more() -> None:
-    # At 1.05 s instance 0 decodes. Alone on the other 1000 tokens take 1 s, on both 0.625 s.
-    script = (0, 1000, 200)
+    # Alone on the other instance 1000 tokens take 1 s, on both 0.625 s: 0.375 s sooner. The one
+    # that decodes would lose 0.5 s of these.
     setup = pool(policy="cdsp", instances=2, sp_sizes=(1, 2))
-    running, prompt = simulate(setup, requests(script, (1.55, 1000, 1))).records
+    running, prompt = simulate(setup, requests((0, 1000, 200), (1.55, 1000, 1))).records
     assert prompt.chunks[-1].instances == (1 - there_int(running.decode_instance),)
-    # Where the running request ends soon there is little to lose.
-    soon = simulate(setup, requests((0, 1000, 12), (0.55, 4000, 1))).records[1]
+    # Of 3 tokens there are 1.2 s to lose at most, and 4000 tokens come 1.5 s sooner.
+    soon = simulate(setup, requests((0, 1000, 3), (0.55, 4000, 1))).records[1]
     assert soon.chunks[-1].sp_size == 2
 
 
