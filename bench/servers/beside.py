@@ -193,14 +193,17 @@ class Way:
         return make(checkpoint, flags=flags, cores="|".join(CORES))
 
 
-def ways(shares: Sequence[float], chunks: Sequence[int], *, only_mixed: bool) -> list[Way]:
+def ways(
+    shares: Sequence[float],
+    chunks: Sequence[int],
+    pool_flags: Sequence[str] = (),
+    *,
+    only_mixed: bool,
+) -> list[Way]:
     """The servers, this package's first."""
+    forced = ("--cdsp-allow-request-plans", *pool_flags)
     found = [
-        Way(
-            f"share {share:g}",
-            True,
-            ("--cdsp-allow-request-plans", "--cdsp-decode-share", f"{share:g}"),
-        )
+        Way(f"share {share:g}", True, (*forced, "--cdsp-decode-share", f"{share:g}"))
         for share in shares
     ]
     for tokens in chunks:
@@ -257,11 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--prompts", type=integer(1), default=2, help="on each server")
     add("--shares", type=positive_numbers, default=(0.1, 0.2, 0.33), help="decode shares")
     add("--chunks", type=positive_integers, default=(256, 512, 1024, 2048), help="stock's sizes")
+    add("--latency-model", type=Path, help="of `profile`; else each pool measures itself")
     add("--only-mixed", action="store_true", help="leave out stock without mixed chunk")
     add("--out", type=Path, metavar="FILE", help="every gap, JSON")
     options = parser.parse_args(arguments)
     check(parser, options, files=("out",))
-    chosen = ways(options.shares, options.chunks, only_mixed=options.only_mixed)
+    model = options.latency_model
+    known = ("--cdsp-latency-model", str(model.resolve())) if model else ()
+    chosen = ways(options.shares, options.chunks, known, only_mixed=options.only_mixed)
     runs: dict[str, list[dict[str, Any]]] = {}
     with kept_on_failure("bench-beside") as scratch:
         shape = LlamaShape(num_hidden_layers=LAYERS)
