@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from sglang_cdsp.planner.forced import GIVEN, timed_plan
 from sglang_cdsp.planner.memory import kv_demand, pages
@@ -59,7 +60,7 @@ class Homes:
                 setup.decode,
                 self._end,
                 share=form.decode_share,
-                changed=lambda now, i=i: self._batch_changed(now, i),  # type: ignore[misc]
+                changed=partial(self._batch_changed, i),
             )
             for i in range(setup.instances)
         ]
@@ -234,7 +235,7 @@ class Homes:
                 way = Way.STILL if run.alone else Way.BESIDE
             self._batches[i].turn(now, way)
 
-    def _batch_changed(self, now: float, i: int) -> None:
+    def _batch_changed(self, i: int, now: float) -> None:
         batch = self._batches[i]
         pace = chunk_pace(batch.step_s, self._form.decode_share) if batch.size else 1.0
         self._pool.instances.set_pace(now, i, pace)
