@@ -64,8 +64,8 @@ def ratio(
     turns = sorted(pool.keys() & stock.keys())
     if not turns or not all(len(pool[turn]) and len(stock[turn]) for turn in turns):
         return None
-    whole = (figure(np.concatenate([side[t] for t in turns])) for side in (pool, stock))
-    return Ratio(*whole, tuple(figure(pool[t]) / figure(stock[t]) for t in turns))
+    mine, other = (figure(np.concatenate([side[t] for t in turns])) for side in (pool, stock))
+    return Ratio(mine, other, tuple(figure(pool[t]) / figure(stock[t]) for t in turns))
 
 
 def throughput(lines: Sequence[dict[str, Any]]) -> Ratio | None:
@@ -82,8 +82,8 @@ def throughput(lines: Sequence[dict[str, Any]]) -> Ratio | None:
     turns = sorted(pool.keys() & stock.keys())
     if not turns:
         return None
-    means = (float(np.mean([side[turn] for turn in turns])) for side in (pool, stock))
-    return Ratio(*means, tuple(pool[turn] / stock[turn] for turn in turns))
+    mine, other = (float(np.mean([side[turn] for turn in turns])) for side in (pool, stock))
+    return Ratio(mine, other, tuple(pool[turn] / stock[turn] for turn in turns))
 
 
 def report(lines: Iterable[dict[str, Any]]) -> str:

@@ -37,7 +37,7 @@ def borrowed(plan: Planned, pool: PoolView) -> Plan | None:
     if without is None or sharing is None:
         return without or sharing
     gain_s = without.ttft_s - sharing.ttft_s
-    return sharing if gain_s > lost_s(sharing, pool) else without
+    return sharing if gain_s >= lost_s(sharing, pool) else without
 
 
 def lost_s(plan: Plan, pool: PoolView) -> float:
