@@ -31,7 +31,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,31 @@ def read_runs(path: Path, parser: OneLineParser) -> list[dict[str, Any]]:
     return lines
 
 
+def read_or_measure(
+    parser: OneLineParser,
+    options: argparse.Namespace,
+    name: str,
+    measure: Callable[[argparse.Namespace, Path], list[dict[str, Any]]],
+    files: tuple[str, ...],
+    more: str = "",
+) -> list[dict[str, Any]]:
+    """The runs of an earlier file (`--read`), or measured ones; without the lines that are none.
+
+    Args:
+        name: of the folder that the run's files are in.
+        files: as in `check`.
+        more: as in `warn_of_shared_cores`.
+    """
+    if options.read:
+        lines = read_runs(options.read, parser)
+    else:
+        check(parser, options, files=files, folders=("log_directory",))
+        warn_of_shared_cores(more)
+        with kept_on_failure(name) as scratch:
+            lines = measure(options, scratch)
+    return [line for line in lines if "side" in line]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables; or print them again from a file."""
     parser = OneLineParser(prog="python -m bench.servers.ab", description=__doc__)
@@ -280,14 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--read", type=Path, help="only print the tables of such a file")
     add("--log-directory", type=Path, help="keep the servers' logs there")
     options = parser.parse_args(arguments)
-    if options.read:
-        lines = read_runs(options.read, parser)
-    else:
-        check(parser, options, files=("out",), folders=("log_directory",))
-        warn_of_shared_cores(", and a pool is one where stock's two servers are two")
-        with kept_on_failure("bench-ab") as scratch:
-            lines = measure(options, scratch)
-    print(report([line for line in lines if "side" in line], Slo(*options.slo)))
+    more = ", and a pool is one where stock's two servers are two"
+    lines = read_or_measure(parser, options, "bench-ab", measure, ("out",), more)
+    print(report(lines, Slo(*options.slo)))
 
 
 if __name__ == "__main__":

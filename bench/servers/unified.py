@@ -32,17 +32,14 @@ from bench.servers.ab import (
     described,
     line_of,
     plain,
-    read_runs,
+    read_or_measure,
     say,
-    warn_of_shared_cores,
     write_dataset,
 )
 from bench.servers.ab_client import Clients, only
-from bench.servers.flags import check
 from bench.servers.unified_report import SIDES, report
 from sglang_cdsp.cli.parser import OneLineParser, integer, number, positive_numbers
 from sglang_cdsp.testing.checkpoint import write_checkpoint
-from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import RunningStack, one_server, running, single, together
 
 AT_ONCE = float("inf")
@@ -137,14 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--read", type=Path, help="only print the tables of such a file")
     add("--log-directory", type=Path, help="keep the servers' logs there")
     options = parser.parse_args(arguments)
-    if options.read:
-        lines = read_runs(options.read, parser)
-    else:
-        check(parser, options, files=("out", "plan_log"), folders=("log_directory",))
-        warn_of_shared_cores("")
-        with kept_on_failure("bench-unified") as scratch:
-            lines = measure(options, scratch)
-    print(report([line for line in lines if "side" in line]))
+    files = ("out", "plan_log")
+    print(report(read_or_measure(parser, options, "bench-unified", measure, files)))
 
 
 if __name__ == "__main__":
