@@ -417,12 +417,33 @@ class PoolScheduler(Scheduler):
         return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
 
     def update_running_batch(self, batch: Any) -> Any:
-        """Stock's next decode batch; before it retracts anybody, waiting tasks give slots back."""
+        """Stock's next decode batch; before it retracts anybody, waiting tasks give slots back.
+
+        The only request that decodes is retracted, too, while chunk tasks hold slots that will be
+        free: stock would end it, as nobody else in its batch has any.
+        """
+        if self._joining is not None and self._is_short(batch):
+            self._engine.give_back()
+            batch.filter_batch()
+            alone = len(batch.reqs) == 1 and self._engine.held_tokens
+            if alone and not batch.check_decode_mem():
+                self._retract_only(batch)
+                return batch
+        return super().update_running_batch(batch)
+
+    def _is_short(self, batch: Any) -> bool:
+        """Whether the next decode step does not find its slots, with all of the cache evicted."""
         allocator = self.token_to_kv_pool_allocator
         short = allocator.available_size() < len(batch.reqs) * allocator.page_size
-        if self._joining is not None and short and not batch.check_decode_mem():
-            self._engine.give_back()
-        return super().update_running_batch(batch)
+        return short and not batch.check_decode_mem()
+
+    def _retract_only(self, batch: Any) -> None:
+        """Take the only request out of a decode batch; it waits and is prefilled again."""
+        (req,) = batch.reqs
+        batch.release_req(0, 0)
+        batch.filter_batch(keep_indices=[])
+        batch.batch_is_full = False
+        self._add_request_to_queue(req, is_retracted=True)
 
     def _take_results_in(self) -> bool:
         """With overlap: tokens of the last batch do not wait for a chunk's stretch.

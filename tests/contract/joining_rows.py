@@ -41,6 +41,25 @@ ROWS = (
     ),
     row(
         "engine.scheduler",
+        "frees a request's slots; it can be prefilled again",
+        Signature(BATCH, "ScheduleBatch.release_req", ("idx", "remaing_req_count")),
+    ),
+    row(
+        "engine.scheduler",
+        "takes requests out of a batch: those that have ended, or all but some",
+        Signature(BATCH, "ScheduleBatch.filter_batch", (), ("keep_indices",)),
+    ),
+    row(
+        "engine.scheduler",
+        "ends the last request of a batch that is short of slots, who has nobody to retract",
+        Order(
+            BATCH,
+            "ScheduleBatch.retract_decode",
+            ("if len(sorted_indices) == 1:", "last_req.to_finish = FINISH_ABORT("),
+        ),
+    ),
+    row(
+        "engine.scheduler",
         "the loop of one server without overlap",
         Calls(SCHEDULER, "Scheduler.event_loop_normal", "self.get_next_batch_to_run", in_loop=True),
     ),

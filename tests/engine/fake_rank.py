@@ -81,6 +81,17 @@ class FakeJoining:
         self.slots.append(slots)
 
 
+def only_prefill_servers_have(scheduler: FakeScheduler) -> None:
+    """Take away what SGLang's scheduler lacks in a server that decodes itself."""
+    vars(scheduler).update(disagg_prefill_bootstrap_queue=None)
+    for name in (
+        "disagg_prefill_inflight_queue",
+        "disagg_metadata_buffers",
+        "req_to_metadata_buffer_idx_allocator",
+    ):
+        delattr(scheduler, name)
+
+
 class Rank:
     """A rank of instance 0, or of ``instance``, and everything around it.
 
@@ -116,6 +127,8 @@ class Rank:
         self.no_room = ""
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
+        if decodes:
+            only_prefill_servers_have(self.scheduler)
         reporter: Any = self
         manager: Any = self
         runner: Any = self

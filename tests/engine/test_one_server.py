@@ -17,6 +17,7 @@ from sglang_cdsp.protocol.messages import (
     Released,
     ReleaseOrder,
     RestOrder,
+    StopOrder,
 )
 from tests.engine.fake_rank import CHUNKS, PAGES, FakeJoining, Rank
 
@@ -63,6 +64,22 @@ def test_a_request_that_has_joined_is_not_answered_by_the_engine() -> None:
     joining(rank).reqs.clear()  # SGLang has it, and it ends
     rank.engine.step()
     assert rank.last(DecodeEnded)["seq"] == 0
+    assert rank.engine.idle
+
+
+def test_a_request_that_never_joined_is_answered_at_its_release() -> None:
+    """Dropped by the controller, before its last chunk was over."""
+    rank = Rank(decodes=True)
+    rank.plan()
+    req = rank.request()
+    rank.engine.step()
+    rank.engine.on_stop(StopOrder(seq=0))
+    rank.engine.step()
+    rank.engine.on_release(ReleaseOrder(seq=0, error="another member broke"))
+    assert rank.last(Released) == {"seq": 0, "joined": False}
+    stream = rank.scheduler.output_streamer.stream_output
+    stream.assert_called_once_with([req], req.return_logprob, None)
+    assert rank.allocator.available_size() == PAGES
     assert rank.engine.idle
 
 

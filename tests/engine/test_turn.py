@@ -96,14 +96,75 @@ def test_chunks_go_on_for_as_long_as_their_share_allows(asked: list[dict[str, An
     assert one._coroutines.stretch_s == STRETCH_S
 
 
-def test_waiting_tasks_give_back_only_when_slots_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[str] = []
-    monkeypatch.setattr(Scheduler, "update_running_batch", lambda self, batch: batch)
+class DecodeBatch:
+    """Requests that decode, of which each needs a slot for its next token."""
+
+    batch_is_full = True
+
+    def __init__(self, free: list[int], *reqs: str) -> None:
+        self.reqs = [*reqs]
+        self._free = free
+
+    def check_decode_mem(self) -> bool:
+        return self._free[0] >= len(self.reqs)
+
+    def filter_batch(self, keep_indices: list[int] | None = None) -> None:
+        if keep_indices is not None:
+            self.reqs = [self.reqs[index] for index in keep_indices]
+
+    def release_req(self, idx: int, remaing_req_count: int) -> None:
+        self._free[0] += 50
+
+
+def decoding(monkeypatch: pytest.MonkeyPatch, free: list[int], held: int) -> tuple[Any, list[str]]:
+    """A scheduler with ``free[0]`` slots whose chunk tasks hold ``held``, and what it does."""
+    done: list[str] = []
+
+    def stock(_: Any, batch: DecodeBatch) -> DecodeBatch:
+        done.append("stock")
+        return batch
+
+    monkeypatch.setattr(Scheduler, "update_running_batch", stock)
     one = scheduler(overlap=False, computes=True)
-    one._cdsp.give_back = lambda: given.append("back")
-    free = [100]
+    one._cdsp.give_back = lambda: done.append("back")
+    one._cdsp.held_tokens = held
+    one._add_request_to_queue = lambda req, is_retracted: done.append(f"{req} {is_retracted}")
     one.token_to_kv_pool_allocator = SimpleNamespace(page_size=1, available_size=lambda: free[0])
-    batch = SimpleNamespace(reqs=[1, 2, 3], check_decode_mem=lambda: free[0] > 0)
-    for free[0], expected in ((100, []), (2, []), (0, ["back"])):
-        assert one.update_running_batch(batch) is batch
-        assert given == expected
+    return one, done
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(100, ["stock"]), (3, ["stock"]), (0, ["back", "stock"])]
+)
+def test_waiting_tasks_give_back_only_when_slots_are_short(
+    free: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = [free]
+    one, done = decoding(monkeypatch, slots, held=10)
+    batch = DecodeBatch(slots, "a", "b", "c")
+    assert one.update_running_batch(batch) is batch
+    assert done == expected
+
+
+def test_the_only_request_that_decodes_waits_for_slots_of_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SGLang would end it with an error: nobody else in its batch could be retracted."""
+    slots = [0]
+    one, done = decoding(monkeypatch, slots, held=10)
+    batch = DecodeBatch(slots, "a")
+    assert one.update_running_batch(batch) is batch
+    assert done == ["back", "a True"]
+    assert not batch.reqs
+    assert not batch.batch_is_full
+
+
+def test_without_tasks_that_hold_slots_the_end_of_the_only_request_is_stocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slots = [0]
+    one, done = decoding(monkeypatch, slots, held=0)
+    batch = DecodeBatch(slots, "a")
+    one.update_running_batch(batch)
+    assert done == ["back", "stock"]
+    assert batch.reqs == ["a"]

@@ -46,7 +46,9 @@ def servers(
         with running(plan, tmp_path_factory.mktemp("logs")) as stack:
             # Tests of the form with decode servers ask its router and its prefill server.
             pool_url = stack.urls["pool"]
-            yield replace(stack, urls={**stack.urls, "router": pool_url, "prefill": pool_url})
+            urls = {**stack.urls, "router": pool_url, "prefill": pool_url}
+            processes = {**stack.servers, "prefill": stack.servers["pool"]}
+            yield replace(stack, urls=urls, servers=processes)
 
 
 @pytest.fixture(scope="package")

@@ -13,18 +13,21 @@ import requests
 from tests.serving.asking import until
 from tests.serving.client import text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
-from tests.serving_unified.again import again
+from tests.serving.test_ends import (
+    nothing_left_and_still_right,
+    test_abort_all,
+    test_abort_by_rid_at_any_moment,
+    test_clients_that_disconnect,
+)
 from tests.serving_unified.client import OneServerClient
 
-globals().update(
-    again(
-        "tests.serving.test_ends",
-        "nothing_left_and_still_right",
-        "test_abort_all",
-        "test_abort_by_rid_at_any_moment",
-        "test_clients_that_disconnect",
-    )
-)
+# Collected here with this folder's servers.
+__all__ = [
+    "nothing_left_and_still_right",
+    "test_abort_all",
+    "test_abort_by_rid_at_any_moment",
+    "test_clients_that_disconnect",
+]
 PLAN = [[1000, [0]], [1000, [0, 1]]]
 
 
