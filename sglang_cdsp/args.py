@@ -94,6 +94,8 @@ class CdspArgs:
         preempt_budget: share of its own time by which prompts that pass may delay a running one.
         decode_share: share of an instance's time that requests which decode there get beside a
             chunk, in (0, 0.5].
+        tpot_target: seconds between two tokens of a request that decodes beside a chunk, which is
+            turned into the decode share; None for the share as it is.
         max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
         latency_model: path of a latency model file; None means the server measures itself.
         instances_per_node: instances that share a node; None means the whole pool.
@@ -115,6 +117,7 @@ class CdspArgs:
     stock_tokens: int = DEFAULT_STOCK_TOKENS
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
     decode_share: float = DEFAULT_DECODE_SHARE
+    tpot_target: float | None = None
     max_shard_tokens: int | None = None
     latency_model: str | None = None
     instances_per_node: int | None = None
@@ -205,10 +208,19 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cdsp-decode-share",
         type=_fraction,
-        default=default.decode_share,
+        default=None,
         metavar="SHARE",
         help="Without --disaggregation-mode: share of an instance's time that goes to decode while "
         f"a chunk runs beside it, above 0 and at most 0.5 (default: {default.decode_share}).",
+    )
+    group.add_argument(
+        "--cdsp-tpot-target",
+        type=_fraction,
+        default=None,
+        metavar="SECONDS",
+        help="Without --disaggregation-mode: time between two tokens of a request that decodes "
+        "while a chunk runs beside it, in place of --cdsp-decode-share, which follows from it and "
+        "from what a decode step takes.",
     )
     group.add_argument(
         "--cdsp-max-shard-tokens",
@@ -310,6 +322,10 @@ def from_namespace(namespace: argparse.Namespace) -> tuple[CdspArgs | None, list
             flags = ", ".join(_flag(name) for name in given)
             problems.append(f"{flags} given without --cdsp; add --cdsp or remove them")
         return None, problems
+    if values["decode_share"] is not None and values["tpot_target"] is not None:
+        problems.append(
+            "--cdsp-decode-share and --cdsp-tpot-target are two ways to say the same; give one"
+        )
     kept: dict[str, Any] = {}
     for name, value in values.items():
         try:
@@ -353,6 +369,8 @@ def _read(name: str, value: Any) -> Any:
             f"{flag} {value} is outside [0.01, 0.5]; beyond it long prompts never end; "
             f"try {DEFAULT_DECODE_SHARE}"
         )
+    if name == "tpot_target" and not 0.0 < value < math.inf:
+        raise CdspConfigError(f"{flag} {value} is no number of seconds above 0; try 0.1")
     if name == "seat_timeout" and not 0.0 <= value < math.inf:
         raise CdspConfigError(f"{flag} {value} is no number of seconds from 0 up; try 120")
     if name in _POSITIVE and value < 1:

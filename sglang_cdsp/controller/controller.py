@@ -42,6 +42,7 @@ from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
+from sglang_cdsp.controller.decode_shares import DecodeShares
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.homes import output_tokens
@@ -219,6 +220,10 @@ class PoolController(DataParallelController):
             instances_per_node=self._cdsp.instances_per_node or size,
             layers=first.layers,
             preempt_budget=self._cdsp.preempt_budget,
+            decode=DecodeShares(
+                self._cdsp.decode_share if self._form is Form.ONE_SERVER else 0.0,
+                self._cdsp.tpot_target,
+            ),
         )
         return hellos
 
@@ -238,7 +243,7 @@ class PoolController(DataParallelController):
                 rooms=self._rooms,
                 tokenizer=self._tokenizer,
                 observers=(self._log, self._metrics),
-                decode_share=self._cdsp.decode_share if self._form is Form.ONE_SERVER else 0.0,
+                decode_share=self._ledger.decode.of,
             ),
             tp_size=self._tp_size,
             reports=self._reports,

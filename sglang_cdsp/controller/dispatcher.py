@@ -60,14 +60,14 @@ class Dispatcher:
         rooms: Rooms,
         tokenizer: zmq.Socket[bytes],
         observers: Sequence[Observer] = (),
-        decode_share: float = 0.0,
+        decode_share: Callable[[Iterable[int]], float] = lambda members: 0.0,
     ) -> None:
         """Send through these sockets.
 
         Args:
             workers: the schedulers' by instance.
             tokenizer: the tokenizer's.
-            decode_share: of a member's time beside a chunk, see ``GoOrder``.
+            decode_share: of a member's time beside a chunk on these, see ``GoOrder``.
         """
         self._decode_share = decode_share
         self._workers = workers
@@ -127,15 +127,16 @@ class Dispatcher:
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Start the next chunk."""
+        members = tuple(instances)
         order = GoOrder(
             seq=request.seq,
             chunk=request.next_chunk,
             revision=request.revision,
             lane=request.lane,
             serial=request.serial,
-            decode_share=self._decode_share,
+            decode_share=self._decode_share(members),
         )
-        self._send(instances, order)
+        self._send(members, order)
         self._tell(lambda observer: observer.chunk_started(request))
 
     def stop(self, request: PoolRequest) -> None:

@@ -223,7 +223,7 @@ class Lifecycle(PoolState):
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
                 return
             case messages.SlotsTaken():
-                self._progress.slots_taken(report.instance, report.tokens)
+                self._progress.slots_taken(report.instance, report.tokens, report.step_s)
                 return
             case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
@@ -265,8 +265,10 @@ class Lifecycle(PoolState):
             case messages.Released():
                 self._way_out.released(request, instance, joined=report.joined)
             case messages.DecodeEnded():
+                _note_output(request, report.output_tokens, report.at_s)
                 self._way_out.decode_ended(request, report.error)
             case messages.StockEnded():
+                _note_output(request, report.output_tokens, report.at_s)
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
     # -- seats ----------------------------------------------------------------------------
@@ -361,3 +363,8 @@ def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
         late = request.joins_late and phase is Phase.DRAINING
         return not (request.error or late or request.recalled)
     return phase in (Phase.STOCK, Phase.DECODING)
+
+
+def _note_output(request: PoolRequest, tokens: int, at_s: float) -> None:
+    """Its last token has been sampled."""
+    request.sampled_tokens, request.last_token_s = tokens, at_s

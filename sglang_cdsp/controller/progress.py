@@ -87,7 +87,9 @@ class Progress:
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
         demand = slots_needed(request, chunks, self._ledger.page_size)
-        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s)
+        self._ledger.bind(
+            request.seq, plan, now_s, demand, request.arrival_s, request.output_tokens
+        )
         if request.one_instance and request.decodes:
             self._ledger.decodes(request.seq)
         self._effects.bind(request)
@@ -195,8 +197,9 @@ class Progress:
             return
         history = sum(before.tokens for before in request.plan.chunks[:chunk])
         planned = request.plan.chunks[chunk]
-        # Members wait for the one that was kept longest.
+        # Members wait for the one that was kept longest, and for the one that decodes most.
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
+        seconds *= self._ledger.pace(planned.instances)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
     def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
@@ -254,9 +257,12 @@ class Progress:
         if request.advance(Event.LOGPROBS) is not Phase.DRAINING:
             self._effects.logprobs(request, part)
 
-    def slots_taken(self, instance: int, tokens: int) -> None:
-        """An instance tells what requests hold there that SGLang itself runs, in KV slots."""
-        self._ledger.taken(instance, tokens)
+    def slots_taken(self, instance: int, tokens: int, step_s: float | None) -> None:
+        """An instance tells what requests hold there that SGLang itself runs, in KV slots.
+
+        ``step_s``: what a decode step of theirs takes, seconds, None where none has run.
+        """
+        self._ledger.taken(instance, tokens, step_s)
 
     # -- what both kinds of plans tell ----------------------------------------------------
 

@@ -120,6 +120,8 @@ class PoolRequest:
         joins_late: home decodes it only when all members have its prompt's log-probabilities.
         joined: home's own scheduler has it.
         decoded: home's own scheduler is done with it.
+        sampled_tokens: its output, as far as its instance has told; 0 before.
+        last_token_s: when that was told, monotonic; None before.
     """
 
     rid: str
@@ -162,6 +164,8 @@ class PoolRequest:
     joins_late: bool = False
     joined: bool = False
     decoded: bool = False
+    sampled_tokens: int = 0
+    last_token_s: float | None = None
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
     @property

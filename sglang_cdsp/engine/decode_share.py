@@ -1,19 +1,15 @@
 """How long chunks may keep an instance's decoding requests waiting for their next token.
 
-A chunk runs in stretches, a decode step after each. With a step of D seconds and a decode share s
-the stretch is B = D (1/s - 1): of the time of an instance the share s goes to decode, and a running
-request feels B + D between two tokens. The share is one number a chunk, alike at all its members,
-each of which has its own D. A stretch shorter than a step would let long prompts run away, so
-shares are at most a half.
+A chunk runs in stretches, a decode step after each (planner/stretches.py). The decode share is one
+number a chunk, alike at all its members, each of which times its own steps.
 """
 
 from __future__ import annotations
 
+from sglang_cdsp.planner.stretches import stretch_s
+
 NEW_WEIGHT = 0.2
 """Weight of the newest step in the running mean: batches grow and shrink by a request at a time."""
-
-LONGEST_S = 1.0
-"""Longest stretch beside a decode batch, whatever a step takes: messages are to be read too."""
 
 
 class DecodeShare:
@@ -43,4 +39,4 @@ class DecodeShare:
         """
         if not decodes or self._step_s is None or not share:
             return self._alone_s
-        return min(max(self._step_s * (1.0 / share - 1.0), self._alone_s), LONGEST_S)
+        return stretch_s(self._step_s, share, self._alone_s)

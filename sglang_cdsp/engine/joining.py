@@ -197,11 +197,12 @@ class SlotReports:
         self._clock = clock
         self._told, self._told_s = 0, -TELL_EVERY_S
 
-    def tell(self, by_tasks: int) -> None:
+    def tell(self, by_tasks: int, step_s: float | None) -> None:
         """Tell what is neither free, nor cached for nobody, nor among ``by_tasks``, if it is new.
 
         Args:
             by_tasks: KV slots that chunk tasks hold.
+            step_s: what a decode step takes, seconds; None before the first.
         """
         now_s = self._clock()
         if now_s < self._told_s + TELL_EVERY_S:
@@ -211,4 +212,4 @@ class SlotReports:
         taken = self._capacity - free - scheduler.tree_cache.evictable_size() - by_tasks
         if taken != self._told:
             self._told, self._told_s = int(taken), now_s
-            self._reporter.send_from_leader(SlotsTaken, tokens=self._told)
+            self._reporter.send_from_leader(SlotsTaken, tokens=self._told, step_s=step_s)

@@ -411,7 +411,7 @@ class PoolScheduler(Scheduler):
             if self._numbers is not None:
                 self._numbers.publish()
             if self._slots is not None:
-                self._slots.tell(self._cdsp.held_tokens)
+                self._slots.tell(self._cdsp.held_tokens, self._decode_share.step_s)
             if taken:
                 self.last_batch = None  # its loop has nothing to look after; ``last_batch`` is here
         return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)

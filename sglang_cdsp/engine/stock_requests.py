@@ -149,7 +149,9 @@ class StockTracker:
             failed = request.req is None or is_aborted(request.req) or request.end_s is None
             error = _reason(request.req) if failed else ""
             if request.joined:
-                self._reporter.send_from_leader(DecodeEnded, seq=request.seq, error=error)
+                self._reporter.send_from_leader(
+                    DecodeEnded, seq=request.seq, error=error, output_tokens=_sampled(request)
+                )
                 continue
             self._reporter.send_from_leader(
                 StockEnded,
@@ -157,6 +159,7 @@ class StockTracker:
                 start_s=request.start_s,
                 end_s=request.end_s,
                 error=error,
+                output_tokens=_sampled(request),
             )
         self._active = still
 
@@ -184,6 +187,11 @@ class StockTracker:
         if scheduler.chunked_req is not None:
             reqs.append(scheduler.chunked_req)
         return set(reqs)
+
+
+def _sampled(request: StockRequest) -> int:
+    """How many tokens it got."""
+    return len(request.req.output_ids) if request.req is not None else 0
 
 
 def _compiling(scheduler: StockScheduler, rid: str) -> Req | None:

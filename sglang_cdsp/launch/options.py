@@ -154,12 +154,15 @@ def _form(asked: Asked) -> list[str]:
             "--cdsp-decode-max-total-tokens is about decode servers, and without "
             "--disaggregation-mode this server decodes itself; remove it"
         ]
-    if not asked.decodes and asked.cdsp.decode_share != CdspArgs().decode_share:
-        return [
-            "--cdsp-decode-share is for one server that decodes what it prefills; remove it, or "
-            "remove --disaggregation-mode"
-        ]
-    return []
+    if asked.decodes:
+        return []
+    default = CdspArgs()
+    return [
+        f"--cdsp-{name.replace('_', '-')} is for one server that decodes what it prefills; remove "
+        "it, or remove --disaggregation-mode"
+        for name in ("decode_share", "tpot_target")
+        if getattr(asked.cdsp, name) != getattr(default, name)
+    ]
 
 
 def _plan_log(asked: Asked) -> list[str]:

@@ -382,12 +382,16 @@ class Released(Report, frozen=True, kw_only=True):
 
 
 class StockEnded(Report, frozen=True, kw_only=True):
-    """A one-instance request left the instance; times are None if it never ran."""
+    """A one-instance request left the instance; times are None if it never ran.
+
+    ``output_tokens`` were sampled of it there.
+    """
 
     seq: int
     start_s: float | None
     end_s: float | None
     error: str
+    output_tokens: int = 0
 
 
 class StockBatch(Report, frozen=True, kw_only=True):
@@ -404,17 +408,24 @@ class StockBatch(Report, frozen=True, kw_only=True):
 class DecodeEnded(Report, frozen=True, kw_only=True):
     """Home's own scheduler is done with a request that chunk tasks had computed.
 
-    ``error`` is "" when it was answered to its end.
+    ``error`` is "" when it was answered to its end. ``output_tokens`` are all that it got.
     """
 
     seq: int
     error: str = ""
+    output_tokens: int = 0
 
 
 class SlotsTaken(Report, frozen=True, kw_only=True):
-    """KV slots of the instance that requests hold which SGLang itself runs."""
+    """What SGLang's own requests take of the instance.
+
+    Attributes:
+        tokens: KV slots that they hold.
+        step_s: what one of their decode steps takes, seconds; None before the first.
+    """
 
     tokens: int
+    step_s: float | None = None
 
 
 class GrammarRefused(Report, frozen=True, kw_only=True):

@@ -187,20 +187,45 @@ def side_by_side(
 
 
 def single(
-    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+    checkpoint: Path,
+    *,
+    flags: Sequence[str] = (),
+    cpus: Sequence[int] | None = None,
+    cores: str | None = None,
 ) -> Deployment:
-    """Plan one stock server that prefills and decodes."""
-    command, url = server_command("single", checkpoint, iter(free_ports(_MOST_PORTS)), flags, cpus)
-    return Deployment((command,), url, {"single": url})
+    """Plan one stock server that prefills and decodes; ``cores`` of its ranks as in `Side`."""
+    return _alone("single", checkpoint, flags, cpus, cores)
 
 
 def one_server(
-    checkpoint: Path | str, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+    checkpoint: Path | str,
+    *,
+    flags: Sequence[str] = (),
+    cpus: Sequence[int] | None = None,
+    cores: str | None = None,
 ) -> Deployment:
-    """Plan a pool that prefills and decodes; ``flags`` beside ``--cdsp`` (``--dp-size``)."""
+    """Plan a pool that prefills and decodes.
+
+    Args:
+        checkpoint: a folder, or a hub's name.
+        flags: beside ``--cdsp`` (``--dp-size``).
+        cpus: cores that it may use, all if not given.
+        cores: of its ranks as in `Side`.
+    """
+    return _alone("pool", checkpoint, ("--cdsp", *flags), cpus, cores)
+
+
+def _alone(
+    name: str,
+    checkpoint: Path | str,
+    flags: Sequence[str],
+    cpus: Sequence[int] | None,
+    cores: str | None,
+) -> Deployment:
+    environment = None if cores is None else {"SGLANG_CPU_OMP_THREADS_BIND": cores}
     ports = iter(free_ports(_MOST_PORTS))
-    command, url = server_command("pool", checkpoint, ports, ("--cdsp", *flags), cpus)
-    return Deployment((command,), url, {"pool": url})
+    command, url = server_command(name, checkpoint, ports, flags, cpus, environment)
+    return Deployment((command,), url, {name: url})
 
 
 def prefill_only(

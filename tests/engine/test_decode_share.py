@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.engine.decode_share import LONGEST_S, DecodeShare
+from sglang_cdsp.engine.decode_share import DecodeShare
+from sglang_cdsp.planner.stretches import LONGEST_S
 
 ALONE_S = 0.02
 SHARES = st.floats(0.01, 0.5)

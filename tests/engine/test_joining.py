@@ -188,14 +188,14 @@ def test_what_requests_hold_is_told_once() -> None:
     reporter: Any = FakeReporter()
     now_s = [0.0]
     reports = SlotReports(scheduler, reporter, SLOTS, lambda: now_s[0])
-    reports.tell(0)
+    reports.tell(0, None)
     assert reporter.said == []
     computed(scheduler, joining, list(range(40)))
-    reports.tell(40)
+    reports.tell(40, None)
     assert reporter.said == [], "a chunk task's slots are none of SGLang's requests'"
     joining.admit(nobody())
     for _ in range(3):
         now_s[0] += 1.0
-        reports.tell(0)
-    assert reporter.said == [(SlotsTaken, {"tokens": 40})]
+        reports.tell(0, 0.02)
+    assert reporter.said == [(SlotsTaken, {"tokens": 40, "step_s": 0.02})]
     assert cast(Any, scheduler.tree_cache).evictable_size() == 0
