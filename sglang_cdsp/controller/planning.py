@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.controller.policy_guard import GuardedPolicy
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.measured_range import MeasuredRange
-from sglang_cdsp.planner.policies import Policy, PolicyOptions, make_policy
+from sglang_cdsp.planner.policies import PolicyOptions, make_policy
 from sglang_cdsp.planner.regulator import Regulator, make_regulator, read_rates
 
 logger = logging.getLogger(__name__)
+
+INSTEAD = "single-chunk"
+"""The policy that takes over from one that raises."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Planning:
         measured: which prompts the latency model was measured on.
     """
 
-    policy: Policy
+    policy: GuardedPolicy
     correction: OnlineCorrection
     regulator: Regulator
     measured: MeasuredRange
@@ -67,6 +71,7 @@ class Planning:
         """For status pages, JSON-ready."""
         return {
             "policy": self.policy.name,
+            "policy_error": self.policy.error,
             "waiting": len(self.policy.waiting()),
             "latency_model": self.model.to_json(),
             "correction": self.correction.snapshot(),
@@ -97,5 +102,5 @@ def make_planning(
         regulator=regulator,
         correction=correction,
     )
-    policy = make_policy(args.policy, options)
+    policy = GuardedPolicy(make_policy(args.policy, options), lambda: make_policy(INSTEAD, options))
     return Planning(policy, correction, regulator, MeasuredRange(model))

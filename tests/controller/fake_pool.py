@@ -122,7 +122,7 @@ class FakePool:
         sizes = tuple(s for s in (1, 2, 4) if s <= size)
         args = CdspArgs(policy=policy, min_chunk=min_chunk, preempt_budget=PREEMPT_BUDGET)
         self.planning = planning = make_planning(args, builtin_model(), sizes, page_size)
-        self.policy = planning.policy
+        self.policy = planning.policy.policy
         self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
         self.lifecycle = Lifecycle(
             ledger=self.ledger,
@@ -130,7 +130,7 @@ class FakePool:
             rooms=self.rooms,
             effects=self,
             admission=Admission(
-                policy=self.policy,
+                policy=planning.policy,
                 view=lambda: self.ledger.view(self.now_s),
                 page_size=page_size,
                 max_input_tokens=size * self.capacity + 1,

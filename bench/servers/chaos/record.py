@@ -23,6 +23,7 @@ class Outcome:
         right: of an answer, whether it is stock's; None without one.
         words, status: of an error.
         left_s: of one that was given up, seconds from then to its end.
+        demands: seats of the plans that it brings.
     """
 
     rid: str
@@ -36,6 +37,7 @@ class Outcome:
     words: str = ""
     status: int = 0
     left_s: float = 0.0
+    demands: tuple[int, ...] = ()
 
     @property
     def failed(self) -> bool:

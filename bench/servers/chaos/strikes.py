@@ -61,6 +61,7 @@ class Striker:
         self.decode_is_there.set()
         self.away: list[Away] = []
         self.unlogged: list[tuple[float, float]] = []
+        self._restarts = threading.Lock()
 
     def strike(self, event: Event) -> Strike:
         """Carry out an event, and return when that is over; a note says why it was not."""
@@ -80,7 +81,8 @@ class Striker:
             if event.do == "full-disk":
                 return self._full_disk(event)
             if event.do == "decode-restart":
-                return self._decode_restart(event)
+                with self._restarts:  # the next one waits for a server that it can end
+                    return self._decode_restart(event)
             return self._ask(event)
         except (OSError, requests.RequestException, ServerFailedError) as error:
             return Strike(event, time.time(), f"{error!r}"[:300])

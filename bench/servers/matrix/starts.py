@@ -20,6 +20,9 @@ INSTANCES = 2
 ENDS_WITHIN_S = 120.0
 """A server whose start has failed is to have ended by then, or to serve all the same."""
 
+LEFT_AFTER_S = 5.0
+"""When nothing of such a server may be left."""
+
 
 def run_start(cell: Cell, checkpoint: Path, scratch: Path, say: Say) -> Result:
     """Start a pool of two whose second seat dies while it starts; they end before this returns."""
@@ -53,12 +56,20 @@ def _watched(cell: Cell, folder: FaultFolder, server: ServerProcess, command: Co
                 if up:
                     return Result(cell, back_s=after_s, said="serves")
         except ServerFailedError:
-            left = server.members()
+            left = _left(server)
             wrong = (f"processes {left} are left",) if left else ()
             return Result(cell, error_s=after_s, wrong=wrong, said=f"ends: {_last(server)}")
         time.sleep(0.2)
     wrong = (f"neither serves nor has ended {ENDS_WITHIN_S:.0f} s after the fault",)
     return Result(cell, wrong=wrong, said=_last(server))
+
+
+def _left(server: ServerProcess) -> list[int]:
+    """Its processes that have not ended a while after the first one: the kernel tells them."""
+    deadline = time.monotonic() + LEFT_AFTER_S
+    while (left := server.members()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def _continue(pid: int) -> None:

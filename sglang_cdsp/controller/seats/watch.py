@@ -34,12 +34,17 @@ class Symptom:
 
 @dataclass
 class _Seen:
-    """When, by the time that counts, a life last showed that it lives."""
+    """When, by the time that counts, a life last showed that it lives.
+
+    Attributes:
+        beats: of each rank.
+        moved_s: when each rank's last moved; None before its first one.
+        running_s: when none of its processes was stopped.
+    """
 
     beats: list[int]
-    moved_s: list[float]
-    beating: bool = False
-    running_s: float = 0.0
+    moved_s: list[float | None]
+    running_s: float
 
 
 class SeatWatch:
@@ -74,11 +79,10 @@ class SeatWatch:
         seen = self._seen.get(seat)
         if seen is None:
             beats = list(vitals.beats)
-            seen = self._seen[seat] = _Seen(beats, [now_s] * len(beats), running_s=now_s)
+            seen = self._seen[seat] = _Seen(beats, [None] * len(beats), now_s)
         for rank, beat in enumerate(vitals.beats):
             if beat != seen.beats[rank]:
                 seen.beats[rank], seen.moved_s[rank] = beat, now_s
-                seen.beating = True
         if not vitals.stopped:
             seen.running_s = now_s
         elif now_s - seen.running_s >= STOPPED_GRACE_S:
@@ -88,12 +92,12 @@ class SeatWatch:
                 Cause.STOPPED,
                 f"process {pids} was stopped for {STOPPED_GRACE_S:.0f} s (SIGSTOP)",
             )
-        # Until its first beat a life imports and loads, and has no thread that counts.
-        if seen.beating and now_s - min(seen.moved_s) >= SILENT_AFTER_S:
-            rank = seen.moved_s.index(min(seen.moved_s))
-            return Symptom(
-                seat,
-                Cause.SILENT,
-                f"rank {rank} has given no sign of life for {SILENT_AFTER_S:.0f} s",
-            )
+        # Until its first beat a rank imports, and has no thread that counts.
+        for rank, moved_s in enumerate(seen.moved_s):
+            if moved_s is not None and now_s - moved_s >= SILENT_AFTER_S:
+                return Symptom(
+                    seat,
+                    Cause.SILENT,
+                    f"rank {rank} has given no sign of life for {SILENT_AFTER_S:.0f} s",
+                )
         return None

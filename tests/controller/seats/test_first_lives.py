@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_without_words_it_is_how_it_ended() -> None:
 def test_a_stopped_process_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """It neither greets nor ends; the start would wait for it for ever."""
     clock = itertools.count(0.0, 0.4)
-    monkeypatch.setattr(first_lives.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     launcher = Coming([Started(0, 1)], *([] for _ in range(20)))
     launcher.stopped = {1}
     with pytest.raises(StartFailedError, match=r"instance 1 failed .* process 1001 was stopped"):
@@ -62,7 +63,7 @@ def test_a_process_that_was_stopped_for_an_instant_does_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = itertools.count(0.0, 0.4)
-    monkeypatch.setattr(first_lives.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     launcher = Coming([], [], [], [Started(0, 1)])
     looks = itertools.count()
     monkeypatch.setattr(

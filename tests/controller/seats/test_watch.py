@@ -60,6 +60,14 @@ def test_who_still_imports_is_not_silent() -> None:
     assert seat.pass_time(100 * SILENT_AFTER_S, beating=()) == []
 
 
+def test_a_rank_that_still_imports_is_not_silent_while_another_one_counts() -> None:
+    seat = Seat()
+    assert seat.pass_time(2 * SILENT_AFTER_S, beating=(1,)) == []
+    assert seat.pass_time(2 * SILENT_AFTER_S) == []
+    (symptom,) = seat.pass_time(2 * SILENT_AFTER_S, beating=(1,))
+    assert "rank 0" in symptom.words
+
+
 def test_who_is_stopped_has_a_grace() -> None:
     seat = Seat()
     assert seat.pass_time(5.0) == []

@@ -147,3 +147,41 @@ def test_a_disk_is_filled_and_freed(tmp_path: Path) -> None:
         ((start_s, end_s),) = hand.unlogged
         assert end_s - start_s >= 0.5
     assert not (tmp_path / "disk" / "log").exists()
+
+
+def test_decode_is_not_ended_while_it_comes_back(tmp_path: Path) -> None:
+    """Two events that overlap on a slow machine: the second one waits for the first."""
+    alive: list[str] = []
+    most: list[int] = []
+
+    class Decode:
+        def __init__(self, name: str) -> None:
+            self.name, self.looks = name, 0
+            alive.append(name)
+            most.append(len(alive))
+
+        def members(self) -> list[int]:
+            alive.remove(self.name)
+            return []
+
+        def healthy(self) -> bool:
+            self.looks += 1
+            return self.looks > 1
+
+    names = iter("bcd")
+    servers: dict[str, Any] = {"decode": Decode("a")}
+
+    def again(name: str) -> Decode:
+        servers[name] = Decode(next(names))
+        return cast(Decode, servers[name])
+
+    stack = RunningStack("", {}, servers, 0.0, cast(Any, again))
+    struck = Striker(stack, cast(SeatWatch, Watch("up")), tmp_path, None)
+    event = Event(0.0, "decode-restart", for_s=0.0)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (threads.submit(struck.strike, event) for _ in range(2))
+    assert (first.result().note, second.result().note) == ("", "")
+    assert (alive, max(most)) == (["c"], 1)
+    (_, until_s), (from_s, _) = sorted((a.from_s, a.until_s) for a in struck.away)
+    assert until_s <= from_s
+    assert struck.decode_is_there.is_set()
