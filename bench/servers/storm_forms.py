@@ -75,7 +75,7 @@ def plan_servers(
         slots: KV slots of each instance, None for as many as there are by default.
         flags: for all servers.
     """
-    pool = ("--cdsp", "--dp-size", str(POOL), "--cdsp-allow-request-plans")
+    pool: tuple[str, ...] = ("--cdsp", "--dp-size", str(POOL), "--cdsp-allow-request-plans")
     if slots is not None:
         pool += ("--max-total-tokens", str(slots))
     if form.asked == "pool":
