@@ -68,6 +68,20 @@ def test_a_plan_that_names_the_seat_only_later_is_no_excuse() -> None:
     assert broken_rules(dataclasses.replace(run, plans=plans)) == {"who fails had a lost part"}
 
 
+def test_a_loss_before_it_had_a_plan_is_no_excuse() -> None:
+    """It waited for the seat, and has to end in time when that is lost again."""
+    run = good_run()
+    bound = dataclasses.replace(run.plans["r19"], bound_s=DEATH.at_s + 0.2)
+    early = dataclasses.replace(run, plans={**run.plans, "r19": bound})
+    assert "who fails had a lost part" in broken_rules(early)
+    again = dataclasses.replace(
+        changed(early, 19, ended_s=140.5),
+        deaths=(DEATH, Death(1, 140.0, "killed", 170.0)),
+        strikes=(KILL, Strike(Event(10.0, "kill", 1), 139.5)),
+    )
+    assert broken_rules(again) == set()
+
+
 def test_a_failure_before_or_long_after_the_loss_is_no_excuse() -> None:
     before = changed(good_run(), 19, sent_s=90.0, ended_s=98.0)
     assert broken_rules(before) == {"who fails had a lost part"}
