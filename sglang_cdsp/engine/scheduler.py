@@ -12,47 +12,32 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_context, get_disagg, get_parallel
+from sglang.srt.runtime_context import get_context, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
-from sglang_cdsp.engine.activations import measured_shard
-from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.answers import AnswerSender
+from sglang_cdsp.engine.assembly import Callbacks, assemble, greet
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
-from sglang_cdsp.engine.chunk_work import ChunkWork
-from sglang_cdsp.engine.coroutines import Coroutines
-from sglang_cdsp.engine.decode_share import DecodeShare
-from sglang_cdsp.engine.device import events_of
-from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
-from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.decoding import Decoding
+from sglang_cdsp.engine.faults import FaultHook, requested_hook
 from sglang_cdsp.engine.heartbeat import keep_beating
-from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
-from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.profiles import SafeProfiles
-from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
-from sglang_cdsp.form import Form, form_of
-from sglang_cdsp.parallel.links.choose import make_links, pool_links
-from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.choose import pool_links
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
-from sglang_cdsp.parallel.links.slow import SlowLinks
-from sglang_cdsp.parallel.links.types import Links, LinkShape
+from sglang_cdsp.parallel.links.types import GiveWay
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.last_words import one_line
-from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
     Answered,
@@ -60,7 +45,6 @@ from sglang_cdsp.protocol.messages import (
     ForgetOrder,
     GoOrder,
     GrammarOrder,
-    Hello,
     InviteOrder,
     LeaveOrder,
     LinkOrder,
@@ -77,22 +61,11 @@ from sglang_cdsp.protocol.messages import (
     register_orders,
 )
 from sglang_cdsp.protocol.progress import ProgressBoard
-from sglang_cdsp.transfer.manager import PoolKVManager
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 
 logger = logging.getLogger(__name__)
-
-SLOT_BYTES = {"cpu": 16 << 20, "cuda": 8 << 20}
-"""Bytes of a slot of the links, by device; a block of up to two of them is sent at once.
-
-Host memory is touched as it is used. On CUDA every partner takes 256 MiB: LANES x 2 slots in both
-directions.
-"""
-
-STRETCH_S = 0.02
-"""Longest time between two turns of SGLang's loop, as far as layers allow."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +86,7 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
-        self._joining: Joining | None = None
-        self._coroutines: Coroutines | None = None
-        self._decode_share = DecodeShare(STRETCH_S)
-        self._slots: SlotReports | None = None
+        self._decoding: Decoding | None = None
         self._faults: FaultHook | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
@@ -169,99 +139,21 @@ class PoolScheduler(Scheduler):
 
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""
-        parallel = get_parallel()
-        instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
-        addresses = pool_addresses()
-        one_server = form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER
-        manager = None if one_server else self.disagg_prefill_bootstrap_queue.kv_manager
-        assert one_server or isinstance(manager, PoolKVManager)
-        if one_server:
-            self._joining = Joining(self)
-        incarnation = this_life().incarnation
-        reporter = Reporter(addresses.reports, instance, tp_rank, incarnation)
-        self._answers.tell = lambda kind, payload, failure: reporter.send(
-            Answered, kind=kind, payload=payload, failure=failure
-        )
-
-        device = torch.device(self.device)
-        shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
-        links: Links = make_links(
-            pool_links(self.device),
-            instance,
-            incarnation,
-            shape,
-            device,
-        )
-        if self._faults is not None:
-            links = SlowLinks(links, self._faults.delay_s)
-        hub = LinkHub(
-            links,
-            shape,
-            give_way=lambda ready: coroutines.give_way(ready),
-        )
-        events = events_of(self.device)
-        coroutines = Coroutines(
-            surroundings=ForwardSurroundings(self.device),
-            ranks=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
-            leads=reporter.leads,
-            stretch_s=STRETCH_S,
-            poll=hub.poll,
-            interrupted=self._has_messages,
-            expected=lambda: self._cdsp is not None and self._cdsp.awaits,
-            meter=DeviceMeter(events) if events is not None else None,
-            shake=requested_shake(),
-        )
-        self._coroutines = coroutines
-        runner = ShardRunner(
-            self,
-            hub,
-            instance,
-            coroutines.give_way,
-            lambda: self._layer_begins(coroutines),
-            lambda: self._decodes,
-        )
-        self._numbers = StockNumbers(self, lambda: self._engine.load)
-        work = ChunkWork(
-            self,
-            manager,
-            reporter,
-            runner,
-            coroutines,
-            self._chunk_starts,
-            self._numbers.count_prefill,
-            make_room=partial(make_room, self) if one_server else None,
-        )
-        self._cdsp = ChunkEngine(
-            scheduler=self,
-            manager=manager,
-            reporter=reporter,
-            work=work,
-            coroutines=coroutines,
-            hub=hub,
+        callbacks = Callbacks(
             admit=self._admit_now,
             abort=self._abort_now,
-            joining=self._joining,
+            chunk_starts=self._chunk_starts,
+            layer_begins=self._layer_begins,
+            interrupted=self._has_messages,
         )
-        allocator = self.token_to_kv_pool_allocator
-        if one_server:
-            self._slots = SlotReports(self, reporter, int(allocator.available_size()))
-        else:
-            self._take_longest_prompts_of_pool(int(parallel.dp_size))
-        reporter.send(
-            Hello,
-            invitations={
-                seat: hub.invite(seat) for seat in range(int(parallel.dp_size)) if seat != instance
-            },
-            kv_capacity=int(allocator.available_size()),
-            page_size=int(allocator.page_size),
-            max_input_tokens=self.max_req_input_len,
-            vocab_size=int(self.model_config.vocab_size),
-            layers=int(self.model_config.num_hidden_layers),
-            kv_cache_dtype="" if manager is None else manager.kv_cache_dtype_str,
-            max_shard_tokens=measured_shard(
-                self, int(parallel.tp_size), int(allocator.available_size())
-            ),
+        parts = assemble(self, callbacks, self._faults)
+        self._numbers, self._cdsp, self._decoding = parts.numbers, parts.engine, parts.decoding
+        self._answers.tell = lambda kind, payload, failure: parts.reporter.send(
+            Answered, kind=kind, payload=payload, failure=failure
         )
+        if self._decoding is None:
+            self._take_longest_prompts_of_pool(int(get_parallel().dp_size))
+        greet(self, parts)
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:
         """Raise stock's limits: a prompt may be longer than what one instance's KV holds."""
@@ -304,12 +196,8 @@ class PoolScheduler(Scheduler):
         """Whether the loop has something to do while chunks wait for their partners."""
         socket = getattr(self, "recv_from_tokenizer", None)
         waiting = isinstance(socket, zmq.Socket) and bool(socket.poll(0))
-        return waiting or bool(self.waiting_queue) or self._decodes
-
-    @property
-    def _decodes(self) -> bool:
-        """Whether requests wait for their next token here."""
-        return self._joining is not None and not self.running_batch.is_empty()
+        decodes = self._decoding is not None and self._decoding.decodes
+        return waiting or bool(self.waiting_queue) or decodes
 
     @property
     def works_without_batches(self) -> bool:
@@ -321,10 +209,10 @@ class PoolScheduler(Scheduler):
         if self._progress is not None:
             self._progress.advance(self._rank)
 
-    def _layer_begins(self, coroutines: Coroutines) -> None:
+    def _layer_begins(self, give_way: GiveWay) -> None:
         self._come_on()
         if self._faults is not None:
-            self._faults.layer(coroutines.give_way)
+            self._faults.layer(give_way)
 
     def _chunk_starts(self) -> None:
         """What stock does before a batch: a chunk's forward is one that it does not see."""
@@ -357,8 +245,8 @@ class PoolScheduler(Scheduler):
         super().abort_request(recv_req)
 
     def _abort_joining(self, recv_req: AbortReq) -> None:
-        if self._joining is not None:
-            self._joining.abort(recv_req.rid or "", everything=recv_req.abort_all)
+        if self._decoding is not None:
+            self._decoding.abort(recv_req.rid or "", everything=recv_req.abort_all)
 
     def _abort_now(self, rid: str) -> None:
         """SGLang's own abort, of requests that it has or is about to get."""
@@ -403,68 +291,23 @@ class PoolScheduler(Scheduler):
 
         Both of SGLang's loops of a server that decodes itself call it, once a round.
         """
-        if self._joining is not None and self._cdsp is not None:
-            taken = self._take_results_in()
-            self._pace_chunks(bool(running_batch.reqs))
+        if self._decoding is not None and self._cdsp is not None:
+            taken = self._decoding.take_results_in()
+            self._decoding.pace_chunks(decodes=bool(running_batch.reqs))
             self._take_turn(self._cdsp)
-            running_batch = self._joining.admit(running_batch)
+            running_batch = self._decoding.admit(running_batch)
             if self._numbers is not None:
                 self._numbers.publish()
-            if self._slots is not None:
-                self._slots.tell(self._cdsp.held_tokens, self._decode_share.step_s)
+            self._decoding.tell_slots()
             if taken:
                 self.last_batch = None  # its loop has nothing to look after; ``last_batch`` is here
         return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
 
     def update_running_batch(self, batch: Any) -> Any:
-        """Stock's next decode batch; before it retracts anybody, waiting tasks give slots back.
-
-        The only request that decodes is retracted, too, while chunk tasks hold slots that will be
-        free: stock would end it, as nobody else in its batch has any.
-        """
-        if self._joining is not None and self._is_short(batch):
-            self._engine.give_back()
-            batch.filter_batch()
-            alone = len(batch.reqs) == 1 and self._engine.held_tokens
-            if alone and not batch.check_decode_mem():
-                self._retract_only(batch)
-                return batch
+        """Stock's next decode batch, unless chunk tasks hold the slots of the only request."""
+        if self._decoding is not None and self._decoding.give_slots(batch):
+            return batch
         return super().update_running_batch(batch)
-
-    def _is_short(self, batch: Any) -> bool:
-        """Whether the next decode step does not find its slots, with all of the cache evicted."""
-        allocator = self.token_to_kv_pool_allocator
-        short = allocator.available_size() < len(batch.reqs) * allocator.page_size
-        return short and not batch.check_decode_mem()
-
-    def _retract_only(self, batch: Any) -> None:
-        """Take the only request out of a decode batch; it waits and is prefilled again."""
-        (req,) = batch.reqs
-        batch.release_req(0, 0)
-        batch.filter_batch(keep_indices=[])
-        batch.batch_is_full = False
-        logger.info("request %s waits for slots that chunk tasks hold", req.rid)
-        self._add_request_to_queue(req, is_retracted=True)
-
-    def _take_results_in(self) -> bool:
-        """With overlap: tokens of the last batch do not wait for a chunk's stretch.
-
-        As SGLang itself does before a pause, after which its loop must find no last batch.
-
-        Returns:
-            Whether there were results.
-        """
-        last_batch: Any = getattr(self, "last_batch", None)
-        due = bool(self.enable_overlap and last_batch and self._engine.computes)
-        if due:
-            self.process_batch_result(*self.result_queue.popleft())
-        return due
-
-    def _pace_chunks(self, decodes: bool) -> None:
-        """Let chunks go on for as long as their decode share allows."""
-        assert self._coroutines is not None
-        share = self._engine.decode_share
-        self._coroutines.stretch_s = self._decode_share.stretch_s(share, decodes=decodes)
 
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self._cdsp is not None:
@@ -476,8 +319,8 @@ class PoolScheduler(Scheduler):
         outcome = super().process_batch_result(batch, result, *args, **kwargs)
         if self._cdsp is not None:
             seconds = self._cdsp.stamp_end(batch)
-            if batch.forward_mode.is_decode():
-                self._decode_share.stepped(seconds)
+            if self._decoding is not None and batch.forward_mode.is_decode():
+                self._decoding.stepped(seconds)
         return outcome
 
     def _record_scheduler_state_for_paused_engine(self) -> None:
@@ -488,7 +331,8 @@ class PoolScheduler(Scheduler):
 
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Not idle while the engine holds KV slots: stock would call them a leak."""
-        idle = (self._cdsp is None or self._cdsp.idle) and not self._joining
+        joined = self._decoding is None or not self._decoding.waits
+        idle = (self._cdsp is None or self._cdsp.idle) and joined
         return idle and super().is_fully_idle(*args, **kwargs)
 
     def get_internal_state(self, recv_req: Any) -> Any:

@@ -7,6 +7,7 @@ Arguments before a ``/`` are passed by position.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -227,6 +228,8 @@ class StockScheduler(Protocol):
         req_to_token_pool, tree_cache, enable_overlap, spec_algorithm: passed on to a batch.
         schedule_stream, forward_stream: CUDA streams; SGLang's forwards run on the latter with
             ``enable_overlap`` and else on the former.
+        tp_cpu_group: of the instance's ranks, a process group of torch's.
+        max_req_input_len: tokens of the longest prompt that SGLang takes.
     """
 
     waiting_queue: list[Req]
@@ -261,6 +264,10 @@ class StockScheduler(Protocol):
     schedule_stream: Any
     forward_stream: Any
 
+    device: str
+    tp_cpu_group: Any
+    max_req_input_len: int
+
     def publish_load_snapshot(self, force: bool = False) -> Any:
         """Publish the load of this rank for ``/v1/loads`` and for balancing."""
 
@@ -274,7 +281,15 @@ class JoinedScheduler(StockScheduler, Protocol):
     Attributes:
         max_running_requests: how many requests may decode at once.
         future_map: the way of sampled tokens into the next batch's input.
+        result_queue: with overlap, batches whose results are not processed, each with its result.
     """
 
     max_running_requests: int
     future_map: Any
+    result_queue: deque[tuple[Any, Any]]
+
+    def process_batch_result(self, batch: Any, result: Any, /) -> Any:
+        """Take a batch's tokens in."""
+
+    def _add_request_to_queue(self, req: Req, /, is_retracted: bool = False) -> None:
+        """Let a request wait for its prefill."""

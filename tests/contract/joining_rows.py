@@ -35,22 +35,22 @@ ROWS = (
         Signature(SCHEDULER, "Scheduler.update_running_batch", ("batch",), exact=True),
     ),
     row(
-        "engine.scheduler",
+        "engine.decoding",
         "whether the next decode step finds its slots",
         Signature(BATCH, "ScheduleBatch.check_decode_mem", ()),
     ),
     row(
-        "engine.scheduler",
+        "engine.decoding",
         "frees a request's slots; it can be prefilled again",
         Signature(BATCH, "ScheduleBatch.release_req", ("idx", "remaing_req_count")),
     ),
     row(
-        "engine.scheduler",
+        "engine.decoding",
         "takes requests out of a batch: those that have ended, or all but some",
         Signature(BATCH, "ScheduleBatch.filter_batch", (), ("keep_indices",)),
     ),
     row(
-        "engine.scheduler",
+        "engine.decoding",
         "ends the last request of a batch that is short of slots, who has nobody to retract",
         Order(
             BATCH,
@@ -80,7 +80,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.scheduler",
+        "engine.decoding",
         "results are taken in early as before a pause, and the loop finds no last batch",
         Order(
             SCHEDULER,

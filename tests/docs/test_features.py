@@ -17,6 +17,17 @@ def rows() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
+def sources(file: Path) -> list[str]:
+    """A test module, and what it shares with others."""
+    text = file.read_text(encoding="utf-8")
+    shared = {
+        node.module.replace(".", "/")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module and ".shared." in node.module
+    }
+    return [text, *((TESTS.parent / f"{m}.py").read_text(encoding="utf-8") for m in sorted(shared))]
+
+
 def test_every_row_is_whole_and_names_a_test() -> None:
     assert len(rows()) > 40
     for row in rows():
@@ -30,7 +41,7 @@ def test_every_named_test_exists() -> None:
         for path, name, case in NAMED.findall(cell):
             file = TESTS / path
             assert file.is_file(), path
-            text = file.read_text(encoding="utf-8")
+            text = "\n".join(sources(file))
             functions = {
                 n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)
             }

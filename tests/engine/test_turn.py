@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from sglang.srt.managers.scheduler import Scheduler
 
-from sglang_cdsp.engine.decode_share import DecodeShare
-from sglang_cdsp.engine.scheduler import STRETCH_S, PoolScheduler
+from sglang_cdsp.engine.decoding import Decoding
+from sglang_cdsp.engine.scheduler import PoolScheduler
+
+STRETCH_S = 0.02
 
 
 class Engine:
@@ -47,12 +49,13 @@ def scheduler(*, overlap: bool, computes: bool) -> Any:
     made.last_batch = SimpleNamespace(reqs=["prefilled"])
     made.result_queue = deque([(made.last_batch, "result")] if overlap else [])
     made.process_batch_result = lambda batch, result: made.happened.append(result)
-    made._joining = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
     made._cdsp = Engine(made, computes=computes)
-    made._numbers = made._slots = None
-    made._faults = None
-    made._coroutines = SimpleNamespace(stretch_s=0.0)
-    made._decode_share = DecodeShare(STRETCH_S)
+    made._numbers = made._faults = None
+    made.coroutines = SimpleNamespace(stretch_s=STRETCH_S)
+    joining: Any = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
+    slots: Any = SimpleNamespace(tell=lambda held, step_s: made.told.append((held, step_s)))
+    made.told = []
+    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, slots)
     return made
 
 
@@ -89,11 +92,12 @@ def test_with_overlap_and_no_chunk_everything_is_stocks(asked: list[dict[str, An
 
 def test_chunks_go_on_for_as_long_as_their_share_allows(asked: list[dict[str, Any]]) -> None:
     one = scheduler(overlap=False, computes=True)
-    one._decode_share.stepped(0.03)
+    one._decoding.stepped(0.03)
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=None)
-    assert one._coroutines.stretch_s == pytest.approx(0.12)
+    assert one.coroutines.stretch_s == pytest.approx(0.12)
     one.get_next_batch_to_run(running_batch=SimpleNamespace(reqs=[], name=""), last_batch=None)
-    assert one._coroutines.stretch_s == STRETCH_S
+    assert one.coroutines.stretch_s == STRETCH_S
+    assert one.told == [(0, 0.03)] * 2, "the controller hears what a step takes"
 
 
 class DecodeBatch:

@@ -1,3 +1,4 @@
+# ruff: noqa: F401 - fixtures and tests that run here
 """How requests of one server end: streams, aborts at any moment, and what is left."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import requests
 from tests.serving.asking import until
 from tests.serving.client import text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
-from tests.serving.test_ends import (
+from tests.serving.shared.ends import (
     nothing_left_and_still_right,
     test_abort_all,
     test_abort_by_rid_at_any_moment,
@@ -21,13 +22,6 @@ from tests.serving.test_ends import (
 )
 from tests.serving_unified.client import OneServerClient
 
-# Collected here with this folder's servers.
-__all__ = [
-    "nothing_left_and_still_right",
-    "test_abort_all",
-    "test_abort_by_rid_at_any_moment",
-    "test_clients_that_disconnect",
-]
 PLAN = [[1000, [0]], [1000, [0, 1]]]
 
 

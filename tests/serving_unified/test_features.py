@@ -1,8 +1,9 @@
+# ruff: noqa: F401 - fixtures and tests that run here
 """What clients ask of a pool with decode servers, asked of one server, beside stock."""
 
 from __future__ import annotations
 
-from tests.serving.test_features import (
+from tests.serving.shared.features import (
     plain,
     prompt,
     test_a_long_prompt_with_several_options,
@@ -17,34 +18,11 @@ from tests.serving.test_features import (
     test_the_first_token_is_drawn,
     test_what_changes_no_answer,
 )
-from tests.serving.test_features_openai import (
+from tests.serving.shared.features_openai import (
     lengths,
     test_chat,
     test_completions,
     test_completions_of_several_prompts,
     test_completions_of_token_ids,
 )
-from tests.serving.test_requests import test_prompt_logprobs_across_pieces_and_chunks
-
-# Collected here with this folder's servers.
-__all__ = [
-    "lengths",
-    "plain",
-    "prompt",
-    "test_a_long_prompt_with_several_options",
-    "test_batch_of_ids",
-    "test_batch_of_texts_with_parameters_of_their_own",
-    "test_chat",
-    "test_completions",
-    "test_completions_of_several_prompts",
-    "test_completions_of_token_ids",
-    "test_custom_logit_processor",
-    "test_option",
-    "test_output_logprobs",
-    "test_prompt_logprobs_across_pieces_and_chunks",
-    "test_sampler",
-    "test_streaming",
-    "test_text",
-    "test_the_first_token_is_drawn",
-    "test_what_changes_no_answer",
-]
+from tests.serving.shared.prompt_logprobs import test_prompt_logprobs_across_pieces_and_chunks

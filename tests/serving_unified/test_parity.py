@@ -3,67 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.serving.client import Answer, difference, text_tokens
+from tests.serving.client import text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
+from tests.serving.reference import TOLERANCE, Reference
 from tests.serving_unified.client import OneServerClient
 
-TOLERANCE = 1e-3
 OUTPUT = 24
 CASES = cases(POOL_SIZE)
 # Long ones are few: `tests/serving` has more of them, and these servers are shaken as well.
 ALONE = [case for case in CASES if case.seed < 2 and (case.length <= 4096 or not case.seed)]
 TOGETHER = [case for case in CASES if case.seed >= 2 and (case.length <= 4096 or case.seed >= 5)]
 BURST = [case for case in ALONE if not case.seed]
-LENGTH: dict[str, Any] = {"sampling_params": {"max_new_tokens": OUTPUT}}
-
-
-class Reference:
-    """Stock's answers, asked for once per prompt, and the tally of early stops."""
-
-    def __init__(self, client: OneServerClient, checkpoint: Path) -> None:
-        self._client = client
-        self._checkpoint = checkpoint
-        self._answers: dict[tuple[int, int], Answer] = {}
-        self.compared = 0
-        self.early_stops = 0
-
-    def prompt(self, case: Case) -> list[int]:
-        return text_tokens(self._checkpoint, case.length, case.seed % 2)
-
-    def ask(self, case: Case, *, plan: bool = True) -> Answer:
-        """The pool's answer."""
-        return self._client.pool(self.prompt(case), case.raw_plan if plan else None, **LENGTH)
-
-    def check(self, case: Case, ours: Answer) -> None:
-        key = (case.length, case.seed % 2)
-        if key not in self._answers:
-            self._answers[key] = self._client.stock(self.prompt(case), **LENGTH)
-        assert len(ours.tokens) == OUTPUT
-        tokens, early = difference(self._answers[key], ours, TOLERANCE)
-        self.compared += tokens
-        self.early_stops += early
-
-    def check_all(self, asked: Sequence[Case], *, plan: bool = True) -> None:
-        """Ask eight at a time."""
-        with ThreadPoolExecutor(8) as threads:
-            answers = list(threads.map(lambda case: self.ask(case, plan=plan), asked))
-        for case, answer in zip(asked, answers, strict=True):
-            self.check(case, answer)
 
 
 @pytest.fixture(scope="module")
 def reference(client: OneServerClient, checkpoint: Path) -> Iterator[Reference]:
-    found = Reference(client, checkpoint)
+    found = Reference(client, checkpoint, OUTPUT)
     yield found
-    print(f"\nparity: {found.compared} tokens compared, {found.early_stops} early stops")
+    print(f"\n{found.summary()}")
 
 
 @pytest.fixture(scope="module")
