@@ -246,6 +246,7 @@ class Rank:
             finished=lambda: False,
             return_logprob=False,
             metadata_buffer_index=3,
+            output_ids=[5],
         )
         assert self.engine.adopt(req)
         return req

@@ -61,9 +61,12 @@ def test_a_request_that_has_joined_is_not_answered_by_the_engine() -> None:
     rank.scheduler.output_streamer.stream_output.assert_not_called()
     assert rank.allocator.available_size() == PAGES - TOKENS, "the request has them"
     assert not rank.engine.idle
+    (req,) = joining(rank).reqs
+    req.output_ids = [5, 6, 7]
     joining(rank).reqs.clear()  # SGLang has it, and it ends
     rank.engine.step()
     assert rank.last(DecodeEnded)["seq"] == 0
+    assert rank.last(DecodeEnded)["output_tokens"] == 3
     assert rank.engine.idle
 
 
