@@ -23,7 +23,7 @@ from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
-from sglang_cdsp.engine.stock import JoinedScheduler
+from sglang_cdsp.engine.stock import RankScheduler
 from sglang_cdsp.engine.stock_numbers import StockNumbers
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.parallel.links.choose import make_links, pool_links
@@ -86,9 +86,7 @@ class RankParts:
     decoding: Decoding | None
 
 
-def assemble(
-    scheduler: JoinedScheduler, callbacks: Callbacks, faults: FaultHook | None
-) -> RankParts:
+def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook | None) -> RankParts:
     """Make the parts of this process's rank; nobody is told of it yet.
 
     Args:
@@ -165,7 +163,7 @@ def _hub(device: str, instance: int, faults: FaultHook | None, give_way: GiveWay
     return LinkHub(links, shape, give_way=give_way)
 
 
-def greet(scheduler: JoinedScheduler, parts: RankParts) -> None:
+def greet(scheduler: RankScheduler, parts: RankParts) -> None:
     """Tell the controller what this rank is and how it is reached.
 
     Args:

@@ -13,7 +13,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decode_share import DecodeShare
 from sglang_cdsp.engine.joining import Joining, SlotReports
-from sglang_cdsp.engine.stock import JoinedScheduler
+from sglang_cdsp.engine.stock import RankScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Decoding:
 
     def __init__(
         self,
-        scheduler: JoinedScheduler,
+        scheduler: RankScheduler,
         engine: ChunkEngine,
         coroutines: Coroutines,
         joining: Joining,

@@ -228,8 +228,6 @@ class StockScheduler(Protocol):
         req_to_token_pool, tree_cache, enable_overlap, spec_algorithm: passed on to a batch.
         schedule_stream, forward_stream: CUDA streams; SGLang's forwards run on the latter with
             ``enable_overlap`` and else on the former.
-        tp_cpu_group: of the instance's ranks, a process group of torch's.
-        max_req_input_len: tokens of the longest prompt that SGLang takes.
     """
 
     waiting_queue: list[Req]
@@ -264,10 +262,6 @@ class StockScheduler(Protocol):
     schedule_stream: Any
     forward_stream: Any
 
-    device: str
-    tp_cpu_group: Any
-    max_req_input_len: int
-
     def publish_load_snapshot(self, force: bool = False) -> Any:
         """Publish the load of this rank for ``/v1/loads`` and for balancing."""
 
@@ -281,11 +275,24 @@ class JoinedScheduler(StockScheduler, Protocol):
     Attributes:
         max_running_requests: how many requests may decode at once.
         future_map: the way of sampled tokens into the next batch's input.
-        result_queue: with overlap, batches whose results are not processed, each with its result.
     """
 
     max_running_requests: int
     future_map: Any
+
+
+class RankScheduler(JoinedScheduler, Protocol):
+    """SGLang's scheduler of one rank, with its loop, for which an engine is put together.
+
+    Attributes:
+        result_queue: with overlap, batches whose results are not processed, each with its result.
+        tp_cpu_group: of the instance's ranks, a process group of torch's.
+        max_req_input_len: tokens of the longest prompt that SGLang takes.
+    """
+
+    device: str
+    tp_cpu_group: Any
+    max_req_input_len: int
     result_queue: deque[tuple[Any, Any]]
 
     def process_batch_result(self, batch: Any, result: Any, /) -> Any:

@@ -42,6 +42,7 @@ OWNERS = {
     "OutputStreamer": ("SchedulerOutputStreamer",),
     "StockScheduler": ("Scheduler",),
     "JoinedScheduler": ("Scheduler",),
+    "RankScheduler": ("Scheduler",),
 }
 
 
@@ -97,5 +98,6 @@ def test_the_schedulers_row_has_nothing_more_than_we_use() -> None:
         for row in ROWS
         if isinstance(row.need, Attributes) and row.need.owner == "Scheduler"
     )
-    protocols = names_of(stock.StockScheduler) | names_of(stock.JoinedScheduler)
+    layers = (stock.StockScheduler, stock.JoinedScheduler, stock.RankScheduler)
+    protocols = {name for layer in layers for name in names_of(layer)}
     assert set(row.names) - protocols - own == set()
