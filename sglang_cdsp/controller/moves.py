@@ -201,9 +201,10 @@ class Moves:
         self._effects.moved(move.request, move.target, report.tokens, report.state)
 
     def _arrived(self, move: Move) -> None:
-        move.inside.discard(move.target)
         if move.step is not Step.TRAVELLING:
-            return  # it was lost meanwhile, and the target was told to forget it
+            self._out(move, move.target)  # it was told to forget it meanwhile
+            return
+        move.inside.discard(move.target)
         move.step = Step.ARRIVED
         request = move.request
         request.advance(Event.MOVED)
