@@ -9,6 +9,7 @@ same in the same turn.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,8 @@ class Moving:
             move.error = "SGLang refused the request here"
             self._scheduler.retire_unadmitted_request(req)
         else:
+            # It waits in no queue here; what it waited elsewhere is no time of this queue.
+            req.time_stats.wait_queue_entry_time = time.monotonic()
             move.req = req
         return True
 

@@ -49,9 +49,8 @@ class Roles:
     seats: tuple[Role, ...]
 
     def __post_init__(self) -> None:
-        for what, able in (("prefills", Role.prefills.fget), ("decodes", Role.decodes.fget)):
-            assert able is not None
-            if not any(able(role) for role in self.seats):
+        for what, able in (("prefills", self.prefill), ("decodes", self.decode)):
+            if not able:
                 raise OptionError(
                     f"the roles {self} leave no instance that {what}; give one of them another role"
                 )

@@ -346,9 +346,10 @@ class OneServerPool(FakePool):
         self._leave_homes_alone()
 
     def _leave_homes_alone(self) -> None:
-        """Only the homes of what decodes are promised anything."""
+        """Only who decodes, or is to, is promised anything of what decodes."""
         for request in self.lifecycle.requests:
-            if request.phase is Phase.DECODING and request.plan is not None:
+            runs = request.phase in (Phase.DECODING, Phase.STOCK)
+            if runs and request.plan is not None and request.seq in self._promised:
                 promised = self._promised[request.seq]
                 kept = [seat for seat in promised if self._has_part(request, seat)]
                 self._promised[request.seq] = {seat: promised[seat] for seat in kept}
