@@ -178,8 +178,8 @@ class Moves:
                 self._arrived(move)
             case MoveFailed():
                 move.request.stays = move.request.stays or report.stays
+                self._call_off(move, without=report.instance)
                 self._out(move, report.instance)
-                self._call_off(move)
             case MoveEnded():
                 self._out(move, report.instance)
 

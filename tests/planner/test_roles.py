@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.planner.errors import OptionError
@@ -28,6 +28,7 @@ def test_a_seat_of_both_does_both() -> None:
     assert roles.decode == {2, 3}
 
 
+@settings(deadline=None)
 @given(ANY_ROLES)
 def test_roles_are_shown_as_they_are_written(seats: list[Role]) -> None:
     roles = Roles(tuple(seats))
