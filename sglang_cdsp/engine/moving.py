@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_cdsp.engine.coroutines import Coroutine, Coroutines, StoppedError
-from sglang_cdsp.engine.forward_state import enter_forward_stream
+from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.joining import Joining, make_room, release
+from sglang_cdsp.engine.kv_transfer import Carrier, Transfer
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.req_state import CannotMove, exported, kv_rows, take_over
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import JoinedScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker, take_compiling
 from sglang_cdsp.engine.tasks import StockRequest
-from sglang_cdsp.parallel.gather import Gather
-from sglang_cdsp.parallel.spans import Move, Span
+from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import (
     MovedIn,
     MovedOrder,
@@ -42,30 +40,9 @@ from sglang_cdsp.protocol.messages import (
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
-    from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
+    from sglang_cdsp.parallel.links.lanes import LinkHub
 
 logger = logging.getLogger(__name__)
-
-URGENT = -1.0
-"""Chunks stand still while KV of a running request travels: its client waits for the next token."""
-
-
-@dataclass(eq=False)
-class _Transfer:
-    """KV of one request on its way, at one of its two ends.
-
-    Attributes:
-        running: the coroutine, None when none is.
-        arrived: all rows have left, or have come.
-        ending: nothing more is sent, and what was is waited for.
-        error: why they have not, "" while all is well.
-    """
-
-    lane: Lane | None = None
-    running: Coroutine | None = None
-    arrived: bool = False
-    ending: bool = False
-    error: str = ""
 
 
 @dataclass(eq=False)
@@ -80,7 +57,7 @@ class _Leaving:
 
     order: MoveOutOrder
     request: StockRequest | None
-    transfer: _Transfer
+    transfer: Transfer
     out: bool = False
     moved: bool | None = None
 
@@ -99,7 +76,7 @@ class _Coming:
 
     order: MoveInOrder
     slots: SlotTable
-    transfer: _Transfer
+    transfer: Transfer
     req: Req | None = None
     ready: bool = False
     moved: MovedOrder | None = None
@@ -124,10 +101,7 @@ class Moving:
         self._scheduler = scheduler
         self._reporter = reporter
         self._joining = joining
-        self._coroutines = coroutines
-        self._hub = hub
-        self._layers = layers
-        self._model_runner = scheduler.tp_worker.model_runner
+        self._carrier = Carrier(scheduler, coroutines, hub, reporter.instance, layers)
         self._leaving: dict[int, _Leaving] = {}
         self._coming: dict[int, _Coming] = {}
 
@@ -160,11 +134,11 @@ class Moving:
         """A request is to go on here; it follows."""
         allocator = self._scheduler.token_to_kv_pool_allocator
         slots = SlotTable(allocator, int(allocator.page_size))
-        self._coming[order.seq] = _Coming(order, slots, _Transfer())
+        self._coming[order.seq] = _Coming(order, slots, Transfer())
 
     def on_move_out(self, order: MoveOutOrder) -> None:
         """A request is to leave, once no step of it is under way."""
-        self._leaving[order.seq] = _Leaving(order, self._tracker.find(order.seq), _Transfer())
+        self._leaving[order.seq] = _Leaving(order, self._tracker.find(order.seq), Transfer())
 
     def on_moved(self, order: MovedOrder) -> None:
         """KV of a request is on its way to here."""
@@ -180,17 +154,17 @@ class Moving:
         span = Span(0, order.tokens)
         move.slots.take([span])
         rows = move.slots.slots([span])
-        self._start(move.transfer, order.seq, move.order, move.order.source, rows, comes=True)
+        self._carrier.receive(move.transfer, move.order, rows)
 
     def on_move_end(self, order: MoveEndOrder) -> None:
         """A move is over for this instance."""
         if (leaving := self._leaving.get(order.seq)) is not None:
             leaving.moved = order.moved
             if not order.moved:  # else the last of it is about to be confirmed
-                self._stop(leaving.transfer)
+                self._carrier.stop(leaving.transfer)
         elif (coming := self._coming.get(order.seq)) is not None:
             coming.off = True
-            self._stop(coming.transfer)
+            self._carrier.stop(coming.transfer)
         elif not order.moved:
             self._tracker.cancel(order.seq)  # it goes on here, and nobody wants it
 
@@ -258,7 +232,7 @@ class Moving:
         )
         row = self._scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :tokens]
         rows = row.to(torch.int64)
-        self._start(move.transfer, seq, move.order, move.order.target, rows, comes=False)
+        self._carrier.send(move.transfer, move.order, rows)
 
     def _fail_to_leave(self, seq: int, error: str, *, stays: bool = False) -> None:
         del self._leaving[seq]
@@ -267,10 +241,10 @@ class Moving:
     def step(self) -> None:
         """Go on with what has come to an end since, alike at all ranks."""
         for seq, leaving in list(self._leaving.items()):
-            if leaving.transfer.running is None:
+            if self._carrier.over(leaving.transfer):
                 self._go_on_leaving(seq, leaving)
         for seq, coming in list(self._coming.items()):
-            if coming.transfer.running is None:
+            if self._carrier.over(coming.transfer):
                 self._go_on_coming(seq, coming)
 
     def _go_on_leaving(self, seq: int, move: _Leaving) -> None:
@@ -316,93 +290,6 @@ class Moving:
         req.time_stats.set_forward_entry_time()
         req.time_stats.set_prefill_finished_time()
         self._joining.go_on(req, move.slots.hand_over(move.moved.tokens))
-        stats = req.time_stats
-        self._tracker.join(
-            StockRequest(
-                seq,
-                req.rid,
-                stats.wait_queue_entry_time,
-                req=req,
-                end_s=stats.forward_entry_time,
-                joined=True,
-            )
-        )
+        now_s = time.monotonic()
+        self._tracker.join(StockRequest(seq, req.rid, now_s, req=req, end_s=now_s, joined=True))
         self._reporter.send_from_leader(MovedIn, seq=seq)
-
-    # -- KV -------------------------------------------------------------------------------
-
-    def _start(
-        self,
-        transfer: _Transfer,
-        seq: int,
-        order: MoveInOrder | MoveOutOrder,
-        peer: int,
-        rows: torch.Tensor,
-        *,
-        comes: bool,
-    ) -> None:
-        """Let KV travel.
-
-        Args:
-            rows: of this instance's pool, int64 ``[tokens]``.
-        """
-        me = self._reporter.instance
-        source, target = (peer, me) if comes else (me, peer)
-
-        def carry() -> None:
-            enter_forward_stream(self._scheduler, self._model_runner.device)
-            lane = transfer.lane = self._hub.open(order.lane, order.serial, (source, target))
-            gather = Gather(
-                pool=self._model_runner.token_to_kv_pool,
-                moves=[Move(source, target, Span(0, int(rows.numel())))],
-                instance=me,
-                slots_of=lambda span: rows,
-                links=lane,
-            )
-            for layer in self._layers:
-                gather.after_attention(layer)
-            gather.finish()
-            self._coroutines.give_way(lane.settled)
-
-        name = f"request {seq} moves from {source} to {target}"
-        self._run(transfer, name, seq, lambda: self._carry(transfer, carry))
-
-    def _carry(self, transfer: _Transfer, carry: Callable[[], None]) -> None:
-        try:
-            self._coroutines.give_way()
-            try:
-                carry()
-            except StoppedError:
-                raise
-            except Exception as failure:
-                self._coroutines.fail(str(failure) or repr(failure))
-        except StoppedError as stopped:
-            transfer.error = str(stopped) or "it was stopped"
-        else:
-            transfer.arrived = True
-        transfer.running = None
-        lane = transfer.lane
-        if lane is None:
-            return
-        lane.close()
-        if transfer.error:
-            # This coroutine is not to go on: another one waits for what is being written.
-            transfer.ending = True
-            self._run(transfer, "a move ends", 0, lambda: self._settle(transfer, lane))
-
-    def _stop(self, transfer: _Transfer) -> None:
-        """End what travels; alike at all ranks."""
-        if transfer.running is not None and not transfer.ending:
-            self._coroutines.stop(transfer.running, "the move was called off")
-
-    def _settle(self, transfer: _Transfer, lane: Lane) -> None:
-        """Wait until nothing is written any more."""
-        try:
-            self._coroutines.give_way()
-            self._coroutines.give_way(lane.settled)
-        except StoppedError as stopped:
-            logger.error("the end of a move was not awaited: %s", stopped)
-        transfer.running = None
-
-    def _run(self, transfer: _Transfer, name: str, seq: int, work: Callable[[], None]) -> None:
-        transfer.running = self._coroutines.start(name, (URGENT, seq), work)
