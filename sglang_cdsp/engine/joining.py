@@ -169,7 +169,10 @@ class Joining:
         tokens = req.kv.kv_committed_len
         row = self._scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :tokens]
         req.init_next_round_input(None)
-        req.prefix_indices = row.to(torch.int64)
+        if releases.kv_is_checkpointed():
+            req.prefix_len = tokens
+        else:
+            req.prefix_indices = row.to(torch.int64)
         req.already_computed = tokens
         _set_extend_range(req, tokens, tokens)
 

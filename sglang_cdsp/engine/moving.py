@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH
 
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.joining import Joining, make_room, release
@@ -255,6 +256,8 @@ class Moving:
         if move.out and request is not None and request.req is not None:
             if move.moved:
                 self._tracker.drop(request)
+                # Here it has ended: the prefix tree may keep what it can.
+                request.req.finished_reason = FINISH_LENGTH(length=len(request.req.output_ids))
                 release(request.req, self._scheduler.tree_cache)
             else:
                 self._joining.go_on(request.req, None)
