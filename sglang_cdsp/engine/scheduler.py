@@ -39,6 +39,7 @@ from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
@@ -66,6 +67,10 @@ from sglang_cdsp.protocol.messages import (
     LinkOrder,
     LoadOrder,
     LogprobOrder,
+    MovedOrder,
+    MoveEndOrder,
+    MoveInOrder,
+    MoveOutOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
@@ -114,6 +119,7 @@ class PoolScheduler(Scheduler):
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
         self._joining: Joining | None = None
+        self._moving: Moving | None = None
         self._coroutines: Coroutines | None = None
         self._decode_share = DecodeShare(STRETCH_S)
         self._slots: SlotReports | None = None
@@ -221,6 +227,15 @@ class PoolScheduler(Scheduler):
             lambda: self._decodes,
         )
         self._numbers = StockNumbers(self, lambda: self._engine.load)
+        if self._joining is not None:
+            self._moving = Moving(
+                scheduler=self,
+                reporter=reporter,
+                joining=self._joining,
+                coroutines=coroutines,
+                hub=hub,
+                layers=runner.layers,
+            )
         work = ChunkWork(
             self,
             manager,
@@ -241,6 +256,7 @@ class PoolScheduler(Scheduler):
             admit=self._admit_now,
             abort=self._abort_now,
             joining=self._joining,
+            moving=self._moving,
         )
         allocator = self.token_to_kv_pool_allocator
         if one_server:
@@ -289,6 +305,10 @@ class PoolScheduler(Scheduler):
                 (LeaveOrder, lambda order: self._engine.on_leave(order)),
                 (InviteOrder, lambda order: self._engine.on_invite(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
+                (MoveInOrder, lambda order: self._moves.on_move_in(order)),
+                (MoveOutOrder, lambda order: self._moves.on_move_out(order)),
+                (MovedOrder, lambda order: self._moves.on_moved(order)),
+                (MoveEndOrder, lambda order: self._moves.on_move_end(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
                 (LoadOrder, self._on_load),
@@ -299,6 +319,11 @@ class PoolScheduler(Scheduler):
     def _engine(self) -> ChunkEngine:
         assert self._cdsp is not None
         return self._cdsp
+
+    @property
+    def _moves(self) -> Moving:
+        assert self._moving is not None
+        return self._moving
 
     def _has_messages(self) -> bool:
         """Whether the loop has something to do while chunks wait for their partners."""
@@ -407,6 +432,8 @@ class PoolScheduler(Scheduler):
             taken = self._take_results_in()
             self._pace_chunks(bool(running_batch.reqs))
             self._take_turn(self._cdsp)
+            if taken or not (self.enable_overlap and last_batch):
+                self._moves.take_out(running_batch)
             running_batch = self._joining.admit(running_batch)
             if self._numbers is not None:
                 self._numbers.publish()
@@ -455,7 +482,8 @@ class PoolScheduler(Scheduler):
             Whether there were results.
         """
         last_batch: Any = getattr(self, "last_batch", None)
-        due = bool(self.enable_overlap and last_batch and self._engine.computes)
+        waited_for = self._engine.computes or self._moves.takes_out
+        due = bool(self.enable_overlap and last_batch and waited_for)
         if due:
             self.process_batch_result(*self.result_queue.popleft())
         return due
