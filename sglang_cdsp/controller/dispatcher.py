@@ -23,6 +23,7 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
@@ -31,6 +32,10 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
+    MovedOrder,
+    MoveEndOrder,
+    MoveInOrder,
+    MoveOutOrder,
     PlanOrder,
     ReleaseOrder,
     RestOrder,
@@ -158,6 +163,35 @@ class Dispatcher:
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request where it is."""
         self._send(request.reachable, CancelOrder(seq=request.seq))
+
+    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """Ask an instance to get ready, and give it the request itself."""
+        order = MoveInOrder(
+            rid=request.rid, seq=request.seq, source=request.decoder, lane=lane, serial=serial
+        )
+        self._send([target], order)
+        self._send([target], _stamped(request.tokenized))
+
+    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """Let a request's decoder send it."""
+        order = MoveOutOrder(seq=request.seq, target=target, lane=lane, serial=serial)
+        self._send([request.decoder], order)
+
+    def moved(self, request: PoolRequest, target: int, tokens: int, state: bytes) -> None:
+        """Tell the target what comes."""
+        self._send([target], MovedOrder(seq=request.seq, tokens=tokens, state=state))
+
+    def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
+        """Tell source or target that the move of a task is over for it."""
+        self._send([instance], MoveEndOrder(seq=seq, moved=moved))
+
+    def move_over(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.moved(request))
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """Nothing to send: an instance does what it is asked, whatever its role."""
+        self._tell(lambda observer: observer.roles_changed(roles, why))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client through the tokenizer."""

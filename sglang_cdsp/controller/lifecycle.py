@@ -23,6 +23,7 @@ from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.losses import Losses
+from sglang_cdsp.controller.moves import Moves
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.pool_state import PoolState
@@ -34,6 +35,7 @@ from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.way_out import WayOut
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.limits import LANES
@@ -78,6 +80,8 @@ class Lifecycle(PoolState):
             seat_timeout_s: how long prompts wait for seats that are coming back.
         """
         self._gate: QuietGate[Any] = gate or QuietGate()
+        lanes = lanes or LaneTable(LANES)
+        self._ledger = ledger
         self._effects = effects
         self._rooms = RoomManager(rooms, effects, clock, decode.release_s)
         self._decode_losses = DecodeLosses(self._rooms, decode, clock)
@@ -127,7 +131,7 @@ class Lifecycle(PoolState):
             effects=effects,
             endings=self._endings,
             stock_tokens=stock_tokens,
-            lanes=lanes or LaneTable(LANES),
+            lanes=lanes,
             clock=clock,
             max_shard_tokens=max_shard_tokens,
             may_start=lambda: self._gate.may_start,
@@ -142,6 +146,15 @@ class Lifecycle(PoolState):
             rooms=self._rooms,
             endings=self._endings,
             effects=effects,
+        )
+        self._moves = Moves(
+            table=self._table,
+            ledger=ledger,
+            presence=presence,
+            effects=effects,
+            lanes=lanes,
+            lane_left=self._progress.lane_left,
+            clock=clock,
         )
 
     # -- from clients ---------------------------------------------------------------------
@@ -225,6 +238,15 @@ class Lifecycle(PoolState):
             case messages.SlotsTaken():
                 self._progress.slots_taken(report.instance, report.tokens, report.step_s)
                 return
+            case (
+                messages.MoveReady()
+                | messages.MovedOut()
+                | messages.MovedIn()
+                | messages.MoveFailed()
+                | messages.MoveEnded()
+            ):
+                self._moves.on_report(report)
+                return
             case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
@@ -283,6 +305,7 @@ class Lifecycle(PoolState):
         Args:
             why: a few words for clients and logs: "killed by signal 9".
         """
+        self._moves.seat_lost(seat)
         self._losses.lost(seat, why)
 
     def on_seat_ended(self, seat: int) -> None:
@@ -291,6 +314,7 @@ class Lifecycle(PoolState):
         It counts as drained and released for all that it was a member of. A seat that was not lost
         before is so now.
         """
+        self._moves.seat_lost(seat)
         self._losses.ended(seat)
 
     def on_seat_up(self, seat: int) -> None:
@@ -310,7 +334,33 @@ class Lifecycle(PoolState):
 
     def seat_idle(self, seat: int) -> bool:
         """Whether nothing of any task is on a seat: one that drains may be ended."""
-        return self._losses.idle(seat)
+        return self._losses.idle(seat) and not self._moves.at(seat)
+
+    @property
+    def chunk_running(self) -> bool:
+        """Whether a chunk is inside a forward, or a request on its way to another instance."""
+        return super().chunk_running or bool(self._moves)
+
+    # -- roles ----------------------------------------------------------------------------
+
+    def on_roles(self, roles: Roles, why: str) -> None:
+        """The seats have other roles: what is new obeys at once.
+
+        What is bound and has not begun goes elsewhere if it can; what decodes on a seat that is not
+        to decode moves between two steps.
+
+        Args:
+            why: who wants it, in a few words for the log.
+        """
+        before = self._ledger.roles
+        if roles == before:
+            return
+        self._ledger.take_roles(roles)
+        leave = before.prefill - roles.prefill
+        if leave:
+            self._progress.do_without(leave, needed=False)
+        self._arrivals.sizes_changed()
+        self._effects.roles_changed(roles, why)
 
     # -- the controller's own -------------------------------------------------------------
 
@@ -321,6 +371,9 @@ class Lifecycle(PoolState):
         for request, reason in self._decode_losses.due():
             self.abort(request, reason)
         self._progress.start_held()
+        self._moves.tidy()
+        if self._gate.may_start:
+            self._moves.start_due()
         if not self._gate.may_bind:
             return
         for request, plan in self._arrivals.starts():

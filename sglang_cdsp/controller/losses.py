@@ -162,7 +162,7 @@ class Losses:
 
     def _process_ended(self, request: PoolRequest, seat: int) -> None:
         assert request.plan is not None
-        decoded_there = request.phase is Phase.DECODING and seat == request.plan.home
+        decoded_there = request.phase is Phase.DECODING and seat == request.decoder
         if request.phase is Phase.STOCK or decoded_there:
             request.advance(Event.LOST_ENDED)
             request.abort_targets += request.forwarded

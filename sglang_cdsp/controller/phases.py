@@ -44,6 +44,7 @@ class Event(Enum):
     RELEASED = "released"  # an instance freed its slots
     ALL_RELEASED = "all released"
     JOINED = "joined"  # all released, and home decodes it
+    MOVED = "moved"  # another instance goes on with what one decoded
     DECODE_ENDED = "decode ended"  # home is done with it
     STOCK_ENDED = "stock ended"  # its one instance is done with it
     ABORT = "abort"  # its client or decode no longer wants it
@@ -97,6 +98,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
         },
         Phase.STOCK: {
             Event.FIRST_TOKEN: Phase.STOCK,
+            Event.MOVED: Phase.DECODING,
             Event.STOCK_ENDED: Phase.ENDED,
             Event.ABORT: Phase.STOCK,  # the instance ends it
             Event.LOST: Phase.STOCK,  # what it writes to belongs to it until its end is confirmed
@@ -127,6 +129,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.RECALLED: Phase.WAITING,
         },
         Phase.DECODING: {
+            Event.MOVED: Phase.DECODING,
             Event.DECODE_ENDED: Phase.ENDED,
             Event.ABORT: Phase.DECODING,  # home ends it
             Event.LOST: Phase.DECODING,  # home; its slots are kept until its end is confirmed

@@ -19,6 +19,7 @@ from typing import Any
 
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.roles import Roles
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     are those that were lost since it was bound. ``passes``: its chunk ran between the layers of
     others. A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool
     decodes itself, ``output_tokens`` were sampled until ``end_s``, when its instance was done.
+    ``moves`` are its ways to other instances after its first token, with the KV rows that moved.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -79,6 +81,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "recalls": request.recalls,
         "lost_instances": sorted(request.lost),
         "replans": [change.to_dict(request.arrival_s) for change in request.replans],
+        "moves": [move.to_dict(request.arrival_s) for move in request.moves],
         "outcome": request.outcome,
         "error": request.error,
     }
@@ -145,6 +148,18 @@ class PlanLog(Observer):
                 "seat": seat,
                 "incarnation": incarnation,
                 "state": state,
+                "why": why,
+            }
+        )
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """Log the seats' new roles."""
+        self._put(
+            {
+                "kind": "roles",
+                "at_s": time.monotonic(),
+                "at_unix_s": time.time(),
+                "roles": str(roles),
                 "why": why,
             }
         )

@@ -129,8 +129,12 @@ class Progress:
     def leave_lane(self, request: PoolRequest) -> None:
         """Nobody sends on the lane of its chunk any more: others may be waiting for one."""
         if self._lanes.give_back(request.seq):
-            for other in self._table.with_plan:
-                self._decide(other)
+            self.lane_left()
+
+    def lane_left(self) -> None:
+        """A lane is free again: start what waits for one."""
+        for other in self._table.with_plan:
+            self._decide(other)
 
     def start_held(self) -> None:
         """Start the chunks that might not start when they were ready, if they may now."""
@@ -202,13 +206,22 @@ class Progress:
         seconds *= self._ledger.pace(planned.instances)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
-    def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+    def do_without(self, seats: Collection[int], *, needed: bool = True) -> tuple[PoolRequest, ...]:
         """Plan anew what has instances in its plan that are to have no more part in it.
+
+        Args:
+            needed: False where the instances would go on: then only what stands between two chunks
+                is planned anew, by no demand of its own, and nothing fails.
 
         Returns:
             What cannot be helped so, in the order of the tasks.
         """
-        return self._rests.do_without(self._table.with_plan, frozenset(seats))
+        requests = [
+            request
+            for request in self._table.with_plan
+            if needed or (request.forced is None and request.phase is Phase.BOUND)
+        ]
+        return self._rests.do_without(requests, frozenset(seats))
 
     # -- failures -------------------------------------------------------------------------
 

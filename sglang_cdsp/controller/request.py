@@ -61,6 +61,37 @@ class Replan:
         }
 
 
+@dataclass(frozen=True)
+class MoveTimes:
+    """A request's way from one instance that decoded it to another. Times are monotonic seconds.
+
+    Attributes:
+        source, target: the instances.
+        asked_s: when the target was asked to get ready.
+        left_s: when the source took it out of its batch.
+        arrived_s: when the target went on with it.
+        tokens: KV rows that moved.
+    """
+
+    source: int
+    target: int
+    asked_s: float
+    left_s: float
+    arrived_s: float
+    tokens: int
+
+    def to_dict(self, arrival_s: float) -> dict[str, Any]:
+        """In JSON types; times from the request's arrival."""
+        return {
+            "from": self.source,
+            "to": self.target,
+            "tokens": self.tokens,
+            "asked_s": self.asked_s - arrival_s,
+            "left_s": self.left_s - arrival_s,
+            "arrived_s": self.arrived_s - arrival_s,
+        }
+
+
 @dataclass
 class AbortTarget:
     """A decode rank that waits to hear that nobody writes to its pages any more.
@@ -122,6 +153,10 @@ class PoolRequest:
         decoded: home's own scheduler is done with it.
         sampled_tokens: its output, as far as its instance has told; 0 before.
         last_token_s: when that was told, monotonic; None before.
+        moved_to: the instance that decodes it now, None while it is home.
+        moves: how it came there.
+        stays: it has a state that cannot be moved.
+        not_moved_before_s: a move of it failed; monotonic.
     """
 
     rid: str
@@ -166,6 +201,10 @@ class PoolRequest:
     decoded: bool = False
     sampled_tokens: int = 0
     last_token_s: float | None = None
+    moved_to: int | None = None
+    moves: list[MoveTimes] = field(default_factory=list)
+    stays: bool = False
+    not_moved_before_s: float = 0.0
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
     @property
@@ -187,8 +226,14 @@ class PoolRequest:
         """The instances that have something of it and can be told anything."""
         assert self.plan is not None
         decoding = self._phase is Phase.DECODING
-        having = (self.plan.home,) if decoding else self.plan.instances
+        having = (self.decoder,) if decoding else self.plan.instances
         return tuple(instance for instance in having if instance not in self.lost)
+
+    @property
+    def decoder(self) -> int:
+        """The instance that decodes it, or is to: its home, or where it has moved since."""
+        assert self.plan is not None
+        return self.plan.home if self.moved_to is None else self.moved_to
 
     @property
     def probe(self) -> bool:

@@ -21,6 +21,7 @@ from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock import RankScheduler
@@ -122,6 +123,16 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         lambda: callbacks.layer_begins(coroutines.give_way),
         lambda: decoding is not None and decoding.decodes,
     )
+    moving = None
+    if joining is not None:
+        moving = Moving(
+            scheduler=scheduler,
+            reporter=reporter,
+            joining=joining,
+            coroutines=coroutines,
+            hub=hub,
+            layers=runner.layers,
+        )
     work = ChunkWork(
         scheduler,
         manager,
@@ -142,12 +153,13 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         admit=callbacks.admit,
         abort=callbacks.abort,
         joining=joining,
+        moving=moving,
     )
     decoding = None
-    if joining is not None:
+    if joining is not None and moving is not None:
         capacity = int(scheduler.token_to_kv_pool_allocator.available_size())
         slots = SlotReports(scheduler, reporter, capacity)
-        decoding = Decoding(scheduler, engine, coroutines, joining, slots)
+        decoding = Decoding(scheduler, engine, coroutines, joining, moving, slots)
     return RankParts(reporter, manager, hub, numbers, engine, decoding)
 
 

@@ -18,6 +18,7 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
 from sglang_cdsp.engine.joining import Joining
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import Batch, StockScheduler
@@ -72,6 +73,7 @@ class ChunkEngine:
         admit: Callable[[TokenizedGenerateReqInput], None],
         abort: Callable[[str], None],
         joining: Joining | None = None,
+        moving: Moving | None = None,
     ) -> None:
         """What the engine makes happen.
 
@@ -86,6 +88,7 @@ class ChunkEngine:
             abort: ends the requests that SGLang has whose id begins with a text.
             joining: takes computed prompts to SGLang's running batch; None where a decode server
                 has them next.
+            moving: takes running requests to other instances, and from them; None as ``joining``.
         """
         self._scheduler = scheduler
         self._manager = manager
@@ -100,10 +103,16 @@ class ChunkEngine:
         self._queue = TaskQueue()
         self._worked = False
         self._joining = joining
-        self._admitted = StockTracker(
-            scheduler, reporter, abort, (lambda: joining.reqs) if joining is not None else tuple
-        )
+        self._moving = moving
+        self._admitted = StockTracker(scheduler, reporter, abort, self._between_batches)
+        if moving is not None:
+            moving.follow(self._admitted)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
+
+    def _between_batches(self) -> list[Req]:
+        """Requests that SGLang decodes and that are in none of its batches now."""
+        joining = self._joining.reqs if self._joining is not None else []
+        return [*joining, *(self._moving.reqs if self._moving is not None else [])]
 
     # -- orders ---------------------------------------------------------------------------
 
@@ -263,6 +272,8 @@ class ChunkEngine:
     def adopt(self, req: Req) -> bool:
         """Take SGLang's request object at home; False for a request of the stock path."""
         task = next(iter(self._awaiting(req.rid)), None)
+        if task is None and self._moving is not None and self._moving.adopt(req):
+            return True
         if task is None:
             self._admitted.adopt(req)
             return False
@@ -285,6 +296,8 @@ class ChunkEngine:
         Where SGLang answers a refusal without queueing the request, nobody else would tell, and
         the task would hold up the queue for ever.
         """
+        if self._moving is not None:
+            self._moving.intake_over(rid)
         for task in self._awaiting(rid):
             if not task.over and not self._admitted.awaits_grammar(rid):
                 self._work.fail(task, "SGLang refused the request", bad_request=True)
@@ -331,7 +344,7 @@ class ChunkEngine:
     @property
     def idle(self) -> bool:
         """Whether the engine holds nothing: no slots, no queue, no write in flight."""
-        return not self._queue and not self._tasks and not self._admitted
+        return not self._queue and not self._tasks and not self._admitted and not self._moving
 
     def step(self) -> None:
         """One turn of the scheduler's loop: poll what is under way, advance the queue, compute."""
@@ -342,6 +355,8 @@ class ChunkEngine:
         self._advance()
         self._worked = self._coroutines.turn()
         self._join_computed()
+        if self._moving is not None:
+            self._moving.step()
 
     def _join_computed(self) -> None:
         """Let computed prompts join SGLang's running batch; all ranks of the instance do alike.
@@ -387,7 +402,8 @@ class ChunkEngine:
     @property
     def held_tokens(self) -> int:
         """KV slots that chunk tasks hold here."""
-        return sum(task.slot_table.tokens for task in self._tasks.values())
+        coming = self._moving.held_tokens if self._moving is not None else 0
+        return coming + sum(task.slot_table.tokens for task in self._tasks.values())
 
     @property
     def awaits(self) -> bool:

@@ -13,6 +13,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decode_share import DecodeShare
 from sglang_cdsp.engine.joining import Joining, SlotReports
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.stock import RankScheduler
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Decoding:
         engine: ChunkEngine,
         coroutines: Coroutines,
         joining: Joining,
+        moving: Moving,
         slots: SlotReports,
     ) -> None:
         """Nobody decodes yet.
@@ -36,12 +38,14 @@ class Decoding:
             engine: runs its chunk tasks.
             coroutines: what chunks run in; their stretch now is the one while nobody decodes.
             joining: computed prompts on their way into SGLang's running batch.
+            moving: takes running requests to other instances, and from them.
             slots: tells the controller what SGLang's own requests hold.
         """
         self._scheduler = scheduler
         self._engine = engine
         self._coroutines = coroutines
         self._joining = joining
+        self.moving = moving
         self._slots = slots
         self._share = DecodeShare(coroutines.stretch_s)
 
@@ -75,7 +79,8 @@ class Decoding:
         """
         scheduler = self._scheduler
         last_batch = getattr(scheduler, "last_batch", None)
-        due = bool(scheduler.enable_overlap and last_batch and self._engine.computes)
+        waited_for = self._engine.computes or self.moving.takes_out
+        due = bool(scheduler.enable_overlap and last_batch and waited_for)
         if due:
             scheduler.process_batch_result(*scheduler.result_queue.popleft())
         return due

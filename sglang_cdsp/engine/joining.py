@@ -2,7 +2,8 @@
 
 They join as a disaggregated decode server admits a request whose KV has arrived: a row of
 ``req_to_token``, the root of the prefix tree as prefix, a batch that never enters a forward. From
-then on every token, radix insertion, retraction and abort is SGLang's.
+then on every token, radix insertion, retraction and abort is SGLang's. So do requests that decoded
+on another instance, and those that were about to go there and stay after all.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ class _Computed:
 
     Attributes:
         req: SGLang's request, with its first token.
-        slots: KV slots of the whole prompt by position, int64 ``[L]``; the request's own.
+        slots: KV slots of the whole prompt by position, int64 ``[L]``, of output too where that has
+            KV; the request's own. None where its row lists them already.
+        goes_on: its client has had what there is of its output.
     """
 
     req: Req
-    slots: torch.Tensor
+    slots: torch.Tensor | None
+    goes_on: bool = False
 
 
 class Joining:
@@ -62,6 +66,14 @@ class Joining:
         """A prompt is computed: its request owns ``slots``, int64 ``[L]``, from now on."""
         self._waiting.append(_Computed(req, slots))
 
+    def go_on(self, req: Req, slots: torch.Tensor | None) -> None:
+        """A request goes on here that decoded before, elsewhere or in this row.
+
+        Args:
+            slots: of all its tokens but the last, int64 ``[L]``; None where it has its row.
+        """
+        self._waiting.append(_Computed(req, slots, goes_on=True))
+
     def abort(self, rid: str, *, everything: bool) -> None:
         """End the requests whose id begins with ``rid``, or all, when they get their row."""
         for computed in self._waiting:
@@ -77,16 +89,30 @@ class Joining:
         Returns:
             The running batch with them in it.
         """
-        batch = self._batch(self._rows(running))
-        if batch is None:
-            return running
-        self._settle(batch)
-        if batch.is_empty():
-            return running
-        if running.is_empty():
-            return batch
-        running.merge_batch(batch)
+        for together in self._groups(self._rows(running)):
+            batch = self._batch(together)
+            if together[0].goes_on:
+                self._settle_where_it_was(batch)
+            else:
+                self._settle(batch)
+            if batch.is_empty():
+                continue
+            if running.is_empty():
+                running = batch
+            else:
+                running.merge_batch(batch)
         return running
+
+    def _groups(self, count: int) -> list[list[_Computed]]:
+        """Take the first ``count``; penalties of who goes on are made up for one by one."""
+        groups: list[list[_Computed]] = []
+        for _ in range(count):
+            one = self._waiting.popleft()
+            if groups and not (one.goes_on or groups[-1][0].goes_on):
+                groups[-1].append(one)
+            else:
+                groups.append([one])
+        return groups
 
     def _rows(self, running: Any) -> int:
         """How many requests may join now."""
@@ -97,12 +123,9 @@ class Joining:
         )
         return max(0, min(len(self._waiting), int(free)))
 
-    def _batch(self, count: int) -> Any:
-        """SGLang's batch of the first ``count`` of them, None for none."""
-        if not count:
-            return None
+    def _batch(self, computed: list[_Computed]) -> Any:
+        """SGLang's batch of them."""
         scheduler = self._scheduler
-        computed = [self._waiting.popleft() for _ in range(count)]
         for one in computed:
             self._give_row(one)
         batch = ScheduleBatch.init_new(
@@ -122,8 +145,15 @@ class Joining:
 
     def _give_row(self, computed: _Computed) -> None:
         """The request's row lists its slots; no prefix of it is the tree's yet."""
-        req, tokens = computed.req, int(computed.slots.numel())
-        pool, tree = self._scheduler.req_to_token_pool, self._scheduler.tree_cache
+        req, pool, tree = (
+            computed.req,
+            self._scheduler.req_to_token_pool,
+            self._scheduler.tree_cache,
+        )
+        if computed.slots is None:
+            self._keep_row(req)
+            return
+        tokens = int(computed.slots.numel())
         assert pool.alloc([req]) is not None
         pool.write((req.kv.req_pool_idx, slice(0, tokens)), computed.slots.to(torch.int32))
         req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
@@ -132,10 +162,33 @@ class Joining:
             _bind_root_prefix(req, tree)
         req.init_next_round_input(None if shares else tree)
         # The tree may key the prompt, whose KV is there; the first token has none yet.
+        _set_extend_range(req, 0, tokens)
+
+    def _keep_row(self, req: Req) -> None:
+        """A request has its row still; all that it lists is there."""
+        tokens = req.kv.kv_committed_len
+        row = self._scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :tokens]
+        req.init_next_round_input(None)
         if releases.kv_is_checkpointed():
-            req.extend_end = tokens
+            req.prefix_len = tokens
         else:
-            req.set_extend_range(0, tokens)
+            req.prefix_indices = row.to(torch.int64)
+        req.already_computed = tokens
+        _set_extend_range(req, tokens, tokens)
+
+    def _settle_where_it_was(self, batch: Any) -> None:
+        """What was known of its only request when it last stood in a running batch."""
+        (req,) = batch.reqs
+        penalties = batch.sampling_info.penalizer_orchestrator
+        if penalties.is_required:
+            for token in req.output_ids[:-1]:  # the last one counts at the next step
+                one = torch.tensor([token], dtype=torch.int64, device=batch.device)
+                penalties.cumulate_output_tokens(one)
+        grammar, req.grammar = req.grammar, None  # it has seen all tokens
+        try:
+            batch.process_prebuilt(self._scheduler.future_map)
+        finally:
+            req.grammar = grammar
 
     def _settle(self, batch: Any) -> None:
         """What SGLang does once a prefill's result is known: insert, finish, stream."""
@@ -151,6 +204,14 @@ class Joining:
                 req.time_stats.set_completion_time()
         scheduler.output_streamer.stream_output(batch.reqs, batch.return_logprob, None)
         batch.filter_batch()
+
+
+def _set_extend_range(req: Req, start: int, tokens: int) -> None:
+    """The tree may key so many tokens of a request."""
+    if releases.kv_is_checkpointed():
+        req.extend_end = tokens
+    else:
+        req.set_extend_range(start, tokens)
 
 
 def shares_prefixes(tree: Any) -> bool:

@@ -30,6 +30,7 @@ from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.faults import FaultHook, requested_hook
 from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.model_check import check_config, check_model
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.parallel.links.choose import pool_links
@@ -50,6 +51,10 @@ from sglang_cdsp.protocol.messages import (
     LinkOrder,
     LoadOrder,
     LogprobOrder,
+    MovedOrder,
+    MoveEndOrder,
+    MoveInOrder,
+    MoveOutOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
@@ -181,6 +186,10 @@ class PoolScheduler(Scheduler):
                 (LeaveOrder, lambda order: self._engine.on_leave(order)),
                 (InviteOrder, lambda order: self._engine.on_invite(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
+                (MoveInOrder, lambda order: self._moves.on_move_in(order)),
+                (MoveOutOrder, lambda order: self._moves.on_move_out(order)),
+                (MovedOrder, lambda order: self._moves.on_moved(order)),
+                (MoveEndOrder, lambda order: self._moves.on_move_end(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
                 (LoadOrder, self._on_load),
@@ -191,6 +200,11 @@ class PoolScheduler(Scheduler):
     def _engine(self) -> ChunkEngine:
         assert self._cdsp is not None
         return self._cdsp
+
+    @property
+    def _moves(self) -> Moving:
+        assert self._decoding is not None
+        return self._decoding.moving
 
     def _has_messages(self) -> bool:
         """Whether the loop has something to do while chunks wait for their partners."""
@@ -295,6 +309,8 @@ class PoolScheduler(Scheduler):
             taken = self._decoding.take_results_in()
             self._decoding.pace_chunks(decodes=bool(running_batch.reqs))
             self._take_turn(self._cdsp)
+            if taken or not (self.enable_overlap and last_batch):
+                self._moves.take_out(running_batch)
             running_batch = self._decoding.admit(running_batch)
             if self._numbers is not None:
                 self._numbers.publish()

@@ -62,6 +62,17 @@ class StockTracker:
         """Follow a request that has its first token already."""
         self._active.append(request)
 
+    def find(self, seq: int) -> StockRequest | None:
+        """The followed request with that number."""
+        return next((request for request in self._active if request.seq == seq), None)
+
+    def __contains__(self, request: StockRequest | None) -> bool:
+        return request in self._active
+
+    def drop(self, request: StockRequest) -> None:
+        """Follow a request no longer, and report nothing of it: another instance has it."""
+        self._active.remove(request)
+
     def adopt(self, req: Req) -> None:
         """Remember SGLang's object of a followed request.
 

@@ -179,6 +179,57 @@ class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     silent: bool = False
 
 
+class MoveInOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Get ready to go on with request ``seq``, which ``source`` decodes; the request follows.
+
+    Attributes:
+        lane, serial: the buffers of the links that are promised to the move, as in ``GoOrder``.
+    """
+
+    seq: int
+    source: int
+    lane: int
+    serial: int
+
+
+class MoveOutOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Take request ``seq`` out of the running batch between two steps and send its KV.
+
+    Attributes:
+        target: the instance that goes on with it, which is ready.
+        lane, serial: as in ``MoveInOrder``.
+    """
+
+    seq: int
+    target: int
+    lane: int
+    serial: int
+
+
+class MovedOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Request ``seq`` has left its source, and its KV is on its way.
+
+    Attributes:
+        tokens: KV rows that come.
+        state: what else there is of it, see ``engine/req_state.py``.
+    """
+
+    seq: int
+    tokens: int
+    state: bytes
+
+
+class MoveEndOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """The move of request ``seq`` is over for this instance.
+
+    ``moved``: it goes on at the target, and its source frees what it holds. Else the source goes on
+    with it, and the target forgets it.
+    """
+
+    seq: int
+    moved: bool
+
+
 class LinkOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """How rank ``tp_rank`` of an instance reaches the same rank of another one.
 
@@ -241,6 +292,10 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     GoOrder,
     StopOrder,
     ReleaseOrder,
+    MoveInOrder,
+    MoveOutOrder,
+    MovedOrder,
+    MoveEndOrder,
     LinkOrder,
     LeaveOrder,
     InviteOrder,
@@ -416,6 +471,50 @@ class DecodeEnded(Report, frozen=True, kw_only=True):
     output_tokens: int = 0
 
 
+class MoveReady(Report, frozen=True, kw_only=True):
+    """The instance could go on with request ``seq`` at once; ``MoveInOrder`` asked it to."""
+
+    seq: int
+
+
+class MovedOut(Report, frozen=True, kw_only=True):
+    """The instance took request ``seq`` out of its batch; ``tokens`` and ``state``: ``MovedOrder``.
+
+    Attributes:
+        start_s, end_s: of a one-instance request, as in ``StockEnded``.
+    """
+
+    seq: int
+    tokens: int
+    state: bytes
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+class MovedIn(Report, frozen=True, kw_only=True):
+    """The instance has all of request ``seq`` and goes on with it."""
+
+    seq: int
+
+
+class MoveFailed(Report, frozen=True, kw_only=True):
+    """The instance cannot do its part of a move, and has nothing of the move any more.
+
+    Attributes:
+        stays: the request has a state that cannot be moved, now or later.
+    """
+
+    seq: int
+    error: str
+    stays: bool = False
+
+
+class MoveEnded(Report, frozen=True, kw_only=True):
+    """The instance has nothing of a move any more; its source has freed the request or goes on."""
+
+    seq: int
+
+
 class SlotsTaken(Report, frozen=True, kw_only=True):
     """What SGLang's own requests take of the instance.
 
@@ -463,6 +562,11 @@ AnyReport = (
     | StockEnded
     | StockBatch
     | DecodeEnded
+    | MoveReady
+    | MovedOut
+    | MovedIn
+    | MoveFailed
+    | MoveEnded
     | SlotsTaken
     | GrammarRefused
     | Answered

@@ -131,6 +131,8 @@ def test_what_status_pages_show(ledger: InstanceLedger) -> None:
         "free_tokens": [992, 480, 0],
         "capacity_tokens": [992, 496, 0],
         "absent": [],
+        "roles": ["both"] * 3,
+        "decoding": [0] * 3,
     }
 
 

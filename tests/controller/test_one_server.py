@@ -8,10 +8,12 @@ from http import HTTPStatus
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from sglang_cdsp.controller.homes import OUTPUT_SHARE, exchanged, home_tokens, output_tokens
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.roles import Role, Roles
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.controller.any_order import SETTINGS, AnyOrder
 from tests.controller.cases import TWO_CHUNKS, empty, phase_is
@@ -28,6 +30,14 @@ class AnyOrderOfOneServer(AnyOrder):
 
     def _submit(self, request: PoolRequest, plan: Demanded | None, pages: str) -> None:
         super()._submit(request, plan, "no decode")
+
+    @rule(data=st.data())
+    def seats_turn(self, data: st.DataObject) -> None:
+        """Seats get other roles, all at once."""
+        size = len(self.pool.instances)
+        drawn = data.draw(st.lists(st.sampled_from(Role), min_size=size, max_size=size))
+        if any(role.prefills for role in drawn) and any(role.decodes for role in drawn):
+            self.pool.lifecycle.on_roles(Roles(tuple(drawn)), "a test")
 
 
 AnyOrderOfOneServer.TestCase.settings = SETTINGS

@@ -64,6 +64,7 @@ def test_times_count_from_the_arrival() -> None:
         "recalls": 0,
         "lost_instances": [],
         "replans": [],
+        "moves": [],
         "outcome": "finished",
         "error": "",
     }

@@ -41,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
-def scheduler(*, overlap: bool, computes: bool) -> Any:
+def scheduler(*, overlap: bool, computes: bool, takes_out: bool = False) -> Any:
     """A scheduler that was never started, with one batch on its way."""
     made: Any = PoolScheduler.__new__(PoolScheduler)
     made.happened = []
@@ -55,7 +55,10 @@ def scheduler(*, overlap: bool, computes: bool) -> Any:
     joining: Any = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
     slots: Any = SimpleNamespace(tell=lambda held, step_s: made.told.append((held, step_s)))
     made.told = []
-    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, slots)
+    moving: Any = SimpleNamespace(
+        takes_out=takes_out, take_out=lambda running: made.happened.append("out")
+    )
+    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, moving, slots)
     return made
 
 
@@ -68,14 +71,14 @@ def test_who_joins_is_there_when_stock_chooses(asked: list[dict[str, Any]]) -> N
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
     assert asked == [{"running_batch": "running and joined", "last_batch": last}]
     assert one.last_batch is last
-    assert one.happened == ["turn"]
+    assert one.happened == ["turn", "out"]
 
 
 def test_with_overlap_results_do_not_wait_for_a_chunk(asked: list[dict[str, Any]]) -> None:
     one = scheduler(overlap=True, computes=True)
     last = one.last_batch
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
-    assert one.happened == ["result", "turn"]
+    assert one.happened == ["result", "turn", "out"]
     assert one._cdsp.seen == [last], "its requests are still followed"
     assert asked[0]["last_batch"] is last, "a prefill batch is merged as ever"
     assert one.last_batch is None, "its loop has no results to look after"
@@ -88,6 +91,14 @@ def test_with_overlap_and_no_chunk_everything_is_stocks(asked: list[dict[str, An
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
     assert len(one.result_queue) == 1
     assert one.last_batch is last
+    assert one.happened == ["turn"], "nobody leaves while a step of theirs is under way"
+
+
+def test_with_overlap_who_leaves_has_had_all_results(asked: list[dict[str, Any]]) -> None:
+    one = scheduler(overlap=True, computes=False, takes_out=True)
+    one.get_next_batch_to_run(running_batch=RUNNING, last_batch=one.last_batch)
+    assert one.happened == ["result", "turn", "out"]
+    assert one.last_batch is None
 
 
 def test_chunks_go_on_for_as_long_as_their_share_allows(asked: list[dict[str, Any]]) -> None:
