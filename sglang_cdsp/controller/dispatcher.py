@@ -34,6 +34,7 @@ from sglang_cdsp.protocol.messages import (
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -96,8 +97,16 @@ class Dispatcher:
         assert request.plan is not None
         self._introduce(request, request.plan.instances)
         if not request.probe:
-            self._send([request.plan.home], _stamped(request.tokenized))
+            self._send_request(request)
         self._tell(lambda observer: observer.bound(request))
+
+    def _send_request(self, request: PoolRequest) -> None:
+        """Send the request itself to its home, behind its plan."""
+        assert request.plan is not None
+        if request.resumes is not None:
+            order = ResumeOrder(rid=request.rid, seq=request.seq, output=request.resumes)
+            self._send([request.plan.home], order)
+        self._send([request.plan.home], _stamped(request.tokenized))
 
     def _introduce(self, request: PoolRequest, instances: Sequence[int]) -> None:
         """Send a request's pages and plan to instances that know nothing of it."""
@@ -122,7 +131,7 @@ class Dispatcher:
         self._send([i for i in members if i in before.instances], _rest_order(request))
         self._introduce(request, [i for i in members if i not in before.instances])
         if request.plan.home != before.home:
-            self._send([request.plan.home], _stamped(request.tokenized))
+            self._send_request(request)
         self._tell(lambda observer: observer.replanned(request))
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
@@ -140,7 +149,8 @@ class Dispatcher:
 
     def stop(self, request: PoolRequest) -> None:
         """End the task at the next layer."""
-        self._send(request.reachable, StopOrder(seq=request.seq))
+        order = StopOrder(seq=request.seq, resumes=request.recalled)
+        self._send(request.reachable, order)
         self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -217,6 +227,10 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
     tokens = array(
         "q", [PROBE_TOKEN] * request.tokens if request.probe else request.tokenized.input_ids
     )
+    resumes = request.resumes
+    if resumes is not None:
+        tokens.extend(resumes.tokens)
+    asked = not request.probe and resumes is None
     return PlanOrder(
         rid=request.rid,
         seq=request.seq,
@@ -226,7 +240,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         room=request.room,
         arrival_s=request.arrival_s,
         probe=request.probe,
-        logprobs=None if request.probe else logprob_spec(request.tokenized),
+        logprobs=logprob_spec(request.tokenized) if asked else None,
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
     )

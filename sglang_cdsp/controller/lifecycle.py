@@ -33,6 +33,7 @@ from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.resuming import Resuming
 from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
@@ -119,6 +120,9 @@ class Lifecycle(PoolState):
             leave_lane=lambda request: self._progress.leave_lane(request),
             wait_again=self._wait_again,
         )
+        self._resuming = Resuming(
+            table=self._table, ledger=ledger, endings=self._endings, wait_again=self._wait_again
+        )
         self._progress = Progress(
             table=self._table,
             ledger=ledger,
@@ -158,6 +162,8 @@ class Lifecycle(PoolState):
     def abort(self, request: PoolRequest, reason: str) -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
         before = request.advance(Event.ABORT)
+        if request.output.complete:
+            return
         if _ends_at_home(request, before):
             request.aborted = True
             request.error = request.error or reason
@@ -225,6 +231,9 @@ class Lifecycle(PoolState):
             case messages.SlotsTaken():
                 self._progress.slots_taken(report.instance, report.tokens)
                 return
+            case messages.Streamed():
+                self._resuming.streamed(report)
+                return
             case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
@@ -266,6 +275,8 @@ class Lifecycle(PoolState):
                 self._way_out.released(request, instance, joined=report.joined)
             case messages.DecodeEnded():
                 self._way_out.decode_ended(request, report.error)
+            case messages.Retracted():
+                self._resuming.retracted(request, report.output)
             case messages.StockEnded():
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
@@ -274,8 +285,8 @@ class Lifecycle(PoolState):
     def on_seat_lost(self, seat: int, why: str) -> None:
         """A seat's process is dead or will be killed; from now on nothing is planned on it.
 
-        Requests that have KV, a running chunk or their one-instance turn on it, or decode there,
-        end with an error.
+        Requests that have KV, a running chunk or their one-instance turn on it end with an error.
+        In one server they go on elsewhere, as far as their state can be rebuilt.
         What the process could still write to stays as it is until ``on_seat_ended``.
 
         Args:
@@ -327,6 +338,7 @@ class Lifecycle(PoolState):
     def _wait_again(self, request: PoolRequest) -> None:
         """Nothing is left of a plan that was recalled."""
         self._endings.plan_ended(request)
+        self._resuming.prepare(request)
         self._arrivals.take_back(request)
 
     def on_sizes_changed(self) -> None:
@@ -355,9 +367,9 @@ class Lifecycle(PoolState):
 
 def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
     """Whether home's own scheduler has a request of this phase, ends it and answers its client."""
-    if not request.decodes or request.answered:
+    if not request.decodes or request.answered or request.recalled:
         return False
     if phase in (Phase.DRAINING, Phase.RELEASING):
         late = request.joins_late and phase is Phase.DRAINING
-        return not (request.error or late or request.recalled)
+        return not (request.error or late)
     return phase in (Phase.STOCK, Phase.DECODING)

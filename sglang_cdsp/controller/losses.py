@@ -19,6 +19,7 @@ from sglang_cdsp.controller.presence import Presence, Stand
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.resuming import go_on_elsewhere, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 
 DRAINED = "it was asked to leave"
@@ -103,29 +104,43 @@ class Losses:
     def _lose(self, request: PoolRequest, seat: int, reason: str) -> None:
         """A request's seat is lost that may have KV of it, or writes in flight."""
         assert request.plan is not None
+        if request.recalled or (request.output.complete and request.phase is not Phase.RUNNING):
+            return  # it holds what it has until its process has ended
         at_home = seat == request.plan.home
         # It was to answer the client.
         answers = seat not in request.released or request.joined
         match request.phase:
-            case Phase.RUNNING if request.decoded:  # its client has had all of its answer
+            case Phase.RUNNING if (
+                request.decoded or request.output.complete
+            ):  # its client has had all of its answer
                 self._progress.drop(request)
             case Phase.STOCK | Phase.DECODING:
-                self._end(request, reason)
+                self._resume_or_end(request, reason)
             case Phase.BOUND | Phase.RUNNING:
-                self._end(request, reason)
+                self._resume_or_end(request, reason)
                 self._progress.drop(request)
             case Phase.DRAINING | Phase.RELEASING if request.error:
                 if at_home and answers:
                     self._endings.answer(request, request.status, request.error)
             case Phase.DRAINING | Phase.RELEASING if request.decodes:
                 if at_home and answers and not request.answered:  # others have no more part in it
-                    self._end(request, reason)
+                    self._resume_or_end(request, reason)
             case Phase.DRAINING:
                 if at_home or not self._way_out.has_drained(request, seat):
                     self._end(request, reason)
             case Phase.RELEASING:
                 if at_home and answers and not request.answered:
                     self._end(request, reason)
+
+    def _resume_or_end(self, request: PoolRequest, reason: str) -> None:
+        """A request goes on elsewhere when all processes are done with it, if it can."""
+        why_not = "" if request.error or request.answered else obstacle(request)
+        if request.error or request.answered or why_not:
+            self._end(
+                request, f"{reason}, and {why_not}" if request.decodes and why_not else reason
+            )
+            return
+        go_on_elsewhere(request)
 
     def _end(self, request: PoolRequest, reason: str) -> None:
         """A request cannot go on: its client is told now."""
@@ -150,7 +165,7 @@ class Losses:
             if request.phase is Phase.BOUND and not request.next_chunk and not request.probe:
                 self._recall(request, seat)
             else:
-                self._end(request, f"{reason}, and {NOWHERE}")
+                self._resume_or_end(request, f"{reason}, and {NOWHERE}")
                 self._progress.drop(request)
                 self._way_out.gone(request, seat)
 
@@ -164,6 +179,9 @@ class Losses:
         assert request.plan is not None
         decoded_there = request.phase is Phase.DECODING and seat == request.plan.home
         if request.phase is Phase.STOCK or decoded_there:
+            if request.recalled:
+                self._way_out.home_ended(request)
+                return
             request.advance(Event.LOST_ENDED)
             request.abort_targets += request.forwarded
             self._rooms.settle(request)
@@ -176,7 +194,7 @@ def _has_begun(request: PoolRequest, seat: int) -> bool:
     """Whether an instance was ever sent into a chunk of a request, as far as is known."""
     plan, chunk = request.plan, request.next_chunk
     assert plan is not None
-    if request.recalled:
+    if request.recalled and not request.decodes:
         return False
     if request.phase is Phase.RUNNING:
         return seat in plan.chunks[chunk].instances

@@ -74,6 +74,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
         "recalls": request.recalls,
+        "resumed_tokens": len(request.resumes.tokens) if request.resumes else 0,
         "lost_instances": sorted(request.lost),
         "replans": [change.to_dict(request.arrival_s) for change in request.replans],
         "outcome": request.outcome,

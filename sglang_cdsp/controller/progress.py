@@ -16,6 +16,7 @@ from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.rests import Rests
+from sglang_cdsp.controller.resuming import go_on_elsewhere, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
@@ -181,7 +182,11 @@ class Progress:
         else:
             request.advance(Event.CHUNK_ENDED)
             self._rests.look_again(request)
-            if request.error and not request.lost.isdisjoint(request.plan.instances):
+            failed = request.error and not request.lost.isdisjoint(request.plan.instances)
+            if failed and not (request.answered or obstacle(request)):
+                go_on_elsewhere(request)
+                self.drop(request)
+            elif failed:
                 self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, request.error)
                 self._effects.lost(request)
             self._decide(request)
@@ -264,7 +269,8 @@ class Progress:
         """The first token was sampled; monotonic seconds."""
         if request.advance(Event.FIRST_TOKEN) is Phase.DRAINING:
             return  # the stop met it at its end
-        request.first_token_s = at_s
+        if request.first_token_s is None:  # else it goes on elsewhere
+            request.first_token_s = at_s
         if request.phase is Phase.STOCK:
             self._ledger.ended(request.seq, 0, at_s)
             self._ledger.computed(request.seq)

@@ -9,6 +9,7 @@ from typing import Any
 from sglang_cdsp.controller.phases import Event, Phase, after
 from sglang_cdsp.planner.forced import ForcedPlan
 from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.protocol.messages import OutputState
 
 
 @dataclass
@@ -59,6 +60,22 @@ class Replan:
             "from": rest(self.before, self.due_s[0]),
             "to": rest(self.after, self.due_s[1]),
         }
+
+
+@dataclass
+class Output:
+    """What a client has seen of a request that its home decodes.
+
+    Attributes:
+        tokens: output token ids.
+        cached_tokens, retractions: what it was told last, as in ``OutputState``.
+        complete: it has its whole answer.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    retractions: int = 0
+    complete: bool = False
 
 
 @dataclass
@@ -115,11 +132,17 @@ class PoolRequest:
         lost: instances of its plan that were given up with what they had of it.
         recalled: its plan is being ended, and it is to get another one.
         recalls: how often that has happened.
+        losses: how often it was on an instance that was lost, and went on elsewhere.
         decodes: its home decodes it, there is no decode server.
         output_tokens: KV slots that home promises for its output, where it decodes.
         joins_late: home decodes it only when all members have its prompt's log-probabilities.
         joined: home's own scheduler has it.
         decoded: home's own scheduler is done with it.
+        longest_output: the most tokens that it may generate, None for as many as fit.
+        output: what its client has seen of it.
+        carried: what it had generated when its home gave it back, until its client has seen that.
+        resumes: what its present plan goes on from, None from its prompt alone.
+        prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """
 
     rid: str
@@ -162,7 +185,16 @@ class PoolRequest:
     joins_late: bool = False
     joined: bool = False
     decoded: bool = False
+    losses: int = 0
+    longest_output: int | None = None
+    output: Output = field(default_factory=Output)
+    carried: OutputState | None = None
+    resumes: OutputState | None = None
+    prompt_tokens: int = field(init=False)
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = self.tokens
 
     @property
     def phase(self) -> Phase:
@@ -196,6 +228,7 @@ class PoolRequest:
 
         On a prefill server a request without a decode server may not: SGLang 0.5.21 never gets past
         the first chunk of such a prompt when it is longer than ``--chunked-prefill-size``.
+        What goes on from earlier output may not either: SGLang's prefill starts penalties anew.
         """
         plan = self.plan
         return (
@@ -204,6 +237,7 @@ class PoolRequest:
             and len(plan.chunks) == 1
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens
+            and self.resumes is None
         )
 
     def forget_plan(self) -> None:
@@ -213,8 +247,8 @@ class PoolRequest:
         self.next_chunk = self.lane = self.serial = 0
         self.ready, self.times = {}, []
         self.drained, self.drained_s, self.released = set(), None, set()
-        self.lost = set()
-        self.recalled = False
+        self.lost, self.without = set(), set()
+        self.recalled = self.joined = False
         self.recalls += 1
 
     @property

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,8 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache, release_kv_cache
 
 from sglang_cdsp import releases
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.stock import JoinedScheduler
+from sglang_cdsp.engine.resumed import recall_penalties
+from sglang_cdsp.engine.stock import JoinedScheduler, StockScheduler
 from sglang_cdsp.protocol.messages import SlotsTaken
 
 if TYPE_CHECKING:
@@ -68,6 +70,15 @@ class Joining:
             if everything or computed.req.rid.startswith(rid):
                 computed.req.to_finish = FINISH_ABORT()
 
+    def withdraw(self, req: Req) -> bool:
+        """Take a request back that has no row yet, and free its slots; whether it was here."""
+        for computed in self._waiting:
+            if computed.req is req:
+                self._waiting.remove(computed)
+                self._scheduler.token_to_kv_pool_allocator.free(computed.slots)
+                return True
+        return False
+
     def admit(self, running: Any) -> Any:
         """Let those join that there are rows for, first come first.
 
@@ -77,25 +88,24 @@ class Joining:
         Returns:
             The running batch with them in it.
         """
-        batch = self._batch(self._rows(running))
-        if batch is None:
-            return running
-        self._settle(batch)
-        if batch.is_empty():
-            return running
-        if running.is_empty():
-            return batch
-        running.merge_batch(batch)
+        while (batch := self._batch(self._rows(running))) is not None:
+            self._settle(batch)
+            if running.is_empty():
+                running = batch
+            elif not batch.is_empty():
+                running.merge_batch(batch)
         return running
 
     def _rows(self, running: Any) -> int:
-        """How many requests may join now."""
+        """How many requests may join now, as one batch."""
         scheduler = self._scheduler
         free = min(
             scheduler.req_to_token_pool.available_size(),
             scheduler.max_running_requests - running.batch_size(),
         )
-        return max(0, min(len(self._waiting), int(free)))
+        # One that has output already is a batch of its own, whose penalties are made up for.
+        fresh = takewhile(lambda computed: len(computed.req.output_ids) == 1, self._waiting)
+        return max(0, min(max(len(list(fresh)), 1), len(self._waiting), int(free)))
 
     def _batch(self, count: int) -> Any:
         """SGLang's batch of the first ``count`` of them, None for none."""
@@ -115,6 +125,9 @@ class Joining:
             scheduler.spec_algorithm,
         )
         batch.prepare_for_prebuilt()
+        if count == 1:
+            # What was sampled last is counted with the next step.
+            recall_penalties(batch, list(batch.reqs[0].output_ids[:-1]))
         if scheduler.enable_overlap:
             # A finished request may still have a forward in flight that reads its old row.
             scheduler.schedule_stream.wait_stream(scheduler.forward_stream)
@@ -160,8 +173,23 @@ def shares_prefixes(tree: Any) -> bool:
     return not tree.is_chunk_cache()
 
 
+def withdraw(scheduler: StockScheduler, req: Req) -> bool:
+    """Take a request out of SGLang's running batch between two steps; whether it was in it.
+
+    Its row and slots are given back. A step of it that is under way counts for nobody.
+    """
+    running: Any = scheduler.running_batch
+    if req not in running.reqs or req.finished():
+        return False
+    running.filter_batch(keep_indices=[i for i, r in enumerate(running.reqs) if r is not req])
+    running.batch_is_full = False
+    release(req, scheduler.tree_cache)
+    req.is_retracted = True
+    return True
+
+
 def release(req: Req, tree: Any) -> None:
-    """Give an ended request's row and slots back; the tree keeps what it can."""
+    """Give a request's row and slots back; the tree keeps what it can."""
     if releases.kv_is_checkpointed():
         release_kv_cache(req, tree, checkpoint=True)
     else:

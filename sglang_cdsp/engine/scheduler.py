@@ -25,6 +25,7 @@ from sglang.srt.runtime_context import get_context, get_disagg, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
+from sglang_cdsp.args import active_args
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.answers import AnswerSender
@@ -39,6 +40,7 @@ from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
+from sglang_cdsp.engine.outputs import OutputSender
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
@@ -70,10 +72,12 @@ from sglang_cdsp.protocol.messages import (
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
     RoomOrder,
     StatusOrder,
     StockOrder,
     StopOrder,
+    Streamed,
     register_orders,
 )
 from sglang_cdsp.protocol.progress import ProgressBoard
@@ -93,6 +97,13 @@ directions.
 
 STRETCH_S = 0.02
 """Longest time between two turns of SGLang's loop, as far as layers allow."""
+
+
+def _stock_tokens() -> int:
+    """The longest prompt that SGLang itself prefills, ``--cdsp-stock-tokens``."""
+    args = active_args()
+    assert args is not None
+    return args.stock_tokens
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,13 @@ class PoolScheduler(Scheduler):
         super().init_ipc_channels(port_args)
         stock: Any = self.ipc_channels
         self._answers = AnswerSender(stock.send_to_tokenizer)
-        self.ipc_channels: Any = replace(stock, send_to_tokenizer=self._answers)
+        self._outputs = OutputSender(stock.send_to_detokenizer)
+        one_server = form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER
+        self.ipc_channels: Any = replace(
+            stock,
+            send_to_tokenizer=self._answers,
+            send_to_detokenizer=self._outputs if one_server else stock.send_to_detokenizer,
+        )
 
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
@@ -181,6 +198,9 @@ class PoolScheduler(Scheduler):
         reporter = Reporter(addresses.reports, instance, tp_rank, incarnation)
         self._answers.tell = lambda kind, payload, failure: reporter.send(
             Answered, kind=kind, payload=payload, failure=failure
+        )
+        self._outputs.tell = lambda payload, parts: reporter.send(
+            Streamed, payload=payload, parts=parts
         )
 
         device = torch.device(self.device)
@@ -241,6 +261,7 @@ class PoolScheduler(Scheduler):
             admit=self._admit_now,
             abort=self._abort_now,
             joining=self._joining,
+            stock_tokens=_stock_tokens(),
         )
         allocator = self.token_to_kv_pool_allocator
         if one_server:
@@ -282,6 +303,7 @@ class PoolScheduler(Scheduler):
                 (ForgetOrder, lambda order: self._engine.on_forget(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (StockOrder, lambda order: self._engine.on_stock(order)),
+                (ResumeOrder, lambda order: self._engine.on_resume(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (StopOrder, lambda order: self._engine.on_stop(order)),
@@ -370,8 +392,12 @@ class PoolScheduler(Scheduler):
         super().handle_generate_request(recv_req)
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
-        """Stock queueing, except for a home's request, which the chunk engine keeps."""
-        if self._cdsp is not None and self._cdsp.adopt(req):
+        """Stock queueing, except for a home's request, which the chunk engine keeps.
+
+        Nor does SGLang prefill a long request again that it has retracted.
+        """
+        engine = self._cdsp
+        if engine is not None and (engine.gives_back if is_retracted else engine.adopt)(req):
             return
         super()._add_request_to_queue(req, is_retracted=is_retracted)
 

@@ -62,6 +62,18 @@ class StockTracker:
         """Follow a request that has its first token already."""
         self._active.append(request)
 
+    def follows(self, req: Req) -> StockRequest | None:
+        """The followed request whose object is ``req``, if there is one."""
+        return next((request for request in self._active if request.req is req), None)
+
+    def numbered(self, seq: int) -> StockRequest | None:
+        """The followed request of a task, if there is one."""
+        return next((request for request in self._active if request.seq == seq), None)
+
+    def let_go(self, request: StockRequest) -> None:
+        """Follow a request no longer, which goes on elsewhere: its end is not reported."""
+        self._active.remove(request)
+
     def adopt(self, req: Req) -> None:
         """Remember SGLang's object of a followed request.
 

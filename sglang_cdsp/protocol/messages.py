@@ -31,6 +31,25 @@ class LogprobPart(msgspec.Struct, frozen=True):
     chosen_ids: list[list[int]]
 
 
+class OutputState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request has generated on an instance that it leaves, so that another goes on from it.
+
+    Attributes:
+        tokens: output token ids, the first one first.
+        sent: how many of them have gone to the detokenizer, and so count as seen by the client.
+        cached_tokens: prompt tokens that the prefix cache had, as the client is told.
+        retractions: how often the request was retracted, as the client is told.
+        logprobs: SGLang's record of its log-probabilities, pickled. Empty where it is lost with
+            its instance: the client has those of the tokens that were sent.
+    """
+
+    tokens: list[int]
+    sent: int
+    cached_tokens: int = 0
+    retractions: int = 0
+    logprobs: bytes = b""
+
+
 class PeerOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A decode agent's registration, as it came from decode's rank ``tp_rank``."""
 
@@ -64,7 +83,8 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     Attributes:
         seq: position in the pool's one global order of tasks.
-        tokens: the prompt's token ids, as int64 bytes.
+        tokens: the token ids to prefill, as int64 bytes: the prompt, and the output so far of a
+            request that goes on here.
         chunks: ``(tokens, instances)`` per chunk, those that ran included.
         revision: how often the plan was changed before it reached this instance.
         room: bootstrap room, None when no decode server takes the KV (probe, fake host).
@@ -130,6 +150,13 @@ class StockOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     passes: bool = False
 
 
+class ResumeOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """To the home of task ``seq``: the request that follows goes on from ``output``."""
+
+    seq: int
+    output: OutputState
+
+
 class LoadOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """What waits at the controller, to be counted by one instance into SGLang's own numbers."""
 
@@ -162,9 +189,14 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class StopOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """Task ``seq`` ends here, at the next layer where one of its chunks runs."""
+    """Task ``seq`` ends here, at the next layer where one of its chunks runs.
+
+    ``resumes``: its request goes on elsewhere; home, if it decodes it already, lets go of it and
+    answers nobody.
+    """
 
     seq: int
+    resumes: bool = False
 
 
 class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -236,6 +268,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     ForgetOrder,
     LogprobOrder,
     StockOrder,
+    ResumeOrder,
     LoadOrder,
     CancelOrder,
     GoOrder,
@@ -411,6 +444,44 @@ class DecodeEnded(Report, frozen=True, kw_only=True):
     error: str = ""
 
 
+class StreamedPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What an output message says of one request.
+
+    Attributes:
+        rid: SGLang's id.
+        tokens: output token ids that are new in it.
+        ended: it is the request's last.
+        cached_tokens, retractions: as in ``OutputState``.
+    """
+
+    rid: str
+    tokens: list[int]
+    ended: bool = False
+    cached_tokens: int = 0
+    retractions: int = 0
+
+
+class Streamed(Report, frozen=True, kw_only=True):
+    """Output on its way to the detokenizer, which gets it from the controller.
+
+    What the controller has passed on is what clients have seen, whenever its instance dies.
+
+    Attributes:
+        payload: SGLang's message, as SGLang sends it.
+        parts: what it says, by request.
+    """
+
+    payload: bytes
+    parts: list[StreamedPart]
+
+
+class Retracted(Report, frozen=True, kw_only=True):
+    """SGLang has retracted a request at its home, which holds nothing of it any more."""
+
+    seq: int
+    output: OutputState
+
+
 class SlotsTaken(Report, frozen=True, kw_only=True):
     """KV slots of the instance that requests hold which SGLang itself runs."""
 
@@ -452,6 +523,8 @@ AnyReport = (
     | StockEnded
     | StockBatch
     | DecodeEnded
+    | Streamed
+    | Retracted
     | SlotsTaken
     | GrammarRefused
     | Answered

@@ -443,7 +443,8 @@ class FakePool:
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
         for me in request.reachable:
-            self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
+            at, seq, resumes = self.instances[me], request.seq, request.recalled
+            at.order(partial(at.on_stop, seq, resumes=resumes))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Home gets another member's prompt log-probabilities."""
