@@ -104,15 +104,15 @@ class Losses:
     def _lose(self, request: PoolRequest, seat: int, reason: str) -> None:
         """A request's seat is lost that may have KV of it, or writes in flight."""
         assert request.plan is not None
-        if request.recalled or (request.output.complete and request.phase is not Phase.RUNNING):
-            return  # it holds what it has until its process has ended
+        if request.recalled or request.output.complete:
+            if request.phase is Phase.RUNNING:
+                self._progress.drop(request)
+            return  # what the seat has of it stays its own until its process has ended
         at_home = seat == request.plan.home
         # It was to answer the client.
         answers = seat not in request.released or request.joined
         match request.phase:
-            case Phase.RUNNING if (
-                request.decoded or request.output.complete
-            ):  # its client has had all of its answer
+            case Phase.RUNNING if request.decoded:  # its client has had all of its answer
                 self._progress.drop(request)
             case Phase.STOCK | Phase.DECODING:
                 self._resume_or_end(request, reason)

@@ -233,7 +233,9 @@ class Progress:
             return  # it goes on without that instance
         request.advance(Event.FAILED)
         if request.recalled and not bad_request:
-            return  # what its old plan runs into means nothing to the next one
+            # What its old plan runs into means nothing to the next one.
+            self._drop_if_under_way(request)
+            return
         request.error = request.error or error
         request.answered = request.answered or bad_request
         self._way_out.end_recall(request)

@@ -183,17 +183,17 @@ def withdraw(scheduler: StockScheduler, req: Req) -> bool:
         return False
     running.filter_batch(keep_indices=[i for i, r in enumerate(running.reqs) if r is not req])
     running.batch_is_full = False
-    release(req, scheduler.tree_cache)
+    release(req, scheduler.tree_cache, keep=False)
     req.is_retracted = True
     return True
 
 
-def release(req: Req, tree: Any) -> None:
-    """Give a request's row and slots back; the tree keeps what it can."""
+def release(req: Req, tree: Any, *, keep: bool = True) -> None:
+    """Give a request's row and slots back; with ``keep`` the tree keeps what it can."""
     if releases.kv_is_checkpointed():
-        release_kv_cache(req, tree, checkpoint=True)
+        release_kv_cache(req, tree, checkpoint=keep)
     else:
-        release_kv_cache(req, tree)
+        release_kv_cache(req, tree, is_insert=keep)
 
 
 def make_room(scheduler: JoinedScheduler, tokens: int) -> bool:

@@ -46,8 +46,8 @@ def parts_of(output: BatchTokenIDOutput) -> list[StreamedPart]:
             rid=rid,
             tokens=list(output.output_ids[i]),
             ended=output.finished_reasons[i] is not None,
-            cached_tokens=cached[i],
-            retractions=retractions[i],
+            cached_tokens=int(cached[i]),
+            retractions=int(retractions[i]),
         )
         for i, rid in enumerate(output.rids)
     ]
