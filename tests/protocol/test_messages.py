@@ -32,6 +32,7 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
+    OutputState,
     PeerOrder,
     PlanOrder,
     PromptLogprobs,
@@ -40,6 +41,8 @@ from sglang_cdsp.protocol.messages import (
     ReleaseOrder,
     Report,
     RestOrder,
+    ResumeOrder,
+    Retracted,
     RoomOrder,
     SlotsTaken,
     StatusOrder,
@@ -47,6 +50,8 @@ from sglang_cdsp.protocol.messages import (
     StockEnded,
     StockOrder,
     StopOrder,
+    Streamed,
+    StreamedPart,
     WriteLost,
     decode_report,
     encode_report,
@@ -54,6 +59,7 @@ from sglang_cdsp.protocol.messages import (
 )
 
 PART = LogprobPart(3, [4, 5], [-0.5, -1.5], [[-0.1], [-0.2]], [[7], [8]], [[], []], [[], []])
+OUTPUT = OutputState(tokens=[7, 8], sent=1, cached_tokens=3, retractions=2, logprobs=b"\x80")
 FRAMES = [b"", b"\x00\xff", b"room"]
 
 ORDERS: list[BaseReq] = [
@@ -75,10 +81,11 @@ ORDERS: list[BaseReq] = [
     ForgetOrder(seq=3),
     LogprobOrder(part=PART),
     StockOrder(rid="r", seq=4, arrival_s=7.5, passes=True),
+    ResumeOrder(rid="r", seq=4, output=OUTPUT),
     LoadOrder(requests=3, tokens=4000),
     CancelOrder(seq=4),
     GoOrder(seq=5, chunk=1, revision=3, lane=2, serial=1 << 40),
-    StopOrder(seq=5),
+    StopOrder(seq=5, resumes=True),
     ReleaseOrder(seq=6, error="no slots: 3 Ω", silent=True),
     LinkOrder(tp_rank=1, seat=2, incarnation=3, invitation=b"\x00\xff"),
     LeaveOrder(seat=2, incarnation=3),
@@ -111,6 +118,12 @@ REPORTS: list[Report] = [
     WriteLost(**BY, seq=1, error="gone"),
     Released(**BY, seq=1, joined=True),
     DecodeEnded(**BY, seq=1, error="aborted"),
+    Streamed(
+        **BY,
+        payload=b"\x00\xff",
+        parts=[StreamedPart(rid="r", tokens=[7, 8], ended=True, cached_tokens=3, retractions=1)],
+    ),
+    Retracted(**BY, seq=1, output=OUTPUT),
     SlotsTaken(**BY, tokens=900),
     StockEnded(**BY, seq=1, start_s=None, end_s=2.0, error=""),
     StockBatch(**BY, start_s=1.0, parts=[(0, 30), (256, 100)]),
