@@ -173,6 +173,8 @@ def _may_reuse(request: PoolRequest | None) -> bool:
         return True
     if request.phase in (Phase.DRAINING, Phase.RELEASING, Phase.DECODING):
         return not request.recalled
-    return request.phase is Phase.STOCK and (
-        request.first_token_s is not None or not request.reachable
+    return (
+        request.phase is Phase.STOCK
+        and not request.recalled
+        and (request.first_token_s is not None or not request.reachable)
     )

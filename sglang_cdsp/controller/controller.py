@@ -30,7 +30,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.observability.startup_time import aggregate_scheduler_startup_times
-from sglang.srt.runtime_context import get_disagg, get_parallel
+from sglang.srt.runtime_context import get_disagg, get_parallel, get_serving
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
@@ -117,6 +117,10 @@ class PoolController(DataParallelController):
         super().__init__(server_args, port_args, *more)
         self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
+        # Where the schedulers themselves would send output.
+        text = not get_serving().skip_tokenizer_init
+        outputs = port_args.detokenizer_ipc_name if text else port_args.tokenizer_ipc_name
+        self._outputs = get_zmq_socket(self._zmq, zmq.PUSH, outputs, False)
         self._admin = AdminServer(
             self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
         )
@@ -177,6 +181,7 @@ class PoolController(DataParallelController):
             progress=self._progress,
             words=words,
             control=self._control,
+            pass_on=lambda payload: self._outputs.send(payload),
         )
         return reports
 
@@ -374,9 +379,10 @@ class PoolController(DataParallelController):
             joins_late=logprob_spec(tokenized) is not None,
         )
         if decodes:
+            request.longest_output = tokenized.sampling_params.max_new_tokens
             request.output_tokens = output_tokens(
                 request.tokens,
-                tokenized.sampling_params.max_new_tokens,
+                request.longest_output,
                 self._ledger.page_size,
                 self._ledger.smallest_instance,
             )

@@ -9,7 +9,7 @@ from typing import Protocol
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import LogprobPart
+from sglang_cdsp.protocol.messages import LogprobPart, OutputState
 
 
 class Effects(Protocol):
@@ -37,13 +37,13 @@ class Effects(Protocol):
         """Abort a one-instance request at its instance."""
 
     def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
-        """Ask an instance to get ready to go on with a request that another one decodes."""
+        """Ask an instance to get ready to be a running request's next home."""
 
     def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
-        """Order a request's decoder to send it to an instance that is ready."""
+        """Order a request's home to send it to an instance that is ready."""
 
-    def moved(self, request: PoolRequest, target: int, tokens: int, state: bytes) -> None:
-        """Tell the target what has left the source: so many KV rows, and the state."""
+    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+        """Tell the target what has left the source: so many KV rows, and the output."""
 
     def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
         """Tell source or target that the move of a task is over for it."""

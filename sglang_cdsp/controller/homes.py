@@ -45,7 +45,9 @@ def home_tokens(request: PoolRequest, page_size: int) -> int:
     """KV slots that home needs of a request in the end; 0 where a decode server has it next."""
     if not request.decodes:
         return 0
-    return pages(request.tokens, page_size) * page_size + request.output_tokens
+    promised = pages(request.tokens, page_size) * page_size + request.output_tokens
+    has = pages(request.prompt_tokens + len(request.output.tokens) + 1, page_size) * page_size
+    return max(promised, has)
 
 
 def slots_needed(

@@ -66,6 +66,7 @@ class InstanceLedger:
     _bound: dict[int, _Bound] = field(default_factory=dict)
     _taken: dict[int, int] = field(default_factory=dict)
     _absent: set[int] = field(default_factory=set)
+    _coming: dict[int, tuple[int, int]] = field(default_factory=dict)
     _roles: Roles | None = None
 
     @property
@@ -233,8 +234,17 @@ class InstanceLedger:
 
     def moves(self, seq: int, instance: int, tokens: int) -> None:
         """A request that SGLang runs is on its way to an instance, which keeps slots for it."""
+        self._coming[seq] = (instance, tokens)
+
+    def moved(self, seq: int) -> None:
+        """It has arrived: its slots there are its own, as those that it has left still are."""
+        instance, tokens = self._coming.pop(seq)
         if seq in self._bound:
             self._bound[seq].slots[instance] = tokens
+
+    def not_moved(self, seq: int) -> None:
+        """It does not come: nothing is kept for it any more."""
+        self._coming.pop(seq, None)
 
     def left(self, seq: int, instance: int) -> None:
         """A request has nothing on an instance any more."""
@@ -263,8 +273,9 @@ class InstanceLedger:
             self.decode.stepped(instance, step_s)
 
     def decoding(self, instance: int) -> int:
-        """How many requests SGLang itself runs on an instance, as far as they were planned."""
-        return sum(1 for b in self._bound.values() if b.decodes and instance in b.slots)
+        """How many requests SGLang itself runs on an instance, or is about to, by the plans."""
+        runs = sum(1 for b in self._bound.values() if b.decodes and instance in b.slots)
+        return runs + sum(1 for target, _ in self._coming.values() if target == instance)
 
     def ended(self, seq: int, chunk: int, at_s: float) -> None:
         """A chunk ended: as late as it was, so late will be all that stands behind it."""
@@ -287,6 +298,8 @@ class InstanceLedger:
                     running[instance] += slots
                 else:
                     free[instance] -= slots
+        for instance, slots in self._coming.values():
+            free[instance] -= slots
         for instance, promised in enumerate(running):
             # Output may be longer than was promised for it, and some requests nobody planned.
             free[instance] -= max(promised, self._taken.get(instance, 0))

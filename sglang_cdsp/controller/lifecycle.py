@@ -22,7 +22,7 @@ from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
-from sglang_cdsp.controller.losses import Losses
+from sglang_cdsp.controller.losses import PROCESS_ENDED, Losses
 from sglang_cdsp.controller.moves import Moves
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
@@ -34,6 +34,7 @@ from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.resuming import Resuming
 from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
@@ -123,6 +124,9 @@ class Lifecycle(PoolState):
             leave_lane=lambda request: self._progress.leave_lane(request),
             wait_again=self._wait_again,
         )
+        self._resuming = Resuming(
+            table=self._table, ledger=ledger, endings=self._endings, wait_again=self._wait_again
+        )
         self._progress = Progress(
             table=self._table,
             ledger=ledger,
@@ -154,6 +158,7 @@ class Lifecycle(PoolState):
             effects=effects,
             lanes=lanes,
             lane_left=self._progress.lane_left,
+            left_alone=self._losses.left_alone,
             clock=clock,
         )
 
@@ -171,6 +176,8 @@ class Lifecycle(PoolState):
     def abort(self, request: PoolRequest, reason: str) -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
         before = request.advance(Event.ABORT)
+        if request.output.complete:
+            return
         if _ends_at_home(request, before):
             request.aborted = True
             request.error = request.error or reason
@@ -247,6 +254,9 @@ class Lifecycle(PoolState):
             ):
                 self._moves.on_report(report)
                 return
+            case messages.Streamed():
+                self._resuming.streamed(report)
+                return
             case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
@@ -287,10 +297,12 @@ class Lifecycle(PoolState):
             case messages.Released():
                 self._way_out.released(request, instance, joined=report.joined)
             case messages.DecodeEnded():
-                _note_output(request, report.output_tokens, report.at_s)
+                request.last_token_s = report.at_s
                 self._way_out.decode_ended(request, report.error)
+            case messages.Retracted():
+                self._resuming.retracted(request, report.output)
             case messages.StockEnded():
-                _note_output(request, report.output_tokens, report.at_s)
+                request.last_token_s = report.at_s
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
     # -- seats ----------------------------------------------------------------------------
@@ -298,14 +310,14 @@ class Lifecycle(PoolState):
     def on_seat_lost(self, seat: int, why: str) -> None:
         """A seat's process is dead or will be killed; from now on nothing is planned on it.
 
-        Requests that have KV, a running chunk or their one-instance turn on it, or decode there,
-        end with an error.
+        Requests that have KV, a running chunk or their one-instance turn on it end with an error.
+        In one server they go on elsewhere, as far as their state can be rebuilt.
         What the process could still write to stays as it is until ``on_seat_ended``.
 
         Args:
             why: a few words for clients and logs: "killed by signal 9".
         """
-        self._moves.seat_lost(seat)
+        self._moves.seat_lost(seat, why)
         self._losses.lost(seat, why)
 
     def on_seat_ended(self, seat: int) -> None:
@@ -314,7 +326,7 @@ class Lifecycle(PoolState):
         It counts as drained and released for all that it was a member of. A seat that was not lost
         before is so now.
         """
-        self._moves.seat_lost(seat)
+        self._moves.seat_lost(seat, PROCESS_ENDED)
         self._losses.ended(seat)
 
     def on_seat_up(self, seat: int) -> None:
@@ -382,6 +394,7 @@ class Lifecycle(PoolState):
     def _wait_again(self, request: PoolRequest) -> None:
         """Nothing is left of a plan that was recalled."""
         self._endings.plan_ended(request)
+        self._resuming.prepare(request)
         self._arrivals.take_back(request)
 
     def on_sizes_changed(self) -> None:
@@ -410,14 +423,9 @@ class Lifecycle(PoolState):
 
 def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
     """Whether home's own scheduler has a request of this phase, ends it and answers its client."""
-    if not request.decodes or request.answered:
+    if not request.decodes or request.answered or request.recalled:
         return False
     if phase in (Phase.DRAINING, Phase.RELEASING):
         late = request.joins_late and phase is Phase.DRAINING
-        return not (request.error or late or request.recalled)
+        return not (request.error or late)
     return phase in (Phase.STOCK, Phase.DECODING)
-
-
-def _note_output(request: PoolRequest, tokens: int, at_s: float) -> None:
-    """Its last token has been sampled."""
-    request.sampled_tokens, request.last_token_s = tokens, at_s

@@ -28,6 +28,7 @@ class PoolMetrics(Observer):
         self._deaths: Counter[str] = Counter()
         self._lost = 0
         self._recalled = 0
+        self._resumed = 0
         self._replanned = 0
         self._moved = self._turned = 0
         self._longest_move_s = 0.0
@@ -63,6 +64,7 @@ class PoolMetrics(Observer):
     def recalled(self, request: PoolRequest) -> None:
         """The request is back among those that wait for a plan."""
         self._recalled += 1
+        self._resumed += bool(request.output.tokens or request.carried)
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
@@ -88,7 +90,8 @@ class PoolMetrics(Observer):
 
         Deaths of instances are counted by cause.
         Lost are those that ended because of an instance that was given up; recalled are plans that
-        such an instance was to have a part in, before any of them had run.
+        such an instance had a part in and whose requests got another one, resumed those requests
+        that go on from output.
         ``requests_moved`` counts moves of running requests from one instance to another; the
         longest of them took ``longest_move_s`` from one batch to the other.
         ``last_replans`` are the last changes of plans, as in the plan log.
@@ -102,6 +105,7 @@ class PoolMetrics(Observer):
             "deaths": dict(sorted(self._deaths.items())),
             "requests_lost": self._lost,
             "plans_recalled": self._recalled,
+            "requests_resumed": self._resumed,
             "rests_replanned": self._replanned,
             "requests_moved": self._moved,
             "longest_move_s": self._longest_move_s,

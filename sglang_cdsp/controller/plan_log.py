@@ -40,7 +40,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
     are those that were lost since it was bound. ``passes``: its chunk ran between the layers of
     others. A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool
-    decodes itself, ``output_tokens`` were sampled until ``end_s``, when its instance was done.
+    decodes itself, ``output_tokens`` were sent until ``end_s``, when its home was done with it.
     ``moves`` are its ways to other instances after its first token, with the KV rows that moved.
 
     Args:
@@ -74,11 +74,12 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
             "predicted": predicted,
             "measured": _since(request.first_token_s, request.arrival_s),
         },
-        "output_tokens": request.sampled_tokens if request.decodes else None,
+        "output_tokens": len(request.output.tokens) if request.decodes else None,
         "end_s": _since(request.last_token_s, request.arrival_s) if request.decodes else None,
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
         "recalls": request.recalls,
+        "resumed_tokens": len(request.resumes.tokens) if request.resumes else 0,
         "lost_instances": sorted(request.lost),
         "replans": [change.to_dict(request.arrival_s) for change in request.replans],
         "moves": [move.to_dict(request.arrival_s) for move in request.moves],

@@ -16,6 +16,7 @@ from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.rests import Rests
+from sglang_cdsp.controller.resuming import go_on_elsewhere, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
@@ -187,7 +188,11 @@ class Progress:
         else:
             request.advance(Event.CHUNK_ENDED)
             self._rests.look_again(request)
-            if request.error and not request.lost.isdisjoint(request.plan.instances):
+            failed = request.error and not request.lost.isdisjoint(request.plan.instances)
+            if failed and not (request.answered or obstacle(request)):
+                go_on_elsewhere(request)
+                self.drop(request)
+            elif failed:
                 self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, request.error)
                 self._effects.lost(request)
             self._decide(request)
@@ -244,7 +249,9 @@ class Progress:
             return  # it goes on without that instance
         request.advance(Event.FAILED)
         if request.recalled and not bad_request:
-            return  # what its old plan runs into means nothing to the next one
+            # What its old plan runs into means nothing to the next one.
+            self._drop_if_under_way(request)
+            return
         request.error = request.error or error
         request.answered = request.answered or bad_request
         self._way_out.end_recall(request)
@@ -283,7 +290,8 @@ class Progress:
         """The first token was sampled; monotonic seconds."""
         if request.advance(Event.FIRST_TOKEN) is Phase.DRAINING:
             return  # the stop met it at its end
-        request.first_token_s = at_s
+        if request.first_token_s is None:  # else it goes on elsewhere
+            request.first_token_s = at_s
         if request.phase is Phase.STOCK:
             self._ledger.ended(request.seq, 0, at_s)
             self._ledger.computed(request.seq)

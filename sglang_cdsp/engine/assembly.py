@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.runtime_context import get_disagg, get_parallel
 
+from sglang_cdsp.args import active_args
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
@@ -154,6 +155,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         abort=callbacks.abort,
         joining=joining,
         moving=moving,
+        stock_tokens=_stock_tokens(),
     )
     decoding = None
     if joining is not None and moving is not None:
@@ -161,6 +163,13 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         slots = SlotReports(scheduler, reporter, capacity)
         decoding = Decoding(scheduler, engine, coroutines, joining, moving, slots)
     return RankParts(reporter, manager, hub, numbers, engine, decoding)
+
+
+def _stock_tokens() -> int:
+    """The longest prompt that SGLang itself prefills, ``--cdsp-stock-tokens``."""
+    args = active_args()
+    assert args is not None
+    return args.stock_tokens
 
 
 def _hub(device: str, instance: int, faults: FaultHook | None, give_way: GiveWay) -> LinkHub:

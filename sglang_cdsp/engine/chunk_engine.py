@@ -17,9 +17,10 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
-from sglang_cdsp.engine.joining import Joining
+from sglang_cdsp.engine.joining import Joining, withdraw
 from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.reports import Reporter
+from sglang_cdsp.engine.req_state import StaysError, restore, state_of
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import Batch, StockScheduler
 from sglang_cdsp.engine.stock_numbers import Load
@@ -42,6 +43,8 @@ from sglang_cdsp.protocol.messages import (
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
+    Retracted,
     RoomOrder,
     StockEnded,
     StockOrder,
@@ -74,6 +77,7 @@ class ChunkEngine:
         abort: Callable[[str], None],
         joining: Joining | None = None,
         moving: Moving | None = None,
+        stock_tokens: int = 0,
     ) -> None:
         """What the engine makes happen.
 
@@ -89,6 +93,7 @@ class ChunkEngine:
             joining: takes computed prompts to SGLang's running batch; None where a decode server
                 has them next.
             moving: takes running requests to other instances, and from them; None as ``joining``.
+            stock_tokens: what SGLang itself prefills at most, of what it has retracted.
         """
         self._scheduler = scheduler
         self._manager = manager
@@ -104,6 +109,7 @@ class ChunkEngine:
         self._worked = False
         self._joining = joining
         self._moving = moving
+        self._stock_tokens = stock_tokens
         self._admitted = StockTracker(scheduler, reporter, abort, self._between_batches)
         if moving is not None:
             moving.follow(self._admitted)
@@ -171,6 +177,12 @@ class ChunkEngine:
             StockRequest(order.seq, order.rid or "", order.arrival_s, passes=order.passes)
         )
 
+    def on_resume(self, order: ResumeOrder) -> None:
+        """The request that follows has output already."""
+        task = self._tasks.get(order.seq)
+        if task is not None:
+            task.output = order.output
+
     def on_cancel(self, order: CancelOrder) -> None:
         """Abort a request of SGLang's, whether it has it already or not."""
         if not self._forget(lambda request: request.seq == order.seq):
@@ -204,8 +216,11 @@ class ChunkEngine:
     def on_stop(self, order: StopOrder) -> None:
         """A task ends before its last chunk has."""
         task = self._tasks.get(order.seq)
+        if task is not None and order.resumes:
+            self._withdraw(task)
         if task is not None and task.joined:
-            self._admitted.cancel(order.seq)
+            if not task.withdrawn:
+                self._admitted.cancel(order.seq)
         elif task is not None and not task.over:
             self._work.stop(task)
 
@@ -281,6 +296,8 @@ class ChunkEngine:
             reason = getattr(req.to_finish or req.finished_reason, "message", "rejected")
             self._scheduler.retire_unadmitted_request(req)
             self._work.fail(task, str(reason), bad_request=True)
+        elif not self._restored(task, req):
+            self._scheduler.retire_unadmitted_request(req)
         else:
             if self._joining is None:
                 req.sampling_params.max_new_tokens = 1
@@ -289,6 +306,51 @@ class ChunkEngine:
             req.time_stats.wait_queue_entry_time = task.arrival_s
             task.req = req
         return True
+
+    def _restored(self, task: ChunkTask, req: Req) -> bool:
+        """Put a request's earlier output back; False where that fails the task."""
+        try:
+            if task.output is not None:
+                restore(self._scheduler, req, task.output)
+        except Exception as error:
+            logger.exception("%s cannot go on from its output", task.rid)
+            words = f"the request could not go on from its output: {error}: send it again"
+            req.set_finish_with_abort(words)
+            self._work.fail(task, words, bad_request=True)
+            return False
+        return True
+
+    def gives_back(self, req: Req) -> bool:
+        """Whether a request that SGLang has retracted goes back to the controller, with its output.
+
+        A short one stays: its prefill blocks the loop no longer than another short prompt's, and
+        this instance's prefix cache may still have its prompt.
+        """
+        request = self._admitted.of(req)
+        long = len(req.origin_input_ids) + len(req.output_ids) > self._stock_tokens
+        if request is None or not long or req.to_finish is not None:
+            return False
+        try:
+            output = state_of(req)
+        except StaysError as why:
+            logger.info("request %s is prefilled again where it is: %s", req.rid, why)
+            return False
+        self._admitted.let_go(request)
+        if request.seq in self._tasks:
+            self._tasks[request.seq].withdrawn = True
+        self._reporter.send_from_leader(Retracted, seq=request.seq, output=output)
+        return True
+
+    def _withdraw(self, task: ChunkTask) -> None:
+        """The task's request goes on elsewhere, from what its client has seen."""
+        request = self._admitted.find(task.seq)
+        if request is None or request.req is None:
+            task.withdrawn = not task.joined  # else it has ended, or has been given back
+            return
+        assert self._joining is not None
+        if self._joining.withdraw(request.req) or withdraw(self._scheduler, request.req):
+            self._admitted.let_go(request)
+            task.withdrawn = True
 
     def intake_over(self, rid: str) -> None:
         """SGLang has seen a request: at home it was adopted, waits for its grammar, or is refused.
@@ -369,7 +431,7 @@ class ChunkEngine:
 
     def _may_join(self, task: ChunkTask) -> bool:
         """Whether a task's request can be decoded here."""
-        computed = task.gathers and task.computed and not task.error
+        computed = task.gathers and task.computed and not (task.error or task.withdrawn)
         return computed and task.answers_at(self._instance)
 
     def _join(self, task: ChunkTask) -> None:

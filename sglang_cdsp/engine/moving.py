@@ -1,9 +1,9 @@
 """Running requests that leave for another instance between two steps, or come from one.
 
 At its source a request leaves SGLang's running batch as a retracted one does, but keeps its output,
-its row and its KV until the target goes on with it. KV travels over the links, layer by layer; what
-else there is of it goes through the controller (``req_state.py``). All ranks of an instance do the
-same in the same turn.
+its row and its KV until the controller says what has become of it: the target goes on with it, or
+the source does. KV travels over the links, layer by layer; what else there is of it goes through
+the controller (``req_state.py``). All ranks of an instance do the same in the same turn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.joining import Joining, make_room, release
 from sglang_cdsp.engine.kv_transfer import Carrier, Transfer
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.req_state import CannotMove, exported, kv_rows, take_over
+from sglang_cdsp.engine.req_state import StaysError, kv_rows, restore, state_of
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import JoinedScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker, take_compiling
@@ -53,6 +53,7 @@ class _Leaving:
     Attributes:
         request: as SGLang's requests are followed here; None if there is none any more.
         out: it is in no batch.
+        failed: the controller knows that its KV does not arrive.
         moved: what the controller said of the end: whether it has moved; None before.
     """
 
@@ -60,6 +61,7 @@ class _Leaving:
     request: StockRequest | None
     transfer: Transfer
     out: bool = False
+    failed: bool = False
     moved: bool | None = None
 
 
@@ -148,26 +150,26 @@ class Moving:
             return
         move.moved = order
         page = move.slots.page_size
-        need = -(-order.tokens // page) * page
+        need = -(-order.rows // page) * page
         if not make_room(self._scheduler, need):
             move.error = f"{need} KV slots are not free here"
             return
-        span = Span(0, order.tokens)
+        span = Span(0, order.rows)
         move.slots.take([span])
         rows = move.slots.slots([span])
         self._carrier.receive(move.transfer, move.order, rows)
 
     def on_move_end(self, order: MoveEndOrder) -> None:
-        """A move is over for this instance."""
+        """A move is over for this instance. What goes on here already is none any more."""
         if (leaving := self._leaving.get(order.seq)) is not None:
             leaving.moved = order.moved
             if not order.moved:  # else the last of it is about to be confirmed
                 self._carrier.stop(leaving.transfer)
         elif (coming := self._coming.get(order.seq)) is not None:
             coming.off = True
+            # At once: what comes to here next under its id is another one.
+            take_compiling(self._scheduler, coming.order.rid or "")
             self._carrier.stop(coming.transfer)
-        elif not order.moved:
-            self._tracker.cancel(order.seq)  # it goes on here, and nobody wants it
 
     # -- SGLang's requests ----------------------------------------------------------------
 
@@ -192,8 +194,9 @@ class Moving:
             move.error = "SGLang refused the request here"
 
     def _awaiting(self, rid: str) -> _Coming | None:
-        coming = (m for m in self._coming.values() if m.req is None and m.order.rid == rid)
-        return next(coming, None)
+        """The request that is to come under an id and whose object SGLang has yet to make."""
+        coming = (m for m in self._coming.values() if not (m.req or m.off or m.error))
+        return next((move for move in coming if move.order.rid == rid), None)
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -210,12 +213,12 @@ class Moving:
 
     def _take(self, seq: int, move: _Leaving, req: Req, running: Any) -> None:
         """Take one out; its row and KV stay as they are."""
-        tokens = kv_rows(req)
+        rows = kv_rows(req)
         try:
-            if req.kv.kv_committed_len != tokens:
-                raise CannotMove(f"{req.kv.kv_committed_len} rows of KV where {tokens} should be")
-            state = exported(req)
-        except CannotMove as error:
+            if req.kv.kv_committed_len != rows:
+                raise StaysError(f"{req.kv.kv_committed_len} rows of KV where {rows} should be")
+            output = state_of(req)
+        except StaysError as error:
             logger.info("request %s stays on its instance: %s", req.rid, error)
             self._fail_to_leave(seq, str(error), stays=True)
             return
@@ -226,14 +229,13 @@ class Moving:
         self._reporter.send_from_leader(
             MovedOut,
             seq=seq,
-            tokens=tokens,
-            state=state,
+            rows=rows,
+            output=output,
             start_s=move.request.start_s,
             end_s=move.request.end_s,
         )
-        row = self._scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :tokens]
-        rows = row.to(torch.int64)
-        self._carrier.send(move.transfer, move.order, rows)
+        row = self._scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :rows]
+        self._carrier.send(move.transfer, move.order, row.to(torch.int64))
 
     def _fail_to_leave(self, seq: int, error: str, *, stays: bool = False) -> None:
         del self._leaving[seq]
@@ -249,50 +251,62 @@ class Moving:
                 self._go_on_coming(seq, coming)
 
     def _go_on_leaving(self, seq: int, move: _Leaving) -> None:
-        request, failed = move.request, bool(move.transfer.error) and move.moved is None
-        if move.moved is None and not failed:
+        if move.moved is None:
+            # All of it may have come to the target, which may go on with it: who may do so is not
+            # this instance's to say.
+            if move.transfer.error and not move.failed:
+                move.failed = True
+                error = move.transfer.error
+                self._reporter.send_from_leader(MoveFailed, seq=seq, error=error)
             return
         del self._leaving[seq]
-        if move.out and request is not None and request.req is not None:
+        if move.out and move.request is not None and move.request.req is not None:
             if move.moved:
-                self._tracker.drop(request)
+                self._tracker.let_go(move.request)
                 # Here it has ended: the prefix tree may keep what it can.
-                request.req.finished_reason = FINISH_LENGTH(length=len(request.req.output_ids))
-                release(request.req, self._scheduler.tree_cache)
+                req = move.request.req
+                req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))
+                release(req, self._scheduler.tree_cache)
             else:
-                self._joining.go_on(request.req, None)
-        if failed:
-            error = move.transfer.error
-            self._reporter.send_from_leader(MoveFailed, seq=seq, error=error)
-        else:
-            self._reporter.send_from_leader(MoveEnded, seq=seq)
+                self._joining.go_on(move.request.req, None)
+        self._reporter.send_from_leader(MoveEnded, seq=seq)
 
     def _go_on_coming(self, seq: int, move: _Coming) -> None:
-        error = move.error or move.transfer.error
+        arrived = move.transfer.arrived and not move.off
+        error = move.error or move.transfer.error or (self._restored(move) if arrived else "")
         if move.off or error:
             del self._coming[seq]
             move.slots.clear()
-            take_compiling(self._scheduler, move.order.rid or "")
             if move.off:
                 self._reporter.send_from_leader(MoveEnded, seq=seq)
             else:
                 self._reporter.send_from_leader(MoveFailed, seq=seq, error=error)
-        elif move.transfer.arrived:
+        elif arrived:
             del self._coming[seq]
             self._join(seq, move)
         elif move.req is not None and not move.ready:
             move.ready = True
             self._reporter.send_from_leader(MoveReady, seq=seq)
 
+    def _restored(self, move: _Coming) -> str:
+        """Make a request what it was at its source; why that cannot be done, or ""."""
+        assert move.moved is not None
+        assert move.req is not None
+        try:
+            restore(self._scheduler, move.req, move.moved.output)
+        except Exception as error:
+            logger.exception("request %s cannot go on from its output", move.req.rid)
+            return str(error) or repr(error)
+        return ""
+
     def _join(self, seq: int, move: _Coming) -> None:
         """The request goes on here with its next token."""
         assert move.moved is not None
         assert move.req is not None
         req = move.req
-        take_over(req, move.moved.state)
         req.time_stats.set_forward_entry_time()
         req.time_stats.set_prefill_finished_time()
-        self._joining.go_on(req, move.slots.hand_over(move.moved.tokens))
+        self._joining.go_on(req, move.slots.hand_over(move.moved.rows))
         now_s = time.monotonic()
         self._tracker.join(StockRequest(seq, req.rid, now_s, req=req, end_s=now_s, joined=True))
         self._reporter.send_from_leader(MovedIn, seq=seq)

@@ -1,62 +1,58 @@
-"""What a running request is beside its KV, so that another instance can go on with it.
+"""What a request is beside its prompt and its KV, so that another instance can go on with it.
 
-The other instance has SGLang's request as it came from the client, its grammar compiled. From here
-it gets the output so far, log-probabilities, and how far its client and the detokenizer are. The
-grammar's state follows from the output, and so do the penalties' (``joining.py``).
+SGLang's own intake makes a request's object from what its tokenizer sent, grammar and all. What
+other instances have added to it is read off by :func:`state_of` and put back by :func:`restore`.
+The KV of its output moves along with that of its prompt, or is computed anew with it.
 """
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import fields
+import io
+import pickle
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+import torch
+
+from sglang_cdsp.engine.stock import StockScheduler
+from sglang_cdsp.protocol.messages import OutputState
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-PLAIN = (
-    "send_token_offset",
-    "send_decode_id_offset",
-    "send_output_token_logprobs_offset",
-    "input_logprob_sent",
-    "logprob_start_len",
-    "surr_offset",
-    "read_offset",
-    "decoded_text",
-    "cached_tokens",
-    "cached_tokens_device",
-    "cached_tokens_host",
-    "cached_tokens_storage",
-    "_cache_breakdown_computed",
-    "reasoning_tokens",
-    "_is_reasoning_over",
-    "_think_end_match_len",
-    "decode_batch_idx",
+OUTPUT_LOGPROBS = (
+    "output_token_logprobs_val",
+    "output_token_logprobs_idx",
+    "output_top_logprobs_val",
+    "output_top_logprobs_idx",
+    "output_token_ids_logprobs_val",
+    "output_token_ids_logprobs_idx",
 )
-"""Attributes that are carried over as they are."""
+"""Lists in SGLang's record of log-probabilities with an entry for each output token."""
 
-LEFT_BEHIND = {
-    "custom_logit_processor": "a custom logit processor",
-    "multimodal_inputs": "multimodal inputs",
-    "input_embeds": "input embeddings",
-    "session": "a session",
-    "lora_id": "a LoRA adapter",
-    "beam_group": "beam search",
-    "dllm_config": "a diffusion model",
-    "return_hidden_states": "hidden states to return",
-    "return_routed_experts": "routed experts to return",
-    "return_indexer_topk": "indexer choices to return",
-    "return_sampling_mask": "sampling masks to return",
-    "customized_info": "customised information",
-    "weight_version_events": "weights that changed in the middle of it",
-}
+STAYS: Mapping[str, str] = MappingProxyType(
+    {
+        "custom_logit_processor": "a custom logit processor",
+        "multimodal_inputs": "multimodal inputs",
+        "input_embeds": "input embeddings",
+        "session": "a session",
+        "lora_id": "a LoRA adapter",
+        "beam_group": "beam search",
+        "dllm_config": "a diffusion model",
+        "return_hidden_states": "hidden states to return",
+        "return_routed_experts": "routed experts to return",
+        "return_indexer_topk": "indexer choices to return",
+        "return_sampling_mask": "sampling masks to return",
+        "customized_info": "customised information",
+        "weight_version_events": "weights that changed in the middle of it",
+    }
+)
 """Attributes whose state stays where it is, and what they are called."""
 
 
-class CannotMove(RuntimeError):
-    """A request has a state that stays where it is; says which."""
+class StaysError(RuntimeError):
+    """A request has a state that stays on its instance; says which."""
 
 
 def kv_rows(req: Req) -> int:
@@ -64,45 +60,89 @@ def kv_rows(req: Req) -> int:
     return len(req.origin_input_ids) + len(req.output_ids) - 1
 
 
-def exported(req: Req) -> bytes:
-    """The state of a request between two steps, for ``take_over``.
+def state_of(req: Req) -> OutputState:
+    """What a request has between two steps, for :func:`restore`.
 
     Raises:
-        CannotMove: it has another state, too.
+        StaysError: it has another state, too.
     """
-    for name, what in LEFT_BEHIND.items():
+    for name, what in STAYS.items():
         if getattr(req, name, None):
-            raise CannotMove(f"it has {what}, which stays on its instance")
-    state = {
-        "output": list(req.output_ids),
-        "plain": {name: getattr(req, name) for name in PLAIN},
-        "logprob": {field.name: getattr(req.logprob, field.name) for field in fields(req.logprob)},
-        "decode_ids": req.cur_decode_ids_len if req.surr_offset is not None else None,
-    }
-    try:
-        return msgspec.msgpack.encode(state)
-    except TypeError as error:
-        raise CannotMove(f"it has log-probabilities that stay on its instance: {error}") from None
+            raise StaysError(f"it has {what}")
+    return OutputState(
+        tokens=[int(token) for token in req.output_ids],
+        sent=int(req.send_token_offset),
+        cached_tokens=int(req.cached_tokens),
+        retractions=int(req.retraction_count),
+        logprobs=_packed(req.logprob) if req.return_logprob else b"",
+    )
 
 
-def take_over(req: Req, state: bytes) -> None:
-    """Make a request that has no output yet what another one was when it was exported.
+class _PlainPickler(pickle.Pickler):
+    """Takes no tensors: those of another process's device would be made on the same one here."""
 
-    Its grammar must be compiled.
+    def reducer_override(self, thing: Any) -> Any:
+        """How ``thing`` is packed."""
+        if isinstance(thing, torch.Tensor):
+            raise StaysError("it has log-probabilities that are tensors")
+        return NotImplemented
+
+
+def _packed(record: Any) -> bytes:
+    """SGLang's record of log-probabilities."""
+    into = io.BytesIO()
+    _PlainPickler(into).dump(record)
+    return into.getvalue()
+
+
+def restore(scheduler: StockScheduler, req: Req, state: OutputState) -> None:
+    """Let a new request go on from ``state``: it becomes what it was, without any KV.
+
+    Args:
+        req: as SGLang's intake has made it, its grammar compiled; changed in place.
+
+    Raises:
+        ValueError: its grammar does not accept the output, so SGLang says.
     """
-    read: dict[str, Any] = msgspec.msgpack.decode(state)
-    req.output_ids = array("q", read["output"])
-    for name, value in read["plain"].items():
-        setattr(req, name, value)
-    for name, value in read["logprob"].items():
-        setattr(req.logprob, name, value)
-    # Nothing of what comes with it was found in this instance's cache.
-    req.already_computed = kv_rows(req)
-    if read["decode_ids"] is not None:
-        req.cur_decode_ids_len = read["decode_ids"]
-        shown = req.output_ids[: req.cur_decode_ids_len]
-        req.surr_and_decode_ids = req.origin_input_ids_unpadded[req.surr_offset :] + shown
-    if req.grammar is not None:
-        grammar: Any = req.grammar
-        for token in req.output_ids:
-            grammar.accept_token(token)
+    sent = state.tokens[: state.sent]
+    req.output_ids.extend(sent)
+    if sent:
+        # The detokenizer has the prompt's last tokens, too, and goes on where it is.
+        decode_ids, _ = req.init_incremental_detokenize()
+        req.send_decode_id_offset = len(decode_ids)
+    req.output_ids.extend(state.tokens[state.sent :])
+    req.send_token_offset = len(sent)
+    _restore_logprobs(req, state)
+    # As after a retraction of SGLang's own: what was cached is told as it was.
+    req.retracted_stain = True
+    req.retraction_count = state.retractions
+    req.cached_tokens = req.cached_tokens_device = state.cached_tokens
+    for token in state.tokens:
+        if req.grammar is not None:
+            req.grammar.accept_token(token)
+        scheduler.batch_result_processor._maybe_update_reasoning_tokens(req, token)
+
+
+def _restore_logprobs(req: Req, state: OutputState) -> None:
+    if not req.return_logprob:
+        return
+    if state.logprobs:
+        req.logprob = pickle.loads(state.logprobs)
+    else:
+        for name in OUTPUT_LOGPROBS:
+            getattr(req.logprob, name).extend([None] * state.sent)  # sent, and not read again
+    req.send_output_token_logprobs_offset = state.sent
+    req.input_logprob_sent = state.sent > 0
+
+
+def recall_penalties(batch: ScheduleBatch, tokens: list[int]) -> None:
+    """Count output tokens into the penalties of a batch of one request.
+
+    SGLang counts only what it samples while a request stays in a batch.
+    """
+    info: Any = batch.sampling_info
+    orchestrator = info.penalizer_orchestrator
+    if orchestrator.is_required:
+        for token in tokens:
+            ids = torch.tensor([token], dtype=torch.int64, device=batch.device)
+            orchestrator.cumulate_output_tokens(ids)

@@ -31,6 +31,27 @@ class LogprobPart(msgspec.Struct, frozen=True):
     chosen_ids: list[list[int]]
 
 
+class OutputState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request that leaves its home is beside its prompt and its KV: its next one goes on.
+
+    See ``engine/req_state.py``.
+
+    Attributes:
+        tokens: output token ids, the first one first.
+        sent: how many of them have gone to the detokenizer, and so count as seen by the client.
+        cached_tokens: prompt tokens that the prefix cache had, as the client is told.
+        retractions: how often the request was retracted, as the client is told.
+        logprobs: SGLang's record of its log-probabilities. Empty where it is lost with its
+            instance: the client has those of the tokens that were sent.
+    """
+
+    tokens: list[int]
+    sent: int
+    cached_tokens: int = 0
+    retractions: int = 0
+    logprobs: bytes = b""
+
+
 class PeerOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """A decode agent's registration, as it came from decode's rank ``tp_rank``."""
 
@@ -64,7 +85,8 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     Attributes:
         seq: position in the pool's one global order of tasks.
-        tokens: the prompt's token ids, as int64 bytes.
+        tokens: the token ids to prefill, as int64 bytes: the prompt, and the output so far of a
+            request that goes on here.
         chunks: ``(tokens, instances)`` per chunk, those that ran included.
         revision: how often the plan was changed before it reached this instance.
         room: bootstrap room, None when no decode server takes the KV (probe, fake host).
@@ -130,6 +152,13 @@ class StockOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     passes: bool = False
 
 
+class ResumeOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """To the home of task ``seq``: the request that follows goes on from ``output``."""
+
+    seq: int
+    output: OutputState
+
+
 class LoadOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """What waits at the controller, to be counted by one instance into SGLang's own numbers."""
 
@@ -162,9 +191,14 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class StopOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """Task ``seq`` ends here, at the next layer where one of its chunks runs."""
+    """Task ``seq`` ends here, at the next layer where one of its chunks runs.
+
+    ``resumes``: its request goes on elsewhere; home, if it decodes it already, lets go of it and
+    answers nobody.
+    """
 
     seq: int
+    resumes: bool = False
 
 
 class ReleaseOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -210,20 +244,21 @@ class MovedOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Request ``seq`` has left its source, and its KV is on its way.
 
     Attributes:
-        tokens: KV rows that come.
-        state: what else there is of it, see ``engine/req_state.py``.
+        rows: KV rows that come, of all its tokens but the last.
+        output: what else there is of it.
     """
 
     seq: int
-    tokens: int
-    state: bytes
+    rows: int
+    output: OutputState
 
 
 class MoveEndOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """The move of request ``seq`` is over for this instance.
 
     ``moved``: it goes on at the target, and its source frees what it holds. Else the source goes on
-    with it, and the target forgets it.
+    with it, and the target forgets it. A target that goes on with it already has said so
+    (``MovedIn``), and takes no notice; so its source hears of the end after the target has.
     """
 
     seq: int
@@ -287,6 +322,7 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     ForgetOrder,
     LogprobOrder,
     StockOrder,
+    ResumeOrder,
     LoadOrder,
     CancelOrder,
     GoOrder,
@@ -437,16 +473,12 @@ class Released(Report, frozen=True, kw_only=True):
 
 
 class StockEnded(Report, frozen=True, kw_only=True):
-    """A one-instance request left the instance; times are None if it never ran.
-
-    ``output_tokens`` were sampled of it there.
-    """
+    """A one-instance request left the instance; times are None if it never ran."""
 
     seq: int
     start_s: float | None
     end_s: float | None
     error: str
-    output_tokens: int = 0
 
 
 class StockBatch(Report, frozen=True, kw_only=True):
@@ -463,12 +495,11 @@ class StockBatch(Report, frozen=True, kw_only=True):
 class DecodeEnded(Report, frozen=True, kw_only=True):
     """Home's own scheduler is done with a request that chunk tasks had computed.
 
-    ``error`` is "" when it was answered to its end. ``output_tokens`` are all that it got.
+    ``error`` is "" when it was answered to its end.
     """
 
     seq: int
     error: str = ""
-    output_tokens: int = 0
 
 
 class MoveReady(Report, frozen=True, kw_only=True):
@@ -478,15 +509,15 @@ class MoveReady(Report, frozen=True, kw_only=True):
 
 
 class MovedOut(Report, frozen=True, kw_only=True):
-    """The instance took request ``seq`` out of its batch; ``tokens`` and ``state``: ``MovedOrder``.
+    """The instance took request ``seq`` out of its batch; ``rows`` and ``output``: ``MovedOrder``.
 
     Attributes:
         start_s, end_s: of a one-instance request, as in ``StockEnded``.
     """
 
     seq: int
-    tokens: int
-    state: bytes
+    rows: int
+    output: OutputState
     start_s: float | None = None
     end_s: float | None = None
 
@@ -499,6 +530,8 @@ class MovedIn(Report, frozen=True, kw_only=True):
 
 class MoveFailed(Report, frozen=True, kw_only=True):
     """The instance cannot do its part of a move, and has nothing of the move any more.
+
+    But a source that has taken the request out keeps it until it hears how the move has ended.
 
     Attributes:
         stays: the request has a state that cannot be moved, now or later.
@@ -513,6 +546,44 @@ class MoveEnded(Report, frozen=True, kw_only=True):
     """The instance has nothing of a move any more; its source has freed the request or goes on."""
 
     seq: int
+
+
+class StreamedPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What an output message says of one request.
+
+    Attributes:
+        rid: SGLang's id.
+        tokens: output token ids that are new in it.
+        ended: it is the request's last.
+        cached_tokens, retractions: as in ``OutputState``.
+    """
+
+    rid: str
+    tokens: list[int]
+    ended: bool = False
+    cached_tokens: int = 0
+    retractions: int = 0
+
+
+class Streamed(Report, frozen=True, kw_only=True):
+    """Output on its way to the detokenizer, which gets it from the controller.
+
+    What the controller has passed on is what clients have seen, whenever its instance dies.
+
+    Attributes:
+        payload: SGLang's message, as SGLang sends it.
+        parts: what it says, by request.
+    """
+
+    payload: bytes
+    parts: list[StreamedPart]
+
+
+class Retracted(Report, frozen=True, kw_only=True):
+    """SGLang has retracted a request at its home, which holds nothing of it any more."""
+
+    seq: int
+    output: OutputState
 
 
 class SlotsTaken(Report, frozen=True, kw_only=True):
@@ -567,6 +638,8 @@ AnyReport = (
     | MovedIn
     | MoveFailed
     | MoveEnded
+    | Streamed
+    | Retracted
     | SlotsTaken
     | GrammarRefused
     | Answered

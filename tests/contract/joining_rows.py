@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.changed import Changed, Not
-from tests.contract.needs import Attributes, Calls, Fields, Order, Signature
+from tests.contract.needs import Attributes, Calls, Order, Signature
 from tests.contract.row import row
 
 SCHEDULER = "sglang.srt.managers.scheduler"
@@ -179,46 +179,6 @@ ROWS = (
         "engine.moving",
         "a request leaves the running batch between two steps",
         Signature(BATCH, "ScheduleBatch.filter_batch", ("chunked_req_to_exclude", "keep_indices")),
-    ),
-    row(
-        "engine.req_state",
-        "what a running request is beside its KV",
-        Attributes(
-            BATCH,
-            "Req",
-            (
-                "output_ids",
-                "send_token_offset",
-                "send_decode_id_offset",
-                "send_output_token_logprobs_offset",
-                "input_logprob_sent",
-                "surr_offset",
-                "read_offset",
-                "surr_and_decode_ids",
-                "cur_decode_ids_len",
-                "already_computed",
-                "reasoning_tokens",
-                "beam_group",
-            ),
-        ),
-    ),
-    row(
-        "engine.req_state",
-        "its log-probabilities are fields of one record",
-        Fields(
-            BATCH,
-            "ReqLogprob",
-            ("output_token_logprobs_val", "output_token_logprobs_idx", "output_top_logprobs_val"),
-        ),
-    ),
-    row(
-        "engine.joining",
-        "penalties follow from the output, token by token; the last one counts at the next step",
-        Signature(
-            "sglang.srt.sampling.penaltylib.orchestrator",
-            "BatchedPenalizerOrchestrator.cumulate_output_tokens",
-            ("output_ids",),
-        ),
     ),
     row(
         "engine.joining",

@@ -214,8 +214,11 @@ class FakeInstance:
         self.pool.entered[(seq, chunk)].add(self.me)
         self.inside.append(task)
 
-    def on_stop(self, seq: int) -> None:
-        """Leave a chunk at its next layer, and run no other one of the task."""
+    def on_stop(self, seq: int, *, resumes: bool = False) -> None:
+        """Leave a chunk at its next layer, and run no other one of the task.
+
+        ``resumes``: its request is to go on elsewhere.
+        """
         task = self.tasks[seq]
         task.over = True
         if task in self.inside:

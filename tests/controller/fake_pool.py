@@ -29,7 +29,7 @@ from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.rests import Placed
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import AnyReport, LogprobPart, Ready
+from sglang_cdsp.protocol.messages import AnyReport, LogprobPart, OutputState, Ready
 from tests.controller.fake_instance import FakeInstance
 from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
 
@@ -196,7 +196,11 @@ class FakePool:
         for (me, _), reports in self.channels.items():
             while me == seat and reports:
                 self._hear_next(reports)
-        named = [r for r in self.lifecycle.requests if r.plan and seat in r.plan.instances]
+        named = [
+            r
+            for r in self.lifecycle.requests
+            if r.plan and (seat in r.plan.instances or seat == r.home)
+        ]
         others = {r: (r.phase, r.error) for r in self.lifecycle.requests if r not in named}
         self.instances[seat].lost = True
         self.lifecycle.on_seat_lost(seat, why)
@@ -445,7 +449,8 @@ class FakePool:
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
         for me in request.reachable:
-            self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
+            at, seq, resumes = self.instances[me], request.seq, request.recalled
+            at.order(partial(at.on_stop, seq, resumes=resumes))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Home gets another member's prompt log-probabilities."""
@@ -475,7 +480,7 @@ class FakePool:
         """A running request is to leave its instance."""
         raise AssertionError("decode servers run requests, and keep them")
 
-    def moved(self, request: PoolRequest, target: int, tokens: int, state: bytes) -> None:
+    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
         """A running request has left its instance."""
         raise AssertionError("decode servers run requests, and keep them")
 

@@ -29,9 +29,11 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
+    OutputState,
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -162,6 +164,26 @@ def test_go_stop_and_release(wire: Wire) -> None:
     ]
     assert wire.sent(1) == wire.sent(2) == orders
     assert wire.sent(0) == []
+
+
+def test_a_request_goes_on_from_prompt_and_output(wire: Wire) -> None:
+    asked = request(4, return_logprob=True, logprob_start_len=0)
+    going_on = bound((5, (1,)), (1, (1, 2)), asked=asked)
+    going_on.resumes = OutputState(tokens=[7, 8], sent=2)
+    wire.effects.bind(going_on)
+    plan, order, again = wire.sent(1)
+    assert array("q", plan.tokens).tolist() == [10, 11, 12, 13, 7, 8]
+    assert plan.logprobs is None, "the client has the prompt's log-probabilities"
+    assert order == ResumeOrder(rid="r", seq=5, output=going_on.resumes)
+    assert list(again.input_ids) == [10, 11, 12, 13]
+    assert wire.sent(2) == [plan]
+
+
+def test_a_plan_that_is_recalled_is_stopped_without_an_answer(wire: Wire) -> None:
+    recalled = bound((3, (1,)), (1, (1, 2)))
+    recalled.recalled = True
+    wire.effects.stop(recalled)
+    assert wire.sent(1) == wire.sent(2) == [StopOrder(seq=5, resumes=True)]
 
 
 def test_another_rest_goes_to_those_who_leave_stay_and_come(wire: Wire) -> None:

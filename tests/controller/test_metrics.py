@@ -44,6 +44,7 @@ def test_what_is_counted() -> None:
         "tasks_stopped": 1,
         "requests_lost": 0,
         "plans_recalled": 0,
+        "requests_resumed": 0,
         "deaths": {},
         "rests_replanned": 0,
         "requests_moved": 0,

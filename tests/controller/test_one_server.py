@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 
@@ -13,11 +14,13 @@ from hypothesis.stateful import rule
 from sglang_cdsp.controller.homes import OUTPUT_SHARE, exchanged, home_tokens, output_tokens
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.controller.resuming import MOST_LOSSES
 from sglang_cdsp.planner.roles import Role, Roles
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.controller.any_order import SETTINGS, AnyOrder
 from tests.controller.cases import TWO_CHUNKS, empty, phase_is
 from tests.controller.fake_pool import Demanded
+from tests.controller.fake_tasks import Client
 from tests.controller.one_server import OneServerPool
 
 
@@ -149,64 +152,95 @@ def test_an_instance_with_room_takes_a_members_place() -> None:
 # -- instances that are lost ------------------------------------------------------------------
 
 
-def assert_lost(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
-    """Its client has its error, which names what was lost."""
-    assert pool.answers[request.tokenized] == ["controller"]
-    assert pool.statuses[request.tokenized] == HTTPStatus.SERVICE_UNAVAILABLE
-    assert f"instance {seat} was lost" in request.error
-    assert pool.lost_requests == [request]
-
-
-def assert_ends_with_confirmation(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
-    """What it holds counts until the end of the lost process is confirmed."""
-    phase = request.phase
-    assert phase is not Phase.ENDED
+def assert_goes_on(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
+    """Nobody tells its client of the lost instance; what it may write to is kept till it ended."""
+    assert pool.lost_requests == []
+    assert pool.answers[request.tokenized] == []
+    recalls = request.recalls
     pool.confirm(seat)
     pool.settle()
-    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
+    assert request.recalls == recalls + 1
+    assert pool.answers[request.tokenized][-1].endswith("finished")
+    assert len(pool.answers[request.tokenized]) == 1
+    assert (request.phase, request.outcome) == (Phase.ENDED, "finished")
     pool.fill(seat)
     assert empty(pool)
 
 
-def test_what_decodes_on_a_lost_instance_ends(pool: OneServerPool) -> None:
+def stream(pool: OneServerPool, seat: int, seq: int, tokens: int) -> None:
+    """A client gets output of a request."""
+    for _ in range(tokens):
+        pool.happen(f"{seat} generates a token of {seq}")
+    pool.happen(f"{seat} streams {seq}")
+    pool.hear_all()
+
+
+def test_what_decodes_on_a_lost_instance_goes_on_from_what_its_client_has(
+    pool: OneServerPool,
+) -> None:
     request = pool.submit(100, plan=TWO_CHUNKS)
     pool.until(lambda: phase_is(request, Phase.DECODING))
+    stream(pool, 0, request.seq, 4)
+    pool.happen(f"0 generates a token of {request.seq}")  # which nobody ever sees
+    seq = request.seq
     pool.lose(0)
-    assert_lost(pool, request, 0)
     assert pool.lifecycle.busy_instances == frozenset(), "nobody waits for it to come on"
     assert not pool.lifecycle.needs_start
-    assert_ends_with_confirmation(pool, request, 0)
+    pool.turn()
+    assert phase_is(request, Phase.DECODING), "its process may still write"
+    assert_goes_on(pool, request, 0)
+    assert request.seq > seq
+    assert request.tokens == 105
+    assert request.resumes is not None
+    assert request.resumes.tokens == [0, 1, 2, 3, 4]
+    assert pool.seen[request.rid] == 7, "five, one that its new home sampled, and the last one"
+    assert request.first_token_s is not None
 
 
 def test_so_does_a_short_prompt_after_its_first_token(pool: OneServerPool) -> None:
     request = pool.submit(50, plan=[(50, [2])])
     pool.until(lambda: request.first_token_s is not None)
+    stream(pool, 2, request.seq, 1)
     pool.lose(2)
-    assert_lost(pool, request, 2)
-    assert_ends_with_confirmation(pool, request, 2)
+    assert_goes_on(pool, request, 2)
+    assert not request.one_instance, "SGLang's prefill would start its penalties anew"
+
+
+def test_a_request_without_output_starts_anew(pool: OneServerPool) -> None:
+    request = pool.submit(50)
+    pool.until(lambda: request.first_token_s is not None)
+    assert request.plan is not None
+    assert_lost_and_goes_on(pool, request, request.plan.home)
+    assert request.resumes is None
+    assert request.one_instance
+
+
+def assert_lost_and_goes_on(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
+    pool.lose(seat)
+    assert_goes_on(pool, request, seat)
 
 
 @pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RELEASING])
-def test_so_does_what_others_still_hold_slots_of(pool: OneServerPool, phase: Phase) -> None:
-    request = pool.submit(100, plan=TWO_CHUNKS)
+def test_so_does_what_others_still_hold_slots_of(phase: Phase) -> None:
+    pool = OneServerPool(size=4, policy="fixed-sp:2")
+    request = pool.submit(100)
     pool.until(lambda: phase_is(request, phase))
-    pool.lose(0)
-    assert_lost(pool, request, 0)
-    assert_ends_with_confirmation(pool, request, 0)
+    assert request.plan is not None
+    assert_lost_and_goes_on(pool, request, request.plan.home)
 
 
-def test_so_does_what_its_home_alone_has(pool: OneServerPool) -> None:
+def test_so_does_what_its_home_alone_has() -> None:
     """Home has told that it decodes; the other member has yet to free its slots."""
-    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool = OneServerPool(size=4, policy="fixed-sp:2")
+    request = pool.submit(100)
     pool.until(lambda: phase_is(request, Phase.RELEASING))
     pool.until(lambda: request.joined)
     assert phase_is(request, Phase.RELEASING)
-    pool.lose(0)
-    assert_lost(pool, request, 0)
-    pool.happen("1 takes an order")
-    pool.until(lambda: request.phase is not Phase.RELEASING)
-    assert phase_is(request, Phase.DECODING)
-    assert_ends_with_confirmation(pool, request, 0)
+    assert request.plan is not None
+    home, other = request.plan.instances
+    pool.lose(home)
+    pool.happen(f"{other} takes an order")
+    assert_goes_on(pool, request, home)
 
 
 @pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RELEASING, Phase.DECODING])
@@ -218,20 +252,167 @@ def test_a_member_is_not_missed_once_home_has_all_kv(pool: OneServerPool, phase:
     pool.confirm(1)
     pool.settle()
     assert pool.answers[request.tokenized] == ["home finished"]
-    assert request.outcome == "finished"
+    assert (request.outcome, request.recalls) == ("finished", 0)
     pool.fill(1)
     assert empty(pool)
 
 
-def test_a_member_inside_the_last_chunk_is_missed(pool: OneServerPool) -> None:
+def test_a_member_inside_the_last_chunk_is_missed() -> None:
+    """Home, which might decode already, lets go of the request."""
+    pool = OneServerPool(size=4, policy="fixed-sp:2")
+    request = pool.submit(100)
+    pool.until(lambda: phase_is(request, Phase.RUNNING))
+    assert request.plan is not None
+    home, other = request.plan.instances
+    for me in (home, other):
+        pool.happen(f"{me} takes an order")
+    pool.happen(f"{home} ends chunk 0 of {request.seq}")
+    stream(pool, home, request.seq, 2)
+    pool.lose(other)
+    assert_goes_on(pool, request, other)
+    assert request.resumes is not None
+    assert request.resumes.tokens == [0, 1, 2]
+
+
+def test_a_client_that_has_its_whole_answer_misses_nothing(pool: OneServerPool) -> None:
     request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: request.next_chunk == 1 and request.phase is Phase.RUNNING)
-    pool.lose(1)
-    assert_lost(pool, request, 1)
-    pool.confirm(1)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.happen(f"0 decodes {request.seq} to its end")
+    pool.happen("the controller hears 0.0")  # of the output, not yet that it has ended
+    assert request.output.complete
+    pool.instances[0].lost = True
+    pool.lifecycle.on_seat_lost(0, "killed by a test")
+    pool.lifecycle.on_abort(request.rid, "no longer wanted", everything=False)
+    pool.confirm(0)
     pool.settle()
-    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
-    pool.fill(1)
+    assert (request.outcome, request.recalls) == ("finished", 0)
+    assert pool.answers[request.tokenized] == ["home finished"]
+    pool.fill(0)
+    assert empty(pool)
+
+
+@dataclass(frozen=True)
+class Peculiar(Client):
+    """A client whose request has state that its output does not tell."""
+
+    custom_logit_processor: str = "counts in secret"
+
+
+@pytest.mark.parametrize(("streamed", "outcome"), [(0, "finished"), (2, "failed")])
+def test_state_that_cannot_be_rebuilt_ends_in_an_error(
+    pool: OneServerPool, streamed: int, outcome: str
+) -> None:
+    request = pool.request(100)
+    request.tokenized = Peculiar(99)
+    pool.lifecycle.on_request(request, None)
+    pool.until(lambda: request.first_token_s is not None)
+    assert request.plan is not None
+    home = request.plan.home
+    if streamed:
+        stream(pool, home, request.seq, streamed)
+    pool.lose(home)
+    if streamed:
+        assert pool.answers[request.tokenized] == ["controller"]
+        assert pool.statuses[request.tokenized] == HTTPStatus.SERVICE_UNAVAILABLE
+        assert f"instance {home} was lost" in request.error
+        assert "a custom logit processor" in request.error
+    pool.confirm(home)
+    pool.settle()
+    assert request.outcome == outcome
+
+
+def test_a_request_does_not_end_one_instance_after_the_other() -> None:
+    pool = OneServerPool(size=2, policy="threshold:1000")
+    request = pool.submit(100)
+    for _ in range(MOST_LOSSES + 1):
+        assert request.phase is not Phase.ENDED
+        pool.until(lambda: request.phase is Phase.STOCK)
+        assert request.plan is not None
+        home = request.plan.home
+        pool.lose(home)
+        pool.confirm(home)
+        pool.fill(home)
+    assert pool.answers[request.tokenized] == ["controller"]
+    assert "4th that was lost under it" in request.error
+    pool.settle()
+    assert empty(pool)
+
+
+# -- what SGLang retracts -----------------------------------------------------------------------
+
+
+def test_a_retracted_request_gets_another_plan_over_prompt_and_output(
+    pool: OneServerPool,
+) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    stream(pool, 0, request.seq, 4)
+    pool.happen(f"0 generates a token of {request.seq}")  # held back, not lost
+    pool.happen(f"0 retracts {request.seq}")
+    pool.hear_all()
+    assert phase_is(request, Phase.WAITING)
+    assert (request.tokens, request.recalls) == (106, 1)
+    assert request.resumes is not None
+    assert (len(request.resumes.tokens), request.resumes.sent) == (6, 5)
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert empty(pool)
+
+
+def test_a_carried_output_outlives_a_second_home(pool: OneServerPool) -> None:
+    """The second home is lost before its client has seen anything from there."""
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.happen(f"0 generates a token of {request.seq}")
+    pool.happen(f"0 retracts {request.seq}")
+    pool.hear_all()
+    pool.until(lambda: phase_is(request, Phase.BOUND))
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    assert request.plan is not None
+    home = request.plan.home
+    assert_lost_and_goes_on(pool, request, home)
+    assert request.resumes is not None
+    assert (request.resumes.tokens, request.resumes.sent) == ([0, 1], 0)
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.DRAINING, Phase.RELEASING])
+def test_a_retraction_may_come_before_others_are_done(phase: Phase) -> None:
+    pool = OneServerPool(size=4, policy="fixed-sp:2")
+    request = pool.submit(100)
+    pool.until(lambda: phase_is(request, Phase.RUNNING))
+    assert request.plan is not None
+    home, other = request.plan.instances
+    for me in (home, other):
+        pool.happen(f"{me} takes an order")
+    pool.happen(f"{home} ends chunk 0 of {request.seq}")
+    pool.until(lambda: phase_is(request, phase))
+    pool.happen(f"{home} retracts {request.seq}")
+    pool.settle()
+    assert (request.outcome, request.recalls) == ("finished", 1)
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert empty(pool)
+
+
+def test_an_abort_that_crosses_a_retraction_is_answered(pool: OneServerPool) -> None:
+    request = pool.submit(100, plan=TWO_CHUNKS)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.happen(f"0 retracts {request.seq}")
+    pool.lifecycle.on_abort(request.rid, "no longer wanted", everything=False)
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["controller"]
+    assert request.outcome == "aborted"
+    assert empty(pool)
+
+
+def test_a_short_request_that_is_given_back_goes_on_too(pool: OneServerPool) -> None:
+    request = pool.submit(50)
+    pool.until(lambda: request.first_token_s is not None)
+    assert request.plan is not None
+    home = request.plan.home
+    stream(pool, home, request.seq, 3)
+    pool.happen(f"{home} retracts {request.seq}")
+    pool.settle()
+    assert (request.outcome, request.recalls, request.tokens) == ("finished", 1, 54)
     assert empty(pool)
 
 
@@ -260,15 +441,15 @@ def test_an_aborted_plan_that_was_recalled_is_answered_at_once(pool: OneServerPo
     assert (request.phase, request.outcome) == (Phase.ENDED, "aborted")
 
 
-def test_the_id_of_what_was_lost_is_free_at_once(pool: OneServerPool) -> None:
+def test_the_id_of_what_goes_on_is_its_own(pool: OneServerPool) -> None:
     request = pool.submit(100, plan=TWO_CHUNKS)
     pool.until(lambda: phase_is(request, Phase.DECODING))
     pool.lose(0)
-    again = pool.submit(50, rid=request.rid, plan=[(50, [1])])
-    assert not again.error
+    assert "is in use" in pool.submit(50, rid=request.rid).error
     pool.confirm(0)
+    assert "is in use" in pool.submit(50, rid=request.rid).error
     pool.settle()
-    assert [request.outcome, again.outcome] == ["failed", "finished"]
+    assert request.outcome == "finished"
 
 
 def test_a_seat_that_drains_is_idle_when_nothing_decodes_there(pool: OneServerPool) -> None:
@@ -321,13 +502,15 @@ def test_a_plan_without_a_home_that_names_a_lost_instance_is_made_again() -> Non
     pool.lose(0)
     pool.confirm(0)
     pool.settle()
-    assert [request.outcome for request in running] == ["failed", *["finished"] * 3]
+    assert [request.outcome for request in running] == ["finished"] * 4
     assert [request.outcome for request in waiting] == ["finished"] * 2
     assert waiting[0].seq < waiting[1].seq
     for request in waiting:
         assert request.plan is not None
         assert 0 not in request.plan.instances
     pool.fill(0)
+    pool.settle()  # the first brought a plan that names the lost instance, and waits for it
+    assert running[0].recalls == 1
     assert empty(pool)
 
 

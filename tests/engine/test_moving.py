@@ -16,7 +16,6 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_cdsp.engine.joining import Joining
 from sglang_cdsp.engine.moving import Moving
-from sglang_cdsp.engine.req_state import CannotMove, exported, take_over
 from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.tasks import StockRequest
 from sglang_cdsp.protocol.messages import (
@@ -141,7 +140,7 @@ def ask(source: End, target: End, req: Req) -> None:
 def pass_on(source: End, target: End) -> None:
     """The controller passes on what has left."""
     left = source.said(MovedOut)
-    order = MovedOrder(seq=5, tokens=left["tokens"], state=left["state"])
+    order = MovedOrder(seq=5, rows=left["rows"], output=left["output"])
     target.moving.on_moved(order)
 
 
@@ -278,31 +277,3 @@ def test_a_custom_logit_processor_stays() -> None:
     assert failed["stays"]
     assert "logit processor" in failed["error"]
     assert source.running.reqs == [req]
-
-
-def test_what_was_streamed_and_logged_goes_along() -> None:
-    before, after = request(), request()
-    for req in (before, after):
-        req.return_logprob = True
-    before.output_ids.extend([7, 8, 9])
-    before.send_token_offset = before.send_decode_id_offset = 2
-    before.logprob.output_token_logprobs_val = [-0.5, -0.25, -1.0]
-    before.logprob.output_token_logprobs_idx = [7, 8, 9]
-    before.init_incremental_detokenize()
-    after.grammar = Mock()
-    take_over(after, exported(before))
-    assert after.send_token_offset == 2
-    assert after.logprob.output_token_logprobs_val == [-0.5, -0.25, -1.0]
-    assert after.init_incremental_detokenize() == before.init_incremental_detokenize()
-    after.output_ids.append(4)
-    before.output_ids.append(4)
-    assert after.init_incremental_detokenize() == before.init_incremental_detokenize()
-    assert [call.args for call in after.grammar.accept_token.call_args_list] == [(7,), (8,), (9,)]
-
-
-def test_log_probabilities_that_are_tensors_stay() -> None:
-    req = request()
-    req.output_ids.append(7)
-    req.logprob.output_token_ids_logprobs_val = [torch.zeros(2)]
-    with pytest.raises(CannotMove, match="log-probabilities"):
-        exported(req)

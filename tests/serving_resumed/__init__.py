@@ -1,0 +1,1 @@
+"""Requests that go on elsewhere, on real servers: lost instances, and retraction."""
