@@ -2,163 +2,33 @@
 
 from __future__ import annotations
 
-from array import array
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import Mock
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_cdsp.engine.joining import Joining
-from sglang_cdsp.engine.moving import Moving
-from sglang_cdsp.engine.stock_requests import StockTracker
-from sglang_cdsp.engine.tasks import StockRequest
+from sglang_cdsp.engine.req_state import OUTPUT_LOGPROBS
 from sglang_cdsp.protocol.messages import (
     DecodeEnded,
     MovedIn,
-    MovedOrder,
-    MovedOut,
-    MoveEnded,
-    MoveEndOrder,
     MoveFailed,
     MoveInOrder,
     MoveOutOrder,
-    MoveReady,
-    Report,
 )
-from tests.engine.fake_stock import FakeReporter
-from tests.engine.one_thread import LAYERS, Instance, pool_of
-from tests.engine.test_joining import ROWS, SLOTS, VOCAB, Scheduler, options
+from tests.engine.move_ends import (
+    PROMPT,
+    Grammar,
+    ask,
+    ends_meet,
+    move,
+    pass_on,
+    request,
+    two_ends,
+    until,
+)
+from tests.engine.test_joining import ROWS, SLOTS, VOCAB, options
 
 assert options, "SGLang's options, as far as they are read here"
-
-PROMPT = list(range(30))
-
-
-def request(**params: Any) -> Req:
-    """SGLang's request as it comes from the client."""
-    sampling = SamplingParams(max_new_tokens=20, **params)
-    sampling.normalize(None)
-    req = Req("r", None, array("q", PROMPT), sampling, eos_token_ids={1}, vocab_size=VOCAB)
-    req.tokenizer = SimpleNamespace(eos_token_id=1, additional_stop_token_ids=None)
-    req.time_stats = Mock()
-    return req
-
-
-class End:
-    """One instance as far as moves concern it."""
-
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        runner = SimpleNamespace(device="cpu", token_to_kv_pool=instance.pool)
-        self.scheduler = Scheduler()
-        self.scheduler.tp_worker = SimpleNamespace(model_runner=runner)
-        self.reporter: Any = FakeReporter()
-        self.reporter.instance = instance.number
-        self.joining = Joining(self.scheduler)
-        self.cancelled: list[str] = []
-        self.moving = Moving(
-            scheduler=self.scheduler,
-            reporter=self.reporter,
-            joining=self.joining,
-            coroutines=instance.coroutines,
-            hub=instance.hub,
-            layers=tuple(range(LAYERS)),
-        )
-        self.tracker = StockTracker(
-            self.scheduler,
-            self.reporter,
-            self.cancelled.append,
-            lambda: [*self.joining.reqs, *self.moving.reqs],
-        )
-        self.moving.follow(self.tracker)
-        self.running: Any = ScheduleBatch(reqs=[])
-
-    def turn(self) -> None:
-        """One turn of the loop."""
-        self.scheduler.running_batch = self.running
-        self.tracker.poll()
-        self.instance.coroutines.turn()
-        self.moving.step()
-        self.moving.take_out(self.running)
-        self.running = self.joining.admit(self.running)
-
-    def said(self, kind: type[Report]) -> dict[str, Any]:
-        return next(fields for told, fields in reversed(self.reporter.said) if told is kind)
-
-    def kinds(self) -> list[type[Report]]:
-        return [kind for kind, _ in self.reporter.said]
-
-    def decodes(self, seq: int, req: Req, output: list[int]) -> None:
-        """A request runs here that has so much output; its KV is drawn."""
-        req.output_ids.append(output[0])
-        slots = self.scheduler.token_to_kv_pool_allocator.alloc(len(PROMPT))
-        assert slots is not None
-        self.joining.add(req, slots)
-        self.tracker.join(StockRequest(seq, req.rid, req=req, end_s=1.0, joined=True))
-        self.running = self.joining.admit(self.running)
-        for token in output[1:]:
-            (slot,) = self.scheduler.token_to_kv_pool_allocator.alloc(1)
-            self.scheduler.req_to_token_pool.req_to_token[
-                req.kv.req_pool_idx, req.kv.kv_committed_len
-            ] = slot
-            req.kv.kv_committed_len += 1
-            req.kv.kv_allocated_len += 1
-            req.output_ids.append(token)
-        self.instance.pool.kv[:, :, self.rows(req)] = torch.randn(
-            LAYERS, 2, req.kv.kv_committed_len, *self.instance.pool.kv.shape[3:]
-        )
-
-    def rows(self, req: Req) -> torch.Tensor:
-        table = self.scheduler.req_to_token_pool.req_to_token
-        return table[req.kv.req_pool_idx, : req.kv.kv_committed_len].to(torch.int64)
-
-    def kv(self, req: Req) -> torch.Tensor:
-        return self.instance.pool.kv[:, :, self.rows(req)].clone()
-
-
-def two_ends(seed: int = 1) -> tuple[End, End]:
-    source, target, *_ = (End(instance) for instance in pool_of(1, seed))
-    return source, target
-
-
-def ask(source: End, target: End, req: Req) -> None:
-    """The controller asks the target, and then the source."""
-    target.moving.on_move_in(MoveInOrder(rid="r", seq=5, source=0, lane=1, serial=7))
-    assert target.moving.adopt(req)
-    target.turn()
-    assert target.said(MoveReady) == {"seq": 5}
-    source.moving.on_move_out(MoveOutOrder(seq=5, target=1, lane=1, serial=7))
-    source.turn()
-
-
-def pass_on(source: End, target: End) -> None:
-    """The controller passes on what has left."""
-    left = source.said(MovedOut)
-    order = MovedOrder(seq=5, rows=left["rows"], output=left["output"])
-    target.moving.on_moved(order)
-
-
-def until(kind: type[Report], end: End, *others: End) -> None:
-    for _ in range(300):
-        if kind in end.kinds():
-            return
-        for one in (end, *others):
-            one.turn()
-    raise AssertionError(f"no {kind.__name__}")
-
-
-def move(source: End, target: End, req: Req) -> None:
-    ask(source, target, req)
-    pass_on(source, target)
-    until(MovedIn, target, source)
-    source.moving.on_move_end(MoveEndOrder(seq=5, moved=True))
-    until(MoveEnded, source)
 
 
 @settings(
@@ -220,10 +90,7 @@ def test_a_move_that_is_called_off_leaves_it_in_its_batch() -> None:
     ask(source, target, request())
     assert source.running.reqs == []
     assert source.tracker, "it is no request that has ended"
-    target.moving.on_move_end(MoveEndOrder(seq=5, moved=False))
-    source.moving.on_move_end(MoveEndOrder(seq=5, moved=False))
-    until(MoveEnded, source, target)
-    until(MoveEnded, target, source)
+    ends_meet(source, target, moved=False)
     source.turn()
     assert source.running.reqs == [req]
     assert list(req.output_ids) == [7, 8, 9]
@@ -277,3 +144,35 @@ def test_a_custom_logit_processor_stays() -> None:
     assert failed["stays"]
     assert "logit processor" in failed["error"]
     assert source.running.reqs == [req]
+
+
+def test_a_grammar_accepts_each_token_once() -> None:
+    source, target = two_ends()
+    before, after = request(), request()
+    before.grammar, after.grammar = Grammar(), Grammar()
+    source.decodes(5, before, [7, 8, 9])
+    move(source, target, after)
+    target.turn()
+    assert after.grammar.accepted == [7, 8, 9]
+
+
+def test_what_was_not_sent_yet_is_sent_from_there_with_its_log_probabilities() -> None:
+    source, target = two_ends()
+    before, after = request(), request()
+    for req in (before, after):
+        req.return_logprob = True
+        for name in OUTPUT_LOGPROBS:
+            setattr(req.logprob, name, [])
+    source.decodes(5, before, [7, 8, 9])
+    before.logprob.output_token_logprobs_val = [-0.5, -0.25, -1.0]
+    before.logprob.output_token_logprobs_idx = [7, 8, 9]
+    before.init_incremental_detokenize()
+    before.send_token_offset = before.send_decode_id_offset = 2
+    before.send_output_token_logprobs_offset, before.input_logprob_sent = 2, True
+    before.cached_tokens, before.retraction_count = 4, 1
+    move(source, target, after)
+    assert (after.send_token_offset, after.send_output_token_logprobs_offset) == (2, 2)
+    assert after.logprob.output_token_logprobs_val == [-0.5, -0.25, -1.0]
+    assert after.input_logprob_sent
+    assert (after.cached_tokens, after.retraction_count) == (4, 1)
+    assert after.init_incremental_detokenize() == before.init_incremental_detokenize()
