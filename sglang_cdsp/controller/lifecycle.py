@@ -311,7 +311,7 @@ class Lifecycle(PoolState):
         """A seat's process is dead or will be killed; from now on nothing is planned on it.
 
         Requests that have KV, a running chunk or their one-instance turn on it end with an error.
-        In one server they go on elsewhere, as far as their state can be rebuilt.
+        In one server they are computed anew, as far as their state can be rebuilt.
         What the process could still write to stays as it is until ``on_seat_ended``.
 
         Args:
@@ -359,7 +359,7 @@ class Lifecycle(PoolState):
         """The seats have other roles: what is new obeys at once.
 
         What is bound and has not begun goes elsewhere if it can; what decodes on a seat that is not
-        to decode moves between two steps.
+        to decode moves to another home between two steps.
 
         Args:
             why: who wants it, in a few words for the log.

@@ -19,7 +19,7 @@ from sglang_cdsp.controller.presence import Presence, Stand
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
-from sglang_cdsp.controller.resuming import go_on_elsewhere, obstacle
+from sglang_cdsp.controller.resuming import compute_anew, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 
 DRAINED = "it was asked to leave"
@@ -145,14 +145,14 @@ class Losses:
                     self._end(request, reason)
 
     def _resume_or_end(self, request: PoolRequest, reason: str) -> None:
-        """A request goes on elsewhere when all processes are done with it, if it can."""
+        """A request is computed anew when all processes are done with it, if it can be."""
         why_not = "" if request.error or request.answered else obstacle(request)
         if request.error or request.answered or why_not:
             self._end(
                 request, f"{reason}, and {why_not}" if request.decodes and why_not else reason
             )
             return
-        go_on_elsewhere(request)
+        compute_anew(request)
 
     def _end(self, request: PoolRequest, reason: str) -> None:
         """A request cannot go on: its client is told now."""

@@ -82,7 +82,7 @@ class Move:
 
 
 class Moves:
-    """The moves of a pool: which requests are to go elsewhere, where to, and how far they are."""
+    """The moves of a pool: which requests are to have another home, which one, and how far they are."""
 
     def __init__(
         self,
@@ -245,6 +245,7 @@ class Moves:
         request = move.request
         request.advance(Event.MOVED)
         request.moved_to, request.travels = move.target, False
+        request.lost.discard(move.target)  # its next life has the request, whatever became of it
         self._ledger.moved(move.seq)
         times = (move.asked_s, move.left_s, self._clock())
         request.moves.append(MoveTimes(move.source, move.target, *times, move.rows))

@@ -16,7 +16,7 @@ from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.rests import Rests
-from sglang_cdsp.controller.resuming import go_on_elsewhere, obstacle
+from sglang_cdsp.controller.resuming import compute_anew, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
@@ -190,7 +190,7 @@ class Progress:
             self._rests.look_again(request)
             failed = request.error and not request.lost.isdisjoint(request.plan.instances)
             if failed and not (request.answered or obstacle(request)):
-                go_on_elsewhere(request)
+                compute_anew(request)
                 self.drop(request)
             elif failed:
                 self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, request.error)
@@ -290,7 +290,7 @@ class Progress:
         """The first token was sampled; monotonic seconds."""
         if request.advance(Event.FIRST_TOKEN) is Phase.DRAINING:
             return  # the stop met it at its end
-        if request.first_token_s is None:  # else it goes on elsewhere
+        if request.first_token_s is None:  # else it is computed anew
             request.first_token_s = at_s
         if request.phase is Phase.STOCK:
             self._ledger.ended(request.seq, 0, at_s)

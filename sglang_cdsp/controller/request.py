@@ -163,7 +163,7 @@ class PoolRequest:
         lost: instances of its plan that were given up with what they had of it.
         recalled: its plan is being ended, and it is to get another one.
         recalls: how often that has happened.
-        losses: how often it was on an instance that was lost, and went on elsewhere.
+        losses: how often its home was lost, or another instance that it needed.
         decodes: its home decodes it, there is no decode server.
         output_tokens: KV slots that home promises for its output, where it decodes.
         joins_late: home decodes it only when all members have its prompt's log-probabilities.
@@ -177,7 +177,7 @@ class PoolRequest:
         not_moved_before_s: a move of it failed; monotonic.
         longest_output: the most tokens that it may generate, None for as many as fit.
         output: what its client has seen of it.
-        carried: what it had generated when its home gave it back, until its client has seen that.
+        carried: what it was when it left a home, until its client has seen more of it.
         resumes: what its present plan goes on from, None from its prompt alone.
         prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """

@@ -1,4 +1,4 @@
-"""Requests that go on elsewhere, from their prompt and from the output that they have.
+"""Requests that are computed anew, from their prompt and from the output that they have.
 
 Output reaches the detokenizer by way of the controller, which so knows, whenever an instance dies,
 what the client has seen: what it has passed on, no token more or less. A request that its home
@@ -20,7 +20,7 @@ from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.protocol.messages import OutputState, Streamed, StreamedPart
 
 MOST_LOSSES = 3
-"""So many instances may be lost under a request that goes on: it might be what ends them."""
+"""So many instances may be lost under a request: it might be what ends them."""
 
 NOT_REBUILT: Mapping[str, str] = MappingProxyType(
     {
@@ -34,7 +34,7 @@ NOT_REBUILT: Mapping[str, str] = MappingProxyType(
 
 
 def obstacle(request: PoolRequest) -> str:
-    """Why a request cannot go on without the instance that had it; "" if it can."""
+    """Why a request cannot be computed anew without the instance that had it; "" if it can."""
     if not request.decodes:
         return "its KV was on its way to a decode server"
     if request.losses >= MOST_LOSSES:
@@ -42,11 +42,11 @@ def obstacle(request: PoolRequest) -> str:
     if request.output.tokens:
         for field, name in NOT_REBUILT.items():
             if getattr(request.tokenized, field, None):
-                return f"output with {name} does not go on elsewhere"
+                return f"output with {name} cannot be rebuilt"
     return ""
 
 
-def go_on_elsewhere(request: PoolRequest) -> None:
+def compute_anew(request: PoolRequest) -> None:
     """A request gets another plan, once all processes that had a part in it are done with it."""
     request.recalled = True
     request.losses += 1

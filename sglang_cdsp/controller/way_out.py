@@ -77,7 +77,7 @@ class WayOut:
         self._go_on(request)
 
     def home_ended(self, request: PoolRequest) -> None:
-        """The process that alone had a request has ended, which was to go on elsewhere."""
+        """The process that alone had a request has ended, which is to be computed anew."""
         request.advance(Event.RECALLED)
         self._wait_again(request)
 

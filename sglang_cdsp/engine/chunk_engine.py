@@ -342,7 +342,7 @@ class ChunkEngine:
         return True
 
     def _withdraw(self, task: ChunkTask) -> None:
-        """The task's request goes on elsewhere, from what its client has seen."""
+        """The task's request is computed anew, from what its client has seen."""
         request = self._admitted.find(task.seq)
         if request is None or request.req is None:
             task.withdrawn = not task.joined  # else it has ended, or has been given back

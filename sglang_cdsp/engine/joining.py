@@ -73,7 +73,7 @@ class Joining:
         self._waiting.append(_Computed(req, slots))
 
     def go_on(self, req: Req, slots: torch.Tensor | None) -> None:
-        """A request goes on here that decoded before, elsewhere or in this row.
+        """A request goes on here that decoded before, at another home or in this row.
 
         Args:
             slots: of all its tokens but the last, int64 ``[L]``; None where it has its row. Those

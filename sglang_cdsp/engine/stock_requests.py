@@ -74,7 +74,7 @@ class StockTracker:
         return next((request for request in self._active if request.req is req), None)
 
     def let_go(self, request: StockRequest) -> None:
-        """Follow a request no longer, and report nothing of it: it goes on elsewhere."""
+        """Follow a request no longer, and report nothing of it: it has another home."""
         self._active.remove(request)
 
     def adopt(self, req: Req) -> None:

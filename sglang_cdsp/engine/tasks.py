@@ -78,7 +78,7 @@ class ChunkTask:
         output: what its request goes on from, None from its prompt alone; at home only.
         gathers: home ends with all of its KV, and decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
-        withdrawn: at home, its request goes on elsewhere, and owns nothing here.
+        withdrawn: at home, its request is computed anew, and owns nothing here.
         awaited_until_s: how long others stand still for the controller's next order, monotonic
             seconds.
     """

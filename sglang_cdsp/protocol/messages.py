@@ -193,7 +193,7 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 class StopOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Task ``seq`` ends here, at the next layer where one of its chunks runs.
 
-    ``resumes``: its request goes on elsewhere; home, if it decodes it already, lets go of it and
+    ``resumes``: its request is computed anew; home, if it decodes it already, lets go of it and
     answers nobody.
     """
 

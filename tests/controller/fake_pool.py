@@ -489,7 +489,7 @@ class FakePool:
         raise AssertionError("decode servers run requests, and keep them")
 
     def move_over(self, request: PoolRequest) -> None:
-        """A running request goes on elsewhere."""
+        """A running request has another home."""
 
     def roles_changed(self, roles: Roles, why: str) -> None:
         """The seats have other roles."""

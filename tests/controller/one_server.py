@@ -169,6 +169,11 @@ class DecodingInstance(FakeInstance):
             self._stream(row, ended=True)
         super()._leave(stock, error)
 
+    def _answer(self, client: Client, who: str) -> None:
+        """Answers go by way of the controller, which passes on nothing of what was given up."""
+        if not self.lost:
+            super()._answer(client, who)
+
     @property
     def by_requests(self) -> int:
         """Slots of requests that SGLang itself runs."""
@@ -188,7 +193,7 @@ class DecodingInstance(FakeInstance):
         assert row.client is not None
         row.generated += 1
         self._stream(row, ended=True)
-        self.pool.answered(row.client, "home failed" if row.unwanted else "home finished")
+        self._answer(row.client, "home failed" if row.unwanted else "home finished")
         self._say(0, DecodeEnded, seq=row.seq, error=row.unwanted)
 
     # -- running requests that move -------------------------------------------------------
@@ -348,7 +353,7 @@ class DecodingInstance(FakeInstance):
             self.joined.add(task.seq)
 
     def on_stop(self, seq: int, *, resumes: bool = False) -> None:
-        """A request that decodes already is aborted, or goes on elsewhere."""
+        """A request that decodes already is aborted, or is computed anew."""
         row = self.decoding.get(seq)
         if row is not None and resumes and not row.unwanted:
             self._let_go(row)
@@ -454,7 +459,7 @@ class OneServerPool(FakePool):
         at.order(partial(at.on_move_end, seq, moved))
 
     def move_over(self, request: PoolRequest) -> None:
-        """It goes on elsewhere."""
+        """It has another home."""
         assert request.phase is Phase.DECODING
         self.moves_seen.append((request.rid, request.moves[-1].source, request.moves[-1].target))
 

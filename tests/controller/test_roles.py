@@ -268,6 +268,23 @@ def test_what_was_on_its_way_from_a_lost_source_is_computed_anew(
     assert_finished(pool, request)
 
 
+def test_a_target_may_be_the_next_life_of_an_instance_that_was_lost_under_it() -> None:
+    """What the first life had of the plan is no more; what the next one says counts."""
+    pool = pool_of("2b", policy="fixed-sp:2")
+    request = pool.submit(100)
+    pool.turn()
+    assert request.plan is not None
+    home, other = request.plan.instances
+    pool.lose(other)
+    pool.confirm(other)
+    pool.fill(other)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.lifecycle.on_seat_draining(home)
+    pool.until(lambda: request.home == other)
+    pool.settle()
+    assert_finished(pool, request)
+
+
 def test_source_and_target_may_be_lost_both() -> None:
     pool = pool_of("4b")
     request = decoding(pool)

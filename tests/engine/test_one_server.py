@@ -234,7 +234,7 @@ def test_a_home_before_the_first_chunk_gives_the_request_back() -> None:
     assert rank.allocator.available_size() == PAGES
 
 
-# -- requests that go on elsewhere, or come from there ----------------------------------------
+# -- requests that are computed anew, here or at another home----------------------------------
 
 
 def test_a_long_request_that_sglang_retracts_goes_back_with_its_output() -> None:
@@ -284,7 +284,7 @@ def retracted(req: Any) -> Any:
     return req
 
 
-def test_home_lets_go_of_what_is_to_go_on_elsewhere() -> None:
+def test_home_lets_go_of_what_is_to_be_computed_anew() -> None:
     rank = Rank(decodes=True)
     computed(rank)
     rank.engine.step()

@@ -1,1 +1,1 @@
-"""Requests that go on elsewhere, on real servers: lost instances, and retraction."""
+"""Requests that are computed anew, on real servers: lost instances, and retraction."""
