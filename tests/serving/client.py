@@ -22,7 +22,13 @@ Demanded = Plan | dict[str, Any]
 
 
 class Client:
-    """Requests to the servers of one test session."""
+    """Requests to the servers of one test session.
+
+    Attributes:
+        one_server: the pool decodes itself.
+    """
+
+    one_server = False
 
     def __init__(self, servers: RunningStack) -> None:
         """``servers`` as the fixture starts them."""
