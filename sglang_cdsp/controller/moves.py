@@ -82,7 +82,7 @@ class Move:
 
 
 class Moves:
-    """The moves of a pool: which requests are to have another home, which one, and how far they are."""
+    """The moves of a pool: which requests get another home, which one, and how far they are."""
 
     def __init__(
         self,

@@ -72,15 +72,17 @@ class Decoding:
     def take_results_in(self) -> bool:
         """With overlap: tokens of the last batch do not wait for a chunk's stretch.
 
-        As SGLang itself does before a pause, after which its loop must find no last batch.
+        As SGLang itself does before a pause, after which its loop must find no last batch. Where a
+        request has penalties they wait: at each step SGLang counts the last token that it knows,
+        and would miss one and count another twice.
 
         Returns:
             Whether there were results.
         """
         scheduler = self._scheduler
-        last_batch = getattr(scheduler, "last_batch", None)
-        waited_for = self._engine.computes or self.moving.takes_out
-        due = bool(scheduler.enable_overlap and last_batch and waited_for)
+        last_batch: Any = getattr(scheduler, "last_batch", None)
+        due = bool(scheduler.enable_overlap and last_batch and self._engine.computes)
+        due = due and not last_batch.sampling_info.penalizer_orchestrator.is_required
         if due:
             scheduler.process_batch_result(*scheduler.result_queue.popleft())
         return due
@@ -95,7 +97,8 @@ class Decoding:
         self._coroutines.stretch_s = self._share.stretch_s(share, decodes=decodes)
 
     def admit(self, running: Any) -> Any:
-        """SGLang's running batch, with who has joined meanwhile."""
+        """SGLang's running batch, without who has left and with who has joined meanwhile."""
+        self.moving.take_out(running)
         return self._joining.admit(running)
 
     def tell_slots(self) -> None:

@@ -22,7 +22,7 @@ from sglang_cdsp.engine.kv_transfer import Carrier, Transfer
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.req_state import StaysError, kv_rows, restore, state_of
 from sglang_cdsp.engine.slot_table import SlotTable
-from sglang_cdsp.engine.stock import JoinedScheduler
+from sglang_cdsp.engine.stock import RankScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker, take_compiling
 from sglang_cdsp.engine.tasks import StockRequest
 from sglang_cdsp.parallel.spans import Span
@@ -52,7 +52,8 @@ class _Leaving:
 
     Attributes:
         request: as SGLang's requests are followed here; None if there is none any more.
-        out: it is in no batch.
+        parted: it is not in the running batch any more; a step of it may be under way.
+        out: its state has been read off, and its KV is being sent.
         failed: the controller knows that its KV does not arrive.
         moved: what the controller said of the end: whether it has moved; None before.
     """
@@ -60,6 +61,7 @@ class _Leaving:
     order: MoveOutOrder
     request: StockRequest | None
     transfer: Transfer
+    parted: bool = False
     out: bool = False
     failed: bool = False
     moved: bool | None = None
@@ -93,7 +95,7 @@ class Moving:
     def __init__(
         self,
         *,
-        scheduler: JoinedScheduler,
+        scheduler: RankScheduler,
         reporter: Reporter,
         joining: Joining,
         coroutines: Coroutines,
@@ -118,18 +120,13 @@ class Moving:
     @property
     def reqs(self) -> list[Req]:
         """Requests that have left the batch, and are this instance's still."""
-        out = [move.request.req for move in self._leaving.values() if move.out and move.request]
-        return [req for req in out if req is not None]
+        reqs = [move.request.req for move in self._leaving.values() if move.parted and move.request]
+        return [req for req in reqs if req is not None and not req.finished()]
 
     @property
     def held_tokens(self) -> int:
         """KV slots of what is to go on here."""
         return sum(move.slots.tokens for move in self._coming.values())
-
-    @property
-    def takes_out(self) -> bool:
-        """Whether a request is to be taken out of the running batch."""
-        return any(not move.out and move.moved is None for move in self._leaving.values())
 
     # -- orders ---------------------------------------------------------------------------
 
@@ -201,18 +198,36 @@ class Moving:
     # -- the loop -------------------------------------------------------------------------
 
     def take_out(self, running: Any) -> None:
-        """Take requests out of SGLang's running batch, whose last step's results are in."""
+        """Take requests out of SGLang's running batch.
+
+        With overlap the last step's results may not be in yet: such a request is in no further
+        step, and leaves when they are.
+        """
         for seq, move in list(self._leaving.items()):
             if move.out or move.moved is not None:
                 continue
             req = move.request.req if move.request is not None else None
             if req is None or move.request not in self._tracker:
                 self._fail_to_leave(seq, "it has ended")
-            elif req in running.reqs and not (req.finished() or req.to_finish):
-                self._take(seq, move, req, running)
+                continue
+            if not move.parted and req in running.reqs and not (req.finished() or req.to_finish):
+                _part(running, req)
+                move.parted = True
+            if not move.parted or req.finished() or self._under_way(req):
+                continue
+            if req.to_finish:
+                self._joining.go_on(req, None)
+                self._fail_to_leave(seq, "it has been aborted")
+            else:
+                self._take(seq, move, req)
 
-    def _take(self, seq: int, move: _Leaving, req: Req, running: Any) -> None:
-        """Take one out; its row and KV stay as they are."""
+    def _under_way(self, req: Req) -> bool:
+        """Whether a step of a request runs whose results are not in."""
+        queue = self._scheduler.result_queue if self._scheduler.enable_overlap else ()
+        return any(req in batch.reqs for batch, _ in queue)
+
+    def _take(self, seq: int, move: _Leaving, req: Req) -> None:
+        """Let one go; its row and KV stay as they are."""
         rows = kv_rows(req)
         try:
             if req.kv.kv_committed_len != rows:
@@ -220,10 +235,9 @@ class Moving:
             output = state_of(req)
         except StaysError as error:
             logger.info("request %s stays on its instance: %s", req.rid, error)
+            self._joining.go_on(req, None)
             self._fail_to_leave(seq, str(error), stays=True)
             return
-        running.filter_batch(keep_indices=[i for i, r in enumerate(running.reqs) if r is not req])
-        running.batch_is_full = False
         move.out = True
         assert move.request is not None
         self._reporter.send_from_leader(
@@ -259,16 +273,18 @@ class Moving:
                 error = move.transfer.error
                 self._reporter.send_from_leader(MoveFailed, seq=seq, error=error)
             return
-        del self._leaving[seq]
-        if move.out and move.request is not None and move.request.req is not None:
+        request = move.request
+        if move.parted and request is not None and request.req is not None:
+            if self._under_way(request.req):
+                return
             if move.moved:
-                self._tracker.let_go(move.request)
+                self._tracker.let_go(request)
                 # Here it has ended: the prefix tree may keep what it can.
-                req = move.request.req
-                req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))
-                release(req, self._scheduler.tree_cache)
-            else:
-                self._joining.go_on(move.request.req, None)
+                request.req.finished_reason = FINISH_LENGTH(length=len(request.req.output_ids))
+                release(request.req, self._scheduler.tree_cache)
+            elif not request.req.finished():
+                self._joining.go_on(request.req, None)
+        del self._leaving[seq]
         self._reporter.send_from_leader(MoveEnded, seq=seq)
 
     def _go_on_coming(self, seq: int, move: _Coming) -> None:
@@ -310,3 +326,9 @@ class Moving:
         now_s = time.monotonic()
         self._tracker.join(StockRequest(seq, req.rid, now_s, req=req, end_s=now_s, joined=True))
         self._reporter.send_from_leader(MovedIn, seq=seq)
+
+
+def _part(running: Any, req: Req) -> None:
+    """Take a request out of a batch; its row and KV stay as they are."""
+    running.filter_batch(keep_indices=[i for i, r in enumerate(running.reqs) if r is not req])
+    running.batch_is_full = False

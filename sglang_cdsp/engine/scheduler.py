@@ -326,8 +326,6 @@ class PoolScheduler(Scheduler):
             taken = self._decoding.take_results_in()
             self._decoding.pace_chunks(decodes=bool(running_batch.reqs))
             self._take_turn(self._cdsp)
-            if taken or not (self.enable_overlap and last_batch):
-                self._moves.take_out(running_batch)
             running_batch = self._decoding.admit(running_batch)
             if self._numbers is not None:
                 self._numbers.publish()

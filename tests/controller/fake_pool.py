@@ -443,13 +443,15 @@ class FakePool:
             assert not (inside and shared), "a lane is used by two chunks at once"
         self._lanes[(request.seq, request.next_chunk)] = (request.lane, members)
 
-    def stop(self, request: PoolRequest) -> None:
-        """A task ends at all instances of its plan."""
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """A task ends at instances of its plan."""
         assert request.plan is not None
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
-        for me in request.reachable:
-            at, seq, resumes = self.instances[me], request.seq, request.recalled
+        seq, resumes = request.seq, request.recalled
+        for me in instances:
+            assert me in request.reachable
+            at = self.instances[me]
             at.order(partial(at.on_stop, seq, resumes=resumes))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:

@@ -98,6 +98,7 @@ class DecodingInstance(FakeInstance):
         self.coming: dict[int, Coming] = {}
         self.withdrawn: set[int] = set()
         self.short: dict[int, Decoding] = {}
+        self._told = 0
 
     def end(self) -> None:
         """Nobody decodes here any more."""
@@ -107,9 +108,8 @@ class DecodingInstance(FakeInstance):
     def moves(self) -> Iterator[Move]:
         """What the instance could do now, decoding among it."""
         yield from super().moves()
-        told = self.by_requests
-        tell = partial(self._say, 0, SlotsTaken, tokens=told)
-        yield Move(f"{self.me} tells of {told} slots", tell, fault=True)
+        if self._told != self.by_requests:
+            yield Move(f"{self.me} tells of {self.by_requests} slots", self._tell)
         if self.paused:
             return
         yield from self._moving_moves()
@@ -173,6 +173,10 @@ class DecodingInstance(FakeInstance):
         """Answers go by way of the controller, which passes on nothing of what was given up."""
         if not self.lost:
             super()._answer(client, who)
+
+    def _tell(self) -> None:
+        self._told = self.by_requests
+        self._say(0, SlotsTaken, tokens=self._told)
 
     @property
     def by_requests(self) -> int:

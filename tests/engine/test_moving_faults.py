@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -215,3 +218,92 @@ def test_a_request_that_sglang_refuses_does_not_come() -> None:
     assert target.said(MoveFailed) == {"seq": 5, "error": "SGLang refused the request here"}
     assert MoveReady not in target.kinds()
     assert not target.moving
+
+
+def step_under_way(source: End) -> Any:
+    """With overlap a step of the running batch was started, and its results are not in."""
+    scheduler: Any = source.scheduler
+    scheduler.enable_overlap = True
+    scheduler.schedule_stream, scheduler.forward_stream = Mock(), Mock()
+    batch = SimpleNamespace(reqs=list(source.running.reqs))
+    scheduler.result_queue = deque([(batch, None)])
+    return scheduler.result_queue
+
+
+def leaves(source: End, target: End, after: Any) -> None:
+    """The target is ready, and the source hears that."""
+    target.moving.on_move_in(MoveInOrder(rid="r", seq=5, source=0, lane=1, serial=7))
+    assert target.moving.adopt(after)
+    target.turn()
+    source.moving.on_move_out(MoveOutOrder(seq=5, target=1, lane=1, serial=7))
+    source.turn()
+
+
+def test_with_overlap_the_step_that_is_under_way_counts() -> None:
+    """It is in no further step, and leaves with that one's token."""
+    source, target = two_ends()
+    before, after = request(), request()
+    source.decodes(5, before, [7, 8])
+    steps = step_under_way(source)
+    leaves(source, target, after)
+    assert source.running.reqs == []
+    assert MovedOut not in source.kinds()
+    assert source.tracker
+    source.token(before, 9)
+    steps.clear()
+    source.turn()
+    assert source.said(MovedOut)["output"].tokens == [7, 8, 9]
+    pass_on(source, target)
+    until(MovedIn, target, source)
+    ends_meet(source, target, moved=True)
+    assert list(after.output_ids) == [7, 8, 9]
+    assert source.scheduler.free() == SLOTS
+
+
+def test_with_overlap_that_step_may_be_its_last() -> None:
+    source, target = two_ends()
+    req = request()
+    source.decodes(5, req, [7, 8])
+    steps = step_under_way(source)
+    leaves(source, target, request())
+    source.token(req, 1)
+    req.to_finish = FINISH_ABORT()
+    req.update_finish_state()
+    steps.clear()
+    source.turn()
+    source.turn()
+    assert DecodeEnded in source.kinds()
+    assert source.said(MoveFailed)["error"] == "it has ended"
+    assert not source.moving
+
+
+def test_with_overlap_it_is_put_back_when_no_step_is_under_way() -> None:
+    source, target = two_ends()
+    req = request()
+    source.decodes(5, req, [7, 8])
+    steps = step_under_way(source)
+    leaves(source, target, request())
+    source.moving.on_move_end(MoveEndOrder(seq=5, moved=False))
+    source.turn()
+    assert source.running.reqs == []
+    assert MoveEnded not in source.kinds()
+    source.token(req, 9)
+    steps.clear()
+    source.turn()
+    assert source.running.reqs == [req]
+    assert MoveEnded in source.kinds()
+
+
+def test_with_overlap_an_abort_after_that_step_ends_it_where_it_is() -> None:
+    source, target = two_ends()
+    req = request()
+    source.decodes(5, req, [7, 8])
+    steps = step_under_way(source)
+    leaves(source, target, request())
+    source.token(req, 9)
+    req.to_finish = FINISH_ABORT()
+    steps.clear()
+    source.turn()
+    assert source.running.reqs == [req]
+    assert source.said(MoveFailed)["error"] == "it has been aborted"
+    assert not source.moving

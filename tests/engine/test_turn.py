@@ -41,12 +41,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
-def scheduler(*, overlap: bool, computes: bool, takes_out: bool = False) -> Any:
+def scheduler(*, overlap: bool, computes: bool, penalties: bool = False) -> Any:
     """A scheduler that was never started, with one batch on its way."""
     made: Any = PoolScheduler.__new__(PoolScheduler)
     made.happened = []
     made.enable_overlap = overlap
-    made.last_batch = SimpleNamespace(reqs=["prefilled"])
+    penalizers = SimpleNamespace(is_required=penalties)
+    sampling = SimpleNamespace(penalizer_orchestrator=penalizers)
+    made.last_batch = SimpleNamespace(reqs=["prefilled"], sampling_info=sampling)
     made.result_queue = deque([(made.last_batch, "result")] if overlap else [])
     made.process_batch_result = lambda batch, result: made.happened.append(result)
     made._cdsp = Engine(made, computes=computes)
@@ -55,9 +57,7 @@ def scheduler(*, overlap: bool, computes: bool, takes_out: bool = False) -> Any:
     joining: Any = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
     slots: Any = SimpleNamespace(tell=lambda held, step_s: made.told.append((held, step_s)))
     made.told = []
-    moving: Any = SimpleNamespace(
-        takes_out=takes_out, take_out=lambda running: made.happened.append("out")
-    )
+    moving: Any = SimpleNamespace(take_out=lambda running: made.happened.append("out"))
     made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, moving, slots)
     return made
 
@@ -85,20 +85,17 @@ def test_with_overlap_results_do_not_wait_for_a_chunk(asked: list[dict[str, Any]
     assert not one.result_queue
 
 
-def test_with_overlap_and_no_chunk_everything_is_stocks(asked: list[dict[str, Any]]) -> None:
-    one = scheduler(overlap=True, computes=False)
+@pytest.mark.parametrize(("computes", "penalties"), [(False, False), (True, True)])
+def test_with_overlap_and_no_chunk_or_penalties_everything_is_stocks(
+    computes: bool, penalties: bool, asked: list[dict[str, Any]]
+) -> None:
+    """Penalties count a token at each step, the last one whose result is in."""
+    one = scheduler(overlap=True, computes=computes, penalties=penalties)
     last = one.last_batch
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
     assert len(one.result_queue) == 1
     assert one.last_batch is last
-    assert one.happened == ["turn"], "nobody leaves while a step of theirs is under way"
-
-
-def test_with_overlap_who_leaves_has_had_all_results(asked: list[dict[str, Any]]) -> None:
-    one = scheduler(overlap=True, computes=False, takes_out=True)
-    one.get_next_batch_to_run(running_batch=RUNNING, last_batch=one.last_batch)
-    assert one.happened == ["result", "turn", "out"]
-    assert one.last_batch is None
+    assert one.happened == ["turn", "out"]
 
 
 def test_chunks_go_on_for_as_long_as_their_share_allows(asked: list[dict[str, Any]]) -> None:
