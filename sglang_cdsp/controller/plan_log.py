@@ -37,10 +37,11 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
     gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
     and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
-    counts earlier plans. Nothing of them had run when an instance was lost, but in one server, where
-    ``resumed_tokens`` of output were computed anew with the prompt. ``lost_instances`` are those
-    that were lost since it was bound. ``passes``: its chunk ran between the layers of others. A
-    chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool decodes itself, ``output_tokens`` were sent until ``end_s``, when its home was done with it.
+    counts earlier plans. Nothing of them had run when an instance was lost, but in one server,
+    where ``resumed_tokens`` of output were computed anew with the prompt. ``lost_instances`` are
+    those that were lost since it was bound. ``passes``: its chunk ran between the layers of others.
+    A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool decodes
+    itself, ``output_tokens`` were sent until ``end_s``, when its home was done with it.
     ``moves`` are its ways to other instances after its first token, with the KV rows that moved.
 
     Args:
