@@ -521,4 +521,5 @@ class OneServerPool(FakePool):
 
     def _has_part(self, request: PoolRequest, seat: int) -> bool:
         """Whether a seat decodes a request, or is to."""
-        return seat == request.home or request.seq in self._decoding_at(seat).coming
+        at, seq = self._decoding_at(seat), request.seq
+        return seat == request.home or seq in at.coming or seq in at.decoding
