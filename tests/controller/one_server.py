@@ -512,7 +512,7 @@ class OneServerPool(FakePool):
 
     def _leave_homes_alone(self) -> None:
         """Only who decodes, or is to, is promised anything of what decodes."""
-        for request in self.lifecycle.requests:
+        for request in self.lifecycle._table.with_plan:
             runs = request.phase in (Phase.DECODING, Phase.STOCK)
             if runs and request.plan is not None and request.seq in self._promised:
                 promised = self._promised[request.seq]
@@ -522,4 +522,5 @@ class OneServerPool(FakePool):
     def _has_part(self, request: PoolRequest, seat: int) -> bool:
         """Whether a seat decodes a request, or is to."""
         at, seq = self._decoding_at(seat), request.seq
-        return seat == request.home or seq in at.coming or seq in at.decoding
+        there = seq in at.coming or seq in at.decoding
+        return seat == request.home or (there and not at.lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.planner.roles import Role, Roles, parse_roles
+from sglang_cdsp.planner.types import PoolView
 from tests.controller.cases import TWO_CHUNKS, empty, phase_is
 from tests.controller.one_server import DecodingInstance, OneServerPool
 
@@ -525,10 +527,10 @@ def test_an_update_and_a_policy_turn_seats() -> None:
     assert roles is not None
     turns.put(roles)
     assert str(pool.ledger.roles) == "3b1d"
-    asked: list[tuple[Any, ...]] = []
+    asked: list[Roles] = []
 
-    def wish(*arguments: Any) -> Roles:
-        asked.append(arguments)
+    def wish(pool: PoolView, roles: Roles, decoding: Sequence[int]) -> Roles:
+        asked.append(roles)
         return parse_roles("2p2d")
 
     pool.policy.turn = wish  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import torch
@@ -68,9 +68,9 @@ class End:
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         runner = SimpleNamespace(device="cpu", token_to_kv_pool=instance.pool)
-        self.scheduler = Scheduler()
+        self.scheduler = cast(Any, Scheduler())
         self.scheduler.tp_worker = SimpleNamespace(model_runner=runner)
-        self.reporter: Any = FakeReporter()
+        self.reporter = cast(Any, FakeReporter())
         self.reporter.instance = instance.number
         self.joining = Joining(self.scheduler)
         self.cancelled: list[str] = []

@@ -68,4 +68,4 @@ def test_a_rank_that_does_not_lead_has_nobody_to_tell(monkeypatch: Any) -> None:
 
 
 def test_what_is_captured_is_sglangs_own_message() -> None:
-    assert outputs.BatchTokenIDOutput is BatchTokenIDOutput
+    assert vars(outputs)["BatchTokenIDOutput"] is BatchTokenIDOutput

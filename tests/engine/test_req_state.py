@@ -211,7 +211,7 @@ def test_log_probabilities_that_are_tensors_stay() -> None:
 @settings(deadline=None)  # PyTorch compiles the first of them
 @given(st.lists(st.integers(2, VOCAB - 1), max_size=12), st.data())
 def test_penalties_are_as_if_it_had_never_left(tokens: list[int], data: st.DataObject) -> None:
-    options = {
+    options: dict[str, Any] = {
         "frequency_penalty": data.draw(st.sampled_from([0.0, 0.5])),
         "presence_penalty": data.draw(st.sampled_from([0.0, 0.25])),
         "repetition_penalty": data.draw(st.sampled_from([1.0, 1.5])),

@@ -84,7 +84,7 @@ def test_tokens_are_stocks_while_seats_turn(client: OneServerClient, checkpoint:
 
 
 def test_a_grammar_and_a_stream_move_along(client: OneServerClient, checkpoint: Path) -> None:
-    body = {
+    body: dict[str, Any] = {
         "input_ids": text_tokens(checkpoint, 400, 9),
         "sampling_params": {"temperature": 0, "max_new_tokens": 40, "regex": "[a-f ]{60,80}"},
     }
