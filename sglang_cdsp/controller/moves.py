@@ -213,6 +213,9 @@ class Moves:
     def _ready(self, move: Move) -> None:
         if move.step is not Step.READYING:
             return
+        if move.outdated:
+            self._call_off(move)
+            return
         move.step = Step.LEAVING
         move.inside.add(move.source)
         self._effects.move_out(move.request, move.target, move.lane, move.serial)

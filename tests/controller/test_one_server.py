@@ -90,6 +90,8 @@ class AnyOrderOfOneServer(AnyOrder):
             self._come_on(lambda: move.step is not Step.READYING)
         if so_far == "on its way":
             self._come_on(lambda: move.step not in (Step.READYING, Step.LEAVING))
+            arrives = f"all of {request.seq} has come"
+            self._come_on(lambda: any(m.name.startswith(arrives) for m in self.pool.moves()))
         for seat in {"source": [home], "target": [move.target]}.get(then, []):
             self._lose(seat, confirmed=confirmed)
         if then == "both":

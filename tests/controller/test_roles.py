@@ -366,6 +366,24 @@ def test_what_is_retracted_before_it_leaves_is_computed_anew() -> None:
     assert_finished(pool, request)
 
 
+def test_so_is_what_is_retracted_while_its_target_gets_ready() -> None:
+    """The target says that it is ready right after that."""
+    pool = pool_of("4b")
+    request = decoding(pool)
+    seq = request.seq
+    turn(pool, "3p1d")
+    pool.turn()
+    pool.happen("3 takes an order")
+    pool.happen(f"0 retracts {seq}")
+    pool.happen("the controller hears 0.0")
+    pool.happen(f"3 gets ready for {seq}")
+    pool.happen("the controller hears 3.0")
+    pool.settle()
+    assert pool.moves_seen[1:] == [], "it moves, if at all, from its next home"
+    assert request.recalls == 1
+    assert_finished(pool, request)
+
+
 def test_a_target_gets_nothing_new_under_an_id_before_it_has_let_go() -> None:
     """Orders come in order: the end of the move before the request's next plan."""
     pool = pool_of("2b")
