@@ -171,10 +171,10 @@ def _may_reuse(request: PoolRequest | None) -> bool:
     """
     if request is None:
         return True
-    if request.phase in (Phase.DRAINING, Phase.RELEASING, Phase.DECODING):
+    if request.decodes:
+        return request.answered  # its output comes by here
+    if request.phase in (Phase.DRAINING, Phase.RELEASING):
         return not request.recalled
-    return (
-        request.phase is Phase.STOCK
-        and not request.recalled
-        and (request.first_token_s is not None or not request.reachable)
+    return request.phase is Phase.STOCK and (
+        request.first_token_s is not None or not request.reachable
     )

@@ -30,6 +30,10 @@ ON_THE_WAY = ("", "source", "target", "both", "abort", "retracts", "cannot send"
 """What may happen to a request that moves: seats that are lost, and words for faults."""
 
 
+ENDS = ("to its end", " ends")
+"""How the names of what ends a request's output end."""
+
+
 class AnyOrderOfOneServer(AnyOrder):
     """As with decode servers, but every request is decoded at its home."""
 
@@ -118,9 +122,7 @@ class AnyOrderOfOneServer(AnyOrder):
         """Let things happen that are no faults and end no request's output, for a while."""
         for _ in range(200):
             self.pool.turn()
-            going = [
-                m for m in self.pool.moves() if not (m.fault or m.name.endswith(("end", "ends")))
-            ]
+            going = [m for m in self.pool.moves() if not (m.fault or m.name.endswith(ENDS))]
             if reached() or not going:
                 return
             going[0].do()
@@ -588,6 +590,26 @@ def test_the_id_of_what_goes_on_is_its_own(pool: OneServerPool) -> None:
     assert "is in use" in pool.submit(50, rid=request.rid).error
     pool.settle()
     assert request.outcome == "finished"
+
+
+@pytest.mark.parametrize("plan", [TWO_CHUNKS, [(50, [0])]], ids=["chunks", "own queue"])
+def test_an_id_is_free_when_its_client_has_the_whole_answer(
+    pool: OneServerPool, plan: Demanded
+) -> None:
+    assert isinstance(plan, list)
+    request = pool.submit(sum(tokens for tokens, _ in plan), plan=plan)
+    pool.until(lambda: request.first_token_s is not None)
+    pool.until(lambda: any(move.name.endswith(ENDS) for move in pool.moves()))
+    second = pool.request(50, rid=request.rid)
+    pool.lifecycle.on_request(second, None)
+    assert "is in use" in second.error
+    request.output.complete = request.answered = True  # which its home tells
+    third = pool.request(50, rid=request.rid)
+    pool.lifecycle.on_request(third, None)
+    assert not third.error
+    pool.settle()
+    assert (request.outcome, third.outcome) == ("finished", "finished")
+    assert empty(pool)
 
 
 def test_a_seat_that_drains_is_idle_when_nothing_decodes_there(pool: OneServerPool) -> None:
