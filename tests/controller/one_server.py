@@ -521,6 +521,6 @@ class OneServerPool(FakePool):
 
     def _has_part(self, request: PoolRequest, seat: int) -> bool:
         """Whether a seat decodes a request, or is to."""
-        at, seq = self._decoding_at(seat), request.seq
-        there = seq in at.coming or seq in at.decoding
-        return seat == request.home or (there and not at.lost)
+        move = self.lifecycle._moves._moves.get(request.seq)
+        comes = move is not None and seat == move.target and seat in move.inside
+        return seat == request.home or comes

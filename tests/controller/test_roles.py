@@ -107,7 +107,7 @@ def test_slots_of_what_is_on_its_way_are_not_free() -> None:
     assert pool.ledger.decoding(3) == 1
     pool.until(lambda: request.moved_to == 3)
     pool.until(lambda: not pool.lifecycle.chunk_running)
-    assert pool.ledger.free_tokens()[0] == pool.capacity
+    pool.until(lambda: pool.ledger.free_tokens()[0] == pool.capacity)  # when it has said so
     pool.settle()
     assert empty(pool)
 
