@@ -112,7 +112,16 @@ class Arrivals:
         self._queue.add(request)
 
     def take_back(self, request: PoolRequest) -> None:
-        """A request whose plan was recalled waits again, before those that came after it."""
+        """A request whose plan was recalled waits again, before those that came after it.
+
+        It ends where the seats that prefill now could not take it even if they were empty.
+        """
+        try:
+            if request.forced is None:
+                self._admission.recheck(request)
+        except PlannerError as error:
+            self._endings.refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+            return
         self._queue.take_back(request)
 
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:

@@ -95,8 +95,12 @@ class WaitingQueue:
                 self.take_back(request)
 
     def to_plan(self) -> tuple[PoolRequest, ...]:
-        """Requests whose plan is the policy's to make, in the order of its choice."""
-        return tuple(self._planned[rid] for rid in self._policy.waiting())
+        """Requests whose plan is the policy's to make, in the order of its choice.
+
+        First those that have one and wait for a home, which it may have to make again.
+        """
+        homeless = (request for request, _ in self._homeless)
+        return (*homeless, *(self._planned[rid] for rid in self._policy.waiting()))
 
     def leave(self, request: PoolRequest) -> None:
         """A request ends without a plan."""

@@ -189,11 +189,6 @@ ROWS = (
     ),
     row(
         "engine.moving",
-        "a request leaves the running batch between two steps",
-        Signature(BATCH, "ScheduleBatch.filter_batch", ("chunked_req_to_exclude", "keep_indices")),
-    ),
-    row(
-        "engine.moving",
         "with overlap a step under way keeps its requests, whoever leaves the running batch",
         Order(
             SCHEDULER,

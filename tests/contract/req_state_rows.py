@@ -118,7 +118,6 @@ ROWS = (
                 "session",
                 "lora_id",
                 "beam_group",
-                "dllm_config",
                 "return_hidden_states",
                 "return_routed_experts",
                 "return_indexer_topk",
@@ -146,7 +145,7 @@ ROWS = (
         Calls(SCHEDULER, "Scheduler.update_running_batch", "self._add_request_to_queue"),
     ),
     row(
-        "engine.joining",
+        "engine.joining engine.moving",
         "a request leaves the running batch between two steps",
         Signature(BATCH, "ScheduleBatch.filter_batch", (), ("keep_indices",)),
     ),

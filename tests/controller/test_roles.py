@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -530,6 +531,35 @@ def test_a_prompt_that_fits_only_with_seats_that_decode_is_refused() -> None:
     turn(pool, "4b")
     long = pool_of("1p3d", policy="fixed-sp:2").submit(300)
     assert "role is to decode" in long.error
+    pool.settle()
+    assert empty(pool)
+
+
+def test_what_comes_back_when_too_few_seats_prefill_is_told_so() -> None:
+    """It was retracted after the others had turned, and no plan of the policy's is left."""
+    pool = pool_of("2b", policy="fixed-sp:2")
+    request = pool.submit(100)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    turn(pool, "1d1b")
+    pool.happen(f"{request.home} retracts {request.seq}")
+    pool.hear_all()
+    assert request.phase is Phase.ENDED
+    assert "role is to decode" in request.error
+    assert pool.statuses[request.tokenized] == HTTPStatus.SERVICE_UNAVAILABLE
+    pool.settle()
+    assert empty(pool)
+
+
+def test_so_is_what_waits_for_a_home() -> None:
+    pool = pool_of("2b", policy="fixed-sp:2", capacity=1000)
+    for seat in (0, 1):
+        decoding(pool, 500, [(250, [seat])] * 2)
+    request = pool.submit(700)
+    pool.turn()
+    assert phase_is(request, Phase.WAITING)
+    turn(pool, "1d1b")
+    assert request.phase is Phase.ENDED
+    assert "role is to decode" in request.error
     pool.settle()
     assert empty(pool)
 

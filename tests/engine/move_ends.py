@@ -28,7 +28,7 @@ from sglang_cdsp.protocol.messages import (
 )
 from tests.engine.fake_stock import FakeReporter
 from tests.engine.one_thread import LAYERS, Instance, pool_of
-from tests.engine.test_joining import VOCAB, Scheduler
+from tests.engine.stock_pools import VOCAB, Scheduler
 
 PROMPT = list(range(30))
 

@@ -26,7 +26,7 @@ from tests.engine.move_ends import (
     two_ends,
     until,
 )
-from tests.engine.test_joining import ROWS, SLOTS, VOCAB, options
+from tests.engine.stock_pools import ROWS, SLOTS, VOCAB, options
 
 assert options, "SGLang's options, as far as they are read here"
 
