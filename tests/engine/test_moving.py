@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import permutations
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -75,11 +78,15 @@ def test_penalties_are_those_of_the_whole_output() -> None:
     changed = {token: value for token, value in enumerate(logits[0].tolist()) if value != 1.0}
     # The last token counts at the next step, as always.
     assert set(changed) == {7, 8}
-    additive = {7: -2 * 0.5 - 0.25, 8: -0.5 - 0.25}
-    for token, value in changed.items():
-        one = 1.0 + additive[token]
-        expected = {one / 1.5, one * 1.5, 1.0 / 1.5 + additive[token]}
-        assert any(value == pytest.approx(e) for e in expected)
+    for token, times in ((7, 2), (8, 1)):
+        # SGLang applies them in the order of a set, which is any.
+        penalties_of = (
+            lambda logit, times=times: logit - 0.5 * times,
+            lambda logit: logit - 0.25,
+            lambda logit: logit / 1.5 if logit > 0 else logit * 1.5,
+        )
+        expected = {reduce(lambda x, f: f(x), order, 1.0) for order in permutations(penalties_of)}
+        assert any(changed[token] == pytest.approx(value) for value in expected)
 
 
 def test_a_move_that_is_called_off_leaves_it_in_its_batch() -> None:
