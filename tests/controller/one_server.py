@@ -484,7 +484,9 @@ class OneServerPool(FakePool):
 
     def hear(self, report: AnyReport) -> None:
         """A report reaches the controller, which may leave a request to its home alone."""
-        if isinstance(report, Streamed) and not self.instances[report.instance].lost:
+        if self.instances[report.instance].lost:
+            return  # nobody listens to who was given up: see ``SeatKeeper.on_report``
+        if isinstance(report, Streamed):
             self._pass_on(report)
         super().hear(report)
         self._leave_homes_alone()
