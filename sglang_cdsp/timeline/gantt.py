@@ -118,9 +118,7 @@ def _bar(
     return "".join(mark for _, _, mark in best)
 
 
-def _cells(
-    first_s: float, last_s: float, cell_s: float, width: int
-) -> Iterator[tuple[int, float]]:
+def _cells(first_s: float, last_s: float, cell_s: float, width: int) -> Iterator[tuple[int, float]]:
     """The cells between two times, and for how many seconds each is covered."""
     first, last = int(max(first_s, 0.0) / cell_s), int(max(last_s, 0.0) / cell_s)
     for column in range(first, min(last, width - 1) + 1):
@@ -136,7 +134,7 @@ def _flags(run: Run, start_s: float, cell_s: float, width: int) -> str:
     cells = [" "] * width
     for at_s, flag in sorted(moments):
         column = int((at_s - start_s) / cell_s)
-        if 0 <= at_s - start_s and column <= width:
+        if at_s - start_s >= 0 and column <= width:
             cells[min(column, width - 1)] = flag
     return "".join(cells)
 

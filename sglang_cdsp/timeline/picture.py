@@ -60,9 +60,7 @@ def draw(run: Run, start_s: float, end_s: float, path: Path) -> None:
     save(drawn, path)
 
 
-def _draw_request(
-    axes: Axes, request: Request, number: int, span_s: float, *, named: bool
-) -> None:
+def _draw_request(axes: Axes, request: Request, number: int, span_s: float, *, named: bool) -> None:
     label: str | None = f"{request.rid[:20]} ({request.tokens} tokens)" if named else None
     colour = f"C{number % 10}" if named else _colour(number)
     for chunk in request.chunks:

@@ -197,7 +197,8 @@ def _on_one_clock(
     return Run(
         requests=tuple(
             sorted(
-                (_shifted(r, -first_s) for r in shifted_requests), key=lambda r: (r.arrival_s, r.rid)
+                (_shifted(r, -first_s) for r in shifted_requests),
+                key=lambda r: (r.arrival_s, r.rid),
             )
         ),
         seats=tuple(

@@ -149,9 +149,7 @@ class Run:
         """The run with only what lies, at least in part, between two times."""
         return replace(
             self,
-            requests=tuple(
-                r for r in self.requests if r.arrival_s <= end_s and r.end_s >= start_s
-            ),
+            requests=tuple(r for r in self.requests if r.arrival_s <= end_s and r.end_s >= start_s),
             seats=tuple(change for change in self.seats if change.at_s <= end_s),
         )
 
