@@ -21,8 +21,8 @@ A request is counted when it has ended, with all of its chunks; gauges are set o
 schedulers count (links, giving way, moves of history) comes with the report of a chunk that ended.
 The pool's own probes are no requests.
 
-[examples/monitoring](../examples/monitoring/README.md) has a Grafana dashboard. This page is written
-from the table in `sglang_cdsp/controller/exported/definitions.py`:
+[examples/monitoring](../examples/monitoring/README.md) has a Grafana dashboard. This page is
+written from the table in `sglang_cdsp/controller/exported/definitions.py`:
 
     python -m tests.docs.metrics_page > docs/metrics.md
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.timeline.gantt import MARKS, text
@@ -82,12 +82,12 @@ def made(requests: list[tuple[float, float, float, list[int]]]) -> Run:
     return Run(rows, (), 3, 0.0)
 
 
-SECONDS = st.floats(0.0, 50.0)
+SECONDS = st.integers(0, 500).map(lambda tenths: tenths / 10)
 RUNS = st.lists(
     st.tuples(
         SECONDS,
         SECONDS,
-        st.floats(0.001, 50.0),
+        st.integers(1, 500).map(lambda tenths: tenths / 10),
         st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
     ),
     min_size=1,
@@ -95,6 +95,7 @@ RUNS = st.lists(
 ).map(made)
 
 
+@settings(deadline=None)
 @given(RUNS, st.integers(1, 60))
 def test_every_line_has_its_width_and_every_cell_a_meaning(run: Run, width: int) -> None:
     lines = text(run, 0.0, run.end_s, width).splitlines()
@@ -106,6 +107,7 @@ def test_every_line_has_its_width_and_every_cell_a_meaning(run: Run, width: int)
     assert {i for i in range(3) if set(bar(lines, i)) != {"."}} == busy
 
 
+@settings(deadline=None)
 @given(RUNS)
 def test_a_trace_has_each_chunk_once_an_instance_and_no_overlap_on_a_track(run: Run) -> None:
     events = trace(run)["traceEvents"]
