@@ -43,7 +43,7 @@ def queries() -> list[str]:
         if panel["type"] != "row"
         for target in panel["targets"]
     ]
-    return [q.replace("$model", ".*").replace("$__rate_interval", "20s") for q in found]
+    return [q.replace("$model", ".*").replace("$__rate_interval", "60s") for q in found]
 
 
 def names_in(query: str) -> set[str]:
