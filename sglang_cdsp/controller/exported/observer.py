@@ -69,8 +69,8 @@ class ExportedMetrics(Observer):
         for seat in range(seats):
             for name in SEAT_COUNTERS:
                 instruments.count(name, 0.0, seat=seat)
-            for cause in Cause:
-                instruments.count("seat_deaths_total", 0.0, seat=seat, cause=cause.value)
+            for death in Cause:
+                instruments.count("seat_deaths_total", 0.0, seat=seat, cause=death.value)
 
     # -- requests -------------------------------------------------------------------------
 
