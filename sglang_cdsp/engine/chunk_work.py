@@ -25,13 +25,13 @@ from sglang_cdsp.engine.writes import (
     written_before,
 )
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.spans import tokens_of
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
     Failed,
     FirstToken,
     GoOrder,
-    LogprobPart,
     PromptLogprobs,
     Ready,
     Released,
@@ -157,7 +157,7 @@ class ChunkWork:
             return
         # On CUDA the host starts a chunk before the device does.
         device_s = done.start_s
-        self._chunk_done(task, order.chunk, start_s if device_s is None else device_s, done.part)
+        self._chunk_done(task, order.chunk, start_s if device_s is None else device_s, done)
 
     def _run_chunk(self, task: ChunkTask, order: GoOrder) -> ShardDone:
         """Run a chunk to its end.
@@ -219,10 +219,10 @@ class ChunkWork:
             task.uncertain = task.uncertain or error.uncertain
             raise
 
-    def _chunk_done(
-        self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
-    ) -> None:
-        passed_s = 0.0 if task.running is None else self._coroutines.passed_s(task.running)
+    def _chunk_done(self, task: ChunkTask, chunk: int, start_s: float, done: ShardDone) -> None:
+        part, running = done.part, task.running
+        passed_s = 0.0 if running is None else self._coroutines.passed_s(running)
+        gave_way = 0 if running is None else running.gave_way
         self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)
@@ -234,8 +234,17 @@ class ChunkWork:
         task.next_chunk = chunk + 1
         if task.over:
             self._await_order(task)
+        moves = [m.span for m in task.layouts[chunk].moves if m.src == self._instance]
         self._reporter.send_from_leader(
-            ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
+            ChunkDone,
+            seq=task.seq,
+            chunk=chunk,
+            start_s=start_s,
+            passed_s=passed_s,
+            gave_way=gave_way,
+            sent_bytes=done.traffic.sent_bytes,
+            waited_s=done.traffic.waited_s,
+            moved_tokens=tokens_of(moves),
         )
 
     def _chunk_ended(self, task: ChunkTask) -> None:

@@ -7,7 +7,7 @@ A forward is prepared, run and finished. All that belongs to one forward alone i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
 from sglang_cdsp.protocol.messages import GoOrder, LogprobPart, LogprobSpec
@@ -70,10 +71,12 @@ class ShardDone:
     Attributes:
         part: prompt log-probabilities of it, None if the request asked for none of its rows.
         start_s: when the device started, monotonic seconds; None where the host computes itself.
+        traffic: what has gone over this rank's links since the shard before.
     """
 
     part: LogprobPart | None = None
     start_s: float | None = None
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class ShardRunner:
@@ -131,7 +134,8 @@ class ShardRunner:
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
         # The chunk is over when the device says so, and took as long as the device says.
         start_s = watch.stop(self._give_way) if watch is not None else None
-        return ShardDone(self._finish(task, forward, logits), start_s)
+        part = self._finish(task, forward, logits)
+        return ShardDone(part, start_s, self._hub.traffic.taken())
 
     def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
         layout = task.layouts[chunk]
