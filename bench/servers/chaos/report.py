@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.servers.chaos.checks import SHOWN, Verdict, excuse, losses_of
-from bench.servers.chaos.record import Run
+from bench.servers.chaos.record import Death, Run, Strike
 from bench.servers.chaos.scenario import Scenario
 
 
@@ -70,19 +71,27 @@ def _ends(run: Run) -> str:
 def _events(run: Run) -> Iterator[str]:
     begin_s = min((outcome.sent_s for outcome in run.outcomes), default=0.0)
     for strike in sorted(run.strikes, key=lambda strike: strike.at_s):
-        death = next(
-            (
-                death
-                for death in run.deaths
-                if strike.event.kind.deadly
-                and death.seat == strike.event.seat
-                and death.at_s >= strike.at_s - 1.0
-            ),
-            None,
-        )
+        death = _death_by(strike, run)
         noticed = back = ""
         if death is not None:
             noticed = f"{max(0.0, death.at_s - strike.at_s):.1f} s: {death.cause}"
             back = "-" if death.back_s is None else f"{death.back_s - strike.at_s:.0f} s"
         words = f"{strike.event.words} ({strike.note})" if strike.note else strike.event.words
         yield f"| {words} | {strike.at_s - begin_s:.0f} s | {noticed} | {back} |"
+
+
+def _death_by(strike: Strike, run: Run) -> Death | None:
+    """The death that an event has caused; not one that a later event on that seat has."""
+    seat = strike.event.seat
+    if not strike.event.kind.deadly:
+        return None
+    begins = (other.at_s for other in run.strikes if other.event.seat == seat)
+    until_s = min((at_s for at_s in begins if at_s > strike.at_s), default=math.inf)
+    return next(
+        (
+            death
+            for death in run.deaths
+            if death.seat == seat and strike.at_s - 1.0 <= death.at_s < until_s - 1.0
+        ),
+        None,
+    )
