@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Pool:
         self.scrapes += 1
         for metric in METRICS:
             labels = {label: {**LABELS, **OTHERS}[label] for label in metric.labels}
-            move = {
+            move: Callable[..., None] = {
                 Kind.COUNTER: self._to.count,
                 Kind.GAUGE: self._to.put,
                 Kind.HISTOGRAM: self._to.observe,
