@@ -46,13 +46,14 @@ class Pool:
 
     def scrape(self) -> bytes:
         self.scrapes += 1
+        moves: dict[Kind, Callable[..., None]] = {
+            Kind.COUNTER: self._to.count,
+            Kind.GAUGE: self._to.put,
+            Kind.HISTOGRAM: self._to.observe,
+        }
         for metric in METRICS:
             labels = {label: {**LABELS, **OTHERS}[label] for label in metric.labels}
-            move: Callable[..., None] = {
-                Kind.COUNTER: self._to.count,
-                Kind.GAUGE: self._to.put,
-                Kind.HISTOGRAM: self._to.observe,
-            }[metric.kind]
+            move = moves[metric.kind]
             move(metric.name, 0.5, **labels)
         return generate_latest(self.registry)
 
