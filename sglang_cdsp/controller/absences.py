@@ -82,9 +82,9 @@ class Absences:
                 continue
             begin_s = self._since_s[request] = since_s.get(request, now_s)
             if not verdict.fits_then and self._presence.missing:
-                found.append((request, self._stay_down()))
+                found.append((request, self._stay_down(request)))
             elif now_s - begin_s >= self._timeout_s:
-                found.append((request, self._too_long()))
+                found.append((request, self._too_long(request)))
         return found
 
     def _judge(
@@ -101,17 +101,33 @@ class Absences:
         prompt = PromptView(request.rid, request.tokens, arrival_s=request.arrival_s)
         return self._policy.could_run(prompt, present)
 
-    def _too_long(self) -> str:
+    def _too_long(self, request: PoolRequest) -> str:
         absent = self._presence.expected - self._presence.up
+        demanded = _demanded(request)
+        if demanded is not None:
+            return (
+                f"the plan that the request demands names {named(demanded & absent)}, absent for "
+                f"more than the {self._timeout_s:g} s that it waits ({FLAG}): send it again "
+                "later, or without a plan"
+            )
         return (
             f"the prompt fits only with {named(absent)}, absent for more than the "
             f"{self._timeout_s:g} s that it waits ({FLAG}): send it again later"
         )
 
-    def _stay_down(self) -> str:
+    def _stay_down(self, request: PoolRequest) -> str:
+        demanded = _demanded(request)
         seats = self._presence.missing
-        reasons = self._presence.reasons(seats)
+        what, instead = "the prompt fits only with", "a shorter prompt"
+        if demanded is not None:
+            seats &= demanded
+            what, instead = "the plan that the request demands names", "it without a plan"
         return (
-            f"the prompt fits only with instances that stay down ({reasons}): start them with "
-            f'POST /cdsp/update {{"seats": {{"{min(seats)}": "start"}}}}, or send a shorter prompt'
+            f"{what} instances that stay down ({self._presence.reasons(seats)}): start them with "
+            f'POST /cdsp/update {{"seats": {{"{min(seats)}": "start"}}}}, or send {instead}'
         )
+
+
+def _demanded(request: PoolRequest) -> frozenset[int] | None:
+    """The instances of the plan that a request brings, None where it brings none."""
+    return None if request.forced is None else frozenset(request.forced.instances)

@@ -298,7 +298,9 @@ class AnyOrder(RuleBasedStateMachine):
         if stays:
             self.pool.lifecycle.on_seat_up(seat)
         elif self.pool.lifecycle.seat_idle(seat):
-            assert not self.pool.instances[seat].tasks, "a seat is idle that has tasks"
+            # An order to forget a task may be on its way: nothing of that has begun.
+            named = {r.seq for r in self.pool.lifecycle.requests if r.plan and seat in r.reachable}
+            assert named.isdisjoint(self.pool.instances[seat].tasks), "a plan names an idle seat"
             assert not self.pool.instances[seat].stock_requests
             self.pool.confirm(seat)
 
@@ -337,9 +339,9 @@ class AnyOrder(RuleBasedStateMachine):
             # One that was not told may answer whoever has been answered for it.
             own_answer = any(who.startswith(("stock", "home refused")) for who in answers)
             lost = request in self.pool.lost_requests
-            # SGLang's tokenizer passes on one answer of two homes.
-            moved = any(change.chunk == 0 for change in request.replans)
-            again = own_answer and (request.aborted or moved)
+            # SGLang's tokenizer passes on one answer of several homes.
+            moved = sum(change.chunk == 0 for change in request.replans)
+            again = request.aborted + moved if own_answer else 0
             assert len(answers) <= 1 + again + lost, answers
 
     def teardown(self) -> None:
@@ -373,7 +375,7 @@ class AnyOrder(RuleBasedStateMachine):
                 continue
             side = self.rooms[request.room]
             waits = len(side.sent) == self.pool.tp_size and not side.gone
-            if waits and request.outcome != "finished":
+            if waits and request.outcome != "finished" and not self.pool.lost_late[request.room]:
                 assert request.room in self.pool.told_failed, "decode waits for ever"
 
     def _nothing_is_left(self) -> None:

@@ -140,7 +140,7 @@ def test_without_any_instance_every_prompt_waits_while_one_comes_back() -> None:
     for seat in (1, 2, 3):
         pool.lifecycle.on_seat_stays_down(seat, "held")
     pool.turn()
-    assert_refused(pool, demanding, "instances 1-3: held")
+    assert_refused(pool, demanding, "(instance 1: held)")
     assert short.phase is Phase.WAITING
     pool.fill(0)
     pool.settle()
@@ -167,3 +167,27 @@ def test_admission_goes_by_the_whole_pool() -> None:
     too_long = pool.submit(5 * CAPACITY)
     assert too_long.phase is Phase.ENDED
     assert pool.statuses[too_long.tokenized] == int(HTTPStatus.BAD_REQUEST)
+
+
+def test_who_demands_an_absent_seat_is_told_of_its_plan() -> None:
+    """A shorter prompt would not help."""
+    pool = pool_of_four()
+    down(pool, 2, 3)
+    request = pool.submit(64, plan=[(64, [2])])
+    pool.lifecycle.on_seat_stays_down(3, "it was drained")
+    waits(pool, request, 2.0)
+    pool.lifecycle.on_seat_stays_down(2, "3 deaths within 10 minutes")
+    pool.turn()
+    words = "the plan that the request demands names instances that stay down"
+    reason = "(instance 2: 3 deaths within 10 minutes)"
+    assert_refused(pool, request, f"{words} {reason}", '{"2": "start"}', "without a plan")
+
+
+def test_who_demands_a_seat_that_comes_back_too_late_is_told_of_its_plan() -> None:
+    pool = pool_of_four()
+    down(pool, 2, 3)
+    request = pool.submit(64, plan=[(64, [2])])
+    waits(pool, request, DEFAULT_SEAT_TIMEOUT_S - 1)
+    pool.now_s += 2.0
+    pool.turn()
+    assert_refused(pool, request, "demands names instance 2, absent for more than", "120 s")

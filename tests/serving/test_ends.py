@@ -88,7 +88,7 @@ def test_two_requests_in_one_room_both_fail(
         return status, time.monotonic() - start
 
     # Decode is asked before prefill, so that neither request can be over before the other comes.
-    jobs = [("decode", 1, 0.0), ("decode", 2, late_s), ("prefill", 1, 0.5), ("prefill", 2, 0.5)]
+    jobs = [("decode", 1, 0.0), ("decode", 2, late_s), ("prefill", 1, 1.0), ("prefill", 2, 1.0)]
     with ThreadPoolExecutor(4) as threads:
         ends = list(threads.map(ask, jobs))
     assert all(status >= 400 for status, _ in ends), ends

@@ -6,8 +6,10 @@ used a seat that was lost, or its decode server was, and most must be right all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from bench.servers.chaos.record import Death, Outcome, Run, Strike
 from bench.servers.chaos.scenario import Checks
@@ -17,6 +19,9 @@ LEFT_WITHIN_S = 10.0
 
 CLOCKS_S = 1.0
 """How far the times of this program and of the server may be apart."""
+
+DEMANDED = "the plan that the request demands names"
+"""Of what the pool tells those who demand an instance that is out of use."""
 
 SHOWN = 5
 """Lines of a check's detail."""
@@ -52,13 +57,20 @@ class Loss:
 
 def judge(run: Run, checks: Checks) -> list[Verdict]:
     """All verdicts on a run."""
-    losses = losses_of(run)
+    losses, refused = losses_of(run), refusals(run)
+    all_of_it = run
+    # Who demands an instance that is out of use is refused, and nothing is wrong with that.
+    run = replace(run, outcomes=tuple(o for o in run.outcomes if o.rid not in refused))
     return [
         Verdict("the run itself", run.broken),
         _verdict("every event was carried out", _left_out(run), f"{len(run.strikes)} events"),
         _verdict("answers are stock's", _wrong_answers(run), f"{_answered(run)} answers"),
         _verdict("who fails had a lost part", _innocent(run, losses), f"{_failed(run)} failed"),
-        _verdict("errors come in time", _late(run, losses, checks), f"{_failed(run)} failed"),
+        _verdict(
+            "errors come in time",
+            chain(_late(run, losses, checks), _refused_late(all_of_it, refused, checks)),
+            f"{_failed(run)} failed, {len(refused)} refused",
+        ),
         _verdict("errors say what was lost", _unclear(run, losses), f"{_failed(run)} failed"),
         _verdict("most are right", _too_few(run, checks), _share(run)),
         _verdict("deaths are those that were caused", _deaths(run), f"{len(run.deaths)} deaths"),
@@ -76,6 +88,34 @@ def losses_of(run: Run) -> list[Loss]:
         if strike is not None:
             found.append(Loss(death.seat, strike.at_s, death.at_s))
     return found
+
+
+def refusals(run: Run) -> dict[str, float]:
+    """Failed requests that demand an instance which was out of use, and since when, by id.
+
+    Out of use is a seat that somebody has drained, or that died for the last time; not one that
+    comes back by itself, for which such requests wait.
+    """
+    spans = [
+        (strike.event.seat, strike.at_s)
+        for strike in run.strikes
+        if strike.event.do == "drain" and not strike.note
+    ]
+    spans += [(death.seat, death.at_s) for death in run.deaths if death.back_s is None]
+    found: dict[str, float] = {}
+    for outcome in run.outcomes:
+        if not outcome.failed or DEMANDED not in outcome.words:
+            continue
+        for seat, from_s in spans:
+            if seat in outcome.demands and _out_of_use(outcome, run, seat, from_s):
+                found[outcome.rid] = max(from_s, outcome.sent_s)
+    return found
+
+
+def _out_of_use(outcome: Outcome, run: Run, seat: int | None, from_s: float) -> bool:
+    starts = (s.at_s for s in run.strikes if s.event.do == "start" and s.event.seat == seat)
+    until_s = min((at_s for at_s in starts if at_s > from_s), default=math.inf)
+    return outcome.ended_s >= from_s - CLOCKS_S and outcome.sent_s <= until_s + CLOCKS_S
 
 
 def excuse(outcome: Outcome, run: Run, losses: list[Loss]) -> Loss | None:
@@ -149,6 +189,13 @@ def _late(run: Run, losses: list[Loss], checks: Checks) -> Iterator[str]:
         loss = excuse(outcome, run, losses)
         if loss is not None and (after_s := outcome.ended_s - loss.from_s) > checks.error_within_s:
             yield f"{outcome.rid} ({outcome.kind}) ended {after_s:.1f} s after the loss"
+
+
+def _refused_late(run: Run, refused: Mapping[str, float], checks: Checks) -> Iterator[str]:
+    for outcome in run.outcomes:
+        since_s = refused.get(outcome.rid)
+        if since_s is not None and outcome.ended_s - since_s > checks.error_within_s:
+            yield f"{outcome.rid} was refused only {outcome.ended_s - since_s:.1f} s after it could"
 
 
 def _unclear(run: Run, losses: list[Loss]) -> Iterator[str]:

@@ -95,6 +95,7 @@ class Observed:
             words=end.words,
             status=end.status,
             left_s=end.seconds if end.how == "left" else 0.0,
+            demands=demands_of(job),
         )
 
     def facts(
@@ -192,3 +193,9 @@ def _right(job: Job, end: End, references: References) -> bool:
         is_right(references[question], tokens)
         for question, tokens in zip(questions_of(job), end.tokens, strict=True)
     )
+
+
+def demands_of(job: Job) -> tuple[int, ...]:
+    """The seats of the plans that a request brings."""
+    chunks = [chunk for plan in job.plans if plan for chunk in plan]
+    return tuple(sorted({seat for _, seats in chunks for seat in seats}))

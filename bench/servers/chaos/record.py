@@ -23,6 +23,7 @@ class Outcome:
         right: of an answer, whether it is stock's; None without one.
         words, status: of an error.
         left_s: of one that was given up, seconds from then to its end.
+        demands: seats of the plans that it brings.
     """
 
     rid: str
@@ -36,6 +37,7 @@ class Outcome:
     words: str = ""
     status: int = 0
     left_s: float = 0.0
+    demands: tuple[int, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -53,17 +55,24 @@ class Planned:
 
 @dataclass(frozen=True)
 class PlanLine:
-    """What the plan log says of a request; times are seconds on the wall clock."""
+    """What the plan log says of a request; times are seconds on the wall clock.
+
+    Attributes:
+        bound_s: when it got its plan, the last one if it had several; None if it got none.
+    """
 
     rid: str
     arrival_s: float
     chunks: tuple[Planned, ...] = ()
     outcome: str = ""
     error: str = ""
+    bound_s: float | None = None
 
     def touched(self, at_s: float) -> frozenset[int]:
         """The instances that held KV of it, or ran a chunk of it or were about to, at a time."""
         seats: set[int] = set()
+        if self.bound_s is not None and self.bound_s > at_s:
+            return frozenset()
         for chunk in self.chunks:
             seats.update(chunk.instances)
             if chunk.end_s is None or chunk.end_s > at_s:
@@ -185,5 +194,12 @@ def _plan_line(text: str) -> PlanLine | None:
         )
         for chunk in data["chunks"]
     )
-    error = str(data.get("error") or "")
-    return PlanLine(str(data["rid"]), arrival_s, chunks, str(data.get("outcome", "")), error)
+    bound_s = data.get("bound_s")
+    return PlanLine(
+        str(data["rid"]),
+        arrival_s,
+        chunks,
+        str(data.get("outcome", "")),
+        str(data.get("error") or ""),
+        None if bound_s is None else arrival_s + bound_s,
+    )

@@ -6,6 +6,7 @@ theirs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple, TypeVar
 
 from sglang_cdsp.parallel.errors import LinkError
@@ -22,7 +23,7 @@ class Parties(NamedTuple):
     sender: int
 
 
-class Partners(Generic[Invited, Partner]):
+class Partners(ABC, Generic[Invited, Partner]):
     """The base of links: seats that are invited, and those that have joined.
 
     A seat may be both: its next process is invited while the former one is still the partner.
@@ -36,9 +37,9 @@ class Partners(Generic[Invited, Partner]):
         self._invited: dict[int, Invited] = {}
         self._partners: dict[int, Partner] = {}
 
+    @abstractmethod
     def drop(self, seat: int) -> None:
         """As in ``types.Links``."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """As in ``types.Links``."""

@@ -9,48 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.servers.chaos.checks import judge
-from bench.servers.chaos.record import Away, Death, Outcome, PlanLine, Planned, Run, Seat, Strike
+from bench.servers.chaos.checks import DEMANDED, judge
+from bench.servers.chaos.record import Away, Death, Run, Seat, Strike
 from bench.servers.chaos.scenario import Checks, Event
-
-KILLED_S = 100.0
-"""When seat 1 was killed."""
-
-KILL = Strike(Event(10.0, "kill", 1), KILLED_S)
-DEATH = Death(1, KILLED_S + 0.5, "killed", back_s=KILLED_S + 30.0)
-
-
-def request(number: int, *, sent_s: float, ended_s: float, **fields: Any) -> Outcome:
-    how = fields.pop("how", "answered")
-    right = True if how == "answered" else None
-    base = {"rid": f"r{number}", "ids": (f"r{number}",), "kind": "short", "right": right}
-    return Outcome(**{**base, **fields}, sent_s=sent_s, ended_s=ended_s, how=how)
-
-
-def line(number: int, seats: list[tuple[tuple[int, ...], float | None]], arrival_s: float) -> Any:
-    chunks = tuple(Planned(instances, end_s) for instances, end_s in seats)
-    return f"r{number}", PlanLine(f"r{number}", arrival_s, chunks)
-
-
-def good_run(**fields: Any) -> Run:
-    """Twenty requests, of which one was on seat 1 when it was killed; all else is well."""
-    answered = [request(i, sent_s=90.0 + i, ended_s=92.0 + i) for i in range(19)]
-    lost = request(
-        19, sent_s=98.0, ended_s=101.0, how="error", words="instance 1 was lost", status=503
-    )
-    plans = dict(line(i, [((i % 3,), 91.0 + i)], 90.0 + i) for i in range(19))
-    plans.update([line(19, [((0,), 99.0), ((0, 1), None)], 98.0)])
-    run = Run(
-        outcomes=(*answered, lost),
-        plans=plans,
-        strikes=(KILL,),
-        deaths=(DEATH,),
-        seats=tuple(Seat(seat, "up") for seat in range(3)),
-        slots_before=dict.fromkeys(range(3), 1000),
-        slots_after=dict.fromkeys(range(3), 1000),
-        after=dict.fromkeys(range(3), True),
-    )
-    return dataclasses.replace(run, **fields)
+from tests.bench.servers.chaos.runs import DEATH, KILL, KILLED_S, good_run, line
 
 
 def broken_rules(run: Run, checks: Checks | None = None) -> set[str]:
@@ -104,6 +66,20 @@ def test_a_plan_that_names_the_seat_only_later_is_no_excuse() -> None:
     run = good_run()
     plans = {**run.plans, **dict([line(19, [((0,), 102.0), ((0, 1), None)], 98.0)])}
     assert broken_rules(dataclasses.replace(run, plans=plans)) == {"who fails had a lost part"}
+
+
+def test_a_loss_before_it_had_a_plan_is_no_excuse() -> None:
+    """It waited for the seat, and has to end in time when that is lost again."""
+    run = good_run()
+    bound = dataclasses.replace(run.plans["r19"], bound_s=DEATH.at_s + 0.2)
+    early = dataclasses.replace(run, plans={**run.plans, "r19": bound})
+    assert "who fails had a lost part" in broken_rules(early)
+    again = dataclasses.replace(
+        changed(early, 19, ended_s=140.5),
+        deaths=(DEATH, Death(1, 140.0, "killed", 170.0)),
+        strikes=(KILL, Strike(Event(10.0, "kill", 1), 139.5)),
+    )
+    assert broken_rules(again) == set()
 
 
 def test_a_failure_before_or_long_after_the_loss_is_no_excuse() -> None:
@@ -225,3 +201,54 @@ def test_a_run_without_requests_shows_nothing() -> None:
 
 def test_a_run_that_broke_does_not_pass() -> None:
     assert broken_rules(good_run(broken=("the router ended",))) == {"the run itself"}
+
+
+REFUSED: dict[str, Any] = {
+    "how": "error",
+    "right": None,
+    "status": 503,
+    "words": f"{DEMANDED} instances that stay down",
+}
+
+
+def drained(**fields: Any) -> Run:
+    """A run in which seat 2 is out of use from 95 to 105, and a request demands it."""
+    strikes = (KILL, Strike(Event(0.0, "drain", 2), 95.0), Strike(Event(0.0, "start", 2), 105.0))
+    request = {"demands": (0, 2), "sent_s": 100.0, "ended_s": 100.3, **REFUSED, **fields}
+    return changed(good_run(strikes=strikes), 8, **request)
+
+
+def test_who_demands_a_seat_that_is_out_of_use_is_refused() -> None:
+    assert broken_rules(drained(), Checks(right=1.0 - 1 / 19)) == set()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"demands": (0, 1)},
+        {"demands": ()},
+        {"words": "Internal Server Error"},
+        {"sent_s": 90.0, "ended_s": 90.5},
+        {"sent_s": 107.0, "ended_s": 108.0},
+    ],
+)
+def test_others_are_not(fields: dict[str, Any]) -> None:
+    assert "who fails had a lost part" in broken_rules(drained(**fields))
+
+
+def test_a_refusal_comes_in_time() -> None:
+    assert broken_rules(drained(ended_s=106.0)) == {"errors come in time"}
+
+
+def test_who_waits_for_a_seat_that_dies_for_good_is_refused_then() -> None:
+    down = tuple(Seat(i, "down" if i == 1 else "up", reason="too many deaths") for i in range(3))
+    run = good_run(
+        seats=down,
+        degraded=True,
+        deaths=(dataclasses.replace(DEATH, back_s=None),),
+        after={0: True, 2: True},
+    )
+    waited = changed(run, 8, demands=(1,), sent_s=60.0, ended_s=DEATH.at_s + 0.4, **REFUSED)
+    assert broken_rules(waited, Checks(down=(1,), right=0.9)) == set()
+    late = changed(waited, 8, ended_s=DEATH.at_s + 5.4)
+    assert broken_rules(late, Checks(down=(1,), right=0.9)) == {"errors come in time"}

@@ -98,6 +98,7 @@ def test_plan_logs_are_read_whatever_a_full_disk_left_of_them(tmp_path: Path) ->
     record = {
         "rid": "a",
         "arrival_unix_s": 100.0,
+        "bound_s": 0.5,
         "chunks": [
             {"instances": [1], "end_s": 2.5},
             {"instances": [1, 0], "end_s": None},
@@ -116,6 +117,7 @@ def test_plan_logs_are_read_whatever_a_full_disk_left_of_them(tmp_path: Path) ->
     )
     found = read_plans([path, tmp_path / "none"])
     chunks = (Planned((1,), 102.5), Planned((1, 0), None))
-    assert found == {"a": PlanLine("a", 100.0, chunks, "failed", "instance 0 was lost")}
+    assert found == {"a": PlanLine("a", 100.0, chunks, "failed", "instance 0 was lost", 100.5)}
     assert found["a"].touched(102.0) == {1}
+    assert found["a"].touched(100.2) == frozenset()
     assert found["a"].touched(103.0) == {0, 1}

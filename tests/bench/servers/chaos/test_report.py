@@ -6,7 +6,7 @@ from bench.servers.chaos.checks import judge
 from bench.servers.chaos.record import Death, Strike
 from bench.servers.chaos.report import table
 from bench.servers.chaos.scenario import Checks, Event, Load, Scenario, Servers
-from tests.bench.servers.chaos.test_checks import good_run
+from tests.bench.servers.chaos.runs import good_run
 
 
 def test_a_stop_that_cost_nothing_is_not_given_a_later_event_s_death() -> None:
