@@ -32,6 +32,7 @@ from sglang_cdsp.protocol.messages import (
     Failed,
     FirstToken,
     GoOrder,
+    LogprobPart,
     PromptLogprobs,
     Ready,
     Released,
@@ -157,7 +158,7 @@ class ChunkWork:
             return
         # On CUDA the host starts a chunk before the device does.
         device_s = done.start_s
-        self._chunk_done(task, order.chunk, start_s if device_s is None else device_s, done)
+        self._chunk_done(task, order.chunk, start_s if device_s is None else device_s, done.part)
 
     def _run_chunk(self, task: ChunkTask, order: GoOrder) -> ShardDone:
         """Run a chunk to its end.
@@ -219,8 +220,10 @@ class ChunkWork:
             task.uncertain = task.uncertain or error.uncertain
             raise
 
-    def _chunk_done(self, task: ChunkTask, chunk: int, start_s: float, done: ShardDone) -> None:
-        part, running = done.part, task.running
+    def _chunk_done(
+        self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
+    ) -> None:
+        running = task.running
         passed_s = 0.0 if running is None else self._coroutines.passed_s(running)
         gave_way = 0 if running is None else running.gave_way
         self._chunk_ended(task)
@@ -235,6 +238,7 @@ class ChunkWork:
         if task.over:
             self._await_order(task)
         moves = [m.span for m in task.layouts[chunk].moves if m.src == self._instance]
+        traffic = self._runner.traffic()
         self._reporter.send_from_leader(
             ChunkDone,
             seq=task.seq,
@@ -242,8 +246,8 @@ class ChunkWork:
             start_s=start_s,
             passed_s=passed_s,
             gave_way=gave_way,
-            sent_bytes=done.traffic.sent_bytes,
-            waited_s=done.traffic.waited_s,
+            sent_bytes=traffic.sent_bytes,
+            waited_s=traffic.waited_s,
             moved_tokens=tokens_of(moves),
         )
 

@@ -364,6 +364,8 @@ class Coroutines:
             self._account()
             if coroutine.body.dead:
                 self._live.remove(coroutine)
+                # Nothing of it is kept, and it stands aside for nobody any more.
+                self._last = None
 
     def _wait(self) -> None:
         """Wait a moment for what others send, without keeping a neighbour from its core."""

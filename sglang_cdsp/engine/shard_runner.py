@@ -7,7 +7,7 @@ A forward is prepared, run and finished. All that belongs to one forward alone i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,12 +71,10 @@ class ShardDone:
     Attributes:
         part: prompt log-probabilities of it, None if the request asked for none of its rows.
         start_s: when the device started, monotonic seconds; None where the host computes itself.
-        traffic: what has gone over this rank's links since the shard before.
     """
 
     part: LogprobPart | None = None
     start_s: float | None = None
-    traffic: Traffic = field(default_factory=Traffic)
 
 
 class ShardRunner:
@@ -134,8 +132,11 @@ class ShardRunner:
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
         # The chunk is over when the device says so, and took as long as the device says.
         start_s = watch.stop(self._give_way) if watch is not None else None
-        part = self._finish(task, forward, logits)
-        return ShardDone(part, start_s, self._hub.traffic.taken())
+        return ShardDone(self._finish(task, forward, logits), start_s)
+
+    def traffic(self) -> Traffic:
+        """What has gone over this rank's links since it was asked last."""
+        return self._hub.traffic.taken()
 
     def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
         layout = task.layouts[chunk]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from sglang_cdsp.controller.exported.definitions import ENDS, METRICS, PREFIX, Kind
@@ -21,6 +23,7 @@ from sglang_cdsp.controller.exported.instruments import (
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.types import PlannedChunk
 from sglang_cdsp.protocol.messages import ChunkDone, Ready
 from tests.controller.fake_pool import FakePool
 from tests.controller.test_plan_log import finished
@@ -72,6 +75,48 @@ def test_a_finished_request_counts_with_its_chunks(scraped: Scraped) -> None:
     assert scraped("kv_transferred_tokens_total") == 100
 
 
+def test_a_chunk_in_which_a_member_was_lost_is_not_computed(scraped: Scraped) -> None:
+    """The other member has reported, so that it has times."""
+    request = finished()
+    request.next_chunk, request.error, request.lost = 1, "instance 0 was lost", {0}
+    scraped.metrics.ended(request)
+    assert scraped("chunks_total", sp_size="1") == 1
+    assert scraped("chunks_total", sp_size="2") == 0
+    assert scraped("requests_total", outcome="failed", cause="instance") == 1
+
+
+def test_a_request_of_sglangs_own_batches_counts_as_one_chunk(scraped: Scraped) -> None:
+    request = finished()
+    assert request.plan is not None
+    request.plan = replace(request.plan, chunks=(PlannedChunk(100, (1,), 0.5, 1.0),))
+    request.times, request.next_chunk, request.one_instance = request.times[:1], 0, True
+    scraped.metrics.ended(request)
+    assert scraped("chunks_total", sp_size="1") == 1
+    assert scraped("chunk_tokens_total", sp_size="1") == 100
+
+
+def test_each_rank_sends_as_much_as_its_leading_one() -> None:
+    """Scheduler ranks that do not lead report no chunk: their bytes come with the leader's."""
+    done = ChunkDone(instance=1, tp_rank=0, at_s=2.0, seq=1, chunk=0, start_s=1.0, sent_bytes=7)
+    for tp_size in (1, 2, 4):
+        scraped = Scraped(tp_size=tp_size)
+        scraped.metrics.on_report(done)
+        assert scraped("link_sent_bytes_total", seat="1") == 7 * tp_size
+
+
+def test_counters_of_a_seat_go_on_with_its_next_life(scraped: Scraped) -> None:
+    """A new process counts from nothing, but tells only what is new."""
+    first = ChunkDone(
+        instance=1, tp_rank=0, at_s=2.0, seq=1, chunk=0, start_s=1.0, sent_bytes=100, gave_way=2
+    )
+    scraped.metrics.on_report(first)
+    scraped.metrics.seat_died(1, "ended")
+    scraped.metrics.seat_changed(1, 2, "up", "")
+    scraped.metrics.on_report(structs.replace(first, incarnation=2, sent_bytes=1, gave_way=1))
+    assert scraped("link_sent_bytes_total", seat="1") == 202
+    assert scraped("give_ways_total", seat="1") == 3
+
+
 def test_probes_do_not_count(scraped: Scraped) -> None:
     probe = finished()
     probe.tokenized = None
@@ -100,6 +145,7 @@ def ended(**fields: Any) -> PoolRequest:
         (ended(error="x", cause="request"), "request"),
         (ended(error="x", status=HTTPStatus.SERVICE_UNAVAILABLE), "capacity"),
         (ended(error="x", status=HTTPStatus.SERVICE_UNAVAILABLE, lost={1}), "instance"),
+        (ended(error="x", cause="request", lost={1}), "request"),
     ],
 )
 def test_causes(request_: PoolRequest, cause: str) -> None:

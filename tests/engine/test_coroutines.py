@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -125,6 +127,17 @@ def test_how_often_it_stood_aside_is_counted() -> None:
     run.turn()
     run.passed(2.0)
     assert other.gave_way == 1, "for a batch of SGLang's, too"
+
+
+def test_one_that_has_ended_is_kept_by_nobody() -> None:
+    """It would hold the tensors of its surroundings."""
+    clock, said = Clock(), list[str]()
+    run = alone(clock, stretch_s=1.0)
+    kept = weakref.ref(run.start("short", (0, 1), steps(run, said, "s", clock, 1)))
+    while run.turn():
+        pass
+    gc.collect()
+    assert kept() is None
 
 
 def test_who_waits_is_passed_over_until_what_it_waits_for_is_there() -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import subprocess
 import threading
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,10 +16,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from sglang_cdsp.controller.exported.definitions import METRICS, Kind
 from sglang_cdsp.controller.exported.instruments import PrometheusInstruments
-from sglang_cdsp.protocol.ports import free_ports
 from tests.monitoring.dashboards import FOLDER, queries
+from tests.monitoring.prometheus import PROGRAM, ask, prometheus, wait_for
 
-PROMETHEUS = shutil.which("prometheus")
 LABELS = {"seat": "0", "sp_size": "2", "outcome": "finished", "cause": "none"}
 OTHERS = {"stage": "plan", "reason": "plan", "state": "computing"}
 CONFIG = """\
@@ -31,9 +26,8 @@ global: {{scrape_interval: 2s}}
 scrape_configs: [{{job_name: pool, static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]
 """
 SCRAPES = 4
-WITHIN_S = 60.0
 
-pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus on the PATH")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no prometheus on the PATH")
 
 
 class Pool:
@@ -74,50 +68,13 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    folder = tmp_path_factory.mktemp("prometheus")
-    config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(port=server.server_port), encoding="utf-8")
-    url = f"127.0.0.1:{free_ports(1)[0]}"
-    assert PROMETHEUS is not None
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                PROMETHEUS,
-                f"--config.file={config}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={url}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
+    config = CONFIG.format(port=server.server_port)
     try:
-        deadline = time.monotonic() + WITHIN_S
-        while (kept := samples(f"http://{url}")) < SCRAPES and time.monotonic() < deadline:
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.2)
-        assert kept >= SCRAPES, (folder / "log").read_text()
-        yield f"http://{url}"
+        with prometheus(config, tmp_path_factory.mktemp("prometheus")) as url:
+            wait_for(url, "max(count_over_time(sglang_cdsp:seats[5m]))", SCRAPES)
+            yield url
     finally:
-        process.terminate()
-        process.wait()
         server.shutdown()
-
-
-def samples(url: str) -> int:
-    """How often the pool was scraped, as Prometheus has kept it; 0 while it does not answer."""
-    try:
-        found = ask(url, "max(count_over_time(sglang_cdsp:seats[5m]))")
-    except OSError:
-        return 0
-    return int(found[0]["value"][1]) if found else 0
-
-
-def ask(url: str, query: str) -> list[Any]:
-    """The values of a query now."""
-    line = f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(line, timeout=30) as answer:
-        found: list[Any] = json.load(answer)["data"]["result"]
-    return found
 
 
 @pytest.mark.parametrize("query", queries())

@@ -14,8 +14,8 @@ def cause_of(request: PoolRequest) -> str:
         return "none"
     if outcome == "aborted":
         return "decode" if request.cause == "decode" else "client"
-    if request.lost:
-        return "instance"
     if request.cause == "request" or request.status == HTTPStatus.BAD_REQUEST:
         return "request"
+    if request.lost:
+        return "instance"
     return "capacity" if request.status == HTTPStatus.SERVICE_UNAVAILABLE else "server"

@@ -101,7 +101,9 @@ class ExportedMetrics(Observer):
         self._to.count("prompt_tokens_total", request.tokens, outcome=outcome)
         if request.plan is None:
             return
-        for planned, times in zip(request.plan.chunks, request.times, strict=False):
+        # Members report one by one; a chunk in which one was lost has times, but is not computed.
+        computed = 1 if request.one_instance else request.next_chunk
+        for planned, times in zip(request.plan.chunks[:computed], request.times, strict=False):
             self._chunk(planned, times)
         self._waits(request)
         if outcome == "finished":

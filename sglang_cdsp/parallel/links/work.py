@@ -58,12 +58,15 @@ class Work:
             LinkError: a partner is gone, its lane or the hub was closed, or both sides disagree.
         """
         start_s = time.monotonic()
-        if not self.done():
-            self._poll()
-        # Called although all may be there: tensor-parallel ranks switch at the same points.
-        self._give_way(self.done)
-        while not self.done():
+        try:
+            if not self.done():
+                self._poll()
+            # Called although all may be there: tensor-parallel ranks switch at the same points.
             self._give_way(self.done)
-        self._traffic.waited_s += time.monotonic() - start_s
+            while not self.done():
+                self._give_way(self.done)
+        finally:
+            # A chunk that is stopped here has waited, too.
+            self._traffic.waited_s += time.monotonic() - start_s
         if self._progress.error:
             raise LinkError(self._progress.error)
