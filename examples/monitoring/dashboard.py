@@ -11,6 +11,8 @@ TARGET = Path(__file__).parent / "grafana" / "dashboards" / "json" / "sglang-cds
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 M = "sglang_cdsp:"
 MODEL = 'model_name=~"$model"'
+DECODE = 'job="sglang-decode"'
+"""Of `prometheus.yaml`. A prefill server has SGLang's metrics of answers, too."""
 WINDOW = "$__rate_interval"
 COLUMNS, WIDTH, HEIGHT = 3, 8, 7
 """Of Grafana's grid of 24 columns."""
@@ -35,9 +37,11 @@ class Panel:
     stacked: bool = False
 
 
-def series(name: str, *labels: str) -> str:
-    """A series of the pool for the chosen models."""
-    return f"{M}{name}{{{','.join((MODEL, *labels))}}}"
+def series(name: str) -> str:
+    """A series of the pool, or SGLang's own of decode servers, for the chosen models."""
+    if name.startswith("sglang:"):
+        return f"{name}{{{MODEL},{DECODE}}}"
+    return f"{M}{name}{{{MODEL}}}"
 
 
 def rate(name: str, *by: str) -> str:
@@ -232,6 +236,18 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {"tokens/s": rate("kv_transferred_tokens_total")},
         ),
         Panel("From first token to all KV", "s", quantiles("kv_transfer_seconds")),
+    ),
+    "Decode servers": (
+        Panel(
+            "TPOT",
+            "s",
+            {
+                **quantiles("sglang:inter_token_latency_seconds"),
+                "mean": mean("sglang:inter_token_latency_seconds"),
+            },
+            "seconds a token after the first, by SGLang's own metrics of the decode servers",
+        ),
+        Panel("Generated tokens", "short", {"tokens/s": rate("sglang:generation_tokens_total")}),
     ),
 }
 

@@ -72,9 +72,11 @@ def test_what_was_counted_comes_with_the_end_of_the_next_chunk_and_once_an_insta
     told = rank.last(ChunkDone)
     assert (told["sent_bytes"], told["waited_s"]) == (100, 0.5)
     assert ChunkDone not in follower.kinds(), "its leading rank speaks for the instance"
+    rank.written[0] = "landed"  # history leaves home
     rank.engine.step()
     rank.go(1)
     told = rank.last(ChunkDone)
+    assert told["chunk"] == 1
     assert (told["sent_bytes"], told["waited_s"]) == (0, 0.0), "nothing is told twice"
 
 
@@ -89,6 +91,8 @@ def test_what_a_broken_chunk_has_sent_is_told_with_the_next_one() -> None:
     rank.go(0, seq=0)
     assert ChunkDone not in rank.kinds()
     rank.breaks = set()
+    rank.stop(seq=0)
+    rank.engine.step()
     rank.go(0, seq=1)
     assert rank.last(ChunkDone)["sent_bytes"] == 100
 
@@ -101,9 +105,11 @@ def test_history_that_goes_to_others_is_told_by_who_gives_it() -> None:
     rank.request()
     rank.engine.step()
     rank.go(0)
+    rank.written[0] = "landed"
     rank.engine.step()
     for each in (rank, joins):
         each.go(1)
+        assert each.last(ChunkDone)["chunk"] == 1
     moved = sum(m.span.tokens for m in plan_layout([(64, (0,)), (64, (0, 1))], 1)[1].moves)
     assert moved > 0
     assert rank.last(ChunkDone)["moved_tokens"] == moved

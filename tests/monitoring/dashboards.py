@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "examples" / "monitoring"
-NAME = re.compile(r"sglang_cdsp:\w+")
+NAME = re.compile(r"sglang(?:_cdsp)?:\w+")
 WORDS = re.compile(r"[A-Za-z_]\w*")
-FUNCTIONS = {"rate", "increase", "sum", "max", "min", "by", "histogram_quantile", "le"}
+SGLANGS = ("sglang:inter_token_latency_seconds", "sglang:generation_tokens_total")
+"""What the dashboard shows of SGLang's own metrics, of decode servers."""
 
 
 def written() -> dict[str, Any]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sglang_cdsp.controller.exported.definitions import METRICS, PREFIX
-from tests.monitoring.dashboards import FOLDER, as_made, labels_in, names_in, queries, written
+from tests.monitoring.dashboards import (
+    FOLDER,
+    SGLANGS,
+    as_made,
+    labels_in,
+    names_in,
+    queries,
+    written,
+)
 
 DEFINED = {metric.full_name: metric for metric in METRICS}
 
@@ -21,8 +31,8 @@ def test_the_dashboard_is_the_one_that_its_program_writes() -> None:
 def test_a_query_names_metrics_and_labels_that_there_are(query: str) -> None:
     names = names_in(query)
     assert names
-    assert names <= DEFINED.keys()
-    labels = {label for name in names for label in DEFINED[name].labels}
+    assert names <= DEFINED.keys() | set(SGLANGS)
+    labels = {label for name in names & DEFINED.keys() for label in DEFINED[name].labels}
     assert labels_in(query) <= labels | {"model_name"}
     for opening, closing in ("()", "[]", "{}"):
         assert query.count(opening) == query.count(closing)
@@ -31,6 +41,15 @@ def test_a_query_names_metrics_and_labels_that_there_are(query: str) -> None:
 def test_the_dashboard_shows_every_metric() -> None:
     shown = {name for query in queries() for name in names_in(query)}
     assert {name.removeprefix(PREFIX) for name in DEFINED.keys() - shown} == set()
+
+
+@pytest.mark.parametrize("name", SGLANGS)
+def test_sglang_has_what_the_dashboard_shows_of_its_own(name: str) -> None:
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None
+    assert spec.origin is not None
+    file = Path(spec.origin).parent / "srt" / "observability" / "metrics_collector.py"
+    assert f'name="{name}"' in file.read_text(encoding="utf-8")
 
 
 def test_legends_use_labels_of_their_queries() -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from sglang_cdsp.controller.exported.definitions import METRICS, Kind
 from sglang_cdsp.controller.exported.instruments import PrometheusInstruments
-from tests.monitoring.dashboards import FOLDER, queries
+from tests.monitoring.dashboards import FOLDER, SGLANGS, queries
 from tests.monitoring.prometheus import PROGRAM, ask, prometheus, wait_for
 
 LABELS = {"seat": "0", "sp_size": "2", "outcome": "finished", "cause": "none"}
 OTHERS = {"stage": "plan", "reason": "plan", "state": "computing"}
 CONFIG = """\
 global: {{scrape_interval: 2s}}
-scrape_configs: [{{job_name: pool, static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]
+scrape_configs: [{{job_name: sglang-decode, static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]
 """
 SCRAPES = 4
 
@@ -36,6 +36,9 @@ class Pool:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._to = PrometheusInstruments({"model_name": "m"}, self.registry)
+        latency, tokens = SGLANGS
+        self._latency = Histogram(latency, "SGLang's own.", ["model_name"], registry=self.registry)
+        self._tokens = Counter(tokens, "SGLang's own.", ["model_name"], registry=self.registry)
         self.scrapes = 0
 
     def scrape(self) -> bytes:
@@ -49,6 +52,8 @@ class Pool:
             labels = {label: {**LABELS, **OTHERS}[label] for label in metric.labels}
             move = moves[metric.kind]
             move(metric.name, 0.5, **labels)
+        self._latency.labels("m").observe(0.5)
+        self._tokens.labels("m").inc()
         return generate_latest(self.registry)
 
 
