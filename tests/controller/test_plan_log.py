@@ -24,6 +24,7 @@ def finished() -> PoolRequest:
     )
     request.policy = "cdsp"
     request.times = [ChunkTimes(101.5, 102.25), ChunkTimes(102.5, 104.0)]
+    request.next_chunk = len(chunks)
     request.first_token_s, request.drained_s = 104.5, 104.75
     return request
 
