@@ -50,7 +50,7 @@ def lines(ours: Sequence[Answer], stock: Sequence[Answer]) -> list[str]:
             continue
         bound = f"{'up to' if short else 'over'} {SHORT_TOKENS:,} tokens"
         words = f"TTFT of {name} prompts ({bound}):"
-        found.append(f"{words:<42}{_pair(mine, theirs)}")
+        found.append(f"{words:<44}{_pair(mine, theirs)}")
     return found
 
 
