@@ -139,9 +139,9 @@ class Dispatcher:
         self._send(members, order)
         self._tell(lambda observer: observer.chunk_started(request))
 
-    def stop(self, request: PoolRequest) -> None:
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """End the task at the next layer."""
-        self._send(request.reachable, StopOrder(seq=request.seq))
+        self._send(instances, StopOrder(seq=request.seq))
         self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:

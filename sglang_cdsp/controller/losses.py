@@ -109,6 +109,8 @@ class Losses:
         match request.phase:
             case Phase.RUNNING if request.decoded:  # its client has had all of its answer
                 self._progress.drop(request)
+            case Phase.RUNNING if request.needs_no_more_of(seat):
+                self._progress.leave_to_home(request)
             case Phase.STOCK | Phase.DECODING:
                 self._end(request, reason)
             case Phase.BOUND | Phase.RUNNING:

@@ -141,11 +141,19 @@ class Progress:
 
     def drop(self, request: PoolRequest) -> None:
         """End a plan before its last chunk has ended; inside a chunk at its next layer."""
+        self._stop(request, request.reachable)
+
+    def leave_to_home(self, request: PoolRequest) -> None:
+        """End what others still do in the last chunk: home has all KV already, and decodes."""
+        assert request.plan is not None
+        self._stop(request, [i for i in request.reachable if i != request.plan.home])
+
+    def _stop(self, request: PoolRequest, instances: Sequence[int]) -> None:
         assert request.plan is not None
         request.advance(Event.DROP)
         self._ledger.ended(request.seq, len(request.plan.chunks) - 1, self._clock())
         self._ledger.computed(request.seq)
-        self._effects.stop(request)
+        self._effects.stop(request, instances)
 
     def chunk_done(
         self,
@@ -232,6 +240,10 @@ class Progress:
         request.advance(Event.FAILED)
         if request.recalled and not bad_request:
             return  # what its old plan runs into means nothing to the next one
+        if request.needs_no_more_of(instance):
+            if request.phase is Phase.RUNNING:
+                self.leave_to_home(request)
+            return
         request.error = request.error or error
         request.answered = request.answered or bad_request
         if bad_request:

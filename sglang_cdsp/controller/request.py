@@ -192,6 +192,13 @@ class PoolRequest:
         having = (self.plan.home,) if decoding else self.plan.instances
         return tuple(instance for instance in having if instance not in self.lost)
 
+    def needs_no_more_of(self, instance: int) -> bool:
+        """Whether home, which is another instance, holds all of its KV and decodes it."""
+        if not self.decodes or self.joins_late or self.plan is None or instance == self.plan.home:
+            return False
+        last = len(self.plan.chunks) - 1
+        return self.next_chunk >= last and self.plan.home in self.times[last].done
+
     @property
     def probe(self) -> bool:
         """Whether it is the controller's own measurement."""

@@ -51,7 +51,7 @@ class WayOut:
         """A rank writes nothing more to decode for the task."""
         request.advance(Event.DRAINED)
         request.uncertain = request.uncertain or report.uncertain
-        if not request.recalled:
+        if not (request.recalled or request.needs_no_more_of(report.instance)):
             request.error = request.error or report.error
         request.drained_s = max(report.at_s, request.drained_s or report.at_s)
         request.drained.add((report.instance, report.tp_rank))

@@ -258,6 +258,8 @@ OPTIONS: tuple[Option, ...] = (
     refused("--enable-flexkv", "the pool counts every KV slot that nobody uses as free; remove it"),
     refused("--radix-cache-backend", "the pool has no prefix cache; remove it"),
     refused("--enable-unified-cache-external-linker", "the pool has no prefix cache; remove it"),
+    refused("--enable-session-radix-cache", "a pool continues no sessions; remove it"),
+    refused("--enable-streaming-session", "a pool continues no sessions; remove it"),
     refused_variable("SGLANG_USE_HND_KVCACHE", "chunk tasks need plain KV slots; unset"),
 )
 

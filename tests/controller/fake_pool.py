@@ -437,12 +437,13 @@ class FakePool:
             assert not (inside and shared), "a lane is used by two chunks at once"
         self._lanes[(request.seq, request.next_chunk)] = (request.lane, members)
 
-    def stop(self, request: PoolRequest) -> None:
-        """A task ends at all instances of its plan."""
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """A task ends at instances of its plan."""
         assert request.plan is not None
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
-        for me in request.reachable:
+        for me in instances:
+            assert me in request.reachable
             self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:

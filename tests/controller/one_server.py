@@ -37,6 +37,7 @@ class DecodingInstance(FakeInstance):
         super().__init__(me, pool)
         self.decoding: dict[int, Decoding] = {}
         self.joined: set[int] = set()
+        self._told = 0
 
     def end(self) -> None:
         """Nobody decodes here any more."""
@@ -46,15 +47,18 @@ class DecodingInstance(FakeInstance):
     def moves(self) -> Iterator[Move]:
         """What the instance could do now, decoding among it."""
         yield from super().moves()
-        told = self.by_requests
-        tell = partial(self._say, 0, SlotsTaken, tokens=told)
-        yield Move(f"{self.me} tells of {told} slots", tell, fault=True)
+        if self._told != self.by_requests:
+            yield Move(f"{self.me} tells of {self.by_requests} slots", self._tell)
         if self.paused:
             return
         for row in list(self.decoding.values()):
             yield Move(f"{self.me} decodes {row.seq} to its end", partial(self._decoded, row))
             grow = partial(self._grow, row)
             yield Move(f"{self.me} decodes a page of {row.seq}", grow, fault=True)
+
+    def _tell(self) -> None:
+        self._told = self.by_requests
+        self._say(0, SlotsTaken, tokens=self._told)
 
     @property
     def by_requests(self) -> int:

@@ -213,15 +213,61 @@ def test_a_member_is_not_missed_once_home_has_all_kv(pool: OneServerPool, phase:
     assert empty(pool)
 
 
-def test_a_member_inside_the_last_chunk_is_missed(pool: OneServerPool) -> None:
+def in_the_last_chunk(pool: OneServerPool, *, home_is_done: bool) -> PoolRequest:
+    """A request whose last chunk runs at both of its instances, or at the other one only."""
     request = pool.submit(100, plan=TWO_CHUNKS)
     pool.until(lambda: request.next_chunk == 1 and request.phase is Phase.RUNNING)
+    if home_is_done:
+        for name in ("0 takes an order", "1 takes an order", "0 ends chunk 1 of 0"):
+            pool.happen(name)
+        pool.until(lambda: bool(request.times[1].done))
+        assert request.times[1].done == {0}
+    return request
+
+
+def test_a_member_inside_the_last_chunk_is_missed(pool: OneServerPool) -> None:
+    request = in_the_last_chunk(pool, home_is_done=False)
     pool.lose(1)
     assert_lost(pool, request, 1)
     pool.confirm(1)
     pool.settle()
     assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
     pool.fill(1)
+    assert empty(pool)
+
+
+def test_a_member_inside_the_last_chunk_is_not_missed_once_home_is_done(
+    pool: OneServerPool,
+) -> None:
+    request = in_the_last_chunk(pool, home_is_done=True)
+    pool.lose(1)
+    assert pool.lost_requests == []
+    pool.confirm(1)
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert request.outcome == "finished"
+    pool.fill(1)
+    assert empty(pool)
+
+
+def test_so_is_what_fails_at_another_member(pool: OneServerPool) -> None:
+    request = in_the_last_chunk(pool, home_is_done=True)
+    pool.happen("1 fails in chunk 1 of 0")
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home finished"]
+    assert (request.outcome, request.error) == ("finished", "")
+    assert empty(pool)
+
+
+def test_an_abort_after_that_ends_it_at_home(pool: OneServerPool) -> None:
+    request = in_the_last_chunk(pool, home_is_done=True)
+    pool.happen("1 fails in chunk 1 of 0")
+    pool.until(lambda: phase_is(request, Phase.DRAINING))
+    pool.lifecycle.on_abort(request.rid, "aborted by the client", everything=False)
+    pool.settle()
+    assert pool.answers[request.tokenized] == ["home failed"]
+    assert request.outcome == "aborted"
     assert empty(pool)
 
 

@@ -69,9 +69,9 @@ class Deaf(FakePool):
         if not self.deaf:
             super().go(request, instances)
 
-    def stop(self, request: PoolRequest) -> None:
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
         if not self.deaf:
-            super().stop(request)
+            super().stop(request, instances)
 
 
 @pytest.mark.parametrize("phase", LEGAL_REPORTS)

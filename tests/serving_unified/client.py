@@ -12,6 +12,8 @@ from tests.serving.client import Client
 class OneServerClient(Client):
     """Requests to one pool that prefills and decodes, and to a stock server."""
 
+    one_server = True
+
     def free_tokens(self) -> list[int]:
         """KV slots of every instance that are free, or cached for whoever comes."""
         states = self.pool_states()

@@ -54,7 +54,8 @@ def test_tokens_come_one_by_one(client: OneServerClient, checkpoint: Path) -> No
 
 
 def test_a_client_that_leaves_leaves_nothing(client: OneServerClient, checkpoint: Path) -> None:
-    client.stream_and_leave(text_tokens(checkpoint, 3000, 13), 2.0, max_new_tokens=4000)
+    plan = {"custom_params": {"cdsp_plan": PLAN}}
+    client.stream_and_leave(text_tokens(checkpoint, 2000, 13), 3.0, max_new_tokens=8000, **plan)
 
 
 def test_an_abort_ends_a_request_that_decodes(client: OneServerClient, checkpoint: Path) -> None:

@@ -18,11 +18,3 @@ from tests.serving.shared.features import (
     test_the_first_token_is_drawn,
     test_what_changes_no_answer,
 )
-from tests.serving.shared.features_openai import (
-    lengths,
-    test_chat,
-    test_completions,
-    test_completions_of_several_prompts,
-    test_completions_of_token_ids,
-)
-from tests.serving.shared.prompt_logprobs import test_prompt_logprobs_across_pieces_and_chunks
