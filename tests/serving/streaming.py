@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -33,7 +34,7 @@ def stream(url: str, tokens: Sequence[int], new_tokens: int) -> Streamed:
     Raises:
         AssertionError: with the server's words if it refuses, or the answer is short.
     """
-    body = {
+    body: dict[str, Any] = {
         "input_ids": list(tokens),
         "sampling_params": {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True},
         "stream": True,
