@@ -19,6 +19,8 @@ NAMED, NAMES_A_LINE = 20, 4
 WIDE_ENOUGH = 0.03
 """Share of the width from which on a chunk has an edge, and its tokens written on it."""
 PASSING_HEIGHT, HEIGHT = 0.4, 0.8
+SHORTEST_S = 1e-3
+"""A single moment is drawn as wide as this."""
 DARK = 0.5
 """Luminance below which what is written on a colour is white."""
 KEY = (
@@ -68,7 +70,7 @@ def draw(run: Run, start_s: float, end_s: float, path: Path) -> None:
     named = len(ran) <= NAMED
     names = INCHES_A_LINE * -(-len(ran) // NAMES_A_LINE) if named else 0.0
     drawn.set_size_inches(INCHES_WIDE, 1.4 + names + INCHES_A_ROW * max(part.instances, 2))
-    span_s = max(end_s - start_s, 1e-9)
+    span_s = max(end_s - start_s, SHORTEST_S)
     for instance in range(part.instances):
         for placed in in_row(list(_bars(ran, instance))):
             _draw_bar(axes, instance, placed, span_s)
@@ -83,7 +85,7 @@ def draw(run: Run, start_s: float, end_s: float, path: Path) -> None:
             colour = "tab:red" if change.state == "ending" else "tab:green"
             axes.axvline(change.at_s, color=colour, linewidth=1.0)
     axes.set(
-        xlim=(start_s, end_s),
+        xlim=(start_s, start_s + span_s),
         ylim=(part.instances - 0.4, -0.6),
         yticks=range(part.instances),
         xlabel=KEY,

@@ -11,8 +11,8 @@ from typing import Any
 from sglang_cdsp.timeline.types import Chunk, Request, Run, absences
 
 MICROSECONDS = 1e6
-INSTANCES, REQUESTS, LOAD = 0, 1, 2
-"""Processes of the trace."""
+INSTANCES, REQUESTS, LOAD = 1, 2, 3
+"""Processes of the trace. Perfetto takes number 0, of a process or a thread, for the idle one."""
 ABREAST = 1000
 """Chunks beside another on one instance have tracks of their own, so many at most."""
 
@@ -40,11 +40,15 @@ def _named(tid: int, name: str) -> Iterator[dict[str, Any]]:
     yield {**track, "name": "thread_sort_index", "args": {"sort_index": tid}}
 
 
+def track(instance: int, lane: int = 0) -> int:
+    """The thread that stands for an instance, or for what runs there beside others."""
+    return (instance + 1) * ABREAST + lane
+
+
 def _instances(run: Run) -> Iterator[dict[str, Any]]:
     """Chunks, absences and changes of the seats, on the tracks of their instances."""
     for instance in range(run.instances):
-        first = instance * ABREAST
-        yield from _named(first, f"instance {instance}")
+        yield from _named(track(instance), f"instance {instance}")
         ends: list[float] = []
         for request, index, chunk in _chunks_on(run, instance):
             assert chunk.start_s is not None
@@ -55,17 +59,19 @@ def _instances(run: Run) -> Iterator[dict[str, Any]]:
             if lane == len(ends):
                 ends.append(0.0)
                 if lane:
-                    yield from _named(first + lane, f"instance {instance}, beside ({lane})")
+                    yield from _named(
+                        track(instance, lane), f"instance {instance}, beside ({lane})"
+                    )
             ends[lane] = chunk.end_s
-            yield _chunk_event(request, index, chunk, first + lane)
+            yield _chunk_event(request, index, chunk, track(instance, lane))
         for gone_s, back_s in absences(run, instance, run.end_s):
-            yield _complete("absent", "seat", first, gone_s, back_s, {})
+            yield _complete("absent", "seat", track(instance), gone_s, back_s, {})
     for change in run.seats:
         yield {
             "ph": "i",
             "s": "t",
             "pid": INSTANCES,
-            "tid": change.seat * ABREAST,
+            "tid": track(change.seat),
             "name": change.state,
             "cat": "seat",
             "ts": change.at_s * MICROSECONDS,
@@ -117,7 +123,7 @@ def _complete(
 def _requests(run: Run) -> Iterator[dict[str, Any]]:
     """Phases of each request, one after the other, and the changes of its plan."""
     for number, request in enumerate(run.requests):
-        common = {"pid": REQUESTS, "tid": 0, "cat": "request", "id": number}
+        common = {"pid": REQUESTS, "tid": 1, "cat": "request", "id": number}
         details = {
             "tokens": request.tokens,
             "policy": request.policy,
@@ -175,6 +181,7 @@ def _load(run: Run) -> Iterator[dict[str, Any]]:
         yield {
             "ph": "C",
             "pid": LOAD,
+            "tid": 1,
             "name": "requests",
             "ts": _us(at_s),
             "args": {"waiting": waiting, "running": running},

@@ -25,8 +25,8 @@ from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMet
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import PlannedChunk
 from sglang_cdsp.protocol.messages import ChunkDone, Ready
+from tests.controller.ended import finished
 from tests.controller.fake_pool import FakePool
-from tests.controller.test_plan_log import finished
 
 
 class Scraped:

@@ -8,7 +8,7 @@ import pytest
 
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_log import RequestLog, line, start_line
-from tests.controller.test_plan_log import finished
+from tests.controller.ended import finished
 
 
 def test_a_finished_request() -> None:

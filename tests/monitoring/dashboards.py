@@ -56,3 +56,14 @@ def labels_in(query: str) -> set[str]:
     """Labels that a query groups by."""
     found = re.findall(r"by \(([^)]*)\)", query)
     return {label for group in found for label in WORDS.findall(group)} - {"le"}
+
+
+def scraping(prefill: str, decode: str, every: str) -> str:
+    """The example's Prometheus configuration for other servers, scraped as often as ``every``."""
+    config = (FOLDER / "prometheus.yaml").read_text(encoding="utf-8")
+    changes = {"127.0.0.1:30000": prefill, "127.0.0.1:30001": decode}
+    changes["scrape_interval: 5s"] = f"scrape_interval: {every}"
+    for old, new in changes.items():
+        assert config.count(old) == 1, old
+        config = config.replace(old, new)
+    return config

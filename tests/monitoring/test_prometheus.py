@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import choose_encoder
 
 from sglang_cdsp.controller.exported.definitions import METRICS, Kind
 from sglang_cdsp.controller.exported.instruments import PrometheusInstruments
-from tests.monitoring.dashboards import FOLDER, SGLANGS, queries
+from tests.monitoring.dashboards import FOLDER, SGLANGS, queries, scraping
 from tests.monitoring.prometheus import PROGRAM, ask, prometheus, wait_for
 
 LABELS = {"seat": "0", "sp_size": "2", "outcome": "finished", "cause": "none"}
 OTHERS = {"stage": "plan", "reason": "plan", "state": "computing"}
-CONFIG = """\
-global: {{scrape_interval: 2s}}
-scrape_configs: [{{job_name: sglang-decode, static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]
-"""
-SCRAPES = 4
+SCRAPES, EVERY = 4, "2s"
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no prometheus on the PATH")
 
@@ -39,10 +36,10 @@ class Pool:
         latency, tokens = SGLANGS
         self._latency = Histogram(latency, "SGLang's own.", ["model_name"], registry=self.registry)
         self._tokens = Counter(tokens, "SGLang's own.", ["model_name"], registry=self.registry)
-        self.scrapes = 0
 
-    def scrape(self) -> bytes:
-        self.scrapes += 1
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in the form that is asked for, and its name, as SGLang's server does it."""
+        encode, form = choose_encoder(accept)
         moves: dict[Kind, Callable[..., None]] = {
             Kind.COUNTER: self._to.count,
             Kind.GAUGE: self._to.put,
@@ -54,7 +51,7 @@ class Pool:
             move(metric.name, 0.5, **labels)
         self._latency.labels("m").observe(0.5)
         self._tokens.labels("m").inc()
-        return generate_latest(self.registry)
+        return encode(self.registry), form
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +61,22 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            text, form = pool.scrape(self.headers["Accept"])
             self.send_response(200)
+            self.send_header("Content-Type", form)
             self.end_headers()
-            self.wfile.write(pool.scrape())
+            self.wfile.write(text)
 
         def log_message(self, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = CONFIG.format(port=server.server_port)
+    address = f"127.0.0.1:{server.server_port}"
     try:
-        with prometheus(config, tmp_path_factory.mktemp("prometheus")) as url:
+        with prometheus(
+            scraping(address, address, EVERY), tmp_path_factory.mktemp("prometheus")
+        ) as url:
             wait_for(url, "max(count_over_time(sglang_cdsp:seats[5m]))", SCRAPES)
             yield url
     finally:
@@ -92,8 +93,9 @@ def test_every_query_returns_data(asked: str, query: str) -> None:
 def test_the_names_are_valid(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     assert promtool, "promtool comes with prometheus"
+    text, _ = Pool().scrape("*/*")
     lint = subprocess.run(
-        [promtool, "check", "metrics"], input=Pool().scrape(), capture_output=True, check=False
+        [promtool, "check", "metrics"], input=text, capture_output=True, check=False
     )
     wrong = [
         line

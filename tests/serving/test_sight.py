@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from sglang_cdsp.controller.exported.definitions import METRICS, PREFIX, Kind
-from tests.monitoring.dashboards import FOLDER, queries
+from tests.monitoring.dashboards import queries, scraping
 from tests.monitoring.prometheus import PROGRAM, ask, prometheus, value, wait_for
 from tests.serving.asking import in_hand, until
 from tests.serving.client import Client, text_tokens
@@ -102,7 +102,7 @@ def test_after_a_load_the_metrics_agree_with_what_the_client_counted(
     assert until(lambda: in_hand(client) == 0)
     prompts = [text_tokens(checkpoint, length, 130 + length) for length in PROMPTS]
     before, decode_before = scraped(client), decodes(client)
-    answers = stream_all(client.servers.url, prompts, NEW_TOKENS)
+    answers = stream_all(client.servers, prompts, NEW_TOKENS)
     expected = before[FINISHED] + len(prompts)
     assert until(lambda: scraped(client)[FINISHED] == expected)
     after, decode_after = scraped(client), decodes(client)
@@ -134,11 +134,10 @@ def test_after_a_load_the_metrics_agree_with_what_the_client_counted(
 def test_every_query_of_the_dashboard_has_data_of_a_real_pool(
     client: Client, checkpoint: Path, tmp_path: Path
 ) -> None:
-    config = (FOLDER / "prometheus.yaml").read_text(encoding="utf-8")
-    for port, server in ((30000, "prefill"), (30001, "decode")):
-        address = client.servers.urls[server].removeprefix("http://")
-        config = config.replace(f"127.0.0.1:{port}", address)
-    config = config.replace("scrape_interval: 5s", "scrape_interval: 2s")
+    addresses = (
+        client.servers.urls[name].removeprefix("http://") for name in ("prefill", "decode")
+    )
+    config = scraping(*addresses, every="2s")
     with prometheus(config, tmp_path) as url:
         wait_for(url, f"sum({PREFIX}requests_total)", 1.0)
         shown = value(url, f'sum({PREFIX}requests_total{{outcome="finished"}})')

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sglang_cdsp.timeline.gantt import MARKS, text
 from sglang_cdsp.timeline.read import read_run
-from sglang_cdsp.timeline.trace import ABREAST, INSTANCES, LOAD, trace
+from sglang_cdsp.timeline.trace import INSTANCES, LOAD, trace, track
 from sglang_cdsp.timeline.types import Chunk, Request, Run
 from tests.timeline.logs import request, seat, widening, write
 
@@ -116,7 +116,11 @@ def test_a_trace_has_each_chunk_once_an_instance_and_no_overlap_on_a_track(run: 
     tracks: dict[int, list[tuple[float, float]]] = {}
     for event in chunks:
         assert event["pid"] == INSTANCES
-        assert event["tid"] // ABREAST in event["args"]["instances"]
+        assert event["tid"] in {
+            track(instance, lane)
+            for instance in event["args"]["instances"]
+            for lane in range(len(run.requests))
+        }
         tracks.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
     for spans in tracks.values():
         spans.sort()
@@ -124,6 +128,7 @@ def test_a_trace_has_each_chunk_once_an_instance_and_no_overlap_on_a_track(run: 
         assert all(start >= end - 1.0 for end, (start, _) in zip(ends, spans[1:], strict=False))
     named = {e["tid"] for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
     assert tracks.keys() <= named
+    assert all(e["pid"] > 0 and e.get("tid", 1) > 0 for e in events)
     load = [e["args"] for e in events if e["pid"] == LOAD and e["ph"] == "C"]
     assert load[-1] == {"waiting": 0, "running": 0}
     begun = [e["ph"] for e in events if e.get("cat") == "request"]

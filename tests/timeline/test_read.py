@@ -10,7 +10,7 @@ import pytest
 from sglang_cdsp.controller.plan_log import record
 from sglang_cdsp.timeline.read import TimelineError, read_run
 from sglang_cdsp.timeline.types import absences
-from tests.controller.test_plan_log import finished
+from tests.controller.ended import finished
 from tests.timeline.logs import UNIX_S, request, seat, widening, write
 
 

@@ -174,7 +174,7 @@ METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
 
 ENDS: tuple[tuple[str, str, str], ...] = (
     ("finished", "none", "it was served"),
-    ("aborted", "client", "its client left, or asked for it"),
+    ("aborted", "client", "its client left before it had ended here, or asked for it"),
     ("aborted", "decode", "decode gave it up, or its decode server is gone"),
     ("failed", "request", "it asked for what cannot be served (400)"),
     ("failed", "capacity", "a full queue, or too long a wait (503)"),
