@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.serving.asking import REFUSED_WITHIN_S
 from tests.serving.client import Client, text_tokens
 from tests.serving.shared.ends import (
     nothing_left_and_still_right,
@@ -18,8 +19,6 @@ from tests.serving.shared.ends import (
     test_abort_by_rid_at_any_moment,
     test_clients_that_disconnect,
 )
-
-ANSWER_WITHIN_S = 5.0
 
 
 def timed(client: Client, tokens: list[int], **fields: object) -> tuple[requests.Response, float]:
@@ -33,13 +32,13 @@ def test_a_refused_plan_reaches_the_routers_client(client: Client, checkpoint: P
     response, seconds = timed(client, text_tokens(checkpoint, 60, 2), sampling_params=sampling)
     assert response.status_code >= 400
     assert "the prompt has 60" in response.text
-    assert seconds < ANSWER_WITHIN_S
+    assert seconds < REFUSED_WITHIN_S
 
 
 def test_a_prompt_over_the_limit_reaches_the_routers_client(client: Client) -> None:
     response, seconds = timed(client, [5] * 40_970)
     assert response.status_code >= 400
-    assert seconds < ANSWER_WITHIN_S
+    assert seconds < REFUSED_WITHIN_S
 
 
 @pytest.mark.parametrize("samples", [2, 4])
@@ -47,14 +46,17 @@ def test_a_prompt_over_the_limit_reaches_the_routers_client(client: Client) -> N
 def test_several_samples_are_refused_at_once(
     client: Client, checkpoint: Path, samples: int, stream: bool
 ) -> None:
-    """A decode server sends all samples into the prompt's room: each must hear of its end."""
+    """A decode server sends all samples into the prompt's room: each must hear of its end.
+
+    Those of a stream may have to wait for decode's own time-out, see ``DECODE_WAITS_S``.
+    """
     prompt = text_tokens(checkpoint, 40, 2)
     direct = client.prefill(prompt, sampling_params={"n": samples})
     assert direct.status_code == 400
     assert f"n={samples}" in direct.text
     response, seconds = timed(client, prompt, sampling_params={"n": samples}, stream=stream)
     assert response.status_code >= 400 or f"n={samples}" in response.text
-    assert seconds < ANSWER_WITHIN_S
+    assert stream or seconds < REFUSED_WITHIN_S
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.4])
@@ -82,5 +84,6 @@ def test_two_requests_in_one_room_both_fail(
     jobs = [("decode", 1, 0.0), ("decode", 2, late_s), ("prefill", 1, 1.0), ("prefill", 2, 1.0)]
     with ThreadPoolExecutor(4) as threads:
         ends = list(threads.map(ask, jobs))
+    # Decode's two may have to wait for its own time-out, see ``DECODE_WAITS_S``.
     assert all(status >= 400 for status, _ in ends), ends
-    assert all(seconds < ANSWER_WITHIN_S for _, seconds in ends), ends
+    assert all(seconds < REFUSED_WITHIN_S for _, seconds in ends[2:]), ends

@@ -7,10 +7,11 @@ from typing import Any
 
 import requests
 
+from tests.serving.asking import REFUSED_WITHIN_S
+
 LENGTH = 300
 """Tokens of the prompts."""
 
-ANSWER_WITHIN_S = 5.0
 TEXT = "The import system looks up modules by name. "
 
 
@@ -71,5 +72,5 @@ def refused(url: str, body: dict[str, Any], words: str) -> int:
     seconds = time.monotonic() - start
     assert response.status_code >= 400, response.text
     assert words in response.text
-    assert seconds < ANSWER_WITHIN_S
+    assert seconds < REFUSED_WITHIN_S
     return response.status_code
