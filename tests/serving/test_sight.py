@@ -138,10 +138,10 @@ def test_after_a_load_the_metrics_agree_with_what_the_client_counted(
 def test_every_query_of_the_dashboard_has_data_of_a_real_pool(
     client: Client, checkpoint: Path, tmp_path: Path
 ) -> None:
-    addresses = (
+    prefill, decode = (
         client.servers.urls[name].removeprefix("http://") for name in ("prefill", "decode")
     )
-    config = scraping(*addresses, every="2s")
+    config = scraping(prefill, decode, every="2s")
     with prometheus(config, tmp_path) as url:
         wait_for(url, f"sum({PREFIX}requests_total)", 1.0)
         shown = value(url, f'sum({PREFIX}requests_total{{outcome="finished"}})')
