@@ -11,6 +11,9 @@ import requests
 from tests.serving.client import Client
 
 WITHIN_S = 30.0
+REFUSED_WITHIN_S = 30.0
+"""What is refused at once has its answer by then, on a busy machine too; decode's own time-outs are
+300 s."""
 
 
 def call(client: Client, server: str, method: str, path: str, body: Any = None) -> Any:

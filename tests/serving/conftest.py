@@ -20,6 +20,13 @@ INSTANCE_TOKENS = 12_288
 CONTEXT_LENGTH = 40_960
 # SGLang waits for its requests, and for records of streamed samples (n > 1) that it never removes.
 END_WITHIN_S = 10.0
+DECODE_WAITS_S = 100
+"""Stock decode's time-out for KV, seconds, shorter than its default and than a test's own patience.
+
+Decode keeps a room's state by its number. Where two of a room's requests wait and the word that it
+failed comes between their polls, the first to see it deletes it, and the other one waits for this
+time-out (``tests/transfer/test_stock_room.py``; patch 0003 gives every sample a room of its own).
+"""
 
 
 @pytest.fixture(scope="package")
@@ -52,6 +59,7 @@ def servers(
     stock = single(checkpoint, flags=common)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SHAKE_VAR, seed)
+        patch.setenv("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", str(DECODE_WAITS_S))
         plan, logs = together(pool, stock), tmp_path_factory.mktemp("logs")
         with running(plan, logs, grace_s=END_WITHIN_S) as stack:
             yield stack
