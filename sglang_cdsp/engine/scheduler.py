@@ -239,6 +239,7 @@ class PoolScheduler(Scheduler):
             max_shard_tokens=measured_shard(
                 self, int(parallel.tp_size), int(allocator.available_size())
             ),
+            links=pool_links(self.device),
         )
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:
