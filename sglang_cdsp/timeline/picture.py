@@ -21,6 +21,8 @@ WIDE_ENOUGH = 0.03
 PASSING_HEIGHT, HEIGHT = 0.4, 0.8
 SHORTEST_S = 1e-3
 """A single moment is drawn as wide as this."""
+ENDS = 0.1
+"""Share of the shorter of two chunks that may lie under the other."""
 DARK = 0.5
 """Luminance below which what is written on a colour is white."""
 KEY = (
@@ -110,24 +112,32 @@ def _words(chunk: Chunk) -> str:
 
 
 def in_row(bars: Sequence[Bar]) -> list[Placed]:
-    """Bars of one instance, none over another: those that run at once share the row's height.
+    """Bars of one instance: those that run at once share the row's height.
 
     What passes lies, lower, on what it passes.
     """
     placed: list[Placed] = []
     together: list[tuple[Bar, int]] = []
-    ends: list[float] = []
-    rest = sorted((bar for bar in bars if not bar.passes), key=lambda bar: bar.start_s)
-    for bar in rest:
-        if all(end_s <= bar.start_s for end_s in ends):
-            placed += _shared(together, len(ends))
-            together, ends = [], []
-        free = [lane for lane, end_s in enumerate(ends) if end_s <= bar.start_s]
-        lane = free[0] if free else len(ends)
-        ends[lane : lane + 1] = [bar.end_s]
+    last: list[Bar] = []
+    for bar in sorted((bar for bar in bars if not bar.passes), key=lambda bar: bar.start_s):
+        free = [lane for lane, before in enumerate(last) if not _at_once(before, bar)]
+        if len(free) == len(last):
+            placed += _shared(together, len(last))
+            together, last, free = [], [], []
+        lane = free[0] if free else len(last)
+        last[lane : lane + 1] = [bar]
         together.append((bar, lane))
-    placed += _shared(together, len(ends))
+    placed += _shared(together, len(last))
     return placed + [Placed(bar, 0.0, PASSING_HEIGHT) for bar in bars if bar.passes]
+
+
+def _at_once(before: Bar, bar: Bar) -> bool:
+    """Whether two bars share more than ends that lie over each other.
+
+    A chunk has the times of its slowest member, at which an instance may have gone on.
+    """
+    shared_s = min(before.end_s, bar.end_s) - bar.start_s
+    return shared_s > ENDS * min(before.end_s - before.start_s, bar.end_s - bar.start_s)
 
 
 def _shared(together: Sequence[tuple[Bar, int]], lanes: int) -> list[Placed]:

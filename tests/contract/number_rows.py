@@ -207,7 +207,7 @@ ROWS = (
         Order(
             "sglang.srt.utils.common",
             "add_prometheus_middleware",
-            ("multiprocess.MultiProcessCollector(registry)", 'Mount("/metrics"'),
+            ("multiprocess.MultiProcessCollector(registry)", "make_asgi_app(registry=registry)"),
         ),
     ),
     row(

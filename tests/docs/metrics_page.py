@@ -23,9 +23,9 @@ The pool's own probes are no requests.
 
 [examples/monitoring](../examples/monitoring/README.md) has a Grafana dashboard, and the Prometheus
 configuration that it needs: a Prometheus before 3.0 gets the colons as underscores from newer
-releases of `prometheus_client`. What only decode can know (TPOT, generated tokens) is among SGLang's
-own metrics of the decode server, `sglang:inter_token_latency_seconds` and others. This page is
-written from the table in `sglang_cdsp/controller/exported/definitions.py`:
+releases of `prometheus_client`. What only decode can know (TPOT, generated tokens) is among
+SGLang's own metrics of the decode server: `sglang:inter_token_latency_seconds` and others. This
+page is written from the table in `sglang_cdsp/controller/exported/definitions.py`:
 
     python -m tests.docs.metrics_page > docs/metrics.md
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_cdsp.timeline.picture import HEIGHT, NAMED, Bar, draw, in_row
+from sglang_cdsp.timeline.picture import ENDS, HEIGHT, NAMED, Bar, draw, in_row
 from sglang_cdsp.timeline.read import read_run
 from tests.timeline.logs import request, seat, widening, write
 
@@ -31,13 +31,21 @@ def test_each_bar_lies_in_its_row_and_over_none_but_what_it_passes(bars: list[Ba
     for one in placed:
         assert abs(one.middle) + one.height / 2 <= HEIGHT / 2 + 1e-9
     for one, other in combinations([p for p in placed if not p.bar.passes], 2):
-        at_once = one.bar.start_s < other.bar.end_s and other.bar.start_s < one.bar.end_s
+        first_s = max(one.bar.start_s, other.bar.start_s)
+        last_s = min(one.bar.end_s, other.bar.end_s)
+        shorter_s = min(p.bar.end_s - p.bar.start_s for p in (one, other))
+        at_once = last_s - first_s > ENDS * shorter_s
         apart = abs(one.middle - other.middle) >= (one.height + other.height) / 2 - 1e-9
         assert not at_once or apart
 
 
 def test_a_chunk_that_runs_alone_has_its_whole_row() -> None:
     bars = [Bar(0, 0.0, 1.0, "1@1", False), Bar(1, 1.0, 2.0, "1@1", False)]
+    assert {(p.middle, p.height) for p in in_row(bars)} == {(0.0, HEIGHT)}
+
+
+def test_ends_may_lie_over_each_other() -> None:
+    bars = [Bar(0, 0.0, 1.05, "1@2", False), Bar(1, 1.0, 2.0, "1@1", False)]
     assert {(p.middle, p.height) for p in in_row(bars)} == {(0.0, HEIGHT)}
 
 
