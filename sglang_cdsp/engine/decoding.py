@@ -68,14 +68,17 @@ class Decoding:
     def take_results_in(self) -> bool:
         """With overlap: tokens of the last batch do not wait for a chunk's stretch.
 
-        As SGLang itself does before a pause, after which its loop must find no last batch.
+        As SGLang itself does before a pause, after which its loop must find no last batch. Where a
+        request has penalties they wait: at each step SGLang counts the last token that it knows,
+        and would miss one and count another twice.
 
         Returns:
             Whether there were results.
         """
         scheduler = self._scheduler
-        last_batch = getattr(scheduler, "last_batch", None)
+        last_batch: Any = getattr(scheduler, "last_batch", None)
         due = bool(scheduler.enable_overlap and last_batch and self._engine.computes)
+        due = due and not last_batch.sampling_info.penalizer_orchestrator.is_required
         if due:
             scheduler.process_batch_result(*scheduler.result_queue.popleft())
         return due

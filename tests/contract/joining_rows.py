@@ -89,6 +89,18 @@ ROWS = (
         ),
     ),
     row(
+        "engine.decoding",
+        "whether a batch's requests have penalties, which count the last known token at each step",
+        Order(
+            BATCH,
+            "ScheduleBatch.prepare_for_decode",
+            (
+                "if self.sampling_info.penalizer_orchestrator.is_required:",
+                "self.cumulate_penalty_output_tokens()",
+            ),
+        ),
+    ),
+    row(
         "engine.joining",
         "a batch that decode servers make of requests whose KV has arrived",
         Signature(PREBUILT, f"{MIXIN}.prepare_for_prebuilt", ()),

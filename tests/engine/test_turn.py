@@ -41,12 +41,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
-def scheduler(*, overlap: bool, computes: bool) -> Any:
+def scheduler(*, overlap: bool, computes: bool, penalties: bool = False) -> Any:
     """A scheduler that was never started, with one batch on its way."""
     made: Any = PoolScheduler.__new__(PoolScheduler)
     made.happened = []
     made.enable_overlap = overlap
-    made.last_batch = SimpleNamespace(reqs=["prefilled"])
+    penalizers = SimpleNamespace(is_required=penalties)
+    sampling = SimpleNamespace(penalizer_orchestrator=penalizers)
+    made.last_batch = SimpleNamespace(reqs=["prefilled"], sampling_info=sampling)
     made.result_queue = deque([(made.last_batch, "result")] if overlap else [])
     made.process_batch_result = lambda batch, result: made.happened.append(result)
     made._cdsp = Engine(made, computes=computes)
@@ -82,8 +84,12 @@ def test_with_overlap_results_do_not_wait_for_a_chunk(asked: list[dict[str, Any]
     assert not one.result_queue
 
 
-def test_with_overlap_and_no_chunk_everything_is_stocks(asked: list[dict[str, Any]]) -> None:
-    one = scheduler(overlap=True, computes=False)
+@pytest.mark.parametrize(("computes", "penalties"), [(False, False), (True, True)])
+def test_with_overlap_and_no_chunk_or_penalties_everything_is_stocks(
+    computes: bool, penalties: bool, asked: list[dict[str, Any]]
+) -> None:
+    """Penalties count a token at each step, the last one whose result is in."""
+    one = scheduler(overlap=True, computes=computes, penalties=penalties)
     last = one.last_batch
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
     assert len(one.result_queue) == 1

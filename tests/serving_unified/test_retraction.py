@@ -12,8 +12,8 @@ from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving_unified.client import OneServerClient
 
 TOLERANCE = 1e-3
-PROMPT, OUTPUT, AT_ONCE = 3900, 300, 3
-PLAN: Plan = [(1800, [0]), (2000, [0, 1])]
+PROMPT, OUTPUT, AT_ONCE = 3950, 220, 3
+PLAN: Plan = [(1800, [0]), (PROMPT - 1800, [0, 1])]
 RETRACTED = "Retract requests"
 
 
