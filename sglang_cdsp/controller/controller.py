@@ -304,7 +304,9 @@ class PoolController(DataParallelController):
             improvement_rate=regulation.rate,
             latency_model=self._cdsp.latency_model,
             links=hello.links,
-            transfer=get_disagg().disaggregation_transfer_backend,
+            transfer=(
+                get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None
+            ),
             capacity_tokens=self._ledger.smallest_instance,
         )
         logger.info("%s", line)
