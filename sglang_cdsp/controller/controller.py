@@ -42,15 +42,18 @@ from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
 from sglang_cdsp.controller.control_messages import PAUSED, ControlMessages
+from sglang_cdsp.controller.decode.destination import Destination, NoDestination
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
-from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.decode_shares import DecodeShares
+from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.exported.instruments import make_instruments
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
 from sglang_cdsp.controller.health import PoolHealth
+from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
@@ -73,6 +76,7 @@ from sglang_cdsp.controller.startup import (
     link_orders,
     queue_limits,
 )
+from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.protocol import last_words, messages
@@ -97,13 +101,15 @@ class PoolController(DataParallelController):
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
-        backend = get_disagg().disaggregation_transfer_backend
-        try:
-            check_transfer_backend(backend)
-        except CdspConfigError as error:
-            give_up(str(error))
+        self._form = form_of(get_disagg().disaggregation_mode)
+        self._host = ""
+        if self._form is Form.PREFILL:
+            self._host = get_local_ip_auto()
+            try:
+                check_transfer_backend(get_disagg().disaggregation_transfer_backend)
+            except CdspConfigError as error:
+                give_up(str(error))
         messages.register_orders()
-        host = get_local_ip_auto()
         self._tp_size = int(get_parallel().tp_size)
         self._zmq = zmq.Context()
         self._control = ControlMessages(
@@ -116,7 +122,7 @@ class PoolController(DataParallelController):
         )
         self._reports = self._open_reports()
         super().__init__(server_args, port_args, *more)
-        self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
+        self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._admin = AdminServer(
             self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
@@ -151,7 +157,7 @@ class PoolController(DataParallelController):
             hello = hellos[(0, 0)]
             self._decode = DecodeServers(
                 page_size=hello.page_size,
-                reserved_tokens=int(get_disagg().num_reserved_decode_tokens),
+                reserved_tokens=int(get_disagg().num_reserved_decode_tokens or 0),
                 timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
                 stated_tokens=args.decode_max_total_tokens,
                 release_s=float(
@@ -164,9 +170,10 @@ class PoolController(DataParallelController):
         self._seats.keep(self._lifecycle, hellos, self._observers)
         self._reader = CountedReports(self._seats, self._exported)
         self._tell_status()
-        self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
-        # Stock decode refuses a pool with other pages than its own.
-        logger.info("decode servers of this pool need --page-size %d", hello.page_size)
+        if self._form is Form.PREFILL:
+            self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
+            # Stock decode refuses a pool with other pages than its own.
+            logger.info("decode servers of this pool need --page-size %d", hello.page_size)
         self._say_what_runs(hello)
 
     # -- start ----------------------------------------------------------------------------
@@ -195,6 +202,13 @@ class PoolController(DataParallelController):
             control=self._control,
         )
         return reports
+
+    def _open_endpoint(self) -> Destination:
+        """The pool's face towards decode servers, if there are any."""
+        if self._form is Form.ONE_SERVER:
+            return NoDestination()
+        backend = get_disagg().disaggregation_transfer_backend
+        return DecodeEndpoint(self._tp_size, self._host, wire_format(backend))
 
     def launch_dp_schedulers(self, server_args: Any, port_args: Any) -> None:
         """Start all instances, in place of stock's launch, which is made for one start of each."""
@@ -232,6 +246,10 @@ class PoolController(DataParallelController):
             instances_per_node=self._cdsp.instances_per_node or size,
             layers=first.layers,
             preempt_budget=self._cdsp.preempt_budget,
+            decode=DecodeShares(
+                self._cdsp.decode_share if self._form is Form.ONE_SERVER else 0.0,
+                self._cdsp.tpot_target,
+            ),
         )
         return hellos
 
@@ -251,6 +269,7 @@ class PoolController(DataParallelController):
                 rooms=self._rooms,
                 tokenizer=self._tokenizer,
                 observers=self._observers,
+                decode_share=self._ledger.decode.of,
             ),
             tp_size=self._tp_size,
             reports=self._reports,
@@ -258,6 +277,7 @@ class PoolController(DataParallelController):
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
             max_shard_tokens=self._max_shard_tokens,
+            form=self._form,
         )
         try:
             self._planning = parts.planning()
@@ -284,7 +304,9 @@ class PoolController(DataParallelController):
             improvement_rate=regulation.rate,
             latency_model=self._cdsp.latency_model,
             links=hello.links,
-            transfer=get_disagg().disaggregation_transfer_backend,
+            transfer=(
+                get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None
+            ),
             capacity_tokens=self._ledger.smallest_instance,
         )
         logger.info("%s", line)
@@ -360,7 +382,8 @@ class PoolController(DataParallelController):
         if is_health_check_generate_req(tokenized):
             self._on_health_check(tokenized)
             return
-        fake = tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
+        decodes = self._form is Form.ONE_SERVER
+        fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
         seat = tokenized.routed_dp_rank
         if seat is not None and (fake or tokenized.bootstrap_room is None):
             if seat in self._seats.up or not 0 <= seat < len(self.workers):
@@ -375,7 +398,16 @@ class PoolController(DataParallelController):
             arrival_s=time.monotonic(),
             room=None if fake else tokenized.bootstrap_room,
             urgency=self._limits.urgency(tokenized.priority),
+            decodes=decodes,
+            joins_late=logprob_spec(tokenized) is not None,
         )
+        if decodes:
+            request.output_tokens = output_tokens(
+                request.tokens,
+                tokenized.sampling_params.max_new_tokens,
+                self._ledger.page_size,
+                self._ledger.smallest_instance,
+            )
         custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.on_request(request, custom.get(PARAMETER))
         order = grammar_order(tokenized)

@@ -53,6 +53,9 @@ def line(request: PoolRequest, now_s: float) -> str:
         planned_s = request.bound_s - request.arrival_s + plan.ttft_s
         measured_s = request.first_token_s - request.arrival_s
         words.append(f"TTFT {measured_s:.2f} s (planned {planned_s:.2f})")
+    if request.decodes and request.last_token_s is not None:
+        seconds = request.last_token_s - request.arrival_s
+        words.append(f"{request.sampled_tokens} tokens out by {seconds:.2f} s")
     if request.outcome != "finished":
         why = _shown(request.error, LONGEST_WORDS)
         words.append(f"{request.outcome} after {now_s - request.arrival_s:.2f} s: {why}")
@@ -68,7 +71,7 @@ def start_line(
     improvement_rate: float,
     latency_model: str | None,
     links: str,
-    transfer: str,
+    transfer: str | None,
     capacity_tokens: int,
 ) -> str:
     """What runs, in one line.
@@ -76,16 +79,16 @@ def start_line(
     Args:
         latency_model: the file that it was read from, None for one that was measured at start.
         links: their kind.
-        transfer: SGLang's transfer backend, to decode.
+        transfer: SGLang's transfer backend, to decode; None where instances decode themselves.
         capacity_tokens: KV slots of an instance.
     """
     ranks = f" of {tp_size} ranks each" if tp_size > 1 else ""
+    decode = f"KV to decode over {transfer}" if transfer else "each decodes"
     source = f"from {latency_model}" if latency_model else "measured at start"
     return (
         f"sglang-cdsp: {instances} instances{ranks}, {capacity_tokens} KV tokens each; policy "
         f"{policy}, SP sizes {', '.join(map(str, sp_sizes))}, improvement rate "
-        f"{improvement_rate:g}; latency model {source}; links {links or 'none'}, KV to decode over "
-        f"{transfer}"
+        f"{improvement_rate:g}; latency model {source}; links {links or 'none'}, {decode}"
     )
 
 

@@ -135,7 +135,8 @@ class Coroutines:
         self._surroundings = surroundings
         self._ranks = ranks
         self._leads = leads
-        self._stretch_s = stretch_s
+        self.stretch_s = stretch_s
+        """Longest time between two turns of the loop; may be changed between turns."""
         self._poll = poll
         self._interrupted = interrupted
         self._expected = expected
@@ -253,7 +254,7 @@ class Coroutines:
         """
         if not self._live:
             return False
-        self._end_s = self._clock() + self._stretch_s
+        self._end_s = self._clock() + self.stretch_s
         ran = False
         while self._live:
             self._poll()

@@ -27,6 +27,8 @@ def test_times_count_from_the_arrival() -> None:
         "bound_s": 1.0,
         "passes": False,
         "ttft_s": {"predicted": 4.0, "measured": 4.5},
+        "output_tokens": None,
+        "end_s": None,
         "kv_drained_s": 4.75,
         "chunks": [
             {

@@ -16,6 +16,12 @@ def test_a_finished_request() -> None:
     assert said == "r1: 100 tokens, 64@1 then 36@2, waited 1.50 s, TTFT 4.50 s (planned 4.00)"
 
 
+def test_what_decodes_here_says_how_much_came_out() -> None:
+    one = finished()
+    one.decodes, one.sampled_tokens, one.last_token_s = True, 32, one.arrival_s + 6.25
+    assert line(one, 107.0).endswith("TTFT 4.50 s (planned 4.00), 32 tokens out by 6.25 s")
+
+
 def test_a_failed_request_says_why() -> None:
     refused = PoolRequest("r", object(), 7, 100.0, error="the prompt\nis too long")
     assert line(refused, 100.25) == "r: 7 tokens, failed after 0.25 s: the prompt is too long"
@@ -65,3 +71,19 @@ def test_what_runs() -> None:
     ):
         assert part in said
     assert "\n" not in said
+    assert "KV to decode over nixl" in said
+
+
+def test_one_server_moves_no_kv_to_decode() -> None:
+    said = start_line(
+        instances=2,
+        tp_size=1,
+        policy="cdsp-late",
+        sp_sizes=(1, 2),
+        improvement_rate=0.1,
+        latency_model="model.json",
+        links="shared-memory",
+        transfer=None,
+        capacity_tokens=4096,
+    )
+    assert said.endswith("from model.json; links shared-memory, each decodes")

@@ -69,8 +69,8 @@ class SeenPool(FakePool):
         super().go(request, instances)
         self._metrics.chunk_started(request)
 
-    def stop(self, request: PoolRequest) -> None:
-        super().stop(request)
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        super().stop(request, instances)
         self._metrics.stopped(request)
 
     def lost(self, request: PoolRequest) -> None:
