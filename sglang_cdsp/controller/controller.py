@@ -30,7 +30,12 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.observability.startup_time import aggregate_scheduler_startup_times
-from sglang.srt.runtime_context import get_disagg, get_parallel, get_serving
+from sglang.srt.runtime_context import (
+    get_disagg,
+    get_observability,
+    get_parallel,
+    get_serving,
+)
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
@@ -44,6 +49,9 @@ from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.decode_shares import DecodeShares
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.exported.instruments import make_instruments
+from sglang_cdsp.controller.exported.levels import Levels
+from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
 from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch
@@ -55,6 +63,7 @@ from sglang_cdsp.controller.pool_seats import PoolSeats
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order
+from sglang_cdsp.controller.request_log import RequestLog, start_line
 from sglang_cdsp.controller.seats.stock_ranks import StockRanks
 from sglang_cdsp.controller.seats.wishes import KEY
 from sglang_cdsp.controller.startup import (
@@ -71,6 +80,7 @@ from sglang_cdsp.controller.turns import KEY as ROLES
 from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.planner.forced import PARAMETER
+from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.planner.roles import Roles, roles_of
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
@@ -132,6 +142,20 @@ class PoolController(DataParallelController):
             self._poller.register(socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._metrics = PoolMetrics()
+        self._instruments = make_instruments(
+            {
+                "model_name": str(get_serving().served_model_name),
+                **(get_observability().extra_metric_labels or {}),
+            },
+            enabled=bool(get_observability().enable_metrics),
+        )
+        self._exported = ExportedMetrics(
+            self._instruments,
+            seats=int(get_parallel().dp_size),
+            tp_size=self._tp_size,
+            sp_sizes=args.sp_sizes or default_sp_sizes(int(get_parallel().dp_size)),
+        )
+        self._observers = (self._log, self._metrics, self._exported, RequestLog())
         self._limits = queue_limits()
         self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
@@ -150,12 +174,14 @@ class PoolController(DataParallelController):
             self.max_req_input_len = hello.max_input_tokens
             self.max_total_num_tokens = sum(self._ledger.capacity)
             self._start_planning(hello)
-        self._seats.keep(self._lifecycle, hellos, (self._log, self._metrics))
+        self._seats.keep(self._lifecycle, hellos, self._observers)
+        self._reader = CountedReports(self._seats, self._exported)
         self._tell_status()
         if self._form is Form.PREFILL:
             self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
             # Stock decode refuses a pool with other pages than its own.
             logger.info("decode servers of this pool need --page-size %d", hello.page_size)
+        self._say_what_runs(hello)
 
     # -- start ----------------------------------------------------------------------------
 
@@ -250,7 +276,7 @@ class PoolController(DataParallelController):
                 decode=self._decode,
                 rooms=self._rooms,
                 tokenizer=self._tokenizer,
-                observers=(self._log, self._metrics),
+                observers=self._observers,
                 decode_share=self._ledger.decode.of,
             ),
             tp_size=self._tp_size,
@@ -275,6 +301,32 @@ class PoolController(DataParallelController):
             time.monotonic,
             decodes=self._form is Form.ONE_SERVER,
         )
+        self._levels = Levels(
+            self._instruments,
+            requests=self._lifecycle,
+            ledger=self._ledger,
+            planning=self._planning,
+            decode=self._decode,
+            up=lambda: self._seats.up,
+        )
+
+    def _say_what_runs(self, hello: messages.Hello) -> None:
+        """One line of SGLang's log; all ranks' greetings say the same of links."""
+        regulation = self._planning.regulator
+        line = start_line(
+            instances=int(get_parallel().dp_size),
+            tp_size=self._tp_size,
+            policy=self._planning.policy.name,
+            sp_sizes=regulation.sp_sizes,
+            improvement_rate=regulation.rate,
+            latency_model=self._cdsp.latency_model,
+            links=hello.links,
+            transfer=(
+                get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None
+            ),
+            capacity_tokens=self._ledger.smallest_instance,
+        )
+        logger.info("%s", line)
 
     # -- status and updates ---------------------------------------------------------------
 
@@ -453,12 +505,12 @@ class PoolController(DataParallelController):
             self._seats.tick()
             self._read_decode()
             self._read_requests()
-            read_reports(self._reports, self._seats)
+            read_reports(self._reports, self._reader)
             self._control.serve(self._lifecycle)
             self._turns.ask_policy()
             self._lifecycle.on_loop()
             self._tell_load()
-            self._observe()
+            self._levels.tick(time.monotonic(), self._observe())
             self._admin.serve()
 
     def _read_requests(self) -> None:

@@ -173,7 +173,7 @@ class Lifecycle(PoolState):
         for request in self._table.matching(rid, everything=everything):
             self.abort(request, reason)
 
-    def abort(self, request: PoolRequest, reason: str) -> None:
+    def abort(self, request: PoolRequest, reason: str, cause: str = "client") -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
         before = request.advance(Event.ABORT)
         if request.output.complete:
@@ -186,6 +186,7 @@ class Lifecycle(PoolState):
         if before is Phase.ENDED or (before is Phase.RELEASING and not request.recalled):
             return
         request.aborted = True
+        request.cause = request.cause or cause
         request.error = request.error or reason
         self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
         self._way_out.end_recall(request)
@@ -225,7 +226,7 @@ class Lifecycle(PoolState):
             self._effects.forward_abort(request, target.tp_rank, frames)
         elif target is not None:
             request.abort_targets.append(target)
-        self.abort(request, "decode gave the request up")
+        self.abort(request, "decode gave the request up", "decode")
 
     # -- from the schedulers --------------------------------------------------------------
 
@@ -381,7 +382,7 @@ class Lifecycle(PoolState):
         self._rooms.tell()
         self._arrivals.end_overdue()
         for request, reason in self._decode_losses.due():
-            self.abort(request, reason)
+            self.abort(request, reason, "decode")
         self._progress.start_held()
         self._moves.tidy()
         if self._gate.may_start:

@@ -266,6 +266,8 @@ class Progress:
             return
         request.error = request.error or error
         request.answered = request.answered or bad_request
+        if bad_request:
+            request.cause = "request"
         self._way_out.end_recall(request)
         self._drop_if_under_way(request)
 

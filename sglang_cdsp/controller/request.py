@@ -157,6 +157,7 @@ class PoolRequest:
         uncertain: a write of its KV failed, and parts of it may still arrive at decode.
         status: the HTTP status of its end, as its client is told.
         aborted: it ends because somebody no longer wants it.
+        cause: whose doing its end is, where its status does not tell; see ``cause_of``.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
         forwarded: those of them that its one instance was to tell.
@@ -211,6 +212,7 @@ class PoolRequest:
     uncertain: bool = False
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     aborted: bool = False
+    cause: str = ""
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
     forwarded: list[AbortTarget] = field(default_factory=list)

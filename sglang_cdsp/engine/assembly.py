@@ -204,4 +204,5 @@ def greet(scheduler: RankScheduler, parts: RankParts) -> None:
         layers=int(scheduler.model_config.num_hidden_layers),
         kv_cache_dtype="" if parts.manager is None else parts.manager.kv_cache_dtype_str,
         max_shard_tokens=measured_shard(scheduler, int(parallel.tp_size), capacity),
+        links=pool_links(scheduler.device),
     )

@@ -25,6 +25,7 @@ from sglang_cdsp.engine.writes import (
     written_before,
 )
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.spans import tokens_of
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -268,7 +269,9 @@ class ChunkWork:
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
     ) -> None:
-        passed_s = 0.0 if task.running is None else self._coroutines.passed_s(task.running)
+        running = task.running
+        passed_s = 0.0 if running is None else self._coroutines.passed_s(running)
+        gave_way = 0 if running is None else running.gave_way
         self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)
@@ -280,8 +283,18 @@ class ChunkWork:
         task.next_chunk = chunk + 1
         if task.over:
             self._await_order(task)
+        moves = [m.span for m in task.layouts[chunk].moves if m.src == self._instance]
+        traffic = self._runner.traffic()
         self._reporter.send_from_leader(
-            ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
+            ChunkDone,
+            seq=task.seq,
+            chunk=chunk,
+            start_s=start_s,
+            passed_s=passed_s,
+            gave_way=gave_way,
+            sent_bytes=traffic.sent_bytes,
+            waited_s=traffic.waited_s,
+            moved_tokens=tokens_of(moves),
         )
 
     def _chunk_ended(self, task: ChunkTask) -> None:

@@ -28,6 +28,7 @@ from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.gather import Gather, moves_to_home
 from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
 from sglang_cdsp.protocol.messages import GoOrder, LogprobPart, LogprobSpec
@@ -141,6 +142,10 @@ class ShardRunner:
         # The chunk is over when the device says so, and took as long as the device says.
         start_s = watch.stop(self._give_way) if watch is not None else None
         return ShardDone(self._finish(task, forward, logits), start_s)
+
+    def traffic(self) -> Traffic:
+        """What has gone over this rank's links since it was asked last."""
+        return self._hub.traffic.taken()
 
     def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
         layout = task.layouts[chunk]

@@ -363,6 +363,7 @@ class Hello(Report, frozen=True, kw_only=True):
     Attributes:
         invitations: by instance, how the same rank of it reaches this one.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
+        links: the kind of its links to other instances.
     """
 
     invitations: dict[int, bytes]
@@ -373,6 +374,7 @@ class Hello(Report, frozen=True, kw_only=True):
     layers: int
     kv_cache_dtype: str
     max_shard_tokens: int | None = None
+    links: str = ""
 
 
 class Invitation(Report, frozen=True, kw_only=True):
@@ -406,12 +408,20 @@ class ChunkDone(Report, frozen=True, kw_only=True):
     Attributes:
         start_s: its start; ``at_s`` is its end.
         passed_s: seconds between the two in which this instance ran something else.
+        gave_way: how often the chunk stood aside for that.
+        sent_bytes: what this rank has sent over its links since its last report of this kind.
+        waited_s: seconds since then in which it waited for the links.
+        moved_tokens: tokens of history that this instance gave to others during the chunk.
     """
 
     seq: int
     chunk: int
     start_s: float
     passed_s: float = 0.0
+    gave_way: int = 0
+    sent_bytes: int = 0
+    waited_s: float = 0.0
+    moved_tokens: int = 0
 
 
 class FirstToken(Report, frozen=True, kw_only=True):

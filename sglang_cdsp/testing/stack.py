@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -192,9 +193,10 @@ def single(
     flags: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     cores: str | None = None,
+    port: int | None = None,
 ) -> Deployment:
-    """Plan one stock server that prefills and decodes; ``cores`` of its ranks as in `Side`."""
-    return _alone("single", checkpoint, flags, cpus, cores)
+    """Plan one stock server that prefills and decodes, see `one_server`."""
+    return _alone("single", checkpoint, flags, cpus, cores, port)
 
 
 def one_server(
@@ -203,6 +205,7 @@ def one_server(
     flags: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     cores: str | None = None,
+    port: int | None = None,
 ) -> Deployment:
     """Plan a pool that prefills and decodes.
 
@@ -211,8 +214,9 @@ def one_server(
         flags: beside ``--cdsp`` (``--dp-size``).
         cpus: cores that it may use, all if not given.
         cores: of its ranks as in `Side`.
+        port: where it listens; a free one if not given.
     """
-    return _alone("pool", checkpoint, ("--cdsp", *flags), cpus, cores)
+    return _alone("pool", checkpoint, ("--cdsp", *flags), cpus, cores, port)
 
 
 def _alone(
@@ -221,9 +225,10 @@ def _alone(
     flags: Sequence[str],
     cpus: Sequence[int] | None,
     cores: str | None,
+    port: int | None,
 ) -> Deployment:
     environment = None if cores is None else {"SGLANG_CPU_OMP_THREADS_BIND": cores}
-    ports = iter(free_ports(_MOST_PORTS))
+    ports = chain(() if port is None else (port,), free_ports(_MOST_PORTS))
     command, url = server_command(name, checkpoint, ports, flags, cpus, environment)
     return Deployment((command,), url, {name: url})
 

@@ -17,6 +17,7 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.shard_runner import ShardDone
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.protocol.messages import (
     GoOrder,
     PlanOrder,
@@ -109,6 +110,7 @@ class Rank:
         breaks: chunks in which the model raises.
         layers: how often a forward gives way.
         device_start_s: when a device says that it started, None for none.
+        counted: what has gone over its links since it was asked last.
         joined: links that it was told of: seat, incarnation and invitation.
         dropped: links that it was told to drop.
         no_room: why no further link can be made, "" while it can.
@@ -129,6 +131,7 @@ class Rank:
         self.on_start: Callable[[], None] = lambda: None
         self.layers = 0
         self.device_start_s: float | None = None
+        self.counted = Traffic()
         self.joined: list[tuple[int, int, bytes]] = []
         self.dropped: list[int] = []
         self.no_room = ""
@@ -217,6 +220,9 @@ class Rank:
         if order.chunk in self.breaks:
             raise RuntimeError("the model broke")
         return ShardDone(start_s=self.device_start_s)
+
+    def traffic(self) -> Traffic:
+        return self.counted.taken()
 
     # -- links ----------------------------------------------------------------------------
 

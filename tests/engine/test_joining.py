@@ -9,10 +9,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
-from sglang.srt.mem_cache import common
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
+from sglang_cdsp.engine.joining import Joining, SlotReports, make_room, release
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.engine.fake_stock import FakeReporter
 from tests.engine.stock_pools import ROWS, SLOTS, VOCAB, Scheduler, options
@@ -116,7 +115,7 @@ def test_rows_are_given_first_come_first_served(max_running: int) -> None:
     for req in running.reqs[:1]:
         req.to_finish = FINISH_ABORT()
         req.update_finish_state()
-        common.release_kv_cache(req, scheduler.tree_cache)
+        release(req, scheduler.tree_cache)
     running.filter_batch()
     running = joining.admit(running)
     assert running.reqs[-1] is reqs[most]
