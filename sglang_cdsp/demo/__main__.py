@@ -19,9 +19,9 @@ try:
         send_burst,
     )
     from sglang_cdsp.simulator.plan_log import read_lines
+    from sglang_cdsp.stack.directory_lock import locked
+    from sglang_cdsp.stack.processes import ServerFailedError, check_ports
     from sglang_cdsp.testing.checkpoint import write_checkpoint
-    from sglang_cdsp.testing.directory_lock import locked
-    from sglang_cdsp.testing.processes import ServerFailedError, check_ports
     from sglang_cdsp.testing.prompts import cut_prompts
     from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
 except ImportError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from sglang_cdsp.demo import __main__ as demo
 from sglang_cdsp.protocol.ports import free_ports
-from sglang_cdsp.testing.directory_lock import locked
+from sglang_cdsp.stack.directory_lock import locked
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from sglang_cdsp.protocol.ports import free_ports
-from sglang_cdsp.testing import listeners
-from sglang_cdsp.testing.directory_lock import DirectoryInUseError
-from sglang_cdsp.testing.processes import (
+from sglang_cdsp.stack import listeners
+from sglang_cdsp.stack.directory_lock import DirectoryInUseError
+from sglang_cdsp.stack.processes import (
     Command,
     ServerFailedError,
     ServerGroup,
     wait_until_healthy,
 )
-from sglang_cdsp.testing.reaper import session_members
+from sglang_cdsp.stack.reaper import session_members
 from sglang_cdsp.testing.stack import Deployment, running, together
 
 STUBBORN_SERVER = """
@@ -37,7 +37,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), handler).serve_forever()
 OWNER = """
 import sys, time
 from pathlib import Path
-from sglang_cdsp.testing import processes
+from sglang_cdsp.stack import processes
 from sglang_cdsp.testing.stack import Deployment, running
 processes.TERMINATE_GRACE_S = processes.ORPHAN_GRACE_S = 0.5
 name, port, directory = sys.argv[1:]
@@ -53,8 +53,8 @@ with running(plan, Path(directory)) as stack:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stubborn servers be killed soon."""
-    monkeypatch.setattr("sglang_cdsp.testing.processes.TERMINATE_GRACE_S", 0.5)
-    monkeypatch.setattr("sglang_cdsp.testing.processes.ORPHAN_GRACE_S", 0.5)
+    monkeypatch.setattr("sglang_cdsp.stack.processes.TERMINATE_GRACE_S", 0.5)
+    monkeypatch.setattr("sglang_cdsp.stack.processes.ORPHAN_GRACE_S", 0.5)
 
 
 def stubborn_command(name: str = "stubborn") -> Command:
@@ -192,7 +192,7 @@ def test_two_starts_do_not_share_a_directory_of_logs(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_grace")
 def test_the_end_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang_cdsp.testing.processes._SAY_EVERY_S", 0.0)
+    monkeypatch.setattr("sglang_cdsp.stack.processes._SAY_EVERY_S", 0.0)
     lines: list[str] = []
     with running(plan_of(stubborn_command()), tmp_path, progress=lines.append):
         pass

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sglang_cdsp.testing.processes import Command
+from sglang_cdsp.stack.processes import Command
 
 HOST = "127.0.0.1"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sglang_cdsp.protocol.ports import is_free
-from sglang_cdsp.testing import listeners, reaper
+from sglang_cdsp.stack import listeners, reaper
 
 TERMINATE_GRACE_S = 60.0
 """How long a server may take to end after SIGTERM before its whole session is killed.
