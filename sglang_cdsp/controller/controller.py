@@ -64,6 +64,7 @@ from sglang_cdsp.controller.startup import (
     link_orders,
     queue_limits,
 )
+from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
@@ -77,6 +78,9 @@ logger = logging.getLogger(__name__)
 POLL_MS = 100
 LOOPBACK = "127.0.0.1"
 TELL_LOAD_EVERY_S = 0.25
+
+SETTINGS_OF_TIMES = ("attention_backend", "prefill_attention_backend", "quantization")
+"""Options of SGLang's by which the same forward takes another time."""
 
 
 class PoolController(DataParallelController):
@@ -232,6 +236,10 @@ class PoolController(DataParallelController):
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
             max_shard_tokens=self._max_shard_tokens,
+            identity=model_identity(self.server_args),
+            settings={
+                name: str(getattr(self.server_args, name, None)) for name in SETTINGS_OF_TIMES
+            },
         )
         try:
             self._planning = parts.planning()

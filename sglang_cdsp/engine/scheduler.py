@@ -30,7 +30,7 @@ from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
-from sglang_cdsp.engine.device import events_of
+from sglang_cdsp.engine.device import device_name, events_of
 from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.heartbeat import keep_beating
@@ -239,6 +239,8 @@ class PoolScheduler(Scheduler):
             max_shard_tokens=measured_shard(
                 self, int(parallel.tp_size), int(allocator.available_size())
             ),
+            device=device_name(self.device),
+            dtype=str(self.model_config.dtype).removeprefix("torch."),
         )
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:

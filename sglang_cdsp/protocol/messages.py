@@ -270,6 +270,8 @@ class Hello(Report, frozen=True, kw_only=True):
     Attributes:
         invitations: by instance, how the same rank of it reaches this one.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
+        device: what the rank computes on, by the name that the device gives itself.
+        dtype: of weights and activations.
     """
 
     invitations: dict[int, bytes]
@@ -280,6 +282,8 @@ class Hello(Report, frozen=True, kw_only=True):
     layers: int
     kv_cache_dtype: str
     max_shard_tokens: int | None = None
+    device: str = ""
+    dtype: str = ""
 
 
 class Invitation(Report, frozen=True, kw_only=True):

@@ -150,6 +150,14 @@ ROWS = (
         ),
     ),
     row(
+        "controller.controller",
+        "options by which the same forward takes another time: kept latency models tell them apart",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            ("attention_backend", "prefill_attention_backend", "quantization"),
+        ),
+    ),
+    row(
         "launch.stock_options",
         "options about order, time-outs and limits that are refused",
         Options(
