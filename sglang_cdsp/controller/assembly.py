@@ -95,7 +95,7 @@ class PoolParts:
                 ),
                 anew=self.args.measure_anew,
             )
-        logger.info("sglang-cdsp: latency model %s", source)
+        logger.info("latency model %s", source)
         return make_planning(self.args, model, sizes, page_size, source)
 
     def _measured_on(self, sizes: tuple[int, ...], longest: int) -> MeasuredOn:

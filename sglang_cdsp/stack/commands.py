@@ -63,13 +63,23 @@ def router_command(
     prefill: Sequence[tuple[str, int]],
     decode_url: str,
     flags: Sequence[str],
+    host: str = HOST,
 ) -> tuple[Command, str]:
-    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL."""
-    url = f"http://{HOST}:{port}"
+    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL.
+
+    ``host``: where it listens; the URL is one that this machine reaches.
+    """
+    url = f"http://{reached(host)}:{port}"
     behind = [part for address in prefill for part in ("--prefill", address[0], str(address[1]))]
     arguments = (
         *(sys.executable, "-m", "sglang_router.launch_router"),
-        *("--pd-disaggregation", *flags, "--host", HOST, "--port", str(port)),
+        *("--pd-disaggregation", *flags, "--host", host, "--port", str(port)),
         *(*behind, "--decode", decode_url),
     )
     return Command(name, arguments, f"{url}/health"), url
+
+
+def reached(host: str) -> str:
+    """How this machine reaches what listens on ``host``, as a URL names it."""
+    own = {"0.0.0.0": HOST, "": HOST, "::": "::1"}.get(host, host)
+    return f"[{own}]" if ":" in own else own

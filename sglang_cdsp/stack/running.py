@@ -27,8 +27,12 @@ from sglang_cdsp.stack.processes import (
 
 START_TIMEOUT_S = 600.0
 
+READY = "ready"
+
 _STAGES = (
-    ("fired up and ready", "ready"),
+    ("fired up and ready", READY),
+    ("decode servers of this pool need", "answering its first request"),
+    ("measuring SP sizes", "measuring the pool"),
     ("KV Cache is allocated", "warming up"),
     ("Load weight begin", "loading weights"),
     ("server_args=", "starting its processes"),
@@ -44,12 +48,14 @@ class Deployment:
         url: that clients talk to.
         urls: by name.
         notes: what whoever reads the figures should know of the set-up, a line each.
+        first_to_end: names of the servers that end before the others are told to.
     """
 
     commands: tuple[Command, ...]
     url: str
     urls: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    first_to_end: tuple[str, ...] = ()
 
 
 def _not_ours(name: str) -> ServerProcess:
@@ -93,6 +99,7 @@ def running(
     log_directory: Path,
     *,
     progress: Callable[[str], None] = lambda line: None,
+    watch: Callable[[Mapping[str, str], float], None] | None = None,
     timeout_s: float = START_TIMEOUT_S,
     grace_s: float | None = None,
 ) -> Iterator[RunningStack]:
@@ -105,6 +112,8 @@ def running(
         plan: from ``disaggregated``, ``single`` or ``prefill_only``.
         log_directory: gets one ``NAME.log`` a server.
         progress: receives a line whenever a server's state changes and every ten seconds.
+        watch: takes the place of these lines while servers start: receives about once a second
+            how far each has come, by name, and the seconds since the start.
         timeout_s: seconds until all must be healthy.
         grace_s: seconds that they may take to end by themselves before they are killed; None for
             the default of ``ServerGroup``.
@@ -117,7 +126,7 @@ def running(
     with (
         _sigterm_as_exit(),
         directory_lock.locked(logs),
-        ServerGroup(progress, grace_s) as group,
+        ServerGroup(progress, grace_s, plan.first_to_end) as group,
     ):
         check_ports(plan.commands)
         for note in plan.notes:
@@ -134,7 +143,7 @@ def running(
             command.name: group.start(command, logs / f"{command.name}.log")
             for command in plan.commands
         }
-        report = _ProgressReport(group.servers, progress)
+        report = _Stages(group.servers, watch or _ProgressLines(progress))
         try:
             wait_until_healthy(group.servers, timeout_s, report)
             yield RunningStack(plan.url, plan.urls, by_name, report.elapsed_s, again)
@@ -142,30 +151,44 @@ def running(
             progress("ending the servers")
 
 
-class _ProgressReport:
-    """The progress of a start: says a line when a health answer or a log marker changed."""
+class _Stages:
+    """How far the servers of a start have come, from their health and their logs."""
 
-    def __init__(self, servers: Sequence[ServerProcess], say: Callable[[str], None]):
+    def __init__(
+        self,
+        servers: Sequence[ServerProcess],
+        tell: Callable[[Mapping[str, str], float], None],
+    ):
         self._servers = servers
-        self._say = say
-        self._last = ""
-        self._last_s = 0.0
+        self._tell = tell
         self.elapsed_s = 0.0
 
     def __call__(self, ready: Mapping[str, bool], elapsed_s: float) -> None:
         self.elapsed_s = elapsed_s
-        states = [
-            f"{server.command.name} {'ready' if ready[server.command.name] else _stage(server)}"
-            for server in self._servers
-        ]
-        line = ", ".join(states)
+        names = {server.command.name: server for server in self._servers}
+        self._tell(
+            {name: READY if ready[name] else _stage(server) for name, server in names.items()},
+            elapsed_s,
+        )
+
+
+class _ProgressLines:
+    """The progress of a start as lines: one whenever something has changed."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+        self._last = ""
+        self._last_s = 0.0
+
+    def __call__(self, stages: Mapping[str, str], elapsed_s: float) -> None:
+        line = ", ".join(f"{name} {stage}" for name, stage in stages.items())
         if line != self._last or elapsed_s - self._last_s >= 10:
             self._say(f"[{elapsed_s:3.0f} s] {line}")
             self._last, self._last_s = line, elapsed_s
 
 
 def _stage(server: ServerProcess) -> str:
-    text = server.log.read_text(encoding="utf-8", errors="replace")
+    text = server.log_text()
     return next((stage for marker, stage in _STAGES if marker in text), "importing")
 
 

@@ -1,0 +1,102 @@
+"""What `serve` shows: how far each part has come, and one panel once all is up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import HORIZONTALS
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from sglang_cdsp.serve.layout import Layout
+from sglang_cdsp.stack.running import READY
+
+PROMPT = "The import statement"
+
+
+def progress_table(layout: Layout, stages: Mapping[str, str], elapsed_s: float) -> Table:
+    """A row a part: its name, what it is for, and how far it has come."""
+    table = Table.grid(padding=(0, 2))
+    for part in layout.parts:
+        stage = stages.get(part.name, "starting")
+        style = "green" if stage == READY else "yellow"
+        table.add_row(part.name, Text(part.does, style="dim"), Text(stage, style=style))
+    table.add_row("", Text(f"{elapsed_s:.0f} s", style="dim"), "")
+    return table
+
+
+def panel(
+    layout: Layout, status: Mapping[str, Any], logs: Path, start_s: float, tp_size: int
+) -> Panel:
+    """What runs, and where.
+
+    Args:
+        layout: all of whose parts answer.
+        status: what the pool answers at ``/cdsp/status``; {} if it does not.
+        logs: the folder of the logs.
+        start_s: seconds that the start took.
+        tp_size: ranks of an instance.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in rows(layout, status, logs, tp_size):
+        table.add_row(name, Text(text))
+    title = f"ready after {start_s:.0f} s"
+    return Panel(table, title=title, title_align="left", box=HORIZONTALS, padding=(0, 1))
+
+
+def rows(
+    layout: Layout, status: Mapping[str, Any], logs: Path, tp_size: int
+) -> list[tuple[str, str]]:
+    """The panel's rows, name and text."""
+    found = [("server", f"{layout.front.url}  (OpenAI's API under /v1, SGLang's at /generate)")]
+    if status:
+        regulation = status.get("regulation", {})
+        sizes = ", ".join(map(str, regulation.get("sp_size_candidates", ())))
+        candidates = f", SP sizes {sizes}" if sizes else ""
+        found.append(("policy", f"{status.get('policy')}{candidates}"))
+        found.append(("instances", _instances(status.get("pool", {}), tp_size)))
+        if source := status.get("latency_model_source"):
+            found.append(("latency model", str(source)))
+    found.append(("status", f"{layout.pool.url}/cdsp/status"))
+    found += [
+        ("metrics" if number == 0 else "", f"{part.url}/metrics  ({part.name})")
+        for number, part in enumerate(part for part in layout.parts if part.has_metrics)
+    ]
+    found.append(("logs", str(logs)))
+    found += [("note" if number == 0 else "", note) for number, note in enumerate(layout.notes)]
+    return found
+
+
+def _instances(pool: Mapping[str, Any], tp_size: int) -> str:
+    capacity = pool.get("capacity_tokens") or []
+    ranks = f" of {tp_size} ranks" if tp_size > 1 else ""
+    tokens = f", {min(capacity)} KV tokens each" if capacity else ""
+    return f"{pool.get('instances', len(capacity))}{ranks}{tokens}"
+
+
+def curl_line(layout: Layout) -> str:
+    """A request that can be pasted into a shell, on one line."""
+    body = json.dumps({"model": "default", "prompt": PROMPT, "max_tokens": 16})
+    return f"curl {layout.front.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def show_ready(
+    console: Console,
+    layout: Layout,
+    status: Mapping[str, Any],
+    logs: Path,
+    start_s: float,
+    tp_size: int,
+) -> None:
+    """Print the panel, and below it, so that no border or wrapping is copied, the curl line."""
+    console.print(panel(layout, status, logs, start_s, tp_size))
+    console.print("  try:  ", end="", style="bold")
+    console.print(Text(curl_line(layout)), soft_wrap=True)
+    console.print("  Ctrl-C ends all of it", style="dim")
