@@ -96,7 +96,7 @@ def refused(words: Sequence[str]) -> list[str]:
 def value_of(words: Sequence[str], flag: str) -> str | None:
     """The last value that ``words`` give a flag, as ``--flag value`` or ``--flag=value``."""
     found = None
-    for word, following in zip(words, (*words[1:], ""), strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name == flag:
             found = value if equals else following

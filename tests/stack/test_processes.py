@@ -240,3 +240,26 @@ def test_progress_names_every_server(tmp_path: Path) -> None:
 def test_servers_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="same name"):
         together(plan_of(stubborn_command()), plan_of(stubborn_command()))
+
+
+def test_what_stands_in_front_ends_before_the_others_are_told(tmp_path: Path) -> None:
+    """The front takes a moment to end; the server behind it must serve until then."""
+    script = (
+        "import http.server, signal, sys, time\n"
+        "def leave(*_):\n"
+        "    time.sleep(float(sys.argv[2])); print('ended', time.monotonic_ns(), flush=True)\n"
+        "    raise SystemExit(0)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "handler = http.server.SimpleHTTPRequestHandler\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), handler).serve_forever()\n"
+    )
+    commands = []
+    for name, moment in (("behind", "0"), ("front", "0.7")):
+        (port,) = free_ports(1)
+        arguments = (sys.executable, "-c", script, str(port), moment)
+        commands.append(Command(name, arguments, f"http://127.0.0.1:{port}/"))
+    plan = dataclasses.replace(together(*map(plan_of, commands)), first_to_end=("front",))
+    with running(plan, tmp_path):
+        pass
+    ended = {name: (tmp_path / f"{name}.log").read_text().split() for name in ("front", "behind")}
+    assert int(ended["front"][-1]) < int(ended["behind"][-1])

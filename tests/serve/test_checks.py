@@ -1,0 +1,71 @@
+"""What is refused before a process is started, and that all of it is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.serve.asked import Asked
+from sglang_cdsp.serve.checks import flag_problems, quick_problems, weights_here
+from sglang_cdsp.serve.devices import Machine
+from sglang_cdsp.serve.layout import prefill_and_decode
+
+
+def asked(*flags: str, pool: tuple[str, ...] = (), decode: tuple[str, ...] = ()) -> Asked:
+    [port] = free_ports(1)
+    return Asked("org/model", 2, port=port, flags=flags, pool_flags=pool, decode_flags=decode)
+
+
+def told(asked: Asked) -> list[str]:
+    lines = flag_problems(prefill_and_decode(asked, Machine((), 1)))
+    assert not any("\n" in line for line in lines)
+    return lines
+
+
+def test_a_busy_port_and_flags_that_serve_decides_are_told_together() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wanted = Asked("m", 2, port=port, flags=("--api-key", "k"), decode_flags=("--config", "f"))
+        key, config, busy = quick_problems(wanted)
+    assert key.startswith("--api-key: ")
+    assert config.startswith("--config: ")
+    assert busy.startswith(f"--port {port}: the port is in use")
+    assert f"process {os.getpid()}" in busy
+
+
+def test_a_good_request_passes_every_check() -> None:
+    wanted = asked("--enable-metrics", "--context-length", "4096", pool=("--cdsp-policy", "cdsp"))
+    assert quick_problems(wanted) == []
+    assert told(wanted) == []
+
+
+def test_what_the_pool_refuses_is_told_with_all_of_it() -> None:
+    lines = told(asked(pool=("--cdsp-policy", "fastest", "--cdsp-min-chunk", "x", "--cdsp-odd")))
+    assert len(lines) == 3
+    assert all(
+        any(name in line for line in lines) for name in ("policy", "min-chunk", "--cdsp-odd")
+    )
+
+
+def test_what_the_pool_cannot_serve_with_is_told() -> None:
+    [line] = told(asked("--enable-mixed-chunk"))
+    assert "--enable-mixed-chunk" in line
+
+
+def test_a_flag_that_sglang_does_not_know_is_told_once_for_both_servers() -> None:
+    [line] = told(asked("--no-such-flag", "3"))
+    assert line == "unrecognized arguments: --no-such-flag 3"
+
+
+def test_a_flag_of_decode_is_checked_too() -> None:
+    [line] = told(asked(decode=("--max-running-requests", "many")))
+    assert "--max-running-requests" in line
+    assert "many" in line
+
+
+def test_the_weights_of_a_folder_and_of_what_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 7)
+    assert weights_here(tmp_path, {"a": 1}).stored == 7
+    assert weights_here("nobody/nothing", {}).stored == 0
