@@ -38,8 +38,17 @@ mooncake: install
 demo: install
 	$(RUN) -m sglang_cdsp.demo
 
+# A model with a pool: make serve MODEL=/models/llama PORT=30000 DP=4 FLAGS='--enable-metrics'.
+# Without MODEL the demonstration's small checkpoint.
+PORT ?= 30000
+DP ?= 2
+
 serve: install
+ifdef MODEL
+	$(RUN) -m sglang_cdsp serve --model-path '$(MODEL)' --port $(PORT) --dp-size $(DP) $(FLAGS)
+else
 	$(RUN) -m sglang_cdsp.demo --serve
+endif
 
 # Style, types, and which part may import which.
 lint: install
