@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import warnings
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from sglang_cdsp.args import add_cli_args, from_namespace
 from sglang_cdsp.launch import ports
 from sglang_cdsp.serve import asked as asking
-from sglang_cdsp.serve import memory
+from sglang_cdsp.serve import flags, memory
 from sglang_cdsp.serve.asked import Asked
 from sglang_cdsp.serve.devices import Machine
-from sglang_cdsp.serve.layout import Layout, Part
+from sglang_cdsp.serve.layout import Layout
 from sglang_cdsp.serve.memory import Weights
 from sglang_cdsp.stack import listeners
-
-
-class FlagError(ValueError):
-    """A flag that SGLang's parser does not take; one line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """SGLang's parser without its usage, which is hundreds of flags long."""
-
-    def error(self, message: str) -> NoReturn:
-        raise FlagError(" ".join(message.split()))
 
 
 def quick_problems(asked: Asked) -> list[str]:
@@ -52,35 +41,21 @@ def _port(host: str, port: int) -> list[str]:
 def flag_problems(layout: Layout) -> list[str]:
     """What SGLang and the pool would refuse of the command lines of all servers; a line each.
 
-    SGLang is imported for it, which takes seconds. Equal lines of two servers are told once.
+    A process of its own reads them, see `serve.flags`: it imports SGLang, which takes seconds, and
+    some 400 MB for as long as it lives. Equal lines of two servers are told once.
     """
-    found = [line for part in layout.parts if part.server_flags for line in _of_server(part)]
-    return list(dict.fromkeys(found))
-
-
-def _of_server(part: Part) -> list[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from sglang.srt.server_args import ServerArgs
-
-        from sglang_cdsp.checks import forced_settings
-        from sglang_cdsp.launch.command_line import problems_of
-        from sglang_cdsp.launch.unknown_flags import keep_unknown_flags
-
-        parser = _Parser(prog="serve", add_help=False)
-        ServerArgs.add_cli_args(parser)
-        add_cli_args(parser)
-        keep_unknown_flags(parser)
-        try:
-            namespace = parser.parse_args(list(part.server_flags))
-        except FlagError as error:
-            return [str(error)]
-        cdsp, problems = from_namespace(namespace)
-        if cdsp is None:
-            return problems
-        for name, value in forced_settings(cdsp).items():
-            setattr(namespace, name, value)
-        return problems + problems_of(cdsp, ServerArgs.from_cli_args(namespace))
+    given = [part.server_flags for part in layout.parts if part.server_flags]
+    done = subprocess.run(
+        [sys.executable, "-m", flags.__name__],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        return [f"SGLang cannot read its flags here: {words[-1].strip()}"]
+    return list(dict.fromkeys(json.loads(done.stdout)))
 
 
 def weights_here(model: Path | str, config: Mapping[str, Any]) -> Weights:

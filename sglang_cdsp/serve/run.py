@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.live import Live
@@ -63,7 +63,7 @@ def _stopped(ready: bool, status: int, err: Console) -> int:
     return 0 if ready else status
 
 
-def watch(stack: RunningStack, sleep: Callable[[float], None] = time.sleep) -> None:
+def watch(stack: RunningStack, sleep: Callable[[float], None] = time.sleep) -> NoReturn:
     """Return never.
 
     Raises:

@@ -55,7 +55,7 @@ def rows(
     layout: Layout, status: Mapping[str, Any], logs: Path, tp_size: int
 ) -> list[tuple[str, str]]:
     """The panel's rows, name and text."""
-    found = [("server", f"{layout.front.url}  (OpenAI's API under /v1, SGLang's at /generate)")]
+    found = [("server", f"{layout.front.url}  (OpenAI's API under /v1)")]
     if status:
         regulation = status.get("regulation", {})
         sizes = ", ".join(map(str, regulation.get("sp_size_candidates", ())))

@@ -50,7 +50,10 @@ def as_prefill(bootstrap_port: int, flags: Sequence[str]) -> tuple[str, ...]:
 
 
 def decode_command(
-    checkpoint: Path, ports: Iterator[int], flags: Sequence[str], cpus: Sequence[int] | None = None
+    checkpoint: Path | str,
+    ports: Iterator[int],
+    flags: Sequence[str],
+    cpus: Sequence[int] | None = None,
 ) -> tuple[Command, str]:
     """The decode server "decode", and its URL."""
     mode = ("--disaggregation-mode", "decode")

@@ -12,7 +12,7 @@ import pytest
 
 from sglang_cdsp.cli import serve as command
 from sglang_cdsp.protocol.ports import free_ports
-from sglang_cdsp.serve import checks
+from sglang_cdsp.serve import checks, devices
 from sglang_cdsp.serve.devices import Gpu, Machine
 from sglang_cdsp.serve.layout import Layout
 from tests.cli.calls import call
@@ -126,7 +126,7 @@ def test_a_model_that_does_not_fit(
     ask: Ask, started: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus = (Gpu("some GPU", 100, 100),) * 3
-    monkeypatch.setattr(command.devices, "look", lambda flags: Machine(gpus, 0))
+    monkeypatch.setattr(devices, "look", lambda flags: Machine(gpus, 0))
     assert "raise --tp-size" in refused(ask, started)
     assert "needs 4 GPUs" in refused(ask, started, "--dp-size", "3")
 

@@ -27,12 +27,12 @@ ROWS = (
         Signature("sglang.srt.server_args", "ServerArgs.from_cli_args", ("args",), exact=True),
     ),
     row(
-        "serve.checks",
+        "serve.flags",
         "a server's command line is read as the server will read it, without resolving anything",
         Signature("sglang.srt.server_args", "ServerArgs.add_cli_args", ("parser",), exact=True),
     ),
     row(
-        "serve.checks",
+        "serve.flags",
         "nothing is imported or asked of a device before the arguments are resolved",
         Signature("sglang.srt.server_args", "ServerArgs.resolve_once", (), exact=True),
     ),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
+import pytest
+
 from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.serve import flags
 from sglang_cdsp.serve.asked import Asked
 from sglang_cdsp.serve.checks import flag_problems, quick_problems, weights_here
 from sglang_cdsp.serve.devices import Machine
@@ -19,7 +23,8 @@ def asked(*flags: str, pool: tuple[str, ...] = (), decode: tuple[str, ...] = ())
 
 
 def told(asked: Asked) -> list[str]:
-    lines = flag_problems(prefill_and_decode(asked, Machine((), 1)))
+    layout = prefill_and_decode(asked, Machine((), 1))
+    lines = [line for part in layout.parts[1:] for line in flags.problems(part.server_flags)]
     assert not any("\n" in line for line in lines)
     return lines
 
@@ -55,8 +60,16 @@ def test_what_the_pool_cannot_serve_with_is_told() -> None:
 
 
 def test_a_flag_that_sglang_does_not_know_is_told_once_for_both_servers() -> None:
-    [line] = told(asked("--no-such-flag", "3"))
+    """By the process that reads them for the command."""
+    wanted = asked("--no-such-flag", "3")
+    [line] = flag_problems(prefill_and_decode(wanted, Machine((), 1)))
     assert line == "unrecognized arguments: --no-such-flag 3"
+
+
+def test_a_process_that_cannot_read_flags_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    [line] = flag_problems(prefill_and_decode(asked(), Machine((), 1)))
+    assert "cannot read its flags" in line
 
 
 def test_a_flag_of_decode_is_checked_too() -> None:
