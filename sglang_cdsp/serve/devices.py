@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from sglang_cdsp.serve.asked import value_of
 
 QUERY = ("--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
@@ -99,6 +97,8 @@ def visible(found: tuple[Gpu, ...], named: str | None) -> tuple[Gpu, ...]:
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that processes of this machine, or of this container, can still take."""
+    import psutil  # comes with SGLang
+
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):
         limit = int((groups / "memory.max").read_text())

@@ -7,6 +7,7 @@ decodes what it prefills is a layout of one part, whose URL is the layout's.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -122,7 +123,9 @@ def prefill_and_decode(asked: Asked, machine: Machine) -> Layout:
     front = Part(router, url, "takes requests: SGLang's mini router")
     prefill = Part(pool, pool_url, f"prefills: {asked.instances} instances", asked.instances)
     behind = Part(decode, decode_url, "decodes: stock SGLang", 1)
-    return Layout((front, prefill, behind), front, prefill, shares.notes)
+    return Layout(
+        (front, prefill, behind), front, prefill, (*shares.notes, *_crowded(asked, machine))
+    )
 
 
 DEFAULT_LAYOUT: MakeLayout = prefill_and_decode
@@ -136,6 +139,16 @@ def _common(asked: Asked, machine: Machine) -> Iterator[str]:
     backend = "--disaggregation-transfer-backend"
     if value_of(asked.flags, backend) is None and importlib.util.find_spec("nixl") is not None:
         yield from (backend, "nixl")
+
+
+def _crowded(asked: Asked, machine: Machine) -> Iterator[str]:
+    """A note where ranks have to share cores."""
+    ranks, cores = asked.instances * asked.tp_size, len(os.sched_getaffinity(0))
+    if not machine.gpus and ranks > cores:
+        yield (
+            f"{ranks} ranks of the pool share {cores} cores, so that chunks on several instances "
+            "are no faster: a --dp-size up to the number of cores is better"
+        )
 
 
 def _decode_gpus(asked: Asked, machine: Machine) -> tuple[str, ...]:

@@ -93,6 +93,14 @@ def test_decode_has_the_gpus_after_the_pools_and_its_pages() -> None:
     assert str(CUDA_PAGE_SIZE) == layouts.CUDA_PAGE_SIZE
 
 
+def test_more_ranks_than_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    assert any("share 4 cores" in note for note in prefill_and_decode(ASKED, CPUS).notes)
+    few = Asked(Path("m"), 4)
+    assert not any("share 4 cores" in note for note in prefill_and_decode(few, CPUS).notes)
+    assert prefill_and_decode(ASKED, GPUS).notes == ()
+
+
 def test_what_is_given_is_not_given_twice() -> None:
     flags = ("--page-size=32", "--disaggregation-transfer-backend", "mooncake")
     asked = Asked(Path("m"), 2, flags=flags)
