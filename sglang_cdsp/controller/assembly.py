@@ -91,7 +91,12 @@ class PoolParts:
                 place(self.args.cache),
                 self._measured_on(all_sizes, longest),
                 lambda: measured_model(
-                    all_sizes, longest, page_size, run, model=self.model, device=self.device
+                    all_sizes,
+                    longest,
+                    page_size,
+                    run,
+                    model=self.model,
+                    device=self.hello.device or self.device,
                 ),
                 anew=self.args.measure_anew,
             )

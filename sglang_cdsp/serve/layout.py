@@ -123,9 +123,8 @@ def prefill_and_decode(asked: Asked, machine: Machine) -> Layout:
     front = Part(router, url, "takes requests: SGLang's mini router")
     prefill = Part(pool, pool_url, f"prefills: {asked.instances} instances", asked.instances)
     behind = Part(decode, decode_url, "decodes: stock SGLang", 1)
-    return Layout(
-        (front, prefill, behind), front, prefill, (*shares.notes, *_crowded(asked, machine))
-    )
+    notes = (*shares.notes, *_crowded(asked, machine))
+    return Layout((front, prefill, behind), front, prefill, notes)
 
 
 DEFAULT_LAYOUT: MakeLayout = prefill_and_decode
