@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sglang_cdsp.cli import serve as command
 from sglang_cdsp.protocol.ports import free_ports
@@ -59,7 +61,8 @@ def ask(
             "--port": str(free_ports(1)[0]),
             "--log-directory": str(tmp_path / "logs"),
         }
-        given = [f"{flag}={text}" for flag, text in defaults.items() if flag not in flags]
+        named = {flag.partition("=")[0] for flag in flags}
+        given = [f"{flag}={text}" for flag, text in defaults.items() if flag not in named]
         status, _, err = call(capsys, "serve", *given, *flags)
         return status, err.splitlines()
 
@@ -113,6 +116,38 @@ def test_each_flag_that_cannot_be(
     flags: tuple[str, ...], words: str, ask: Ask, started: list[tuple[Any, ...]]
 ) -> None:
     assert words in refused(ask, started, *flags)
+
+
+NUMBERS = st.one_of(
+    st.integers(-3, 9).map(str),
+    st.integers(-(10**30), 10**30).map(str),
+    st.sampled_from(["x", "", "-", "²", "1_0", "nan", "inf"]),
+)
+FLAGS = {
+    "--dp-size": NUMBERS,
+    "--tp-size": NUMBERS,
+    "--port": NUMBERS,
+    "--start-timeout": NUMBERS,
+    "--host": st.sampled_from(["127.0.0.1", "0.0.0.0", "::", "nowhere.invalid", "", "300.1.1.1"]),
+    "--decode-flags": st.sampled_from(["--a 1", "'", "", "--disaggregation-mode"]),
+    "--max-total-tokens": NUMBERS,
+    "--dtype": st.sampled_from(["auto", "float32", "odd"]),
+    "--cdsp-policy": st.text(max_size=3),
+    "--nnodes": NUMBERS,
+}
+
+
+@pytest.mark.usefixtures("started")
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(flags=st.fixed_dictionaries({}, optional=FLAGS))
+def test_any_flags_are_started_or_refused_in_lines(flags: dict[str, str], ask: Ask) -> None:
+    status, lines = ask(*(word for flag, text in flags.items() for word in (f"{flag}={text}",)))
+    assert status in (0, 2)
+    assert not any("Traceback" in line for line in lines)
+    told = [line for line in lines if line.startswith(f"{command.PROGRAM}: ")]
+    assert bool(told) == (status == 2)
 
 
 def test_a_folder_of_logs_that_cannot_be(

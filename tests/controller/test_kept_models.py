@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -189,6 +190,26 @@ def test_no_damage_raises(junk: bytes, at: int, gone: int) -> None:
         path.write_bytes(good[:at] + junk + good[at + gone :])
         kept = read(Path(folder), POOL)
     assert kept is None or kept.model.sp_sizes == POOL.sp_sizes
+
+
+def test_who_reads_while_others_write_sees_a_whole_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [model_of(POOL.sp_sizes, b) for b in (0.25, 0.5)]
+    write(tmp_path, POOL, models[0], NOON)
+
+    def keep_writing(model: LatencyModel) -> None:
+        for _ in range(40):
+            write(tmp_path, POOL, model, NOON)
+
+    writers = [threading.Thread(target=keep_writing, args=(model,)) for model in models]
+    for writer in writers:
+        writer.start()
+    seen = [read(tmp_path, POOL)]
+    while any(writer.is_alive() for writer in writers):
+        seen.append(read(tmp_path, POOL))
+    assert all(kept is not None and kept.model in models for kept in seen)
+    assert caplog.records == []
 
 
 def test_a_file_that_cannot_be_read_is_named(
