@@ -234,13 +234,13 @@ class PoolScheduler(Scheduler):
             page_size=int(allocator.page_size),
             max_input_tokens=self.max_req_input_len,
             vocab_size=int(self.model_config.vocab_size),
+            device=device_name(self.device),
+            dtype=str(self.model_config.dtype).removeprefix("torch."),
             layers=int(self.model_config.num_hidden_layers),
             kv_cache_dtype=manager.kv_cache_dtype_str,
             max_shard_tokens=measured_shard(
                 self, int(parallel.tp_size), int(allocator.available_size())
             ),
-            device=device_name(self.device),
-            dtype=str(self.model_config.dtype).removeprefix("torch."),
         )
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:

@@ -269,9 +269,9 @@ class Hello(Report, frozen=True, kw_only=True):
 
     Attributes:
         invitations: by instance, how the same rank of it reaches this one.
-        max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
         device: what the rank computes on, by the name that the device gives itself.
         dtype: of weights and activations.
+        max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
     """
 
     invitations: dict[int, bytes]
@@ -279,11 +279,11 @@ class Hello(Report, frozen=True, kw_only=True):
     page_size: int
     max_input_tokens: int
     vocab_size: int
+    device: str = ""
+    dtype: str = ""
     layers: int
     kv_cache_dtype: str
     max_shard_tokens: int | None = None
-    device: str = ""
-    dtype: str = ""
 
 
 class Invitation(Report, frozen=True, kw_only=True):
