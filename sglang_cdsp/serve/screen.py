@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.box import HORIZONTALS
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -28,27 +26,6 @@ def progress_table(layout: Layout, stages: Mapping[str, str], elapsed_s: float) 
         table.add_row(part.name, Text(part.does, style="dim"), Text(stage, style=style))
     table.add_row("", Text(f"{elapsed_s:.0f} s", style="dim"), "")
     return table
-
-
-def panel(
-    layout: Layout, status: Mapping[str, Any], logs: Path, start_s: float, tp_size: int
-) -> Panel:
-    """What runs, and where.
-
-    Args:
-        layout: all of whose parts answer.
-        status: what the pool answers at ``/cdsp/status``; {} if it does not.
-        logs: the folder of the logs.
-        start_s: seconds that the start took.
-        tp_size: ranks of an instance.
-    """
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, text in rows(layout, status, logs, tp_size):
-        table.add_row(name, Text(text))
-    title = f"ready after {start_s:.0f} s"
-    return Panel(table, title=title, title_align="left", box=HORIZONTALS, padding=(0, 1))
 
 
 def rows(
@@ -95,8 +72,20 @@ def show_ready(
     start_s: float,
     tp_size: int,
 ) -> None:
-    """Print the panel, and below it, so that no border or wrapping is copied, the curl line."""
-    console.print(panel(layout, status, logs, start_s, tp_size))
-    console.print("  try:  ", end="", style="bold")
-    console.print(Text(curl_line(layout)), soft_wrap=True)
-    console.print("  Ctrl-C ends all of it", style="dim")
+    """Print the panel, in which no line is broken: paths and the curl line are there to be copied.
+
+    Args:
+        layout: all of whose parts answer.
+        status: what the pool answers at ``/cdsp/status``; {} if it does not.
+        logs: the folder of the logs.
+        start_s: seconds that the start took.
+        tp_size: ranks of an instance.
+    """
+    found = [*rows(layout, status, logs, tp_size), ("try", curl_line(layout))]
+    width = max(len(name) for name, _ in found)
+    console.rule(f"ready after {start_s:.0f} s", align="left", style="green")
+    for name, text in found:
+        console.print(
+            Text(f"  {name:{width}}  ", style="bold").append(text, "none"), soft_wrap=True
+        )
+    console.rule("Ctrl-C ends all of it", align="left", style="green")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,7 @@ from sglang_cdsp.serve.devices import Machine
 from sglang_cdsp.serve.layout import Layout, prefill_and_decode
 from sglang_cdsp.serve.screen import curl_line, progress_table, rows, show_ready
 
-STATUS = {
+STATUS: dict[str, Any] = {
     "policy": "cdsp-late",
     "latency_model_source": "measured 2026-11-26 22:51, kept in /home/somebody/.cache/m.json",
     "regulation": {"sp_size_candidates": [1, 2]},
@@ -56,8 +57,10 @@ def test_metrics_are_shown_where_they_are_on() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_curl_line_can_be_copied_whole(width: int) -> None:
-    [line] = [line for line in shown(width).splitlines() if "curl " in line]
-    words = shlex.split(line.partition("try:")[2])
+    lines = shown(width).splitlines()
+    assert sum(STATUS["latency_model_source"] in line for line in lines) == 1
+    [line] = [line for line in lines if "curl " in line]
+    words = shlex.split(line.partition("try")[2])
     assert words == shlex.split(curl_line(layout()))
     assert words[:2] == ["curl", "http://127.0.0.1:29123/v1/completions"]
 

@@ -76,7 +76,7 @@ def test_from_the_start_to_the_last_process(
 
     # The curl line, as it stands there.
     [line] = [line for line in said if "curl " in line]
-    words = shlex.split(line.partition("try:")[2])
+    words = shlex.split(line.partition("try")[2])
     answer = subprocess.run(
         [*words, "--silent", "--fail"], capture_output=True, text=True, check=True
     )
