@@ -85,7 +85,6 @@ def show_ready(
     width = max(len(name) for name, _ in found)
     console.rule(f"ready after {start_s:.0f} s", align="left", style="green")
     for name, text in found:
-        console.print(
-            Text(f"  {name:{width}}  ", style="bold").append(text, "none"), soft_wrap=True
-        )
+        line = Text.assemble((f"  {name:{width}}  ", "bold"), text)
+        console.print(line, soft_wrap=True)
     console.rule("Ctrl-C ends all of it", align="left", style="green")

@@ -9,29 +9,28 @@ from sglang_cdsp.serve.layout import Layout, Part
 from sglang_cdsp.stack.processes import Command
 
 SERVER = """
-import http.server, json, signal, sys, threading, time
+import http.server, json, os, signal, sys, threading, time
+last = sys.argv[2]
+def die():
+    time.sleep(0.2)
+    print("sglang-cdsp:", last, flush=True)
+    print("a complaint", flush=True)
+    os._exit(3)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
         if self.path == "/cdsp/status":
             self.wfile.write(json.dumps({"policy": "cdsp-late", "pool": {}}).encode())
+            if last:
+                threading.Thread(target=die, daemon=True).start()
     def log_message(self, *_): pass
 def leave(*_):
     print("told to end", time.monotonic_ns(), flush=True)
     raise SystemExit(0)
 signal.signal(signal.SIGTERM, leave)
-server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
-last = sys.argv[2]
-if last:
-    def die():
-        time.sleep(1.5)
-        print("sglang-cdsp:", last, flush=True)
-        print("a complaint", flush=True)
-        import os; os._exit(3)
-    threading.Thread(target=die, daemon=True).start()
-server.serve_forever()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-"""Answers every path; with a second argument it says that, some time after its start, and ends."""
+"""Answers every path. With a second argument it ends once asked for its status, and says that."""
 
 STUBBORN = SERVER.replace("SIGTERM, leave)", "SIGTERM, signal.SIG_IGN)")
 """Goes on when it is told to end."""
