@@ -43,6 +43,9 @@ DEFAULT_STOCK_TOKENS = 1024
 DEFAULT_SEAT_TIMEOUT_S = 120.0
 """How long a prompt that only fits with an absent instance waits for it: a start or two."""
 
+DEFAULT_DECODE_SHARE = 0.2
+"""A running request feels a stretch of four decode steps beside a chunk."""
+
 
 class CdspConfigError(ValueError):
     """What the pool cannot be started with, everything that was found.
@@ -92,6 +95,10 @@ class CdspArgs:
         stock_tokens: longest one-instance prompt that runs in SGLang's own batches, in tokens; a
             longer one is a chunk task, which gives way inside its forward.
         preempt_budget: share of its own time by which prompts that pass may delay a running one.
+        decode_share: share of an instance's time that requests which decode there get beside a
+            chunk, in (0, 0.5].
+        tpot_target: seconds between two tokens of a request that decodes beside a chunk, which is
+            turned into the decode share; None for the share as it is.
         max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
         latency_model: path of a latency model file; None means one that an earlier start has
             measured and kept, or else that the server measures itself.
@@ -115,6 +122,8 @@ class CdspArgs:
     min_chunk: int = DEFAULT_MIN_CHUNK
     stock_tokens: int = DEFAULT_STOCK_TOKENS
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
+    decode_share: float = DEFAULT_DECODE_SHARE
+    tpot_target: float | None = None
     max_shard_tokens: int | None = None
     latency_model: str | None = None
     instances_per_node: int | None = None
@@ -145,12 +154,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
     """Add the ``--cdsp`` argument group to SGLang's server parser."""
     default = CdspArgs()
     group = parser.add_argument_group(
-        "CDSP", "Chunkwise Dynamic Sequence Parallelism for the prefill server (sglang-cdsp)"
+        "CDSP",
+        "Chunkwise Dynamic Sequence Parallelism in one server or a prefill server (sglang-cdsp)",
     )
     group.add_argument(
         "--cdsp",
         action="store_true",
-        help="Run the --dp-size prefill instances as one elastic sequence-parallel pool.",
+        help="Run the --dp-size instances as one elastic sequence-parallel pool: with "
+        "--disaggregation-mode prefill for stock decode servers, without it for itself.",
     )
     group.add_argument(
         "--cdsp-policy",
@@ -201,6 +212,23 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="Share of its own prefill time by which a running prompt may be delayed by short ones "
         f"that pass it, 0 for none (default: {default.preempt_budget}).",
+    )
+    group.add_argument(
+        "--cdsp-decode-share",
+        type=_fraction,
+        default=None,
+        metavar="SHARE",
+        help="Without --disaggregation-mode: share of an instance's time that goes to decode while "
+        f"a chunk runs beside it, above 0 and at most 0.5 (default: {default.decode_share}).",
+    )
+    group.add_argument(
+        "--cdsp-tpot-target",
+        type=_fraction,
+        default=None,
+        metavar="SECONDS",
+        help="Without --disaggregation-mode: time between two tokens of a request that decodes "
+        "while a chunk runs beside it, in place of --cdsp-decode-share, which follows from it and "
+        "from what a decode step takes.",
     )
     group.add_argument(
         "--cdsp-max-shard-tokens",
@@ -315,6 +343,10 @@ def from_namespace(namespace: argparse.Namespace) -> tuple[CdspArgs | None, list
             flags = ", ".join(_flag(name) for name in given)
             problems.append(f"{flags} given without --cdsp; add --cdsp or remove them")
         return None, problems
+    if values["decode_share"] is not None and values["tpot_target"] is not None:
+        problems.append(
+            "--cdsp-decode-share and --cdsp-tpot-target are two ways to say the same; give one"
+        )
     kept: dict[str, Any] = {}
     for name, value in values.items():
         try:
@@ -353,6 +385,13 @@ def _read(name: str, value: Any) -> Any:
         raise CdspConfigError(f"{flag} {value} is outside [0, 1); try 0.1")
     if name == "preempt_budget" and not 0.0 <= value <= 10.0:
         raise CdspConfigError(f"{flag} {value} is outside [0, 10]; try 0.2, or 0 for none")
+    if name == "decode_share" and not 0.01 <= value <= 0.5:
+        raise CdspConfigError(
+            f"{flag} {value} is outside [0.01, 0.5]; beyond it long prompts never end; "
+            f"try {DEFAULT_DECODE_SHARE}"
+        )
+    if name == "tpot_target" and not 0.0 < value < math.inf:
+        raise CdspConfigError(f"{flag} {value} is no number of seconds above 0; try 0.1")
     if name == "seat_timeout" and not 0.0 <= value < math.inf:
         raise CdspConfigError(f"{flag} {value} is no number of seconds from 0 up; try 120")
     if name in _POSITIVE and value < 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang_cdsp.args import TESTED_SGLANG_VERSIONS, CdspArgs, CdspConfigError
+from sglang_cdsp.form import Form
 from sglang_cdsp.transfer.registry import transfer_engine
 
 if TYPE_CHECKING:
@@ -20,17 +21,21 @@ class Refusal:
     Attributes:
         applies: tells whether the given server arguments ask for it.
         message: what is wrong and what to do instead.
+        forms: of the pool in which it is refused.
     """
 
     applies: Callable[[ServerArgs], bool]
     message: str
+    forms: frozenset[Form] = frozenset(Form)
 
+
+PREFILL_FORM = frozenset({Form.PREFILL})
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        lambda a: a.disaggregation_mode != "prefill",
-        "--cdsp runs a prefill pool: add --disaggregation-mode prefill and start a stock decode "
-        "server with --disaggregation-mode decode",
+        lambda a: a.disaggregation_mode == "decode",
+        "--cdsp does not run decode servers: remove --cdsp here, or remove --disaggregation-mode "
+        "for one server that prefills and decodes",
     ),
     # SGLang 0.5.23 makes --dp-size an --attn-dp-size when it resolves --enable-dp-attention.
     Refusal(
@@ -44,7 +49,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         lambda a: a.speculative_algorithm is not None,
-        "--cdsp does not prefill for speculative decoding: remove --speculative-algorithm",
+        "--cdsp computes prompts for the model alone, a draft model would miss its own KV: remove "
+        "--speculative-algorithm",
     ),
     Refusal(
         lambda a: a.pp_size > 1,
@@ -65,11 +71,12 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         lambda a: bool(a.enable_hierarchical_cache),
-        "--cdsp does not combine with the hierarchical cache: remove --enable-hierarchical-cache",
+        "--cdsp does not combine with the hierarchical cache, whose copies on the host it does not "
+        "count: remove --enable-hierarchical-cache",
     ),
     Refusal(
         lambda a: bool(a.enable_pd_role_switch),
-        "--cdsp keeps the prefill role: remove --enable-pd-role-switch",
+        "--cdsp keeps its role: remove --enable-pd-role-switch",
     ),
     Refusal(
         lambda a: a.tokenizer_worker_num > 1,
@@ -104,23 +111,26 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         lambda a: bool(a.allow_auto_truncate),
-        "--cdsp does not shorten prompts, decode would shorten them to another length: remove "
-        "--allow-auto-truncate",
+        "--cdsp refuses what is too long and does not shorten it, which each instance would do to "
+        "a length of its own: remove --allow-auto-truncate",
     ),
     Refusal(
         lambda a: bool(a.enable_mixed_chunk),
         "--cdsp prefill instances do not decode: remove --enable-mixed-chunk",
+        PREFILL_FORM,
     ),
     Refusal(
         lambda a: bool(a.disaggregation_enable_kv_checksum),
         "--cdsp spreads a prompt's KV over instances, and no one of them can sum it up: remove "
         "--disaggregation-enable-kv-checksum on both servers",
+        PREFILL_FORM,
     ),
     # New in SGLang 0.5.23, hence the defaults.
     Refusal(
         lambda a: getattr(a, "disaggregation_decode_allocation_policy", "early") != "early",
         "--cdsp writes KV to decode while a prompt is being prefilled: set "
         "--disaggregation-decode-allocation-policy early on both servers",
+        PREFILL_FORM,
     ),
     Refusal(
         lambda a: getattr(a, "enable_kv_cache_sharding", False),
@@ -133,12 +143,15 @@ REFUSALS: tuple[Refusal, ...] = (
 )
 
 
-def forced_settings(cdsp: CdspArgs) -> dict[str, object]:
+def forced_settings(disaggregation_mode: str) -> dict[str, object]:
     """SGLang settings that ``--cdsp`` decides itself, as ``ServerArgs`` fields.
 
-    The radix cache would keep KV slots that the pool counts as free, and the overlap
-    scheduler would start a stock batch while a chunk task waits for its partners.
+    On a prefill server the radix cache would keep KV slots that the pool counts as free, and the
+    overlap scheduler would start a stock batch while a chunk task waits for its partners. One
+    server counts cached slots as free, and leaves both as they are given.
     """
+    if disaggregation_mode != Form.PREFILL.value:
+        return {}
     return {"disable_radix_cache": True, "disable_overlap_schedule": True}
 
 
@@ -168,4 +181,9 @@ def check_transfer_backend(backend: str) -> None:
 
 def refusals(server_args: ServerArgs) -> list[str]:
     """What the pool cannot serve with, one line each with the remedy."""
-    return [refusal.message for refusal in REFUSALS if refusal.applies(server_args)]
+    mode = server_args.disaggregation_mode
+    return [
+        refusal.message
+        for refusal in REFUSALS
+        if refusal.applies(server_args) and (mode == "decode" or Form(mode) in refusal.forms)
+    ]

@@ -72,7 +72,8 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     if cdsp is None:
         _end(problems)
         return original(cls, namespace)
-    for name, value in {**open_settings(namespace), **forced_settings(cdsp)}.items():
+    forced = forced_settings(namespace.disaggregation_mode)
+    for name, value in {**open_settings(namespace), **forced}.items():
         setattr(namespace, name, value)
     server_args = original(cls, namespace)
     _end(problems + problems_of(cdsp, server_args))

@@ -40,6 +40,16 @@ def controller_loads_plugins() -> bool:
 
 
 @functools.cache
+def kv_is_checkpointed() -> bool:
+    """Whether a request says by its ``extend_end`` how much KV the prefix tree may keep (0.5.23).
+
+    There ``release_kv_cache`` is told whether to keep it, and a tree whether it shares prefixes.
+    """
+    release = _module("mem_cache.common").release_kv_cache
+    return "checkpoint" in inspect.signature(release).parameters
+
+
+@functools.cache
 def controller_records_facts() -> bool:
     """Whether the data-parallel controller keeps what its schedulers say of themselves (0.5.23)."""
     controller = _module("managers.data_parallel_controller").DataParallelController

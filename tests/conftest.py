@@ -10,6 +10,9 @@ import pytest
 from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 
+# Tests and checks that stand outside of test modules say as much when they fail.
+pytest.register_assert_rewrite("tests.serving.shared", "tests.serving.reference")
+
 TESTS = Path(__file__).parent
 SERVING = ("serving*/*", "platforms/test_stock_servers.py")
 """Files whose tests start real servers."""

@@ -134,6 +134,9 @@ def test_sp_sizes_that_are_none(text: str) -> None:
         (["--cdsp-min-chunk", "1e3"], "'1e3' is not an integer"),
         (["--cdsp-instances-per-node", "0"], "must be at least 1"),
         (["--cdsp-decode-max-total-tokens", "-5"], "must be at least 1; leave it out"),
+        (["--cdsp-tpot-target", "0"], "is no number of seconds above 0; try 0.1"),
+        (["--cdsp-tpot-target", "nan"], "is no number of seconds above 0; try 0.1"),
+        (["--cdsp-decode-share", "0.6"], "beyond it long prompts never end"),
         (["--cdsp-seat-timeout", "-1"], "is no number of seconds from 0 up; try 120"),
         (["--cdsp-seat-timeout", "nan"], "is no number of seconds from 0 up; try 120"),
         (["--cdsp-seat-timeout", "soon"], "'soon' is not a number"),
@@ -143,6 +146,14 @@ def test_values_that_no_server_could_use(flags: list[str], remedy: str) -> None:
     message = refusal("--cdsp", *flags)
     assert remedy in message
     assert flags[0] in message
+
+
+def test_a_share_and_a_target_are_two_ways_to_say_one_thing() -> None:
+    both = ("--cdsp-decode-share", "0.2", "--cdsp-tpot-target", "0.1")
+    assert "give one" in refusal("--cdsp", *both)
+    assert given(*both[:2]).decode_share == 0.2
+    assert given(*both[2:]).tpot_target == 0.1
+    assert given().tpot_target is None
 
 
 def test_several_mistakes_are_told_together() -> None:
@@ -184,7 +195,7 @@ def test_options_travel_in_the_environment() -> None:
 
 def test_every_field_survives_json() -> None:
     args = CdspArgs(
-        *("p", (2, 4), 0.5, 7, 8, 0.3, 99, "m", 3, "log", True, True, 900, 60.0, "rates"),
+        *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 0.2, 99, "m", 3, "log", True, True, 900, 60.0, "rates"),
         *("cache", True),
         admin="ipc://x",
         admin_key="key",

@@ -17,8 +17,7 @@ from sglang_cdsp.checks import (
 from tests.server_options import GOOD, NEWER
 
 CASES: list[tuple[dict[str, Any], str]] = [
-    ({"disaggregation_mode": "null"}, "add --disaggregation-mode prefill"),
-    ({"disaggregation_mode": "decode"}, "add --disaggregation-mode prefill"),
+    ({"disaggregation_mode": "decode"}, "remove --disaggregation-mode for one server"),
     ({"dp_size": 1}, "set --dp-size to the number of instances"),
     ({"speculative_algorithm": "EAGLE"}, "remove --speculative-algorithm"),
     ({"pp_size": 2}, "set --pp-size 1"),
@@ -62,6 +61,29 @@ def test_a_pool_passes(more: dict[str, Any]) -> None:
     assert refusals(server_args(**more)) == []
 
 
+# What one server does itself, or what only two servers can ask for.
+NOT_IN_ONE_SERVER = (
+    "disaggregation_enable_kv_checksum",
+    "disaggregation_decode_allocation_policy",
+    "enable_mixed_chunk",
+)
+
+
+@pytest.mark.parametrize("more", [{}, NEWER], ids=["0.5.21", "0.5.23"])
+def test_one_server_passes(more: dict[str, Any]) -> None:
+    assert refusals(server_args(disaggregation_mode="null", **more)) == []
+
+
+@pytest.mark.parametrize(("changed", "remedy"), CASES, ids=lambda case: str(case))
+def test_one_server_is_judged_by_what_it_does(changed: dict[str, Any], remedy: str) -> None:
+    lines = refusals(server_args(**{"disaggregation_mode": "null", **changed}))
+    if set(changed) & set(NOT_IN_ONE_SERVER):
+        assert lines == []
+    else:
+        [line] = lines
+        assert remedy in line
+
+
 @pytest.mark.parametrize(("changed", "remedy"), CASES, ids=lambda case: str(case))
 def test_a_refusal_names_its_remedy(changed: dict[str, Any], remedy: str) -> None:
     [line] = refusals(server_args(**changed))
@@ -99,7 +121,11 @@ def test_tested_releases_pass_and_others_need_the_escape_flag() -> None:
 
 
 def test_settings_that_the_pool_decides() -> None:
-    assert forced_settings(CdspArgs()) == {
+    assert forced_settings("prefill") == {
         "disable_radix_cache": True,
         "disable_overlap_schedule": True,
     }
+
+
+def test_one_server_keeps_its_prefix_cache_and_its_overlap() -> None:
+    assert forced_settings("null") == {}

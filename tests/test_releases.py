@@ -6,7 +6,8 @@ import inspect
 
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.nixl.conn import NixlKVManager
-from sglang.srt.managers import data_parallel_controller
+from sglang.srt.managers import data_parallel_controller, schedule_batch
+from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
 from sglang_cdsp import releases
 
@@ -28,6 +29,13 @@ def test_decode_wants_the_generation_that_it_sent() -> None:
 def test_plugins_in_the_controllers_process() -> None:
     target = inspect.getsource(data_parallel_controller.run_data_parallel_controller_process)
     assert ("load_plugins()" in target) is releases.controller_loads_plugins()
+
+
+def test_requests_and_trees_are_asked_alike_about_what_is_kept() -> None:
+    checkpoints = releases.kv_is_checkpointed()
+    assert hasattr(schedule_batch.Req, "set_extend_range") is not checkpoints
+    assert hasattr(BasePrefixCache, "supports_prefix_sharing") is checkpoints
+    assert hasattr(BasePrefixCache, "is_chunk_cache") is not checkpoints
 
 
 def test_facts_in_the_controllers_process() -> None:

@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", default="", help="such as 1,3 or 1-5 (default: all)")
+    parser.add_argument("--steps", default="", help="such as 1,3 or 1-5 (default: 1-7)")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU with small shapes")
     parser.add_argument("--out", type=Path, default=Path("build/gpu.json"))
     options = parser.parse_args(arguments)

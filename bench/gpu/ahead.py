@@ -94,7 +94,7 @@ def paged(folder: Path, dry_run: bool) -> None:
 
 
 def checkpoint(folder: Path, dry_run: bool) -> None:
-    """Write the model that step 7 serves."""
+    """Write the model that steps 7 and 8 serve."""
     from bench.gpu.serving import CHECKPOINT, IN_DRY_RUN, ON_GPU, written
 
     written(folder / CHECKPOINT, IN_DRY_RUN if dry_run else ON_GPU)

@@ -1,4 +1,4 @@
-"""Step 6: real servers. The pool's answers are stock's, for every way that a prompt can take.
+"""Step 7: real servers. The pool's answers are stock's, for every way that a prompt can take.
 
 A stock server, a pool of two with decode and router, all on one GPU, with a generated Llama of one
 billion parameters. Whether NIXL links two processes on one device is step 5's question, so the
@@ -52,11 +52,11 @@ CHECKPOINT = "checkpoint"
 # hundredths, and another first quarter of a prompt by several units.
 DEEP_SCALE = WeightScale(query_key=1.2, attention_output=2.0, mlp_output=0.5, logits=2.0)
 
-CUDA_FLAGS = (
+ON_CUDA = (
     *("--dtype", "bfloat16", "--attention-backend", "triton", "--sampling-backend", "pytorch"),
-    *("--disable-cuda-graph", "--disable-overlap-schedule"),
     *("--max-total-tokens", "65536", "--mem-fraction-static", "0.8"),
 )
+CUDA_FLAGS = (*ON_CUDA, "--disable-cuda-graph", "--disable-overlap-schedule")
 ONE_GPU = {"CDSP_ONE_GPU": "1", "SGLANG_ONE_VISIBLE_DEVICE_PER_PROCESS": "1"}
 NIXL = ("--disaggregation-transfer-backend", "nixl")
 LATENCY_MODEL = Path(sglang_cdsp.__file__).parent / "planner/models/llama3-8b-a100.json"
@@ -154,10 +154,15 @@ def deployment(checkpoint: Path, sizes: Sizes, cuda: bool) -> Deployment:
 class Servers:
     """Requests to the servers."""
 
-    def __init__(self, stack: RunningStack, sizes: Sizes) -> None:
-        self._urls, self._sizes = stack.urls, sizes
-        self.shape, self.floor = sizes.shape, sizes.floor
+    def __init__(self, stack: RunningStack, sizes: Sizes, pool: str = "prefill") -> None:
+        """``pool``: name of the server that has the pool."""
+        self._urls, self._sizes, self._pool = stack.urls, sizes, pool
+        self.shape, self.floor, self.limit_s = sizes.shape, sizes.floor, sizes.request_s
         self._free = self._free_tokens()
+
+    def url(self, server: str) -> str:
+        """Where a server answers."""
+        return self._urls[server]
 
     def ask(
         self, server: str, prompt: Sequence[int], plan: Any = None, new: int = NEW_TOKENS
@@ -201,8 +206,10 @@ class Servers:
         return {"free slots": str(now)}
 
     def _free_tokens(self) -> list[int]:
-        info = requests.get(f"{self._urls['prefill']}/server_info", timeout=30).json()
-        return [int(state["cdsp"]["free_tokens"]) for state in info["internal_states"]]
+        """Slots that nobody holds, those that are cached for whoever comes among them."""
+        info = requests.get(f"{self._urls[self._pool]}/server_info", timeout=30).json()
+        states = [state["cdsp"] for state in info["internal_states"]]
+        return [int(state["free_tokens"]) + int(state.get("cached_tokens", 0)) for state in states]
 
 
 @dataclass
@@ -237,18 +244,20 @@ def check_length(recorder: Recorder, servers: Servers, checkpoint: Path, length:
         )
 
 
-def reference_of(servers: Servers, prompt: Sequence[int]) -> tuple[Reference, dict[str, Any]]:
-    """Ask stock in one forward (or its own chunks) and in two.
+def reference_of(
+    servers: Servers, prompt: Sequence[int], new: int = NEW_TOKENS
+) -> tuple[Reference, dict[str, Any]]:
+    """Ask stock for ``new`` tokens, in one forward (or its own chunks) and in two.
 
     Raises:
         CheckFailed: rounding alone makes another answer of it; nothing can be compared then.
     """
     servers.forget()
-    answer = servers.ask("single", prompt)
+    answer = servers.ask("single", prompt, new=new)
     servers.forget()
     half = len(prompt) // 2 // PAGE * PAGE
     servers.ask("single", prompt[:half], new=1)
-    rounding = compare(answer, servers.ask("single", prompt), math.inf).worst
+    rounding = compare(answer, servers.ask("single", prompt, new=new), math.inf).worst
     tolerance = max(servers.floor, ROUNDINGS * rounding)
     if tolerance > 1:
         raise CheckFailed(f"stock differs from itself by {rounding}: the comparison is blind")
@@ -273,15 +282,19 @@ def other_prompt_shows(
 
 
 def pool_answers(
-    servers: Servers, prompt: Sequence[int], plan: Any, reference: Reference
+    servers: Servers,
+    prompt: Sequence[int],
+    plan: Any,
+    reference: Reference,
+    server: str = "router",
 ) -> dict[str, Any]:
-    """Compare the pool's answer with stock's.
+    """Compare the pool's answer, by way of a server by name, with stock's.
 
     Raises:
         AssertionError: a token or a log-probability is off.
     """
     began = time.monotonic()
-    ours = servers.ask("router", prompt, plan)
+    ours = servers.ask(server, prompt, plan, len(reference.answer.tokens))
     took = time.monotonic() - began
     found = compare(reference.answer, ours, reference.tolerance)
     if found.compared == 0 and not found.early:

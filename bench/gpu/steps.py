@@ -26,6 +26,7 @@ class Step:
         may_skip: whether it may say that this machine cannot run it.
         ahead: work of ``bench.gpu.ahead`` that it needs, done beside the steps before it.
         ahead_ends_first: whether that has to be done before the step begins.
+        asked_for: whether it runs only where ``--steps`` names it.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Step:
     may_skip: bool = False
     ahead: str = ""
     ahead_ends_first: bool = False
+    asked_for: bool = False
 
 
 STEPS = (
@@ -54,12 +56,13 @@ STEPS = (
         ahead="checkpoint",
         ahead_ends_first=True,
     ),
+    Step(8, "one server", "bench.gpu.one_server", 180, 480, asked_for=True),
 )
-"""On a GPU 480 s in all."""
+"""On a GPU 480 s for those that run unless ``--steps`` says otherwise."""
 
 
 def chosen(text: str) -> tuple[Step, ...]:
-    """The steps that ``--steps`` names, "1,3-5"; all of them for "".
+    """The steps that ``--steps`` names, "1,3-5"; those that nobody has to ask for, for "".
 
     Raises:
         StepsError: a number that no step has, or not a number.
@@ -74,4 +77,4 @@ def chosen(text: str) -> tuple[Step, ...]:
     known = {step.number for step in STEPS}
     if numbers - known:
         raise StepsError(f"--steps {text!r}: the steps are {min(known)} to {max(known)}")
-    return tuple(step for step in STEPS if not numbers or step.number in numbers)
+    return tuple(s for s in STEPS if (s.number in numbers if numbers else not s.asked_for))

@@ -31,13 +31,13 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from bench.servers.ab_client import BENCHMARK, Clients, only
+from bench.servers.ab_client import BENCHMARK, Clients, Measured, only
 from bench.servers.ab_report import Slo, report
 from bench.servers.flags import check
 from bench.servers.mix import lengths
@@ -135,20 +135,36 @@ class Comparison:
         }
         with only([*prefill, decode, router], servers.values()):
             measured = self._clients.run(arguments, self._scratch / "details.jsonl", roles)
-        details = measured.details
-        gaps = [statistics.fmean(itls) if itls else 0.0 for itls in details["itls"]]
-        return {
-            "side": side.name,
-            "rate": rate,
-            "command": f"python -m {BENCHMARK} {plain(shlex.join(arguments), self._scratch)}",
-            "duration_s": details["duration"],
-            "wall_s": measured.wall_s,
-            "cpu_s": {**measured.cpu_s, "cores": os.cpu_count() or 1},
-            "tokens": details["input_lens"],
-            "ttft_s": [round(ttft, 4) for ttft in details["ttfts"]],
-            "tpot_s": [round(gap, 4) for gap in gaps],
-            "errors": details["errors"],
-        }
+        return line_of(measured, side.name, rate, plain(shlex.join(arguments), self._scratch))
+
+
+def line_of(measured: Measured, side: str, rate: float, arguments: str) -> dict[str, Any]:
+    """The line that is kept of a run; lists have an entry a request, times are seconds."""
+    details = measured.details
+    gaps = [statistics.fmean(itls) if itls else 0.0 for itls in details["itls"]]
+    ends = zip(details["ttfts"], details["itls"], strict=True)
+    return {
+        "side": side,
+        "rate": rate,
+        "command": f"python -m {BENCHMARK} {arguments}",
+        "duration_s": details["duration"],
+        "wall_s": measured.wall_s,
+        "cpu_s": {**measured.cpu_s, "cores": os.cpu_count() or 1},
+        "tokens": details["input_lens"],
+        "ttft_s": [round(ttft, 4) for ttft in details["ttfts"]],
+        "tpot_s": [round(gap, 4) for gap in gaps],
+        "end_s": [round(ttft + sum(itls), 4) for ttft, itls in ends],
+        "errors": details["errors"],
+    }
+
+
+def warn_of_shared_cores(more: str) -> None:
+    """Say so where the kernel shares cores out by session; ``more``: what that does here."""
+    if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
+        say(
+            f"this kernel shares cores out by session{more}; better: echo 0 > {AUTOGROUP} while "
+            "this runs"
+        )
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -241,6 +257,31 @@ def read_runs(path: Path, parser: OneLineParser) -> list[dict[str, Any]]:
     return lines
 
 
+def read_or_measure(
+    parser: OneLineParser,
+    options: argparse.Namespace,
+    name: str,
+    measure: Callable[[argparse.Namespace, Path], list[dict[str, Any]]],
+    files: tuple[str, ...],
+    more: str = "",
+) -> list[dict[str, Any]]:
+    """The runs of an earlier file (`--read`), or measured ones; without the lines that are none.
+
+    Args:
+        name: of the folder that the run's files are in.
+        files: as in `check`.
+        more: as in `warn_of_shared_cores`.
+    """
+    if options.read:
+        lines = read_runs(options.read, parser)
+    else:
+        check(parser, options, files=files, folders=("log_directory",))
+        warn_of_shared_cores(more)
+        with kept_on_failure(name) as scratch:
+            lines = measure(options, scratch)
+    return [line for line in lines if "side" in line]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables; or print them again from a file."""
     parser = OneLineParser(prog="python -m bench.servers.ab", description=__doc__)
@@ -264,18 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--read", type=Path, help="only print the tables of such a file")
     add("--log-directory", type=Path, help="keep the servers' logs there")
     options = parser.parse_args(arguments)
-    if options.read:
-        lines = read_runs(options.read, parser)
-    else:
-        check(parser, options, files=("out",), folders=("log_directory",))
-        if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() != "0":
-            say(
-                "this kernel shares cores out by session, and a pool is one where stock's two "
-                f"servers are two; better: echo 0 > {AUTOGROUP} while this runs"
-            )
-        with kept_on_failure("bench-ab") as scratch:
-            lines = measure(options, scratch)
-    print(report([line for line in lines if "side" in line], Slo(*options.slo)))
+    more = ", and a pool is one where stock's two servers are two"
+    lines = read_or_measure(parser, options, "bench-ab", measure, ("out",), more)
+    print(report(lines, Slo(*options.slo)))
 
 
 if __name__ == "__main__":

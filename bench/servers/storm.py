@@ -1,12 +1,14 @@
 """A storm of mixed requests, some of them given up at random moments; nothing may be left behind.
 
     python -m bench.servers.storm [--requests 300] [--abort 0.3] [--seed 1] [--at-once 8]
-                           [--backend nixl]
+                           [--backend nixl] [--form one-server] [--slots 4096]
 
 Planned and forced plans, streaming or not, batches, requests that must be refused; clients that
 abort and clients that disconnect. Every request must end in stock's answer or in a clear error,
 within ten seconds of its cause; afterwards every KV slot is free, on prefill and on decode, and a
 new request gets stock's answer. Exit status 1 if anything is wrong, with the seed to repeat it.
+`--form one-server` has one server prefill and decode, with longer outputs; with few `--slots` an
+instance decode runs short of slots and requests are retracted.
 """
 
 from __future__ import annotations
@@ -28,18 +30,25 @@ import requests
 from tqdm import tqdm
 
 from bench.servers.flags import check
+from bench.servers.storm_forms import (
+    CONTEXT_LENGTH,
+    DISAGGREGATED,
+    FORMS,
+    LENGTHS,
+    POOL,
+    StormForm,
+    one_server_form,
+    plan_servers,
+)
 from sglang_cdsp.cli.parser import OneLineParser, integer, number
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.first_token import prompt_tokens
 from sglang_cdsp.testing.scratch import kept_on_failure
-from sglang_cdsp.testing.stack import RunningStack, disaggregated, running, single, together
+from sglang_cdsp.testing.stack import RunningStack, running, single, together
 
-POOL = 4
-LENGTHS = (1, 2, 17, 130, 400, 900, 2000, 4096, 8000)
-WEIGHTS = (4, 4, 8, 10, 8, 6, 4, 2, 1)
 BATCH_LENGTHS = LENGTHS[:6]
+OUTPUT = 4
 END_WITHIN_S = 10.0
-CONTEXT_LENGTH = 40_960
 BAD_SHARE, BATCH_SHARE, STREAM_SHARE, DISCONNECT_SHARE = 0.08, 0.15, 0.4, 0.5
 
 Prompt = tuple[int, ...]
@@ -92,20 +101,27 @@ class End:
     status: int = 0
 
 
-def draw(rng: random.Random, index: int, abort_share: float) -> Job:
-    """Draw one request."""
+def draw(
+    rng: random.Random, index: int, abort_share: float, form: StormForm = DISAGGREGATED
+) -> Job:
+    """Draw one request that can be asked of a form."""
     batch = rng.random() < BATCH_SHARE
     lengths = rng.choices(BATCH_LENGTHS, k=rng.randint(2, 3)) if batch else []
-    prompts = tuple(draw_prompt(rng, n) for n in lengths or rng.choices(LENGTHS, WEIGHTS))
+    prompts = tuple(
+        draw_prompt(rng, n)
+        for n in lengths or rng.choices([*form.lengths], [*form.lengths.values()])
+    )
     plans = tuple(draw_plan(rng, len(prompt)) for prompt in prompts)
     bad: dict[str, Any] = {}
     if rng.random() < BAD_SHARE and not batch:
-        bad = rng.choice(bad_ones(prompts[0]))
+        bad = rng.choice(bad_ones(prompts[0], form))
     leave_s = rng.random() ** 2 * 4 if rng.random() < abort_share else None
     stream = rng.random() < STREAM_SHARE
     disconnect = stream and leave_s is not None and rng.random() < DISCONNECT_SHARE
     # SGLang aborts every id that begins with the one named: none may begin with another.
-    return Job(f"storm-{index:06d}", prompts, plans, stream, bad, leave_s, disconnect)
+    rid = f"storm-{index:06d}"
+    asks = {"max_new_tokens": rng.choice(form.outputs)} if len(form.outputs) > 1 else {}
+    return Job(rid, prompts, plans, stream, bad, leave_s, disconnect, asks)
 
 
 def draw_prompt(rng: random.Random, length: int) -> Prompt:
@@ -124,13 +140,13 @@ def draw_plan(rng: random.Random, length: int) -> Any:
     return [(cut, order[:first]), (length - cut, order[:last])]
 
 
-def bad_ones(prompt: Prompt) -> list[dict[str, Any]]:
+def bad_ones(prompt: Prompt, form: StormForm = DISAGGREGATED) -> list[dict[str, Any]]:
     """Ways to make a request that must be refused."""
     length = len(prompt)
     plans = [[(length + 1, [0])], [(length, [POOL])], "all of it"]
     return [
         *({"sampling_params": {"custom_params": {"cdsp_plan": plan}}} for plan in plans),
-        {"sampling_params": {"n": 2}},
+        *([{"sampling_params": {"n": 2}}] if form.samples_refused else []),
         {"sampling_params": {"regex": "([a"}},
         {"input_ids": [*prompt[:-1], 10**7]},
         {"input_ids": [5] * (CONTEXT_LENGTH + 10)},
@@ -140,7 +156,7 @@ def bad_ones(prompt: Prompt) -> list[dict[str, Any]]:
 
 def body_of(job: Job) -> dict[str, Any]:
     """The request as it goes over the wire."""
-    base = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True, **job.asks}
+    base = {"max_new_tokens": OUTPUT, "temperature": 0, "ignore_eos": True, **job.asks}
     params = [
         {**base, **({"custom_params": {"cdsp_plan": plan}} if plan is not None else {})}
         for plan in job.plans
@@ -157,12 +173,14 @@ def body_of(job: Job) -> dict[str, Any]:
     }
 
 
-def ask(stack: RunningStack, job: Job, url: str | None = None) -> End:
+def ask(
+    stack: RunningStack, job: Job, url: str | None = None, form: StormForm = DISAGGREGATED
+) -> End:
     """Send a request, through the router unless ``url`` is given, and wait for its end."""
     caused_s = [time.monotonic()]
     timer = None
     if job.leave_s is not None and not job.disconnect:
-        timer = threading.Timer(job.leave_s, abort, (stack, job.rid, caused_s))
+        timer = threading.Timer(job.leave_s, abort, (stack, job.rid, caused_s, form))
         timer.start()
     try:
         if job.disconnect:
@@ -218,24 +236,22 @@ def leave(stack: RunningStack, job: Job) -> End:
     return End("left")
 
 
-def abort(stack: RunningStack, rid: str, caused_s: list[float]) -> None:
-    """``/abort_request`` on the prefill and on the decode server; notes when."""
-    for name in ("prefill", "decode"):
+def abort(stack: RunningStack, rid: str, caused_s: list[float], form: StormForm) -> None:
+    """``/abort_request`` on every server that has a part in the request; notes when."""
+    for name in form.told:
         with contextlib.suppress(requests.RequestException):  # a server that is gone has it no more
             requests.post(f"{stack.urls[name]}/abort_request", json={"rid": rid}, timeout=30)
     caused_s[0] = time.monotonic()
 
 
-def slots(stack: RunningStack) -> list[int]:
-    """Free KV slots of every instance, and the negated number of used ones on decode."""
-    info = requests.get(f"{stack.urls['prefill']}/server_info", timeout=30).json()
-    loads = requests.get(f"{stack.urls['decode']}/v1/loads", timeout=30).json()["loads"]
-    free = [int(state["cdsp"]["free_tokens"]) for state in info["internal_states"]]
-    return [*free, -sum(int(load["num_used_tokens"]) for load in loads)]
-
-
 def storm(
-    stack: RunningStack, *, count: int, abort_share: float, seed: int, at_once: int
+    stack: RunningStack,
+    *,
+    count: int,
+    abort_share: float,
+    seed: int,
+    at_once: int,
+    form: StormForm = DISAGGREGATED,
 ) -> list[str]:
     """Run the storm on servers with a stock one ("single") beside them.
 
@@ -245,30 +261,36 @@ def storm(
         abort_share: share of requests that are given up.
         seed: draws everything but the order of events.
         at_once: requests in flight.
+        form: of the pool.
 
     Returns:
         What was wrong, [] if nothing.
     """
     print(f"storm: seed {seed}", flush=True)
     rng = random.Random(seed)
-    jobs = [draw(rng, i, abort_share) for i in range(count)]
-    at_start = slots(stack)
+    jobs = [draw(rng, i, abort_share, form) for i in range(count)]
+    at_start = form.slots(stack)
     prompts = dict.fromkeys(prompt for job in jobs for prompt in job.prompts)
-    reference = {prompt: alone(stack, prompt, stack.urls["single"]) for prompt in prompts}
+    longest = max(form.outputs)
+    reference = {p: alone(stack, p, stack.urls["single"], longest) for p in prompts}
     with ThreadPoolExecutor(at_once) as threads:
         ends = list(
-            tqdm(threads.map(lambda job: ask(stack, job), jobs), total=count, file=sys.stderr)
+            tqdm(
+                threads.map(lambda job: ask(stack, job, form=form), jobs),
+                total=count,
+                file=sys.stderr,
+            )
         )
     wrong = [
         text for job, end in zip(jobs, ends, strict=True) if (text := fault(job, end, reference))
     ]
     deadline = time.monotonic() + END_WITHIN_S
-    while (left := slots(stack)) != at_start and time.monotonic() < deadline:
+    while (left := form.slots(stack)) != at_start and time.monotonic() < deadline:
         time.sleep(0.2)
     if left != at_start:
         wrong.append(f"free slots {left}, at start {at_start}")
     for prompt in list(prompts)[:3]:
-        if alone(stack, prompt, stack.url) != reference[prompt]:
+        if alone(stack, prompt, stack.url, longest) != reference[prompt]:
             wrong.append("a new request after the storm is wrong")
     counts = Counter(end.how for end in ends)
     slowest = max((end.seconds for end in ends), default=0.0)
@@ -276,9 +298,10 @@ def storm(
     return wrong
 
 
-def alone(stack: RunningStack, prompt: Prompt, url: str) -> Prompt:
-    """The answer to one prompt that nobody gives up."""
-    end = ask(stack, Job(f"alone-{random.getrandbits(64):x}", (prompt,)), url)
+def alone(stack: RunningStack, prompt: Prompt, url: str, output: int) -> Prompt:
+    """The answer of ``output`` tokens to one prompt that nobody gives up."""
+    rid = f"alone-{random.getrandbits(64):x}"
+    end = ask(stack, Job(rid, (prompt,), asks={"max_new_tokens": output}), url)
     if end.how != "answered":
         raise RuntimeError(f"{len(prompt)} tokens alone at {url}: {end.words}")
     return end.tokens[0]
@@ -286,7 +309,8 @@ def alone(stack: RunningStack, prompt: Prompt, url: str) -> Prompt:
 
 def fault(job: Job, end: End, reference: dict[Prompt, Prompt]) -> str:
     """What is wrong with an end, "" if nothing."""
-    right = tuple(reference[prompt] for prompt in job.prompts)
+    output = job.asks.get("max_new_tokens", OUTPUT)
+    right = tuple(reference[prompt][:output] for prompt in job.prompts)
     if end.how == "answered" and job.bad:
         return f"{job.rid}: served, though it asks for {str(job.bad)[:80]}"
     if end.how == "answered" and end.tokens != right:
@@ -308,17 +332,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=integer(0, 1 << 32), default=1)
     parser.add_argument("--at-once", type=integer(1, 1024), default=8)
     parser.add_argument("--backend", choices=["nixl", "mooncake"], default="nixl")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0])
+    parser.add_argument("--slots", type=integer(512, 1 << 24), help="KV slots of an instance")
     options = parser.parse_args(arguments)
     check(parser, options)
+    slots = options.slots or CONTEXT_LENGTH
+    form = one_server_form(slots) if options.form == "one-server" else DISAGGREGATED
     # Mooncake's own default wants RDMA devices.
     os.environ.setdefault("MOONCAKE_PROTOCOL", "tcp")
     with kept_on_failure("bench-storm") as scratch:
         checkpoint = scratch / "checkpoint"
         write_checkpoint(checkpoint)
-        flags = ("--cdsp", "--dp-size", str(POOL), "--cdsp-allow-request-plans")
         context = ("--context-length", str(CONTEXT_LENGTH))
-        both = (*context, "--disaggregation-transfer-backend", options.backend)
-        pool = disaggregated(checkpoint, prefill_flags=flags, flags=both)
+        backend = ("--disaggregation-transfer-backend", options.backend)
+        both = context if form is not DISAGGREGATED else (*context, *backend)
+        pool = plan_servers(form, checkpoint, options.slots, both)
         servers = together(pool, single(checkpoint, flags=context))
         with running(servers, scratch / "logs") as stack:
             wrong = storm(
@@ -327,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 abort_share=options.abort,
                 seed=options.seed,
                 at_once=options.at_once,
+                form=form,
             )
     for line in wrong:
         print(line)

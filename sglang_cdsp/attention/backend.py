@@ -17,7 +17,7 @@ from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.paged import PagedReader, paged_reader
 from sglang_cdsp.attention.paged_kernel import PAGED_KERNELS, PagedKernel
 from sglang_cdsp.attention.pool_block import PoolBlock
-from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
+from sglang_cdsp.attention.ring import Keep, RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing, ring_of
 from sglang_cdsp.parallel.links.types import Exchanger, GiveWay
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+    from sglang_cdsp.parallel.gather import Gather
     from sglang_cdsp.parallel.rebalancer import Rebalancer
 
 
@@ -48,6 +49,8 @@ class ShardAttention:
         give_way: GiveWay | None = None,
         tile_flops: float | None = None,
         stored: Callable[[int], None] | None = None,
+        kept_slots: Sequence[torch.Tensor] | None = None,
+        gather: Gather | None = None,
         kernels: Sequence[PagedKernel] = PAGED_KERNELS,
     ) -> None:
         """Prepare for one forward.
@@ -63,9 +66,14 @@ class ShardAttention:
             tile_flops: floating-point operations of a tile of attention at most; None for no
                 tiles. The same at all ranks of an instance.
             stored: called with a layer's number once its KV is in the pool.
+            kept_slots: where this member, which is to end with all KV, keeps each member's block,
+                history then chunk, int64 ``[rows]`` by index; None for a member that keeps nothing.
+            gather: brings KV to the member that keeps it where nothing circulates past that.
             kernels: that read the pool, in the order of preference; where none can serve a layer
                 rows are gathered.
         """
+        self._kept_slots = kept_slots
+        self._gather = gather
         self.token_to_kv_pool = inner.token_to_kv_pool
         self.req_to_token_pool = inner.req_to_token_pool
         self._layout = layout
@@ -110,23 +118,6 @@ class ShardAttention:
                 k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
                 v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],
             )
-        out = self._attend(by_head[:tokens], own, layer)
-        if self._rebalancer is not None:
-            self._rebalancer.after_attention(layer.layer_id)
-        result = q.new_zeros((by_head.shape[0], layer.tp_q_head_num * layer.v_head_dim))
-        result[:tokens] = out.flatten(1)
-        return result
-
-    def _attend(
-        self,
-        q: torch.Tensor,
-        own: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: RadixAttention,
-    ) -> torch.Tensor:
-        """Attention of the shard's queries, the way that moves fewer bytes.
-
-        ``own`` is what was just stored for the shard, if it is at hand.
-        """
         shape = LayerShape(
             layer.tp_k_head_num,
             layer.tp_q_head_num,
@@ -134,9 +125,50 @@ class ShardAttention:
             layer.v_head_dim,
             q.element_size(),
         )
+        ring = self._ring(shape)
+        out = self._attend(by_head[:tokens], own, layer, shape, ring)
+        if self._gather is not None and isinstance(ring, QRing):
+            # Where KV circulates every block has come past the member that keeps all.
+            self._gather.after_attention(layer.layer_id)
+        if self._rebalancer is not None:
+            self._rebalancer.after_attention(layer.layer_id)
+        result = q.new_zeros((by_head.shape[0], layer.tp_q_head_num * layer.v_head_dim))
+        result[:tokens] = out.flatten(1)
+        return result
+
+    def _ring(self, shape: LayerShape) -> KvRing | QRing:
+        """What circulates for layers of a shape: the way that moves fewer bytes."""
         ring = self._rings.get(shape)
         if ring is None:
             ring = self._rings[shape] = ring_of(self._layout, shape)
+        return ring
+
+    def _keeper(self, layer: RadixAttention) -> Keep | None:
+        """Stores the blocks of a layer that come past, at the member that keeps them."""
+        slots = self._kept_slots
+        if slots is None:
+            return None
+        pool = self.token_to_kv_pool
+        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+
+        def keep(holder: int, k: torch.Tensor, v: torch.Tensor) -> None:
+            keys.index_copy_(0, slots[holder], k)
+            values.index_copy_(0, slots[holder], v)
+
+        return keep
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        own: tuple[torch.Tensor, torch.Tensor] | None,
+        layer: RadixAttention,
+        shape: LayerShape,
+        ring: KvRing | QRing,
+    ) -> torch.Tensor:
+        """Attention of the shard's queries.
+
+        ``own`` is what was just stored for the shard, if it is at hand.
+        """
         pool = self.token_to_kv_pool
         block = PoolBlock(
             pool.get_key_buffer(layer.layer_id),
@@ -150,6 +182,7 @@ class ShardAttention:
             return ring_attention(
                 q, block, self._layout, self._links,
                 scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
+                keep=self._keeper(layer),
             )  # fmt: skip
         return q_ring_attention(
             q, block, self._layout, self._links,

@@ -9,6 +9,8 @@ are in memory at a time: the one at hand and the one that comes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sglang_cdsp.attention.blocks import Block, check_rows
@@ -31,6 +33,8 @@ __all__ = [
 
 RING_TAG = 1
 
+Keep = Callable[[int, torch.Tensor, torch.Tensor], None]
+
 
 def ring_attention(
     q: torch.Tensor,
@@ -42,6 +46,7 @@ def ring_attention(
     ring: KvRing | None = None,
     layer: int = 0,
     pacing: Pacing = UNPACED,
+    keep: Keep | None = None,
 ) -> torch.Tensor:
     """Attend this member's tokens of a chunk to everything before them. All members call it.
 
@@ -55,6 +60,8 @@ def ring_attention(
         ring: the steps of ``layout``, for callers that run many layers; worked out by default.
         layer: which layer this is, so that a block of another one is noticed.
         pacing: where others may run meanwhile.
+        keep: called with each block that comes past, by its holder's index: K ``[rows, Hkv, D]``
+            and V ``[rows, Hkv, Dv]``, history then chunk. To be copied at once.
 
     Returns:
         ``[Tq, Hq, Dv]`` in the dtype of ``q``.
@@ -88,6 +95,8 @@ def ring_attention(
             block.attend_own(state)
         elif message is not None:
             keys, values = shape.views(message)
+            if keep is not None:
+                keep((layout.me - number) % layout.size, keys, values)
             for part in step.parts:
                 state.attend(
                     keys[: part.keys],

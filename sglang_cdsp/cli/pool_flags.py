@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_cdsp.cli.parser import integer, integers, number
+from sglang_cdsp.cli.parser import MOST_TOKENS, integer, integers, number
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.measured_range import MeasuredRange
+from sglang_cdsp.planner.stretches import LEAST_SHARE, MOST_SHARE
 from sglang_cdsp.simulator.errors import SetupError
-from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.one_server import OneServer, parse_roles
+from sglang_cdsp.simulator.setup import DecodeModel, Setup
+from sglang_cdsp.simulator.sweep import UNIFIED_DECODE
 from sglang_cdsp.simulator.traces import read_trace
 from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.workload import WORKLOADS, arrival_rate, at_speed, poisson
@@ -76,6 +79,13 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
         help="of its own time, by which prompts that pass may delay a running one; 0: nobody "
         f"passes (default: the server's, {default.preempt_budget:g})",
     )
+    add(
+        "--one-server",
+        action="store_true",
+        help="instances decode what they prefill, as `--cdsp` without --disaggregation-mode; "
+        "there are no decode instances then",
+    )
+    add_form_flags(parser)
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
     add("--sp-sizes", type=integers, metavar="N,N,...", help="default: those of the latency model")
     add(
@@ -87,6 +97,62 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_form_flags(parser: argparse.ArgumentParser) -> None:
+    """What the one-server form has beside a pool before decode instances."""
+    default, add = OneServer(), parser.add_argument
+    add("--roles", metavar="NpMd", help="N instances only prefill, M only decode (default: none)")
+    add(
+        "--decode-share",
+        type=number(LEAST_SHARE, MOST_SHARE),
+        metavar="SHARE",
+        help="of an instance's time beside a chunk that decode gets "
+        f"(default: the server's, {default.decode_share:g})",
+    )
+    add(
+        "--stock-tokens",
+        type=integer(1, MOST_TOKENS),
+        metavar="TOKENS",
+        help="longest one-instance prompt that does not give way "
+        f"(default: the server's, {default.stock_tokens})",
+    )
+    add(
+        "--decode-model",
+        type=decode_model,
+        metavar="A,B,C",
+        help="seconds of a decode step: A + B * requests + C * KV tokens (default: reckoned for "
+        "LLaMA3-8B, on one GPU in one server, else on eight)",
+    )
+
+
+def decode_model(text: str) -> DecodeModel:
+    """`0.014,1e-4,8.7e-8`: an argparse type."""
+    try:
+        a, b, c = map(float, text.split(","))
+        return DecodeModel(a, b, c)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {error}; give three numbers of seconds like 0.014,1e-4,8.7e-8"
+        ) from None
+
+
+def read_form(options: argparse.Namespace, instances: int, *, one_server: bool) -> OneServer | None:
+    """The one-server form that the flags describe, None without it.
+
+    Raises:
+        SetupError: flags of it without it, or roles that are none.
+    """
+    names = ("roles", "decode_share", "stock_tokens")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if not one_server:
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise SetupError(f"{flags}: only in one server; add --one-server or remove them")
+        return None
+    if "roles" in given:
+        given["roles"] = parse_roles(given["roles"], instances)
+    return OneServer(**given)
+
+
 def read_setup(options: argparse.Namespace) -> Setup:
     """The set-up that the flags describe; ValueError names the flag that is wrong."""
     model = LatencyModel.load(options.latency_model) if options.latency_model else builtin_model()
@@ -96,12 +162,16 @@ def read_setup(options: argparse.Namespace) -> Setup:
             f"SP sizes {list(sizes)} need more than the {options.instances} instances; give "
             "smaller ones with --sp-sizes, or more --instances"
         )
+    form = read_form(options, options.instances, one_server=options.one_server)
+    decode = options.decode_model or (UNIFIED_DECODE if form else DecodeModel())
     return Setup(
         model=model,
+        one_server=form,
+        decode=decode,
         sp_sizes=sizes,
         instances=options.instances,
         instances_per_node=options.instances_per_node,
-        decode_instances=options.decode_instances,
+        decode_instances=0 if form else options.decode_instances,
         layers=options.layers,
         preempt_budget=options.preempt_budget,
         seed=options.seed,

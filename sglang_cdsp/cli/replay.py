@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import numpy as np
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.cli.outputs import OutputError, check_file, unwritable
 from sglang_cdsp.cli.parser import MOST, MOST_TOKENS, integer, integers, number
-from sglang_cdsp.cli.pool_flags import range_warning
+from sglang_cdsp.cli.pool_flags import add_form_flags, range_warning, read_form
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import default_sp_sizes
+from sglang_cdsp.simulator.decode_fit import decode_samples, fit_decode
 from sglang_cdsp.simulator.errors import SimulationError
 from sglang_cdsp.simulator.plan_log import Recorded, instances_named, read_plan_log
 from sglang_cdsp.simulator.replay import (
@@ -33,7 +34,7 @@ from sglang_cdsp.simulator.replay import (
     fitted_speed,
     replay,
 )
-from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.setup import DecodeModel, Setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="KV slots per instance",
     )
+    add_form_flags(parser)
     add("--fit-speed", action="store_true", help="one factor per SP size, from the log's chunks")
     add("--json", action="store_true", help="print one JSON object")
     add("--out", type=Path, metavar="FILE", help="write each request's TTFTs, JSON lines")
@@ -85,25 +87,30 @@ def run(options: argparse.Namespace) -> int:
         if warning:
             print(f"python -m sglang_cdsp replay: {warning}", file=sys.stderr)
         true_model = setup.model
+        share = setup.one_server.decode_share if setup.one_server else 0.0
         if options.fit_speed:
-            true_model = fitted_speed(recorded, setup.model)
+            true_model = fitted_speed(recorded, setup.model, share)
             setup = replace(setup, true_model=true_model)
         found = {
             "recorded plans": replay(recorded, setup, plans=True),
             "planned anew": replay(recorded, setup, plans=False),
         }
-        chunks = np.abs(chunk_errors(recorded, true_model))
+        chunks = np.abs(chunk_errors(recorded, true_model, share))
     except (PlannerError, SimulationError, OutputError) as error:
         print(f"python -m sglang_cdsp replay: {error}", file=sys.stderr)
         return 2
     shown = {name: comparison.to_dict() for name, comparison in found.items()}
     if options.json:
         model = {"mean": float(chunks.mean()), "worst": float(chunks.max())}
-        print(json.dumps({"policy": setup.policy, "chunk_error": model, "replays": shown}))
+        found_decode = {"decode_model": asdict(setup.decode)} if setup.one_server else {}
+        said = {"policy": setup.policy, "chunk_error": model, **found_decode, "replays": shown}
+        print(json.dumps(said))
     else:
         print(f"{len(recorded)} requests under {setup.policy}, {len(chunks)} chunks")
         print(f"chunk times: off by {chunks.mean():.1%} on average, {chunks.max():.1%} at worst")
         print(_table(shown))
+        if setup.one_server:
+            print(_tpots(shown, setup.decode))
     return _write(options.out, _lines(recorded, found)) if options.out else 0
 
 
@@ -119,7 +126,13 @@ def _write(path: Path, text: str) -> int:
 
 def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup:
     instances = options.instances or instances_named(recorded)
+    form = read_form(options, instances, one_server=any(r.end_s is not None for r in recorded))
+    decode = options.decode_model
+    if form and decode is None:
+        decode = fit_decode(decode_samples(recorded))
     return Setup(
+        one_server=form,
+        decode=decode or DecodeModel(),
         policy=options.policy or Counter(r.policy for r in recorded).most_common(1)[0][0],
         model=LatencyModel.load(options.latency_model),
         sp_sizes=tuple(sorted(set(options.sp_sizes or default_sp_sizes(instances)))),
@@ -144,6 +157,17 @@ def _lines(recorded: tuple[Recorded, ...], found: dict[str, Comparison]) -> str:
             row[f"{name.replace(' ', '_')}_s"] = float(comparison.simulated[position])
         rows.append(json.dumps(row) + "\n")
     return "".join(rows)
+
+
+def _tpots(shown: dict[str, dict[str, Any]], decode: DecodeModel) -> str:
+    """Decode in one server, beside the table: its step-time model, and the error of mean TPOT."""
+    step = f"decode step: {decode.a:.4g} s + {decode.b:.3g} a request + {decode.c:.3g} a KV token"
+    errors = [
+        f"{name} {figures['mean_tpot_error']:+.1%}"
+        for name, figures in shown.items()
+        if "mean_tpot_error" in figures
+    ]
+    return f"{step}; mean TPOT off by: {', '.join(errors)}"
 
 
 def _table(shown: dict[str, dict[str, Any]]) -> str:

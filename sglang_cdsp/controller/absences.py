@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from sglang_cdsp.controller.homes import home_tokens
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.presence import Presence, named
 from sglang_cdsp.controller.request import PoolRequest
@@ -97,9 +98,17 @@ class Absences:
         """Whether these seats could run a request if they had nothing else."""
         if request.forced is not None:
             return set(request.forced.instances) <= set(seats)
+        if not self._has_home(request, view, seats):
+            return False
         present = replace(view, up=tuple(i in seats for i in range(view.size)))
         prompt = PromptView(request.rid, request.tokens, arrival_s=request.arrival_s)
         return self._policy.could_run(prompt, present)
+
+    def _has_home(self, request: PoolRequest, view: PoolView, seats: Collection[int]) -> bool:
+        """Whether one of these seats could hold all of a prompt that it is to decode."""
+        assert view.capacity_tokens is not None
+        need = home_tokens(request, self._ledger.page_size)
+        return any(view.capacity_tokens[seat] >= need for seat in seats)
 
     def _too_long(self, request: PoolRequest) -> str:
         absent = self._presence.expected - self._presence.up

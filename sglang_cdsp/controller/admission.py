@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_cdsp.controller.decode.servers import DecodeServers
+from sglang_cdsp.controller.homes import home_tokens, with_home
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.errors import ForcedPlanError
 from sglang_cdsp.planner.forced import ForcedPlan, parse_forced
@@ -64,8 +65,9 @@ class Admission:
                 "--max-total-tokens"
             )
         self.check_decode(request)
+        self._check_home(request)
         samples = getattr(request.tokenized.sampling_params, "n", 1)
-        if samples > 1:
+        if samples > 1 and not request.decodes:
             raise RefusedError(
                 f"n={samples}: disaggregated serving has one bootstrap room per prompt, so it "
                 "generates one sample; send the prompt that many times with n=1"
@@ -81,16 +83,31 @@ class Admission:
             )
         plan = parse_forced(raw_plan, request.tokens, view.size, self._page)
         assert view.capacity_tokens is not None
+        home = plan.chunks[0][1][0]
         if any(
             need > view.capacity_tokens[i]
             for demand in plan.demands(self._page)
-            for i, need in demand.items()
+            for i, need in with_home(demand, home, request, self._page).items()
         ):
             raise ForcedPlanError(
                 "cdsp_plan needs more KV slots than its instances have "
                 f"({min(view.capacity_tokens)} tokens each); use more instances or fewer tokens"
             )
         return plan
+
+    def _check_home(self, request: PoolRequest) -> None:
+        """Check that an instance can hold the whole prompt, where that decodes it.
+
+        Raises:
+            RefusedError: none can.
+        """
+        capacity = self._view().capacity_tokens
+        assert capacity is not None
+        if home_tokens(request, self._page) > max(capacity):
+            raise RefusedError(
+                f"the prompt has {request.tokens} tokens, and the instance that decodes it holds "
+                f"at most {max(capacity)}; shorten it, or serve with a larger --max-total-tokens"
+            )
 
     def check_decode(self, request: PoolRequest) -> None:
         """Check a prompt's length against decode's; to be done again when decode makes contact.

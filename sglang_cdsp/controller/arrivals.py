@@ -165,10 +165,13 @@ class Arrivals:
 
 
 def _may_reuse(request: PoolRequest | None) -> bool:
-    """Whether a request id is free: a client may use it again once it has its answer."""
+    """Whether a request id is free: a client may use it again once it has its answer.
+
+    That may come before the report of it. Of one that is not answered yet SGLang's front end knows.
+    """
     if request is None:
         return True
-    if request.phase in (Phase.DRAINING, Phase.RELEASING):
+    if request.phase in (Phase.DRAINING, Phase.RELEASING, Phase.DECODING):
         return not request.recalled
     return request.phase is Phase.STOCK and (
         request.first_token_s is not None or not request.reachable

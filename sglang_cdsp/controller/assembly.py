@@ -25,8 +25,9 @@ from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
-from sglang_cdsp.controller.request_checks import unsupported
+from sglang_cdsp.controller.request_checks import LIMITS, unsupported
 from sglang_cdsp.controller.warm_up import warm_up, warm_up_plans
+from sglang_cdsp.form import Form
 from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.protocol.limits import LANES
@@ -49,6 +50,7 @@ class PoolParts:
         model, device: what a latency model that is measured here is called.
         identity: what the model is, see `launch.model.identity`; its name and its digest.
         settings: options of SGLang's that change how long a forward takes.
+        form: of the pool.
     """
 
     args: CdspArgs
@@ -66,6 +68,7 @@ class PoolParts:
     max_shard_tokens: int | None = None
     identity: tuple[str, str] = ("", "")
     settings: Mapping[str, str] = field(default_factory=dict)
+    form: Form = Form.PREFILL
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
@@ -137,7 +140,9 @@ class PoolParts:
                 max_input_tokens=self.hello.max_input_tokens,
                 allow_request_plans=self.args.allow_request_plans,
                 decode=self.decode,
-                unsupported=partial(unsupported, vocab_size=self.hello.vocab_size),
+                unsupported=partial(
+                    unsupported, vocab_size=self.hello.vocab_size, limits=LIMITS[self.form]
+                ),
             ),
             tp_size=self.tp_size,
             clock=time.monotonic,

@@ -30,19 +30,30 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.observability.startup_time import aggregate_scheduler_startup_times
-from sglang.srt.runtime_context import get_disagg, get_parallel
+from sglang.srt.runtime_context import (
+    get_disagg,
+    get_observability,
+    get_parallel,
+    get_serving,
+)
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
 from sglang_cdsp.controller.control_messages import PAUSED, ControlMessages
+from sglang_cdsp.controller.decode.destination import Destination, NoDestination
 from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
-from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.decode_shares import DecodeShares
+from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.exported.instruments import make_instruments
+from sglang_cdsp.controller.exported.levels import Levels
+from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
 from sglang_cdsp.controller.health import PoolHealth
+from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
@@ -52,6 +63,7 @@ from sglang_cdsp.controller.pool_seats import PoolSeats
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order
+from sglang_cdsp.controller.request_log import RequestLog, start_line
 from sglang_cdsp.controller.seats.stock_ranks import StockRanks
 from sglang_cdsp.controller.seats.wishes import KEY
 from sglang_cdsp.controller.startup import (
@@ -64,8 +76,10 @@ from sglang_cdsp.controller.startup import (
     link_orders,
     queue_limits,
 )
+from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
+from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
@@ -91,13 +105,15 @@ class PoolController(DataParallelController):
         args = active_args()
         assert args is not None
         self._cdsp: CdspArgs = args
-        backend = get_disagg().disaggregation_transfer_backend
-        try:
-            check_transfer_backend(backend)
-        except CdspConfigError as error:
-            give_up(str(error))
+        self._form = form_of(get_disagg().disaggregation_mode)
+        self._host = ""
+        if self._form is Form.PREFILL:
+            self._host = get_local_ip_auto()
+            try:
+                check_transfer_backend(get_disagg().disaggregation_transfer_backend)
+            except CdspConfigError as error:
+                give_up(str(error))
         messages.register_orders()
-        host = get_local_ip_auto()
         self._tp_size = int(get_parallel().tp_size)
         self._zmq = zmq.Context()
         self._control = ControlMessages(
@@ -110,7 +126,7 @@ class PoolController(DataParallelController):
         )
         self._reports = self._open_reports()
         super().__init__(server_args, port_args, *more)
-        self._endpoint = DecodeEndpoint(self._tp_size, host, wire_format(backend))
+        self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
         self._admin = AdminServer(
             self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
@@ -123,6 +139,20 @@ class PoolController(DataParallelController):
             self._poller.register(socket, zmq.POLLIN)
         self._log = PlanLog(args.plan_log)
         self._metrics = PoolMetrics()
+        self._instruments = make_instruments(
+            {
+                "model_name": str(get_serving().served_model_name),
+                **(get_observability().extra_metric_labels or {}),
+            },
+            enabled=bool(get_observability().enable_metrics),
+        )
+        self._exported = ExportedMetrics(
+            self._instruments,
+            seats=int(get_parallel().dp_size),
+            tp_size=self._tp_size,
+            sp_sizes=args.sp_sizes or default_sp_sizes(int(get_parallel().dp_size)),
+        )
+        self._observers = (self._log, self._metrics, self._exported, RequestLog())
         self._limits = queue_limits()
         self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
@@ -131,7 +161,7 @@ class PoolController(DataParallelController):
             hello = hellos[(0, 0)]
             self._decode = DecodeServers(
                 page_size=hello.page_size,
-                reserved_tokens=int(get_disagg().num_reserved_decode_tokens),
+                reserved_tokens=int(get_disagg().num_reserved_decode_tokens or 0),
                 timeout_s=float(envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get()),
                 stated_tokens=args.decode_max_total_tokens,
                 release_s=float(
@@ -141,11 +171,14 @@ class PoolController(DataParallelController):
             self.max_req_input_len = hello.max_input_tokens
             self.max_total_num_tokens = sum(self._ledger.capacity)
             self._start_planning(hello)
-        self._seats.keep(self._lifecycle, hellos, (self._log, self._metrics))
+        self._seats.keep(self._lifecycle, hellos, self._observers)
+        self._reader = CountedReports(self._seats, self._exported)
         self._tell_status()
-        self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
-        # Stock decode refuses a pool with other pages than its own.
-        logger.info("decode servers of this pool need --page-size %d", hello.page_size)
+        if self._form is Form.PREFILL:
+            self._endpoint.register(bootstrap_route(), bootstrap_row(hello, self._tp_size))
+            # Stock decode refuses a pool with other pages than its own.
+            logger.info("decode servers of this pool need --page-size %d", hello.page_size)
+        self._say_what_runs(hello)
 
     # -- start ----------------------------------------------------------------------------
 
@@ -173,6 +206,13 @@ class PoolController(DataParallelController):
             control=self._control,
         )
         return reports
+
+    def _open_endpoint(self) -> Destination:
+        """The pool's face towards decode servers, if there are any."""
+        if self._form is Form.ONE_SERVER:
+            return NoDestination()
+        backend = get_disagg().disaggregation_transfer_backend
+        return DecodeEndpoint(self._tp_size, self._host, wire_format(backend))
 
     def launch_dp_schedulers(self, server_args: Any, port_args: Any) -> None:
         """Start all instances, in place of stock's launch, which is made for one start of each."""
@@ -210,6 +250,10 @@ class PoolController(DataParallelController):
             instances_per_node=self._cdsp.instances_per_node or size,
             layers=first.layers,
             preempt_budget=self._cdsp.preempt_budget,
+            decode=DecodeShares(
+                self._cdsp.decode_share if self._form is Form.ONE_SERVER else 0.0,
+                self._cdsp.tpot_target,
+            ),
         )
         return hellos
 
@@ -228,7 +272,8 @@ class PoolController(DataParallelController):
                 decode=self._decode,
                 rooms=self._rooms,
                 tokenizer=self._tokenizer,
-                observers=(self._log, self._metrics),
+                observers=self._observers,
+                decode_share=self._ledger.decode.of,
             ),
             tp_size=self._tp_size,
             reports=self._reports,
@@ -240,12 +285,39 @@ class PoolController(DataParallelController):
             settings={
                 name: str(getattr(self.server_args, name, None)) for name in SETTINGS_OF_TIMES
             },
+            form=self._form,
         )
         try:
             self._planning = parts.planning()
         except (ValueError, RuntimeError) as error:
             give_up(str(error))
         self._lifecycle = parts.lifecycle(self._planning)
+        self._levels = Levels(
+            self._instruments,
+            requests=self._lifecycle,
+            ledger=self._ledger,
+            planning=self._planning,
+            decode=self._decode,
+            up=lambda: self._seats.up,
+        )
+
+    def _say_what_runs(self, hello: messages.Hello) -> None:
+        """One line of SGLang's log; all ranks' greetings say the same of links."""
+        regulation = self._planning.regulator
+        line = start_line(
+            instances=int(get_parallel().dp_size),
+            tp_size=self._tp_size,
+            policy=self._planning.policy.name,
+            sp_sizes=regulation.sp_sizes,
+            improvement_rate=regulation.rate,
+            latency_model=self._cdsp.latency_model,
+            links=hello.links,
+            transfer=(
+                get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None
+            ),
+            capacity_tokens=self._ledger.smallest_instance,
+        )
+        logger.info("%s", line)
 
     # -- status and updates ---------------------------------------------------------------
 
@@ -318,7 +390,8 @@ class PoolController(DataParallelController):
         if is_health_check_generate_req(tokenized):
             self._on_health_check(tokenized)
             return
-        fake = tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
+        decodes = self._form is Form.ONE_SERVER
+        fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
         seat = tokenized.routed_dp_rank
         if seat is not None and (fake or tokenized.bootstrap_room is None):
             if seat in self._seats.up or not 0 <= seat < len(self.workers):
@@ -333,7 +406,16 @@ class PoolController(DataParallelController):
             arrival_s=time.monotonic(),
             room=None if fake else tokenized.bootstrap_room,
             urgency=self._limits.urgency(tokenized.priority),
+            decodes=decodes,
+            joins_late=logprob_spec(tokenized) is not None,
         )
+        if decodes:
+            request.output_tokens = output_tokens(
+                request.tokens,
+                tokenized.sampling_params.max_new_tokens,
+                self._ledger.page_size,
+                self._ledger.smallest_instance,
+            )
         custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.on_request(request, custom.get(PARAMETER))
         order = grammar_order(tokenized)
@@ -401,11 +483,11 @@ class PoolController(DataParallelController):
             self._seats.tick()
             self._read_decode()
             self._read_requests()
-            read_reports(self._reports, self._seats)
+            read_reports(self._reports, self._reader)
             self._control.serve(self._lifecycle)
             self._lifecycle.on_loop()
             self._tell_load()
-            self._observe()
+            self._levels.tick(time.monotonic(), self._observe())
             self._admin.serve()
 
     def _read_requests(self) -> None:

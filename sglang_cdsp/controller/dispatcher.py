@@ -18,7 +18,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.observability.req_time_stats import DPControllerReqTimeStats
 
-from sglang_cdsp.controller.decode.endpoint import DecodeEndpoint
+from sglang_cdsp.controller.decode.destination import Destination
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
@@ -55,13 +55,21 @@ class Dispatcher:
         self,
         *,
         workers: Sequence[zmq.Socket[bytes] | None],
-        endpoint: DecodeEndpoint,
+        endpoint: Destination,
         decode: DecodeServers,
         rooms: Rooms,
         tokenizer: zmq.Socket[bytes],
         observers: Sequence[Observer] = (),
+        decode_share: Callable[[Iterable[int]], float] = lambda members: 0.0,
     ) -> None:
-        """``workers``: the schedulers' sockets by instance; ``tokenizer``: its socket."""
+        """Send through these sockets.
+
+        Args:
+            workers: the schedulers' by instance.
+            tokenizer: the tokenizer's.
+            decode_share: of a member's time beside a chunk on these, see ``GoOrder``.
+        """
+        self._decode_share = decode_share
         self._workers = workers
         self._endpoint = endpoint
         self._decode = decode
@@ -119,19 +127,21 @@ class Dispatcher:
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Start the next chunk."""
+        members = tuple(instances)
         order = GoOrder(
             seq=request.seq,
             chunk=request.next_chunk,
             revision=request.revision,
             lane=request.lane,
             serial=request.serial,
+            decode_share=self._decode_share(members),
         )
-        self._send(instances, order)
+        self._send(members, order)
         self._tell(lambda observer: observer.chunk_started(request))
 
-    def stop(self, request: PoolRequest) -> None:
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """End the task at the next layer."""
-        self._send(request.reachable, StopOrder(seq=request.seq))
+        self._send(instances, StopOrder(seq=request.seq))
         self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:

@@ -23,8 +23,8 @@ class Effects(Protocol):
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Order the next chunk to start at its members."""
 
-    def stop(self, request: PoolRequest) -> None:
-        """Order a task to end, inside a chunk too, at all instances of its plan."""
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """Order a task to end, inside a chunk too, at some instances of its plan."""
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Pass prompt log-probabilities on to home."""

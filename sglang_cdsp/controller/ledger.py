@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_cdsp.controller.decode_shares import DecodeShares
 from sglang_cdsp.controller.rings import Ring
 from sglang_cdsp.planner.rests import Placed, seen_by_rest
-from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView
+from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, Running
 
 # SGLang's own health checks and warm-up requests run beside the pool's accounting.
 RESERVE_TOKENS = 64
@@ -25,6 +26,8 @@ class _Bound:
         arrival_s: when its request arrived.
         delayed_s: by how much prompts that passed have put it off.
         ring: its running chunk, None between chunks and for what does not give way.
+        decodes: SGLang itself runs the request.
+        output_tokens: what is promised of its output, where it decodes here.
     """
 
     seq: int
@@ -36,6 +39,8 @@ class _Bound:
     arrival_s: float
     delayed_s: float = 0.0
     ring: Ring | None = None
+    decodes: bool = False
+    output_tokens: int = 0
 
 
 @dataclass
@@ -48,6 +53,7 @@ class InstanceLedger:
         instances_per_node: for the planner's locality rule.
         layers: of the model; a chunk gives way before each.
         preempt_budget: share of its own time by which a plan may be delayed by those that pass.
+        decode: what decode gets of an instance beside a chunk.
     """
 
     capacity: tuple[int, ...]
@@ -55,7 +61,9 @@ class InstanceLedger:
     instances_per_node: int
     layers: int = 32
     preempt_budget: float = 0.0
+    decode: DecodeShares = field(default_factory=lambda: DecodeShares(0.0, None))
     _bound: dict[int, _Bound] = field(default_factory=dict)
+    _taken: dict[int, int] = field(default_factory=dict)
     _absent: set[int] = field(default_factory=set)
 
     @property
@@ -76,6 +84,8 @@ class InstanceLedger:
         for bound in self._bound.values():
             bound.slots.pop(instance, None)
             bound.ends_s.pop(instance, None)
+        self._taken.pop(instance, None)
+        self.decode.gone(instance)
 
     def bind(
         self,
@@ -84,18 +94,29 @@ class InstanceLedger:
         now_s: float,
         slots: dict[int, int],
         arrival_s: float | None = None,
+        output_tokens: int = 0,
     ) -> None:
         """Promise ``slots`` per instance to a plan; its last group is busy until it ends.
 
         Args:
             arrival_s: when its request arrived; now if not given.
+            output_tokens: what is promised of its output, 0 where a decode server has it next.
         """
         due = [now_s + chunk.end_s for chunk in plan.chunks]
         ends = dict.fromkeys(plan.instances, due[-1])
         if plan.passes:
             self._put_off(plan.instances, now_s, due[-1])
         arrived_s = now_s if arrival_s is None else arrival_s
-        self._bound[seq] = _Bound(seq, due, ends, dict(slots), plan.seconds, plan.passes, arrived_s)
+        self._bound[seq] = _Bound(
+            seq,
+            due,
+            ends,
+            dict(slots),
+            plan.seconds,
+            plan.passes,
+            arrived_s,
+            output_tokens=output_tokens,
+        )
 
     def rebind(self, seq: int, ran: int, rest: Plan, now_s: float, slots: dict[int, int]) -> None:
         """Put a plan in force for the rest of a task between two chunks.
@@ -182,6 +203,32 @@ class InstanceLedger:
         """A task's slots are free again."""
         self._bound.pop(seq, None)
 
+    def keep_only(self, seq: int, instance: int) -> None:
+        """A task's slots are free again but for those of one instance, which decodes it."""
+        if seq in self._bound:
+            bound = self._bound[seq]
+            bound.slots = {instance: bound.slots[instance]}
+            bound.decodes = True
+
+    def decodes(self, seq: int) -> None:
+        """SGLang itself runs the request: what it really holds is told by its instance."""
+        if seq in self._bound:
+            self._bound[seq].decodes = True
+
+    def taken(self, instance: int, tokens: int, step_s: float | None = None) -> None:
+        """An instance tells what requests hold there that SGLang itself runs, in KV slots.
+
+        Args:
+            step_s: what a decode step of theirs takes, seconds, None where none has run.
+        """
+        self._taken[instance] = tokens
+        if step_s is not None:
+            self.decode.stepped(instance, step_s)
+
+    def decoding(self, instance: int) -> int:
+        """How many requests SGLang itself runs on an instance, as far as they were planned."""
+        return sum(1 for b in self._bound.values() if b.decodes and instance in b.slots)
+
     def ended(self, seq: int, chunk: int, at_s: float) -> None:
         """A chunk ended: as late as it was, so late will be all that stands behind it."""
         bound = self._bound.get(seq)
@@ -196,9 +243,16 @@ class InstanceLedger:
     def free_tokens(self) -> tuple[int, ...]:
         """Slots promised to nobody, in whole pages."""
         free = [capacity - RESERVE_TOKENS for capacity in self.capacity]
+        running = [0] * len(free)
         for bound in self._bound.values():
             for instance, slots in bound.slots.items():
-                free[instance] -= slots
+                if bound.decodes:
+                    running[instance] += slots
+                else:
+                    free[instance] -= slots
+        for instance, promised in enumerate(running):
+            # Output may be longer than was promised for it, and some requests nobody planned.
+            free[instance] -= max(promised, self._taken.get(instance, 0))
         return tuple(max(0, tokens // self.page_size * self.page_size) for tokens in free)
 
     @property
@@ -239,6 +293,36 @@ class InstanceLedger:
                 for c in self.capacity
             ),
             passable=self._passable(now_s),
+            running=self._running(),
+        )
+
+    def pace(self, group: Iterable[int]) -> float:
+        """The fraction of its time that a chunk gets on these instances beside decode."""
+        running = self._running()
+        return min((running[i].pace for i in group), default=1.0) if running else 1.0
+
+    def _running(self) -> tuple[Running, ...]:
+        """What decodes on each instance; empty where nobody does.
+
+        Of its output a request is reckoned to have as much to come as was promised.
+        """
+        left: dict[int, list[int]] = {}
+        for bound in self._bound.values():
+            if bound.decodes and bound.output_tokens:
+                for instance in bound.slots:
+                    left.setdefault(instance, []).append(bound.output_tokens)
+        if not left:
+            return ()
+        return tuple(
+            Running(
+                len(left[i]),
+                sum(left[i]) / len(left[i]),
+                self.decode.pace(i),
+                self.decode.stretch_s(i),
+            )
+            if i in left
+            else Running()
+            for i in range(len(self.capacity))
         )
 
     def _passable(self, now_s: float) -> tuple[Passable, ...]:

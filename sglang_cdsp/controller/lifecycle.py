@@ -114,6 +114,7 @@ class Lifecycle(PoolState):
             rooms=self._rooms,
             effects=effects,
             endings=self._endings,
+            ledger=ledger,
             tp_size=tp_size,
             leave_lane=lambda request: self._progress.leave_lane(request),
             wait_again=self._wait_again,
@@ -154,12 +155,18 @@ class Lifecycle(PoolState):
         for request in self._table.matching(rid, everything=everything):
             self.abort(request, reason)
 
-    def abort(self, request: PoolRequest, reason: str) -> None:
+    def abort(self, request: PoolRequest, reason: str, cause: str = "client") -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
         before = request.advance(Event.ABORT)
+        if _ends_at_home(request, before):
+            request.aborted = True
+            request.error = request.error or reason
+            self._effects.cancel_stock(request)
+            return
         if before is Phase.ENDED or (before is Phase.RELEASING and not request.recalled):
             return
         request.aborted = True
+        request.cause = request.cause or cause
         request.error = request.error or reason
         self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
         self._way_out.end_recall(request)
@@ -199,7 +206,7 @@ class Lifecycle(PoolState):
             self._effects.forward_abort(request, target.tp_rank, frames)
         elif target is not None:
             request.abort_targets.append(target)
-        self.abort(request, "decode gave the request up")
+        self.abort(request, "decode gave the request up", "decode")
 
     # -- from the schedulers --------------------------------------------------------------
 
@@ -215,6 +222,9 @@ class Lifecycle(PoolState):
                 return
             case messages.StockBatch():
                 self._progress.stock_batch(report.parts, report.at_s - report.start_s)
+                return
+            case messages.SlotsTaken():
+                self._progress.slots_taken(report.instance, report.tokens, report.step_s)
                 return
             case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
@@ -254,8 +264,12 @@ class Lifecycle(PoolState):
             case messages.Drained():
                 self._way_out.drained(request, report)
             case messages.Released():
-                self._way_out.released(request, instance)
+                self._way_out.released(request, instance, joined=report.joined)
+            case messages.DecodeEnded():
+                _note_output(request, report.output_tokens, report.at_s)
+                self._way_out.decode_ended(request, report.error)
             case messages.StockEnded():
+                _note_output(request, report.output_tokens, report.at_s)
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
     # -- seats ----------------------------------------------------------------------------
@@ -263,7 +277,8 @@ class Lifecycle(PoolState):
     def on_seat_lost(self, seat: int, why: str) -> None:
         """A seat's process is dead or will be killed; from now on nothing is planned on it.
 
-        Requests that have KV, a running chunk or their one-instance turn on it end with an error.
+        Requests that have KV, a running chunk or their one-instance turn on it, or decode there,
+        end with an error.
         What the process could still write to stays as it is until ``on_seat_ended``.
 
         Args:
@@ -305,7 +320,7 @@ class Lifecycle(PoolState):
         self._rooms.tell()
         self._arrivals.end_overdue()
         for request, reason in self._decode_losses.due():
-            self.abort(request, reason)
+            self.abort(request, reason, "decode")
         self._progress.start_held()
         if not self._gate.may_bind:
             return
@@ -339,3 +354,18 @@ class Lifecycle(PoolState):
         """Run a measurement of the controller's own."""
         self._table.add(request)
         self._progress.bind(request, plan)
+
+
+def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
+    """Whether home's own scheduler has a request of this phase, ends it and answers its client."""
+    if not request.decodes or request.answered:
+        return False
+    if phase in (Phase.DRAINING, Phase.RELEASING):
+        late = request.joins_late and phase is Phase.DRAINING
+        return not (request.error or late or request.recalled)
+    return phase in (Phase.STOCK, Phase.DECODING)
+
+
+def _note_output(request: PoolRequest, tokens: int, at_s: float) -> None:
+    """Its last token has been sampled."""
+    request.sampled_tokens, request.last_token_s = tokens, at_s

@@ -104,20 +104,29 @@ class Losses:
         """A request's seat is lost that may have KV of it, or writes in flight."""
         assert request.plan is not None
         at_home = seat == request.plan.home
+        # It was to answer the client.
+        answers = seat not in request.released or request.joined
         match request.phase:
-            case Phase.STOCK:
+            case Phase.RUNNING if request.decoded:  # its client has had all of its answer
+                self._progress.drop(request)
+            case Phase.RUNNING if request.needs_no_more_of(seat):
+                self._progress.leave_to_home(request)
+            case Phase.STOCK | Phase.DECODING:
                 self._end(request, reason)
             case Phase.BOUND | Phase.RUNNING:
                 self._end(request, reason)
                 self._progress.drop(request)
             case Phase.DRAINING | Phase.RELEASING if request.error:
-                if at_home and seat not in request.released:  # it was to answer the client
+                if at_home and answers:
                     self._endings.answer(request, request.status, request.error)
+            case Phase.DRAINING | Phase.RELEASING if request.decodes:
+                if at_home and answers and not request.answered:  # others have no more part in it
+                    self._end(request, reason)
             case Phase.DRAINING:
                 if at_home or not self._way_out.has_drained(request, seat):
                     self._end(request, reason)
             case Phase.RELEASING:
-                if at_home and seat not in request.released and not request.answered:
+                if at_home and answers and not request.answered:
                     self._end(request, reason)
 
     def _end(self, request: PoolRequest, reason: str) -> None:
@@ -154,7 +163,9 @@ class Losses:
         self._way_out.gone(request, seat)
 
     def _process_ended(self, request: PoolRequest, seat: int) -> None:
-        if request.phase is Phase.STOCK:
+        assert request.plan is not None
+        decoded_there = request.phase is Phase.DECODING and seat == request.plan.home
+        if request.phase is Phase.STOCK or decoded_there:
             request.advance(Event.LOST_ENDED)
             request.abort_targets += request.forwarded
             self._rooms.settle(request)

@@ -17,6 +17,7 @@ class Phase(Enum):
     STOCK = "stock"  # its one instance's own scheduler has it
     DRAINING = "draining"  # computed or dropped; writes may be in flight
     RELEASING = "releasing"  # all writes drained; slots are being freed
+    DECODING = "decoding"  # home's own scheduler decodes it, and nobody else holds its KV
     ENDED = "ended"
 
 
@@ -42,10 +43,12 @@ class Event(Enum):
     ALL_DRAINED = "all drained"
     RELEASED = "released"  # an instance freed its slots
     ALL_RELEASED = "all released"
+    JOINED = "joined"  # all released, and home decodes it
+    DECODE_ENDED = "decode ended"  # home is done with it
     STOCK_ENDED = "stock ended"  # its one instance is done with it
     ABORT = "abort"  # its client or decode no longer wants it
     LOST = "instance lost"  # an instance of its plan was given up
-    LOST_ENDED = "lost instance ended"  # the process of its one instance, which was given up
+    LOST_ENDED = "lost instance ended"  # the process of the one that had it, which was given up
     RECALLED = "recalled"  # nothing is left of its plan, and it is to get another one
 
 
@@ -88,6 +91,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.WRITE_LOST: Phase.RUNNING,
             Event.DROP: Phase.DRAINING,  # takes effect at the next layer
             Event.DRAINED: Phase.RUNNING,  # of a member that is done before the others
+            Event.DECODE_ENDED: Phase.RUNNING,  # at home, which is done before the others
             Event.ABORT: Phase.RUNNING,  # a drop follows
             Event.LOST: Phase.RUNNING,  # a drop follows, unless it was to join in a later chunk
         },
@@ -108,16 +112,25 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.WRITE_LOST: Phase.DRAINING,
             Event.DRAINED: Phase.DRAINING,
             Event.ALL_DRAINED: Phase.RELEASING,
+            Event.DECODE_ENDED: Phase.DRAINING,
             Event.ABORT: Phase.DRAINING,
             Event.LOST: Phase.DRAINING,
         },
         Phase.RELEASING: {
             Event.RELEASED: Phase.RELEASING,
             Event.ALL_RELEASED: Phase.ENDED,
+            Event.JOINED: Phase.DECODING,
+            Event.DECODE_ENDED: Phase.RELEASING,
             Event.FAILED: Phase.RELEASING,  # home's grammar turned out bad after a drop
             Event.ABORT: Phase.RELEASING,  # too late, unless it was recalled
             Event.LOST: Phase.RELEASING,
             Event.RECALLED: Phase.WAITING,
+        },
+        Phase.DECODING: {
+            Event.DECODE_ENDED: Phase.ENDED,
+            Event.ABORT: Phase.DECODING,  # home ends it
+            Event.LOST: Phase.DECODING,  # home; its slots are kept until its end is confirmed
+            Event.LOST_ENDED: Phase.ENDED,
         },
         Phase.ENDED: {
             Event.ABORT: Phase.ENDED,

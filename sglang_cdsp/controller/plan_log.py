@@ -38,7 +38,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
     counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
     are those that were lost since it was bound. ``passes``: its chunk ran between the layers of
-    others. A chunk's ``passed_s`` is for how long it stood while others passed it.
+    others. A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool
+    decodes itself, ``output_tokens`` were sampled until ``end_s``, when its instance was done.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -71,6 +72,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
             "predicted": predicted,
             "measured": _since(request.first_token_s, request.arrival_s),
         },
+        "output_tokens": request.sampled_tokens if request.decodes else None,
+        "end_s": _since(request.last_token_s, request.arrival_s) if request.decodes else None,
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
         "recalls": request.recalls,

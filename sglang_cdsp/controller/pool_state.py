@@ -26,13 +26,15 @@ class PoolState:
 
     @property
     def busy_instances(self) -> frozenset[int]:
-        """Instances that run a chunk, or have one-instance requests without a first token."""
+        """Instances that run a chunk, decode, or have one-instance requests without a token."""
         busy: set[int] = set()
         for request in self._table.with_plan:
             assert request.plan is not None
             if request.phase is Phase.RUNNING:
                 busy.update(request.plan.chunks[request.next_chunk].instances)
-            elif request.phase is Phase.STOCK and request.first_token_s is None:
+            elif request.phase is Phase.DECODING or (
+                request.phase is Phase.STOCK and request.first_token_s is None
+            ):
                 busy.update(request.reachable)
         return frozenset(busy)
 
@@ -49,7 +51,8 @@ class PoolState:
     @property
     def needs_start(self) -> bool:
         """Whether a request with a plan ends only after something more was started for it."""
+        elsewhere = (Phase.STOCK, Phase.DECODING)
         return any(
-            request.phase is Phase.BOUND or (request.phase is Phase.STOCK and request.reachable)
+            request.phase is Phase.BOUND or (request.phase in elsewhere and request.reachable)
             for request in self._table.with_plan
         )

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
+from sglang_cdsp.controller.homes import slots_needed
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
@@ -16,7 +17,6 @@ from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.rests import Rests
 from sglang_cdsp.controller.way_out import WayOut
-from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import LogprobPart
@@ -86,8 +86,12 @@ class Progress:
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
-        demand = kv_demand(chunks, self._ledger.page_size)
-        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s)
+        demand = slots_needed(request, chunks, self._ledger.page_size)
+        self._ledger.bind(
+            request.seq, plan, now_s, demand, request.arrival_s, request.output_tokens
+        )
+        if request.one_instance and request.decodes:
+            self._ledger.decodes(request.seq)
         self._effects.bind(request)
 
     # -- chunks ---------------------------------------------------------------------------
@@ -137,11 +141,19 @@ class Progress:
 
     def drop(self, request: PoolRequest) -> None:
         """End a plan before its last chunk has ended; inside a chunk at its next layer."""
+        self._stop(request, request.reachable)
+
+    def leave_to_home(self, request: PoolRequest) -> None:
+        """End what others still do in the last chunk: home has all KV already, and decodes."""
+        assert request.plan is not None
+        self._stop(request, [i for i in request.reachable if i != request.plan.home])
+
+    def _stop(self, request: PoolRequest, instances: Sequence[int]) -> None:
         assert request.plan is not None
         request.advance(Event.DROP)
         self._ledger.ended(request.seq, len(request.plan.chunks) - 1, self._clock())
         self._ledger.computed(request.seq)
-        self._effects.stop(request)
+        self._effects.stop(request, instances)
 
     def chunk_done(
         self,
@@ -193,8 +205,9 @@ class Progress:
             return
         history = sum(before.tokens for before in request.plan.chunks[:chunk])
         planned = request.plan.chunks[chunk]
-        # Members wait for the one that was kept longest.
+        # Members wait for the one that was kept longest, and for the one that decodes most.
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
+        seconds *= self._ledger.pace(planned.instances)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
     def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
@@ -227,8 +240,14 @@ class Progress:
         request.advance(Event.FAILED)
         if request.recalled and not bad_request:
             return  # what its old plan runs into means nothing to the next one
+        if request.needs_no_more_of(instance):
+            if request.phase is Phase.RUNNING:
+                self.leave_to_home(request)
+            return
         request.error = request.error or error
         request.answered = request.answered or bad_request
+        if bad_request:
+            request.cause = "request"
         self._way_out.end_recall(request)
         self._drop_if_under_way(request)
 
@@ -252,6 +271,13 @@ class Progress:
         if request.advance(Event.LOGPROBS) is not Phase.DRAINING:
             self._effects.logprobs(request, part)
 
+    def slots_taken(self, instance: int, tokens: int, step_s: float | None) -> None:
+        """An instance tells what requests hold there that SGLang itself runs, in KV slots.
+
+        ``step_s``: what a decode step of theirs takes, seconds, None where none has run.
+        """
+        self._ledger.taken(instance, tokens, step_s)
+
     # -- what both kinds of plans tell ----------------------------------------------------
 
     def first_token(self, request: PoolRequest, at_s: float) -> None:
@@ -274,6 +300,10 @@ class Progress:
         request.advance(Event.STOCK_ENDED)
         request.times[0].start_s, request.times[0].end_s = start_s, end_s
         request.error = request.error or error
+        if request.aborted and start_s is None:
+            # SGLang may never have had it. Who was answered already is not told again.
+            reason = request.error
+            self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
         request.answered = True
         if request.error:
             self._rooms.settle(request)

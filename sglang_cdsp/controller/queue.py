@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from sglang_cdsp.controller.homes import Homes, fits_now
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.forced import timed_plan
-from sglang_cdsp.planner.memory import fits
 from sglang_cdsp.planner.types import Plan, PromptView
 
 
@@ -24,8 +24,10 @@ class WaitingQueue:
         self._policy = planning.policy
         self._ledger = ledger
         self._clock = clock
+        self._homes = Homes(ledger, lambda: planning.model)
         self._forced: list[PoolRequest] = []
         self._planned: dict[str, PoolRequest] = {}
+        self._homeless: list[tuple[PoolRequest, Plan]] = []
 
     def add(self, request: PoolRequest) -> None:
         """A request waits from now on."""
@@ -53,15 +55,43 @@ class WaitingQueue:
             assert forced is not None
             if not self._ledger.absent.isdisjoint(forced.instances):
                 continue  # it alone waits
-            if not fits(forced.chunks, self._ledger.free_tokens(), self._ledger.page_size):
+            view = self._ledger.view(self._clock())
+            assert view.free_tokens is not None
+            if not fits_now(request, forced.chunks, view.free_tokens, self._ledger.page_size):
                 break
-            plan = timed_plan(forced.chunks, self._planning.model, self._ledger.view(self._clock()))
             self._forced.remove(request)
-            yield request, plan
+            yield request, timed_plan(forced.chunks, self._planning.model, view)
+        self._plan_homeless_anew()
+        while self._homeless:
+            request, before = self._homeless[0]
+            view = self._ledger.view(self._clock())
+            # Its times are long over.
+            anew = self._homes.timed(before.placement, before.policy, view)
+            settled = self._homes.settled(request, anew, view)
+            if settled is None:
+                return  # what comes behind it would take the room that it waits for
+            yield self._homeless.pop(0)[0], settled
         if self._policy.waiting():
             now_s = self._clock()
             for rid, plan in self._policy.step(self._ledger.view(now_s), now_s):
-                yield self._planned.pop(rid), plan
+                request = self._planned.pop(rid)
+                view = self._ledger.view(now_s)
+                home = None if self._homeless else self._homes.settled(request, plan, view)
+                if home is None:
+                    self._homeless.append((request, plan))
+                else:
+                    yield request, home
+
+    def _plan_homeless_anew(self) -> None:
+        """Plans without a home that name an instance which has left are the policy's to make again.
+
+        So are those behind them, which keep their places.
+        """
+        absent = self._ledger.absent
+        if any(not absent.isdisjoint(plan.instances) for _, plan in self._homeless):
+            waiting, self._homeless = self._homeless, []
+            for request, _ in reversed(waiting):
+                self.take_back(request)
 
     def to_plan(self) -> tuple[PoolRequest, ...]:
         """Requests whose plan is the policy's to make, in the order of its choice."""
@@ -72,6 +102,7 @@ class WaitingQueue:
         if request in self._forced:
             self._forced.remove(request)
         self._planned.pop(request.rid, None)
+        self._homeless = [waiting for waiting in self._homeless if waiting[0] is not request]
 
 
 def _prompt(request: PoolRequest) -> PromptView:

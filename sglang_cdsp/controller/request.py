@@ -109,12 +109,20 @@ class PoolRequest:
         uncertain: a write of its KV failed, and parts of it may still arrive at decode.
         status: the HTTP status of its end, as its client is told.
         aborted: it ends because somebody no longer wants it.
+        cause: whose doing its end is, where its status does not tell; see ``cause_of``.
         answered: its client has been answered.
         abort_targets: decode ranks that gave it up and wait to hear that its pages are safe.
         forwarded: those of them that its one instance was to tell.
         lost: instances of its plan that were given up with what they had of it.
         recalled: its plan is being ended, and it is to get another one.
         recalls: how often that has happened.
+        decodes: its home decodes it, there is no decode server.
+        output_tokens: KV slots that home promises for its output, where it decodes.
+        joins_late: home decodes it only when all members have its prompt's log-probabilities.
+        joined: home's own scheduler has it.
+        decoded: home's own scheduler is done with it.
+        sampled_tokens: its output, as far as its instance has told; 0 before.
+        last_token_s: when that was told, monotonic; None before.
     """
 
     rid: str
@@ -146,12 +154,20 @@ class PoolRequest:
     uncertain: bool = False
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     aborted: bool = False
+    cause: str = ""
     answered: bool = False
     abort_targets: list[AbortTarget] = field(default_factory=list)
     forwarded: list[AbortTarget] = field(default_factory=list)
     lost: set[int] = field(default_factory=set)
     recalled: bool = False
     recalls: int = 0
+    decodes: bool = False
+    output_tokens: int = 0
+    joins_late: bool = False
+    joined: bool = False
+    decoded: bool = False
+    sampled_tokens: int = 0
+    last_token_s: float | None = None
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
     @property
@@ -170,9 +186,18 @@ class PoolRequest:
 
     @property
     def reachable(self) -> tuple[int, ...]:
-        """The instances of its plan that can be told anything."""
+        """The instances that have something of it and can be told anything."""
         assert self.plan is not None
-        return tuple(instance for instance in self.plan.instances if instance not in self.lost)
+        decoding = self._phase is Phase.DECODING
+        having = (self.plan.home,) if decoding else self.plan.instances
+        return tuple(instance for instance in having if instance not in self.lost)
+
+    def needs_no_more_of(self, instance: int) -> bool:
+        """Whether home, which is another instance, holds all of its KV and decodes it."""
+        if not self.decodes or self.joins_late or self.plan is None or instance == self.plan.home:
+            return False
+        last = len(self.plan.chunks) - 1
+        return self.next_chunk >= last and self.plan.home in self.times[last].done
 
     @property
     def probe(self) -> bool:
@@ -182,13 +207,13 @@ class PoolRequest:
     def fits_stock(self, most_tokens: int) -> bool:
         """Whether it may take its instance's stock path, where a whole forward blocks the loop.
 
-        A request without a decode server may not: SGLang 0.5.21 never gets past the first chunk
-        of such a prompt when it is longer than ``--chunked-prefill-size``.
+        On a prefill server a request without a decode server may not: SGLang 0.5.21 never gets past
+        the first chunk of such a prompt when it is longer than ``--chunked-prefill-size``.
         """
         plan = self.plan
         return (
             plan is not None
-            and self.room is not None
+            and (self.room is not None or self.decodes)
             and len(plan.chunks) == 1
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens

@@ -7,10 +7,12 @@ at once, never names pages, and the client behind the router would wait for a ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+from sglang_cdsp.form import Form
 from sglang_cdsp.protocol.messages import GrammarOrder
 
 TEXT_ONLY = "a pool serves text prompts; send text or input_ids"
@@ -29,7 +31,7 @@ class Limit:
     message: str
 
 
-LIMITS: tuple[Limit, ...] = (
+DECODE_ELSEWHERE: tuple[Limit, ...] = (
     Limit(
         lambda r: r.bootstrap_room is None,
         "no bootstrap_room: a prefill server needs one; send the request through the router",
@@ -38,9 +40,13 @@ LIMITS: tuple[Limit, ...] = (
         lambda r: r.disagg_prefill_dp_rank not in (None, 0),
         "disagg_prefill_dp_rank: a pool is one prefill replica; leave it out, or send 0",
     ),
+)
+"""What only a prefill server refuses, whose requests another one decodes."""
+
+ANYWHERE: tuple[Limit, ...] = (
     Limit(
         lambda r: (r.sampling_params.beam_width or 1) > 1,
-        "beam_width: disaggregated serving has no beam search; leave it out",
+        "beam_width: a pool has no beam search; leave it out",
     ),
     Limit(
         lambda r: r.return_sampling_mask,
@@ -72,17 +78,26 @@ LIMITS: tuple[Limit, ...] = (
 )
 
 
-def unsupported(request: Any, vocab_size: int) -> str:
+LIMITS: Mapping[Form, tuple[Limit, ...]] = MappingProxyType(
+    {Form.PREFILL: (*DECODE_ELSEWHERE, *ANYWHERE), Form.ONE_SERVER: ANYWHERE}
+)
+"""What is refused of a request, by the form of the pool."""
+
+
+def unsupported(
+    request: Any, vocab_size: int, limits: Sequence[Limit] = LIMITS[Form.PREFILL]
+) -> str:
     """Say why a pool cannot serve a request.
 
     Args:
         request: SGLang's ``TokenizedGenerateReqInput``.
         vocab_size: token ids run from 0 to one less.
+        limits: of the pool's form.
 
     Returns:
         A reason that names the remedy, "" for a request that can be served.
     """
-    for limit in LIMITS:
+    for limit in limits:
         if limit.asked(request):
             return limit.message
     ids = request.input_ids or (0,)

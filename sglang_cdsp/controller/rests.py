@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from sglang_cdsp.controller.effects import Effects
+from sglang_cdsp.controller.homes import Homes, with_home
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
@@ -46,6 +47,7 @@ class Rests:
         self._effects = effects
         self._clock = clock
         self._max_shard_tokens = max_shard_tokens
+        self._homes = Homes(ledger, lambda: planning.model)
 
     def look_again(self, request: PoolRequest) -> None:
         """A chunk has ended and others follow: do so by a better plan, if there is one.
@@ -106,15 +108,22 @@ class Rests:
         rest = self._rest(request, gone)
         found = None
         with suppress(PlannerError):  # too few are left for what the policy does
-            found = self._planning.policy.plan(rest.prompt, rest.pool)
+            found = self._at_home(request, self._planning.policy.plan(rest.prompt, rest.pool), rest)
         if found is None:
             stay = tuple(i for i in rest.current.instances if i not in gone)
-            found = self._timed(((rest.prompt.tokens, stay),), rest) if stay else None
+            one = self._timed(((rest.prompt.tokens, stay),), rest) if stay else None
+            found = self._at_home(request, one, rest)
         if found is None:
             return False
         request.without |= set(gone)
         self._change(request, replace(found, replanned=f"without {ranges(sorted(gone))}"))
         return True
+
+    def _at_home(self, request: PoolRequest, found: Plan | None, rest: Rest) -> Plan | None:
+        """A plan with a home that has room; where some of the prompt has run, home stays."""
+        if found is None or rest.prompt.history_tokens:
+            return found
+        return self._homes.settled(request, found, rest.pool)
 
     def _demanded(self, request: PoolRequest) -> Plan | None:
         """The plan that the request brings for its rest, if it is due and can run."""
@@ -172,7 +181,9 @@ class Rests:
         before, ran, now_s = request.plan, request.next_chunk, self._clock()
         assert before is not None
         found = within_shards(found, self._max_shard_tokens, self._ledger.page_size)
-        slots = self._placed(request).with_rest(found.placement, self._ledger.page_size)
+        page_size, home = self._ledger.page_size, found.chunks[0].instances[0]
+        slots = self._placed(request).with_rest(found.placement, page_size)
+        slots = with_home(slots, home, request, page_size)
         due_s = self._ledger.due_s(request.seq)
         request.advance(Event.REPLAN)
         self._ledger.rebind(request.seq, ran, found, now_s, slots)

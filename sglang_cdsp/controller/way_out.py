@@ -1,4 +1,7 @@
-"""Plans that are over, computed or dropped: from the last writes to the last slot that is freed."""
+"""Plans that are over, computed or dropped: from the last writes to the last slot that is freed.
+
+In one server home keeps its slots and decodes: what it says of that is heard here, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
+from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.protocol.messages import Drained
@@ -24,6 +28,7 @@ class WayOut:
         rooms: RoomManager,
         effects: Effects,
         endings: Endings,
+        ledger: InstanceLedger,
         tp_size: int,
         leave_lane: Callable[[PoolRequest], None],
         wait_again: Callable[[PoolRequest], None],
@@ -37,6 +42,7 @@ class WayOut:
         self._rooms = rooms
         self._effects = effects
         self._endings = endings
+        self._ledger = ledger
         self._tp_size = tp_size
         self._leave_lane = leave_lane
         self._wait_again = wait_again
@@ -45,15 +51,16 @@ class WayOut:
         """A rank writes nothing more to decode for the task."""
         request.advance(Event.DRAINED)
         request.uncertain = request.uncertain or report.uncertain
-        if not request.recalled:
+        if not (request.recalled or request.needs_no_more_of(report.instance)):
             request.error = request.error or report.error
         request.drained_s = max(report.at_s, request.drained_s or report.at_s)
         request.drained.add((report.instance, report.tp_rank))
         self._go_on(request)
 
-    def released(self, request: PoolRequest, instance: int) -> None:
-        """An instance freed the task's slots."""
+    def released(self, request: PoolRequest, instance: int, *, joined: bool = False) -> None:
+        """An instance freed the task's slots; ``joined``: all but home's, which decodes it."""
         request.advance(Event.RELEASED)
+        request.joined = request.joined or joined
         request.released.add(instance)
         self._go_on(request)
 
@@ -62,9 +69,22 @@ class WayOut:
 
         Or it was never sent into a chunk of the request, and was given up.
         """
+        assert request.plan is not None
         request.drained.update((instance, rank) for rank in range(self._tp_size))
         request.released.add(instance)
+        if instance == request.plan.home:
+            request.joined = False
         self._go_on(request)
+
+    def decode_ended(self, request: PoolRequest, error: str) -> None:
+        """Home's own scheduler is done with a request, and has answered its client."""
+        before = request.advance(Event.DECODE_ENDED)
+        # What went wrong at other members after home had all KV does not count, unless it was told.
+        told = request.aborted or request.answered
+        request.error = error or (request.error if told else "")
+        request.decoded = request.answered = True
+        if before is Phase.DECODING:
+            self._endings.over(request)
 
     def has_drained(self, request: PoolRequest, instance: int) -> bool:
         """Whether all ranks of an instance have."""
@@ -84,6 +104,9 @@ class WayOut:
             if request.recalled:
                 request.advance(Event.RECALLED)
                 self._wait_again(request)
+            elif request.joined and not request.decoded:
+                request.advance(Event.JOINED)
+                self._ledger.keep_only(request.seq, request.plan.home)
             else:
                 request.advance(Event.ALL_RELEASED)
                 self._endings.over(request)

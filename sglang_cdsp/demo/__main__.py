@@ -1,8 +1,13 @@
-"""The demonstration: ``python -m sglang_cdsp.demo``; with ``--serve`` the servers stay."""
+"""The demonstration: ``python -m sglang_cdsp.demo``; with ``--serve`` the server stays.
+
+The same burst of long and short prompts goes to stock SGLang with as many replicas on the same
+cores, then to a pool: one server that prefills and decodes.
+"""
 
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from sglang_cdsp.cli.needs import EXTRAS, SERVER, lacking, leave
@@ -12,18 +17,21 @@ from sglang_cdsp.cli.parser import OneLineParser, integer
 PROGRAM = "python -m sglang_cdsp.demo"
 
 try:
+    from sglang_cdsp.demo import summary
+    from sglang_cdsp.demo.chart import show_chart
     from sglang_cdsp.demo.client import (
         Answer,
         chunks_at_once,
         format_table,
         send_burst,
     )
+    from sglang_cdsp.demo.deployments import instances, pool, scaled_out, stock
     from sglang_cdsp.simulator.plan_log import read_lines
     from sglang_cdsp.stack.directory_lock import locked
     from sglang_cdsp.stack.processes import ServerFailedError, check_ports
     from sglang_cdsp.testing.checkpoint import write_checkpoint
     from sglang_cdsp.testing.prompts import cut_prompts
-    from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
+    from sglang_cdsp.testing.stack import Deployment, RunningStack, running
 except ImportError as error:
     leave(PROGRAM, error)
 
@@ -31,6 +39,8 @@ BURST = (8000, 150, 6500, 400, 7200, 100, 1000, 2500, 250, 5000, 700, 3600)
 """Prompt lengths in tokens, sent at once: long ones and short ones mixed."""
 
 SERVE_PORT = 30_000
+FORMS = ("one-server", "scale-out", "stock")
+PREFIX = "burst-"
 
 
 def main() -> int:
@@ -59,27 +69,50 @@ def demonstrate(options: argparse.Namespace) -> int:
     plan_log = options.directory / "plans.jsonl"
     plan = plan_servers(options, checkpoint, plan_log)
     check_ports(plan.commands)
-    print("writing the checkpoint", flush=True)
+    say("writing the checkpoint")
     write_checkpoint(checkpoint, options.seed)
     plan_log.unlink(missing_ok=True)
-    print("starting prefill, decode and router", flush=True)
+    others: list[Answer] = []
+    if options.compare:
+        say(f"starting stock SGLang with {options.dp_size} replicas, to compare with")
+        rival = stock(checkpoint, options.dp_size)
+        with running(rival, options.directory / "logs-stock", progress=say) as stack:
+            others = ask_burst(stack, checkpoint, options.output_tokens)
+        started = time.monotonic()
+    say(f"starting {', '.join(command.name for command in plan.commands)}")
     with running(plan, options.directory / "logs", progress=say) as stack:
         if options.serve:
             serve(stack)
-        else:
-            show_burst(stack, checkpoint, plan_log, options.output_tokens, started)
-    print("all servers ended")
+            return 0
+        say(f"ready after {time.monotonic() - started:.0f} s")
+        answers = ask_burst(stack, checkpoint, options.output_tokens)
+    say("all servers ended")
+    show(answers, others, plan_log, options.directory)
     return 0
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(prog=PROGRAM, description=__doc__)
-    parser.add_argument("--serve", action="store_true", help="keep the servers until Ctrl-C")
+    parser.add_argument("--serve", action="store_true", help="keep the server until Ctrl-C")
     parser.add_argument(
-        "--stock", action="store_true", help="stock SGLang with one instance, for comparison"
+        "--form",
+        choices=FORMS,
+        default=FORMS[0],
+        help="scale-out: a prefill pool, a stock decode server and a router; default one-server",
     )
-    parser.add_argument("--dp-size", type=integer(1, 64), default=4, help="instances of the pool")
+    parser.add_argument(
+        "--no-comparison",
+        dest="compare",
+        action="store_false",
+        help="leave stock SGLang's turn out",
+    )
+    parser.add_argument(
+        "--dp-size",
+        type=integer(1, 64),
+        default=instances(),
+        help="instances, and stock's replicas; default one a core, 2 to 8",
+    )
     parser.add_argument(
         "--seed", type=integer(0, 1 << 32), default=0, help="seed of the checkpoint's weights"
     )
@@ -89,21 +122,22 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--port",
         type=integer(1, 65535),
-        help=f"the router's port; default {SERVE_PORT} with --serve, else free",
+        help=f"where clients ask; default {SERVE_PORT} with --serve, else free",
     )
     parser.add_argument(
         "--directory",
         type=Path,
         default=Path("build/demo"),
-        help="where checkpoint, logs and plan log go",
+        help="where checkpoint, logs, plan log and charts go",
     )
-    parser.add_argument(
-        "flags", nargs="*", help="further flags for the prefill server, after a bare --"
-    )
+    parser.add_argument("flags", nargs="*", help="further flags for the pool, after a bare --")
     options = parser.parse_args()
     gone = lacking((*SERVER, *EXTRAS["demo"]))
     if gone:
         parser.error(gone)
+    if options.form == "stock" and options.flags:
+        parser.error("--form stock has no pool to give further flags to")
+    options.compare = options.compare and not options.serve and options.form != "stock"
     try:
         check_folder(options.directory, "--directory")
     except OutputError as error:
@@ -113,56 +147,49 @@ def parse_options() -> argparse.Namespace:
 
 def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) -> Deployment:
     """Plan the servers that ``options`` ask for."""
-    pool = (
-        *("--cdsp", "--dp-size", str(options.dp_size)),
-        *("--cdsp-plan-log", str(plan_log.resolve())),
-        "--cdsp-allow-request-plans",
-    )
-    # Here, since it needs torch: what is lacking is told before.
-    from sglang_cdsp.launch.defaults import open_settings
-
-    # Stock decode does not know what a pool chooses on GPUs, and wants the same.
-    chosen = open_settings(argparse.Namespace(page_size=None)).get("page_size")
-    pages = () if chosen is None else ("--page-size", str(chosen))
-    return disaggregated(
-        checkpoint,
-        prefill_flags=(
-            *pages,
-            *("--max-total-tokens", "20000"),
-            *(() if options.stock else pool),
-            *options.flags,
-        ),
-        decode_flags=("--max-total-tokens", "80000", *pages),
-        router_port=options.port or (SERVE_PORT if options.serve else None),
-    )
+    port = options.port or (SERVE_PORT if options.serve else None)
+    if options.form == "stock":
+        return stock(checkpoint, options.dp_size, port=port)
+    plan = pool if options.form == "one-server" else scaled_out
+    return plan(checkpoint, options.dp_size, plan_log, port=port, flags=options.flags)
 
 
-def show_burst(
-    stack: RunningStack, checkpoint: Path, plan_log: Path, output_tokens: int, started: float
-) -> None:
-    """Send one small request, then the burst, and print the table."""
-    warm_up = cut_prompts(checkpoint, [100])
-    send_burst(stack.url, warm_up, output_tokens=4, rid_prefix="first-")
-    say(f"first answer {time.monotonic() - started:.0f} s after the start")
+def ask_burst(stack: RunningStack, checkpoint: Path, output_tokens: int) -> list[Answer]:
+    """Send one small request, then the burst; tells of each answer."""
+    send_burst(stack.url, cut_prompts(checkpoint, [100]), output_tokens=4, rid_prefix="first-")
     prompts = cut_prompts(checkpoint, BURST)
     say(f"sending {len(prompts)} prompts of {min(BURST)} to {max(BURST)} tokens at once")
 
     def tell(answer: Answer) -> None:
-        say(f"  {answer.prompt_tokens:5d} tokens answered after {answer.end_s:5.1f} s")
+        say(
+            f"  {answer.prompt_tokens:5d} tokens: first token after {answer.ttft_s:5.2f} s, "
+            f"all after {answer.end_s:5.1f} s"
+        )
 
-    answers = send_burst(
-        stack.url, prompts, output_tokens=output_tokens, rid_prefix="burst-", on_answer=tell
+    return send_burst(
+        stack.url, prompts, output_tokens=output_tokens, rid_prefix=PREFIX, on_answer=tell
     )
+
+
+def show(
+    answers: Sequence[Answer], others: Sequence[Answer], plan_log: Path, directory: Path
+) -> None:
+    """Print the table, the chart of what ran where, and the times beside stock's."""
     # Stock servers write no plan log.
     lines = read_lines(plan_log) if plan_log.exists() else []
-    entries = {line["rid"]: line for line in lines}
+    entries = {line["rid"]: line for line in lines if line.get("rid", "").startswith(PREFIX)}
     print(f"\n{format_table(answers, entries)}\n")
+    if entries:
+        print("\n".join(show_chart(plan_log, directory, PREFIX)))
+        most = chunks_at_once(list(entries.values()))
+        print(f"up to {most} requests had a chunk running at the same moment")
     tokens = sum(answer.prompt_tokens for answer in answers)
     seconds = max(answer.end_s for answer in answers)
-    print(f"{len(answers)} requests with {tokens} prompt tokens answered in {seconds:.1f} s")
-    mine = [entry for rid, entry in entries.items() if rid.startswith("burst-")]
-    if mine:
-        print(f"up to {chunks_at_once(mine)} requests had a chunk running at the same moment")
+    beside = f" (stock {max(other.end_s for other in others):.1f} s)" if others else ""
+    print(
+        f"\n{len(answers)} requests with {tokens} prompt tokens answered in {seconds:.1f} s{beside}"
+    )
+    print("\n".join(summary.lines(answers, others)), flush=True)
 
 
 def serve(stack: RunningStack) -> None:

@@ -17,6 +17,7 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
+from sglang_cdsp.engine.joining import Joining
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import Batch, StockScheduler
@@ -63,25 +64,28 @@ class ChunkEngine:
         self,
         *,
         scheduler: StockScheduler,
-        manager: PoolKVManager,
+        manager: PoolKVManager | None,
         reporter: Reporter,
         work: ChunkWork,
         coroutines: Coroutines,
         hub: LinkHub,
         admit: Callable[[TokenizedGenerateReqInput], None],
         abort: Callable[[str], None],
+        joining: Joining | None = None,
     ) -> None:
         """What the engine makes happen.
 
         Args:
             scheduler: SGLang's scheduler of this rank.
-            manager: takes decode's messages.
+            manager: takes decode's messages; None where there is no decode server.
             reporter: the way to the controller.
             work: does what a task's chunks take.
             coroutines: what runs chunks, and gives way.
             hub: the links to the other instances.
             admit: hands a one-instance request to SGLang's own intake.
             abort: ends the requests that SGLang has whose id begins with a text.
+            joining: takes computed prompts to SGLang's running batch; None where a decode server
+                has them next.
         """
         self._scheduler = scheduler
         self._manager = manager
@@ -95,7 +99,10 @@ class ChunkEngine:
         self._tasks: dict[int, ChunkTask] = {}
         self._queue = TaskQueue()
         self._worked = False
-        self._admitted = StockTracker(scheduler, reporter, abort)
+        self._joining = joining
+        self._admitted = StockTracker(
+            scheduler, reporter, abort, (lambda: joining.reqs) if joining is not None else tuple
+        )
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
 
     # -- orders ---------------------------------------------------------------------------
@@ -103,11 +110,13 @@ class ChunkEngine:
     def on_peer(self, order: PeerOrder) -> None:
         """A decode agent registered."""
         if order.tp_rank == self._reporter.tp_rank:
+            assert self._manager is not None
             self._manager.inject(order.frames)
 
     def on_room(self, order: RoomOrder) -> None:
         """Decode named a request's destination pages, or aborted it."""
         if order.tp_rank == self._reporter.tp_rank:
+            assert self._manager is not None
             self._manager.inject(order.frames)
 
     def on_plan(self, order: PlanOrder) -> None:
@@ -127,6 +136,7 @@ class ChunkEngine:
             logprob_spec=order.logprobs,
             urgency=order.urgency,
             passes=order.passes,
+            gathers=self._joining is not None and not order.probe,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
@@ -153,7 +163,7 @@ class ChunkEngine:
         )
 
     def on_cancel(self, order: CancelOrder) -> None:
-        """Abort a one-instance request, whether SGLang has it already or not."""
+        """Abort a request of SGLang's, whether it has it already or not."""
         if not self._forget(lambda request: request.seq == order.seq):
             self._admitted.cancel(order.seq)
 
@@ -179,12 +189,15 @@ class ChunkEngine:
                 f"{task.revision}",
             )
             return
+        task.decode_share = order.decode_share
         self._work.begin(task, order)
 
     def on_stop(self, order: StopOrder) -> None:
         """A task ends before its last chunk has."""
         task = self._tasks.get(order.seq)
-        if task is not None and not task.over:
+        if task is not None and task.joined:
+            self._admitted.cancel(order.seq)
+        elif task is not None and not task.over:
             self._work.stop(task)
 
     def on_link(self, order: LinkOrder) -> None:
@@ -221,7 +234,12 @@ class ChunkEngine:
             return
         task.over = True
         self._queue.remove(task)
-        self._work.release(task, order.error, silent=order.silent)
+        error = order.error
+        if not (task.joined or error or order.silent) and self._may_join(task):
+            error = self._work.collect_logprobs(task)
+            if not error:
+                self._join(task)
+        self._work.release(task, error, silent=order.silent)
 
     # -- SGLang's requests ----------------------------------------------------------------
 
@@ -253,7 +271,8 @@ class ChunkEngine:
             self._scheduler.retire_unadmitted_request(req)
             self._work.fail(task, str(reason), bad_request=True)
         else:
-            req.sampling_params.max_new_tokens = 1
+            if self._joining is None:
+                req.sampling_params.max_new_tokens = 1
             # It never enters a queue of SGLang's: it waits from when it reached the pool. Both
             # clocks are the system's monotonic one.
             req.time_stats.wait_queue_entry_time = task.arrival_s
@@ -279,16 +298,22 @@ class ChunkEngine:
         """A stock batch starts."""
         self._admitted.stamp_start(batch)
 
-    def stamp_end(self, batch: Batch) -> None:
-        """A stock batch's results are in: chunks stood still meanwhile."""
-        self._coroutines.passed(self._admitted.stamp_end(batch))
+    def stamp_end(self, batch: Batch) -> float:
+        """A stock batch's results are in, chunks stood still meanwhile; returns its seconds."""
+        seconds = self._admitted.stamp_end(batch)
+        self._coroutines.passed(seconds)
+        return seconds
 
     # -- the loop -------------------------------------------------------------------------
 
     @property
     def load(self) -> Load:
         """The requests that this instance answers and SGLang does not have."""
-        mine = [t for t in self._tasks.values() if t.answers_at(self._instance) and not t.drained]
+        mine = [
+            task
+            for task in self._tasks.values()
+            if task.answers_at(self._instance) and not (task.drained or task.joined)
+        ]
         held = self._queue.requests()
         waiting = [int(t.tokens.numel()) for t in mine if t.waits]
         waiting += [len(r.tokenized.input_ids or ()) if r.tokenized else 0 for r in held]
@@ -316,6 +341,53 @@ class ChunkEngine:
         self._grammars.poll()
         self._advance()
         self._worked = self._coroutines.turn()
+        self._join_computed()
+
+    def _join_computed(self) -> None:
+        """Let computed prompts join SGLang's running batch; all ranks of the instance do alike.
+
+        Prompt log-probabilities that other members compute are complete at the task's release only.
+        """
+        for task in self._tasks.values():
+            if task.logprob_spec is None and not task.joined and self._may_join(task):
+                self._join(task)
+
+    def _may_join(self, task: ChunkTask) -> bool:
+        """Whether a task's request can be decoded here."""
+        computed = task.gathers and task.computed and not task.error
+        return computed and task.answers_at(self._instance)
+
+    def _join(self, task: ChunkTask) -> None:
+        """SGLang decodes the task's request from now on, and owns its slots."""
+        assert self._joining is not None
+        assert task.req is not None
+        task.joined = True
+        self._joining.add(task.req, task.slot_table.hand_over(int(task.tokens.numel())))
+        now_s = time.monotonic()
+        self._admitted.join(
+            StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)
+        )
+
+    @property
+    def computes(self) -> bool:
+        """Whether a chunk runs or is suspended here."""
+        return bool(len(self._coroutines))
+
+    def give_back(self) -> None:
+        """Requests that decode are short of slots: tasks that only wait leave them theirs."""
+        for task in self._tasks.values():
+            self._work.give_back(task)
+
+    @property
+    def decode_share(self) -> float:
+        """Share of the instance's time that decode gets beside the chunks that run here."""
+        running = (task for task in self._tasks.values() if task.running is not None)
+        return max((task.decode_share for task in running), default=0.0)
+
+    @property
+    def held_tokens(self) -> int:
+        """KV slots that chunk tasks hold here."""
+        return sum(task.slot_table.tokens for task in self._tasks.values())
 
     @property
     def awaits(self) -> bool:

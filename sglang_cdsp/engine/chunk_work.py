@@ -25,6 +25,7 @@ from sglang_cdsp.engine.writes import (
     written_before,
 )
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.spans import tokens_of
 from sglang_cdsp.protocol.messages import (
     ChunkDone,
     Drained,
@@ -67,22 +68,37 @@ class ChunkWork:
     def __init__(
         self,
         scheduler: StockScheduler,
-        manager: PoolKVManager,
+        manager: PoolKVManager | None,
         reporter: Reporter,
         runner: ShardRunner,
         coroutines: Coroutines,
         starts: Callable[[], None],
         computed: Callable[[int], None],
+        make_room: Callable[[int], bool] | None = None,
     ) -> None:
-        """``starts`` hears of each forward; ``computed`` how many tokens a finished shard had."""
+        """Work on tasks of ``scheduler``'s.
+
+        Args:
+            starts: hears of each forward.
+            computed: hears how many tokens a finished shard had.
+            make_room: where SGLang's own requests hold slots too: sees to it that so many are
+                free, if it can.
+        """
+        self._make_room = make_room
         self._scheduler = scheduler
-        self._manager = manager
+        self._decode = manager
         self._reporter = reporter
         self._runner = runner
         self._coroutines = coroutines
         self._starts = starts
         self._computed = computed
         self._instance = reporter.instance
+
+    @property
+    def _manager(self) -> PoolKVManager:
+        """Takes KV to decode servers; only for tasks with a room."""
+        assert self._decode is not None
+        return self._decode
 
     # -- before a chunk -------------------------------------------------------------------
 
@@ -93,7 +109,8 @@ class ChunkWork:
         chunk = task.next_chunk
         if task.prepared != chunk:
             try:
-                task.take_slots(self._instance)
+                if not self._take_slots(task):
+                    return
             except Exception as error:
                 self.fail(task, str(error))
                 return
@@ -116,13 +133,35 @@ class ChunkWork:
             return False
         if not self._room_is_known(task.room):
             return False
-        if not (answers and task.is_final(task.next_chunk)):
+        # A server that decodes itself hands no metadata over.
+        if task.gathers or not (answers and task.is_final(task.next_chunk)):
             return True
         return self._scheduler.disagg_prefill_bootstrap_queue.ensure_metadata_buffer(task.req)
 
     def _room_is_known(self, room: int | None) -> bool:
         """Whether decode's pages are here; the leader asks, who speaks for its instance."""
         return room is None or not self._reporter.leads or self._manager.knows_room(room)
+
+    def _take_slots(self, task: ChunkTask) -> bool:
+        """Allocate the slots of the next chunk before anybody depends on them.
+
+        Returns:
+            False while SGLang's own requests hold too many: they end, and the task is asked again.
+        """
+        need = task.slots_to_take(self._instance)
+        if self._make_room is not None and not self._make_room(need):
+            return False
+        task.take_slots(self._instance)
+        return True
+
+    def give_back(self, task: ChunkTask) -> None:
+        """Free the slots of a task that only waits: requests that decode are short of them.
+
+        It takes them again when it starts; those of chunks that have run stay.
+        """
+        if task.gathers and not task.started and task.prepared is not None:
+            task.slot_table.clear()
+            task.prepared = None
 
     # -- a chunk --------------------------------------------------------------------------
 
@@ -166,6 +205,7 @@ class ChunkWork:
             StoppedError: it failed or is not to go on, at all ranks alike.
         """
         try:
+            self._await_slots(task, order.chunk)
             self._await_room(task)
             if task.req is not None:
                 task.req.time_stats.set_forward_entry_time()  # the first call counts
@@ -190,6 +230,11 @@ class ChunkWork:
         self._free_what_moved(task, order.chunk)
         return done
 
+    def _await_slots(self, task: ChunkTask, chunk: int) -> None:
+        """Give way until slots are there that were given back, alike at all ranks."""
+        if task.prepared != chunk:
+            self._coroutines.give_way(lambda: task.prepared == chunk or self._take_slots(task))
+
     def _await_room(self, task: ChunkTask) -> None:
         """Give way until decode's pages are here, which every rank gets by itself."""
         room = task.room
@@ -206,6 +251,8 @@ class ChunkWork:
     def _free_what_moved(self, task: ChunkTask, chunk: int) -> None:
         """Free the slots of history that has moved away, once no write reads them."""
         leaving = [move.span for move in task.layouts[chunk].moves if move.src == self._instance]
+        if task.gathers and task.is_final(chunk) and task.home == self._instance:
+            return  # it is to hold the whole prompt
         if leaving:
             self._coroutines.give_way(lambda: self._written_before(task, chunk))
             task.slot_table.drop(leaving)
@@ -222,7 +269,9 @@ class ChunkWork:
     def _chunk_done(
         self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
     ) -> None:
-        passed_s = 0.0 if task.running is None else self._coroutines.passed_s(task.running)
+        running = task.running
+        passed_s = 0.0 if running is None else self._coroutines.passed_s(running)
+        gave_way = 0 if running is None else running.gave_way
         self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)
@@ -234,8 +283,18 @@ class ChunkWork:
         task.next_chunk = chunk + 1
         if task.over:
             self._await_order(task)
+        moves = [m.span for m in task.layouts[chunk].moves if m.src == self._instance]
+        traffic = self._runner.traffic()
         self._reporter.send_from_leader(
-            ChunkDone, seq=task.seq, chunk=chunk, start_s=start_s, passed_s=passed_s
+            ChunkDone,
+            seq=task.seq,
+            chunk=chunk,
+            start_s=start_s,
+            passed_s=passed_s,
+            gave_way=gave_way,
+            sent_bytes=traffic.sent_bytes,
+            waited_s=traffic.waited_s,
+            moved_tokens=tokens_of(moves),
         )
 
     def _chunk_ended(self, task: ChunkTask) -> None:
@@ -289,7 +348,7 @@ class ChunkWork:
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
         self._let_go(task, error, silent=silent)
-        self._reporter.send_from_leader(Released, seq=task.seq)
+        self._reporter.send_from_leader(Released, seq=task.seq, joined=task.joined)
 
     def take_rest(
         self, task: ChunkTask, order: RestOrder, layouts: tuple[ChunkLayout, ...]
@@ -312,7 +371,7 @@ class ChunkWork:
 
     def _let_go(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         task.slot_table.clear()
-        if task.answers_at(self._instance):
+        if task.answers_at(self._instance) and not task.joined:
             self._retire(task, error, silent=silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
@@ -321,10 +380,10 @@ class ChunkWork:
         """Home's request ends here, wherever SGLang has it."""
         task.req = task.req or take_compiling(self._scheduler, task.rid)
         if task.req is not None:
-            error = error or ("" if silent else self._collect_logprobs(task))
+            error = error or ("" if silent else self.collect_logprobs(task))
             sampling.retire(self._scheduler, task.req, error, silent=silent)
 
-    def _collect_logprobs(self, task: ChunkTask) -> str:
+    def collect_logprobs(self, task: ChunkTask) -> str:
         """Put the prompt's log-probabilities into home's request; "" or what went wrong."""
         if task.logprob_spec is None:
             return ""

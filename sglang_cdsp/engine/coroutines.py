@@ -85,6 +85,7 @@ class Coroutine:
         failure: why it cannot go on, "" while it can.
         since_s: when it gave way last, monotonic seconds.
         passed_s: seconds since its start in which something else was computed here.
+        gave_way: how often something else was computed here before it went on.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Coroutine:
     failure: str = ""
     since_s: float = 0.0
     passed_s: float = 0.0
+    gave_way: int = 0
 
 
 class Coroutines:
@@ -133,7 +135,8 @@ class Coroutines:
         self._surroundings = surroundings
         self._ranks = ranks
         self._leads = leads
-        self._stretch_s = stretch_s
+        self.stretch_s = stretch_s
+        """Longest time between two turns of the loop; may be changed between turns."""
         self._poll = poll
         self._interrupted = interrupted
         self._expected = expected
@@ -144,6 +147,7 @@ class Coroutines:
         self._pieces: deque[float] = deque(maxlen=PIECES)
         self._live: list[Coroutine] = []
         self._current: Coroutine | None = None
+        self._last: Coroutine | None = None
         self._main: greenlet | None = None
         self._end_s = 0.0
 
@@ -250,7 +254,7 @@ class Coroutines:
         """
         if not self._live:
             return False
-        self._end_s = self._clock() + self._stretch_s
+        self._end_s = self._clock() + self.stretch_s
         ran = False
         while self._live:
             self._poll()
@@ -267,11 +271,18 @@ class Coroutines:
         """Something else was computed here for so long while all of them stood."""
         for coroutine in self._live:
             coroutine.passed_s += seconds
+        self._gives_way()
 
     def passed_s(self, coroutine: Coroutine) -> float:
         """Seconds since its start in which something else was computed here, as far as known."""
         self._account()
         return coroutine.passed_s
+
+    def _gives_way(self, to: Coroutine | None = None) -> None:
+        """Count that who ran last stands aside for another."""
+        if self._last is not None and self._last is not to:
+            self._last.gave_way += 1
+        self._last = to
 
     def _account(self) -> None:
         """Count the stretches of others whose lengths have become known."""
@@ -334,6 +345,7 @@ class Coroutines:
         self._surroundings.put(coroutine.state)
         mark = self._meter.begin()
         before, self._current = self._current, coroutine
+        self._gives_way(coroutine)
         self._main = getcurrent()
         coroutine.ready = None
         start_s = self._clock()
@@ -353,6 +365,8 @@ class Coroutines:
             self._account()
             if coroutine.body.dead:
                 self._live.remove(coroutine)
+                # Nothing of it is kept, and it stands aside for nobody any more.
+                self._last = None
 
     def _wait(self) -> None:
         """Wait a moment for what others send, without keeping a neighbour from its core."""

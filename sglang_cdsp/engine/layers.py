@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
     from sglang_cdsp.engine.device import Pace
+    from sglang_cdsp.parallel.gather import Gather
 
 
 class LayerSteps:
@@ -27,9 +28,14 @@ class LayerSteps:
         attention: ShardAttention,
         pace: Pace,
         on_layer: Callable[[], None],
+        gather: Gather | None = None,
     ) -> None:
-        """Run ``attention``; before each layer ``on_layer`` is called and a piece ends."""
+        """Run ``attention``; before each layer ``on_layer`` is called and a piece ends.
+
+        ``gather`` is the attention's, if it has one.
+        """
         self._attention = attention
+        self._gather = gather
         self._pace = pace
         self._on_layer = on_layer
         self.token_to_kv_pool = attention.token_to_kv_pool
@@ -53,3 +59,12 @@ class LayerSteps:
         self._on_layer()
         self._pace()
         return self._attention.forward(q, k, v, layer, forward_batch, save_kv_cache, **unknown)
+
+    def finish(self) -> None:
+        """All layers have run: return when nothing of the forward is under way on the links.
+
+        Raises:
+            StoppedError: the chunk is not to go on.
+        """
+        if self._gather is not None:
+            self._gather.finish()

@@ -73,7 +73,7 @@ def finish_at_prefill(scheduler: StockScheduler, req: Req) -> None:
 
 
 def retire(scheduler: StockScheduler, req: Req, error: str, *, silent: bool) -> None:
-    """End home's request: answer its client and give the metadata buffer back.
+    """End home's request: answer its client and give the metadata buffer back, if it has one.
 
     Args:
         error: "" for a success, else the text that the client gets with status 500.
@@ -84,4 +84,5 @@ def retire(scheduler: StockScheduler, req: Req, error: str, *, silent: bool) -> 
     elif not silent:
         prepare_abort(req, error, status_code=HTTPStatus.INTERNAL_SERVER_ERROR)
         scheduler.output_streamer.stream_output([req], req.return_logprob, None)
-    maybe_release_metadata_buffer(req, scheduler.req_to_metadata_buffer_idx_allocator)
+    if scheduler.disagg_prefill_bootstrap_queue is not None:  # else it hands no metadata over
+        maybe_release_metadata_buffer(req, scheduler.req_to_metadata_buffer_idx_allocator)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
@@ -24,31 +23,21 @@ from sglang.srt.runtime_context import get_context, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
-from sglang_cdsp.engine.activations import measured_shard
-from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.answers import AnswerSender
+from sglang_cdsp.engine.assembly import Callbacks, assemble, greet
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
-from sglang_cdsp.engine.chunk_work import ChunkWork
-from sglang_cdsp.engine.coroutines import Coroutines
-from sglang_cdsp.engine.device import device_name, events_of
-from sglang_cdsp.engine.faults import FaultHook, requested_hook, requested_shake
-from sglang_cdsp.engine.forward_state import ForwardSurroundings
+from sglang_cdsp.engine.decoding import Decoding
+from sglang_cdsp.engine.faults import FaultHook, requested_hook
 from sglang_cdsp.engine.heartbeat import keep_beating
-from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.profiles import SafeProfiles
-from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
-from sglang_cdsp.parallel.links.choose import make_links, pool_links
-from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.choose import pool_links
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
-from sglang_cdsp.parallel.links.slow import SlowLinks
-from sglang_cdsp.parallel.links.types import Links, LinkShape
+from sglang_cdsp.parallel.links.types import GiveWay
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
 from sglang_cdsp.protocol.last_words import one_line
-from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
     Answered,
@@ -56,7 +45,6 @@ from sglang_cdsp.protocol.messages import (
     ForgetOrder,
     GoOrder,
     GrammarOrder,
-    Hello,
     InviteOrder,
     LeaveOrder,
     LinkOrder,
@@ -73,22 +61,11 @@ from sglang_cdsp.protocol.messages import (
     register_orders,
 )
 from sglang_cdsp.protocol.progress import ProgressBoard
-from sglang_cdsp.transfer.manager import PoolKVManager
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 
 logger = logging.getLogger(__name__)
-
-SLOT_BYTES = {"cpu": 16 << 20, "cuda": 8 << 20}
-"""Bytes of a slot of the links, by device; a block of up to two of them is sent at once.
-
-Host memory is touched as it is used. On CUDA every partner takes 256 MiB: LANES x 2 slots in both
-directions.
-"""
-
-STRETCH_S = 0.02
-"""Longest time between two turns of SGLang's loop, as far as layers allow."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +76,7 @@ class _ChunkForward:
 
 
 class PoolScheduler(Scheduler):
-    """One rank of one prefill instance."""
+    """One rank of one instance, which prefills, and in one server decodes too."""
 
     def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
         register_orders()
@@ -109,6 +86,7 @@ class PoolScheduler(Scheduler):
         self._cdsp: ChunkEngine | None = None
         self._numbers: StockNumbers | None = None
         self._progress: ProgressBoard | None = None
+        self._decoding: Decoding | None = None
         self._faults: FaultHook | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
@@ -161,87 +139,21 @@ class PoolScheduler(Scheduler):
 
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""
-        parallel = get_parallel()
-        instance, tp_rank = int(parallel.dp_rank or 0), int(parallel.tp_rank)
-        addresses = pool_addresses()
-        manager = self.disagg_prefill_bootstrap_queue.kv_manager
-        assert isinstance(manager, PoolKVManager)
-        incarnation = this_life().incarnation
-        reporter = Reporter(addresses.reports, instance, tp_rank, incarnation)
-        self._answers.tell = lambda kind, payload, failure: reporter.send(
+        callbacks = Callbacks(
+            admit=self._admit_now,
+            abort=self._abort_now,
+            chunk_starts=self._chunk_starts,
+            layer_begins=self._layer_begins,
+            interrupted=self._has_messages,
+        )
+        parts = assemble(self, callbacks, self._faults)
+        self._numbers, self._cdsp, self._decoding = parts.numbers, parts.engine, parts.decoding
+        self._answers.tell = lambda kind, payload, failure: parts.reporter.send(
             Answered, kind=kind, payload=payload, failure=failure
         )
-
-        device = torch.device(self.device)
-        shape = LinkShape(lanes=LANES, depth=2, slot_bytes=SLOT_BYTES.get(device.type, 8 << 20))
-        links: Links = make_links(
-            pool_links(self.device),
-            instance,
-            incarnation,
-            shape,
-            device,
-        )
-        if self._faults is not None:
-            links = SlowLinks(links, self._faults.delay_s)
-        hub = LinkHub(
-            links,
-            shape,
-            give_way=lambda ready: coroutines.give_way(ready),
-        )
-        events = events_of(self.device)
-        coroutines = Coroutines(
-            surroundings=ForwardSurroundings(self.device),
-            ranks=Agreement(self.tp_cpu_group, int(parallel.tp_size)),
-            leads=reporter.leads,
-            stretch_s=STRETCH_S,
-            poll=hub.poll,
-            interrupted=self._has_messages,
-            expected=lambda: self._cdsp is not None and self._cdsp.awaits,
-            meter=DeviceMeter(events) if events is not None else None,
-            shake=requested_shake(),
-        )
-        runner = ShardRunner(
-            self, hub, instance, coroutines.give_way, lambda: self._layer_begins(coroutines)
-        )
-        self._numbers = StockNumbers(self, lambda: self._engine.load)
-        work = ChunkWork(
-            self,
-            manager,
-            reporter,
-            runner,
-            coroutines,
-            self._chunk_starts,
-            self._numbers.count_prefill,
-        )
-        self._cdsp = ChunkEngine(
-            scheduler=self,
-            manager=manager,
-            reporter=reporter,
-            work=work,
-            coroutines=coroutines,
-            hub=hub,
-            admit=self._admit_now,
-            abort=lambda rid: super(PoolScheduler, self).abort_request(AbortReq(rid=rid)),
-        )
-        self._take_longest_prompts_of_pool(int(parallel.dp_size))
-        allocator = self.token_to_kv_pool_allocator
-        reporter.send(
-            Hello,
-            invitations={
-                seat: hub.invite(seat) for seat in range(int(parallel.dp_size)) if seat != instance
-            },
-            kv_capacity=int(allocator.available_size()),
-            page_size=int(allocator.page_size),
-            max_input_tokens=self.max_req_input_len,
-            vocab_size=int(self.model_config.vocab_size),
-            device=device_name(self.device),
-            dtype=str(self.model_config.dtype).removeprefix("torch."),
-            layers=int(self.model_config.num_hidden_layers),
-            kv_cache_dtype=manager.kv_cache_dtype_str,
-            max_shard_tokens=measured_shard(
-                self, int(parallel.tp_size), int(allocator.available_size())
-            ),
-        )
+        if self._decoding is None:
+            self._take_longest_prompts_of_pool(int(get_parallel().dp_size))
+        greet(self, parts)
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:
         """Raise stock's limits: a prompt may be longer than what one instance's KV holds."""
@@ -284,7 +196,8 @@ class PoolScheduler(Scheduler):
         """Whether the loop has something to do while chunks wait for their partners."""
         socket = getattr(self, "recv_from_tokenizer", None)
         waiting = isinstance(socket, zmq.Socket) and bool(socket.poll(0))
-        return waiting or bool(self.waiting_queue)
+        decodes = self._decoding is not None and self._decoding.decodes
+        return waiting or bool(self.waiting_queue) or decodes
 
     @property
     def works_without_batches(self) -> bool:
@@ -296,10 +209,10 @@ class PoolScheduler(Scheduler):
         if self._progress is not None:
             self._progress.advance(self._rank)
 
-    def _layer_begins(self, coroutines: Coroutines) -> None:
+    def _layer_begins(self, give_way: GiveWay) -> None:
         self._come_on()
         if self._faults is not None:
-            self._faults.layer(coroutines.give_way)
+            self._faults.layer(give_way)
 
     def _chunk_starts(self) -> None:
         """What stock does before a batch: a chunk's forward is one that it does not see."""
@@ -328,7 +241,18 @@ class PoolScheduler(Scheduler):
     def abort_request(self, recv_req: AbortReq) -> None:
         """Stock's abort, and requests that stock has not been given yet."""
         self._engine.abort_stock(recv_req.rid or "", everything=recv_req.abort_all)
+        self._abort_joining(recv_req)
         super().abort_request(recv_req)
+
+    def _abort_joining(self, recv_req: AbortReq) -> None:
+        if self._decoding is not None:
+            self._decoding.abort(recv_req.rid or "", everything=recv_req.abort_all)
+
+    def _abort_now(self, rid: str) -> None:
+        """SGLang's own abort, of requests that it has or is about to get."""
+        abort = AbortReq(rid=rid)
+        self._abort_joining(abort)
+        super().abort_request(abort)
 
     def _admit_now(self, recv_req: TokenizedGenerateReqInput) -> None:
         super().handle_generate_request(recv_req)
@@ -349,15 +273,41 @@ class PoolScheduler(Scheduler):
             last_words.leave(pool_addresses().words, one_line(error))
             raise
 
+    def _take_turn(self, engine: ChunkEngine) -> None:
+        engine.step()
+        if self._faults is not None:
+            self._faults.turn(engine.moments)
+
     def get_next_disagg_prefill_batch_to_run(self, *args: Any, **kwargs: Any) -> NextBatchPlan:
         """Stock's choice of the next batch, after the engine's turn."""
         if self._cdsp is not None:
-            self._cdsp.step()
-            if self._faults is not None:
-                self._faults.turn(self._cdsp.moments)
+            self._take_turn(self._cdsp)
         if self._numbers is not None:
             self._numbers.publish()
         return super().get_next_disagg_prefill_batch_to_run(*args, **kwargs)
+
+    def get_next_batch_to_run(self, running_batch: Any, last_batch: Any) -> NextBatchPlan:
+        """Stock's choice, after the engine's turn and with whoever has joined meanwhile.
+
+        Both of SGLang's loops of a server that decodes itself call it, once a round.
+        """
+        if self._decoding is not None and self._cdsp is not None:
+            taken = self._decoding.take_results_in()
+            self._decoding.pace_chunks(decodes=bool(running_batch.reqs))
+            self._take_turn(self._cdsp)
+            running_batch = self._decoding.admit(running_batch)
+            if self._numbers is not None:
+                self._numbers.publish()
+            self._decoding.tell_slots()
+            if taken:
+                self.last_batch = None  # its loop has nothing to look after; ``last_batch`` is here
+        return super().get_next_batch_to_run(running_batch=running_batch, last_batch=last_batch)
+
+    def update_running_batch(self, batch: Any) -> Any:
+        """Stock's next decode batch, unless chunk tasks hold the slots of the only request."""
+        if self._decoding is not None and self._decoding.give_slots(batch):
+            return batch
+        return super().update_running_batch(batch)
 
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self._cdsp is not None:
@@ -368,7 +318,9 @@ class PoolScheduler(Scheduler):
     def process_batch_result(self, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         outcome = super().process_batch_result(batch, result, *args, **kwargs)
         if self._cdsp is not None:
-            self._cdsp.stamp_end(batch)
+            seconds = self._cdsp.stamp_end(batch)
+            if self._decoding is not None and batch.forward_mode.is_decode():
+                self._decoding.stepped(seconds)
         return outcome
 
     def _record_scheduler_state_for_paused_engine(self) -> None:
@@ -379,7 +331,8 @@ class PoolScheduler(Scheduler):
 
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Not idle while the engine holds KV slots: stock would call them a leak."""
-        idle = self._cdsp is None or self._cdsp.idle
+        joined = self._decoding is None or not self._decoding.waits
+        idle = (self._cdsp is None or self._cdsp.idle) and joined
         return idle and super().is_fully_idle(*args, **kwargs)
 
     def get_internal_state(self, recv_req: Any) -> Any:
@@ -388,6 +341,7 @@ class PoolScheduler(Scheduler):
         output.internal_state["cdsp"] = {
             "hooks": hook_table.live(hooks.SCHEDULER_HOOKS),
             "free_tokens": int(self.token_to_kv_pool_allocator.available_size()),
+            "cached_tokens": int(self.tree_cache.evictable_size()),
             **self._engine.snapshot(),
             **self._cdsp_status,
         }

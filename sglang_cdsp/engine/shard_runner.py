@@ -26,7 +26,9 @@ from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.gather import Gather, moves_to_home
 from sglang_cdsp.parallel.links.lanes import LinkHub
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
 from sglang_cdsp.protocol.messages import GoOrder, LogprobPart, LogprobSpec
@@ -42,6 +44,9 @@ TILE_FLOPS: tuple[float | None, float | None] = (None, 5e12)
 On a CPU core tiles of 80 ms cost 12 % of a prompt of 8,000 tokens. Layers and ring steps do there,
 as long as nobody decodes beside a chunk.
 """
+
+TILE_BESIDE_DECODE = 1.5e9
+"""Operations of a tile on a CPU core while requests decode there: some 40 ms."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class ShardRunner:
         instance: int,
         give_way: Callable[[Ready | None], None],
         on_layer: Callable[[], None],
+        decodes: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make ready.
 
@@ -95,7 +101,9 @@ class ShardRunner:
             instance: this instance's number.
             give_way: lets others go on, see ``Coroutines.give_way``.
             on_layer: called before each layer of a forward.
+            decodes: whether requests wait for their next token on this instance.
         """
+        self._decodes = decodes
         self._scheduler = scheduler
         self._model_runner = scheduler.tp_worker.model_runner
         self._hub = hub
@@ -129,9 +137,14 @@ class ShardRunner:
         watch = Stopwatch(self._events) if self._events is not None else None
         forward = self._prepare(task, order.chunk, stored)
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
+        forward.attention.finish()
         # The chunk is over when the device says so, and took as long as the device says.
         start_s = watch.stop(self._give_way) if watch is not None else None
         return ShardDone(self._finish(task, forward, logits), start_s)
+
+    def traffic(self) -> Traffic:
+        """What has gone over this rank's links since it was asked last."""
+        return self._hub.traffic.taken()
 
     def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
         layout = task.layouts[chunk]
@@ -147,8 +160,12 @@ class ShardRunner:
         if spec is not None:
             ask_for_rows(inputs, task.tokens, positions, spec)
         pace = Pace(self._give_way, self._events)
+        gather = self._gather(task, layout) if task.gathers and task.is_final(chunk) else None
         attention = LayerSteps(
-            self._attention(task, chunk, shard.slots, stored, pace), pace, self._on_layer
+            self._attention(task, chunk, shard.slots, stored, pace, gather),
+            pace,
+            self._on_layer,
+            gather,
         )
         return ShardForward(inputs, attention, positions, sampling, spec)
 
@@ -168,6 +185,7 @@ class ShardRunner:
         own: torch.Tensor,
         stored: Callable[[int], None],
         pace: Pace,
+        gather: Gather | None,
     ) -> ShardAttention:
         layout, slot_table = task.layouts[chunk], task.slot_table
         member = layout.group.index(self._instance)
@@ -184,12 +202,39 @@ class ShardRunner:
             history_slots=slot_table.slots(layout.history[member]),
             rebalancer=self._rebalancer(task, layout),
             give_way=pace,
-            tile_flops=TILE_FLOPS[torch.device(self._model_runner.device).type == "cuda"],
+            tile_flops=self._tile_flops(),
             stored=stored,
+            kept_slots=self._kept_slots(task, layout) if gather is not None else None,
+            gather=gather,
         )
         if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
         return attention
+
+    def _tile_flops(self) -> float | None:
+        """Operations of a tile of attention in a forward that begins now."""
+        flops = TILE_FLOPS[torch.device(self._model_runner.device).type == "cuda"]
+        return TILE_BESIDE_DECODE if flops is None and self._decodes() else flops
+
+    def _gather(self, task: ChunkTask, layout: ChunkLayout) -> Gather | None:
+        moves = moves_to_home(layout)
+        if not any(self._instance in (move.src, move.dst) for move in moves):
+            return None
+        assert task.lane is not None
+        return Gather(
+            pool=self._model_runner.token_to_kv_pool,
+            moves=moves,
+            instance=self._instance,
+            slots_of=lambda span: task.slot_table.slots([span]),
+            links=task.lane,
+        )
+
+    def _kept_slots(self, task: ChunkTask, layout: ChunkLayout) -> list[torch.Tensor] | None:
+        """Where home keeps the blocks of all members, by index; None elsewhere."""
+        if task.home != self._instance:
+            return None
+        blocks = zip(layout.history, layout.spans, strict=True)
+        return [task.slot_table.slots([*history, *own]) for history, own in blocks]
 
     def _rebalancer(self, task: ChunkTask, layout: ChunkLayout) -> Rebalancer | None:
         if not any(self._instance in (move.src, move.dst) for move in layout.moves):

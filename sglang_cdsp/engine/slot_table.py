@@ -25,6 +25,11 @@ class SlotTable:
         self._slots: dict[Span, torch.Tensor] = {}
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self._page
+
+    @property
     def tokens(self) -> int:
         """Slots held, whole pages counted."""
         return sum(int(slots.numel()) for slots in self._slots.values())
@@ -67,6 +72,16 @@ class SlotTable:
         for span in list(spans):
             for outer, _ in list(self._parts(span)):
                 self._cut(outer, span)
+
+    def hand_over(self, tokens: int) -> torch.Tensor:
+        """Give the slots of positions 0 to ``tokens`` away, int64 ``[tokens]``: all that are held.
+
+        Raises:
+            KeyError: for positions that are not held; nothing was given away.
+        """
+        slots = self.slots([Span(0, tokens)])
+        self._slots.clear()
+        return slots
 
     def clear(self) -> None:
         """Free everything."""

@@ -7,6 +7,7 @@ Arguments before a ``/`` are passed by position.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class ModelConfig(Protocol):
     hidden_size: int
     context_len: int
     vocab_size: int
+    dtype: torch.dtype
 
 
 class ModelRunner(Protocol):
@@ -188,6 +190,9 @@ class BatchResultProcessor(Protocol):
     def move_logprobs_to_cpu(self, *, batch: Any, logits_output: Any) -> None:
         """Turn log-probabilities into lists, in place; reads ``batch.return_logprob`` only."""
 
+    def _maybe_update_reasoning_tokens(self, req: Req, next_token_id: int, /) -> None:
+        """Count a sampled token that belongs to the model's reasoning."""
+
 
 class OutputStreamer(Protocol):
     """Answers clients."""
@@ -263,3 +268,36 @@ class StockScheduler(Protocol):
 
     def retire_unadmitted_request(self, req: Req, /) -> None:
         """Answer a request that was refused at the door."""
+
+
+class JoinedScheduler(StockScheduler, Protocol):
+    """SGLang's scheduler of one rank of a server that decodes what it prefills.
+
+    Attributes:
+        max_running_requests: how many requests may decode at once.
+        future_map: the way of sampled tokens into the next batch's input.
+    """
+
+    max_running_requests: int
+    future_map: Any
+
+
+class RankScheduler(JoinedScheduler, Protocol):
+    """SGLang's scheduler of one rank, with its loop, for which an engine is put together.
+
+    Attributes:
+        result_queue: with overlap, batches whose results are not processed, each with its result.
+        tp_cpu_group: of the instance's ranks, a process group of torch's.
+        max_req_input_len: tokens of the longest prompt that SGLang takes.
+    """
+
+    device: str
+    tp_cpu_group: Any
+    max_req_input_len: int
+    result_queue: deque[tuple[Any, Any]]
+
+    def process_batch_result(self, batch: Any, result: Any, /) -> Any:
+        """Take a batch's tokens in."""
+
+    def _add_request_to_queue(self, req: Req, /, is_retracted: bool = False) -> None:
+        """Let a request wait for its prefill."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from sglang.srt.disaggregation.utils import is_aborted
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.stock import Batch, StockScheduler
 from sglang_cdsp.engine.tasks import StockRequest
-from sglang_cdsp.protocol.messages import FirstToken, StockBatch, StockEnded
+from sglang_cdsp.protocol.messages import DecodeEnded, FirstToken, StockBatch, StockEnded
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -28,17 +29,25 @@ class StockTracker:
     """Requests handed to the stock queues, followed until they have left them all."""
 
     def __init__(
-        self, scheduler: StockScheduler, reporter: Reporter, abort: Callable[[str], None]
+        self,
+        scheduler: StockScheduler,
+        reporter: Reporter,
+        abort: Callable[[str], None],
+        joining: Callable[[], Iterable[Req]] = tuple,
     ) -> None:
         """Follow requests of ``scheduler`` and report their ends through ``reporter``.
 
-        ``abort`` is SGLang's own: it ends every request whose id begins with the given text.
+        Args:
+            abort: SGLang's own: it ends every request whose id begins with the given text.
+            joining: those of its requests that wait for a row in its running batch.
         """
         self._scheduler = scheduler
         self._reporter = reporter
         self._abort = abort
+        self._joining = joining
         self._active: list[StockRequest] = []
-        self._batch_start_s = 0.0
+        self._starts_s: deque[float] = deque()
+        self._last_end_s = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._active)
@@ -47,6 +56,10 @@ class StockTracker:
         """Start to follow a request; call it right before the request is handed over."""
         if request.passes:
             request.awaited_until_s = time.monotonic() + TURNS_S
+        self._active.append(request)
+
+    def join(self, request: StockRequest) -> None:
+        """Follow a request that has its first token already."""
         self._active.append(request)
 
     def adopt(self, req: Req) -> None:
@@ -84,25 +97,34 @@ class StockTracker:
 
     def stamp_start(self, batch: Batch) -> None:
         """Note the start of a batch, and of the first batch of each followed request."""
-        self._batch_start_s = now = time.monotonic()
+        now = time.monotonic()
+        self._starts_s.append(now)
         reqs = batch.reqs
         for request in self._of(reqs):
             request.start_s = now if request.start_s is None else request.start_s
 
     def stamp_end(self, batch: Batch) -> float:
-        """Note the first token of each followed request; returns the batch's seconds."""
+        """Note the first token of each followed request; returns the batch's seconds.
+
+        With SGLang's overlap a batch is started before the results of the one before it are in:
+        it has the device from then on.
+        """
         now = time.monotonic()
+        started_s = self._starts_s.popleft() if self._starts_s else now
+        start_s = max(started_s, self._last_end_s)
+        self._last_end_s = now
         reqs = batch.reqs
         if self._of(reqs) and batch.forward_mode.is_extend():
             parts = list(zip(batch.prefix_lens, batch.extend_lens, strict=True))
-            self._reporter.send_from_leader(
-                StockBatch, start_s=self._batch_start_s, parts=parts, at_s=now
-            )
+            self._reporter.send_from_leader(StockBatch, start_s=start_s, parts=parts, at_s=now)
         for request in self._of(reqs):
             if request.end_s is None and request.req is not None and len(request.req.output_ids):
-                request.end_s, request.awaited_until_s = now, now + TURNS_S
+                request.end_s = now
+                # Where this server decodes, it stays.
+                leaves = self._scheduler.disagg_prefill_bootstrap_queue is not None
+                request.awaited_until_s = now + TURNS_S if leaves else 0.0
                 self._reporter.send_from_leader(FirstToken, seq=request.seq, at_s=now)
-        return now - self._batch_start_s
+        return now - start_s
 
     def count_waiting_from_arrival(self) -> None:
         """Let SGLang's queue time of each followed request begin where it reached the pool.
@@ -125,12 +147,19 @@ class StockTracker:
                 still.append(request)
                 continue
             failed = request.req is None or is_aborted(request.req) or request.end_s is None
+            error = _reason(request.req) if failed else ""
+            if request.joined:
+                self._reporter.send_from_leader(
+                    DecodeEnded, seq=request.seq, error=error, output_tokens=_sampled(request)
+                )
+                continue
             self._reporter.send_from_leader(
                 StockEnded,
                 seq=request.seq,
                 start_s=request.start_s,
                 end_s=request.end_s,
-                error=_reason(request.req) if failed else "",
+                error=error,
+                output_tokens=_sampled(request),
             )
         self._active = still
 
@@ -139,22 +168,30 @@ class StockTracker:
         return _compiling(self._scheduler, rid) is not None
 
     def _of(self, reqs: list[Req]) -> list[StockRequest]:
-        return [request for request in self._active if any(request.req is req for req in reqs)]
+        present = {id(req) for req in reqs}
+        return [request for request in self._active if id(request.req) in present]
 
     def _live(self) -> set[Req]:
         scheduler = self._scheduler
         reqs = [
             *scheduler.waiting_queue,
             *scheduler.grammar_manager.grammar_queue,
-            *scheduler.disagg_prefill_bootstrap_queue.queue,
-            *scheduler.disagg_prefill_inflight_queue,
+            *self._joining(),
             *scheduler.running_batch.reqs,
         ]
+        bootstrap = scheduler.disagg_prefill_bootstrap_queue
+        if bootstrap is not None:  # a server that decodes itself has no such queues
+            reqs += [*bootstrap.queue, *scheduler.disagg_prefill_inflight_queue]
         if scheduler.last_batch is not None:
             reqs += scheduler.last_batch.reqs
         if scheduler.chunked_req is not None:
             reqs.append(scheduler.chunked_req)
         return set(reqs)
+
+
+def _sampled(request: StockRequest) -> int:
+    """How many tokens it got."""
+    return len(request.req.output_ids) if request.req is not None else 0
 
 
 def _compiling(scheduler: StockScheduler, rid: str) -> Req | None:

@@ -9,7 +9,8 @@ import torch
 
 from sglang_cdsp.engine.coroutines import Coroutine
 from sglang_cdsp.engine.slot_table import SlotTable
-from sglang_cdsp.parallel.chunk_layout import ChunkLayout
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
+from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
 
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 
     from sglang_cdsp.parallel.links.lanes import Lane
     from sglang_cdsp.transfer.chunk_write import ChunkWrite
-
-
-def _spans(layout: ChunkLayout, instance: int) -> list[Span]:
-    """What a member has slots for before a chunk: history that comes to it, and its shard."""
-    incoming = [move.span for move in layout.moves if move.dst == instance]
-    return [*incoming, *layout.shard(instance)]
 
 
 @dataclass(eq=False)
@@ -37,6 +32,7 @@ class StockRequest:
         req: SGLang's object, None until SGLang made it.
         arrival_s: as in ``StockOrder``.
         start_s, end_s: start of its first batch, and its first token; monotonic seconds.
+        joined: chunk tasks have computed it, and SGLang decodes it.
         awaited_until_s: how long others stand still for its next step, monotonic seconds.
     """
 
@@ -48,6 +44,7 @@ class StockRequest:
     req: Req | None = None
     start_s: float | None = None
     end_s: float | None = None
+    joined: bool = False
     awaited_until_s: float = 0.0
 
 
@@ -77,6 +74,9 @@ class ChunkTask:
         urgency, passes: as in ``PlanOrder``.
         running: the coroutine of its chunk, None between chunks.
         lane: its chunk's links, None for a group of one.
+        decode_share: as in ``GoOrder``, of the chunk that was started last.
+        gathers: home ends with all of its KV, and decodes it.
+        joined: at home, its request is SGLang's and owns its KV slots.
         awaited_until_s: how long others stand still for the controller's next order, monotonic
             seconds.
     """
@@ -107,7 +107,15 @@ class ChunkTask:
     passes: bool = False
     running: Coroutine | None = None
     lane: Lane | None = None
+    decode_share: float = 0.0
+    gathers: bool = False
+    joined: bool = False
     awaited_until_s: float = 0.0
+
+    @property
+    def computed(self) -> bool:
+        """Whether its last chunk has run here."""
+        return self.next_chunk == len(self.layouts)
 
     @property
     def waits(self) -> bool:
@@ -119,13 +127,26 @@ class ChunkTask:
         """The instance that samples."""
         return self.layouts[0].group[0]
 
+    def _spans(self, chunk: int, instance: int) -> list[Span]:
+        """What a member has slots for before a chunk: KV that comes to it, and its shard."""
+        layout = self.layouts[chunk]
+        moves = layout.moves
+        if self.gathers and self.is_final(chunk):
+            moves += moves_to_home(layout)
+        incoming = [move.span for move in moves if move.dst == instance]
+        return [*incoming, *layout.shard(instance)]
+
+    def slots_to_take(self, instance: int) -> int:
+        """KV slots that ``instance`` needs for the next chunk, in whole pages."""
+        return padded_tokens(self._spans(self.next_chunk, instance), self.slot_table.page_size)
+
     def take_slots(self, instance: int) -> None:
-        """Allocate ``instance``'s slots of the next chunk, before anybody depends on them.
+        """Allocate ``instance``'s slots of the next chunk, ``slots_to_take``, before it starts.
 
         Raises:
             OutOfSlots: the pool is short; what was allocated stays so.
         """
-        self.slot_table.take(_spans(self.layouts[self.next_chunk], instance))
+        self.slot_table.take(self._spans(self.next_chunk, instance))
         self.prepared = self.next_chunk
 
     def take_rest(
@@ -142,7 +163,7 @@ class ChunkTask:
             instance: this one.
         """
         if self.prepared is not None and self.prepared == self.next_chunk:
-            self.slot_table.drop(_spans(self.layouts[self.prepared], instance))
+            self.slot_table.drop(self._spans(self.prepared, instance))
         self.prepared, self.announced = None, False
         self.layouts, self.revision = layouts, revision
         self.next_chunk = max(chunk, next(c.index for c in layouts if instance in c.group))

@@ -6,7 +6,9 @@ from typing import Any
 
 from sglang_cdsp.args import CdspArgs, CdspConfigError
 from sglang_cdsp.checks import check_transfer_backend, check_version, refusals
+from sglang_cdsp.form import Form
 from sglang_cdsp.launch import controller_watch, model, options, ports, stock_options
+from sglang_cdsp.launch.one_server_options import ONE_SERVER_OPTIONS
 
 SGLANG_DEFAULT_BACKEND = "mooncake"
 
@@ -26,8 +28,8 @@ def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
         return list(error.problems)
     return [
         *refusals(server_args),
-        *stock_options.problems(server_args),
-        *_transfer(server_args.disaggregation_transfer_backend),
+        *stock_options.problems(server_args, _options(server_args)),
+        *_transfer(server_args),
         *options.problems(cdsp, server_args),
         *ports.problems(server_args),
         *model.problems(server_args),
@@ -35,13 +37,21 @@ def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
     ]
 
 
-def _transfer(backend: str) -> list[str]:
+def _options(server_args: Any) -> tuple[stock_options.Option, ...]:
+    """SGLang's options as the form of the pool judges them."""
+    one_server = server_args.disaggregation_mode == Form.ONE_SERVER.value
+    return ONE_SERVER_OPTIONS if one_server else stock_options.OPTIONS
+
+
+def _transfer(server_args: Any) -> list[str]:
     """What is wrong with a transfer backend that the command line names for certain.
 
     SGLang's default is Mooncake, and a platform may put another in its place. The controller
-    checks what has become of it before it starts the instances.
+    checks what has become of it before it starts the instances. One server needs none.
     """
-    if backend == SGLANG_DEFAULT_BACKEND:
+    backend = server_args.disaggregation_transfer_backend
+    one_server = server_args.disaggregation_mode == Form.ONE_SERVER.value
+    if backend == SGLANG_DEFAULT_BACKEND or one_server:
         return []
     try:
         check_transfer_backend(backend)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.args import CACHE_VAR, CdspArgs
+from sglang_cdsp.form import Form
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies.options import default_sp_sizes
@@ -29,11 +30,13 @@ class Asked:
         cdsp: our options.
         instances: ``--dp-size``.
         page_size: ``--page-size``, None where it is left to SGLang.
+        decodes: whether the server decodes itself.
     """
 
     cdsp: CdspArgs
     instances: int
     page_size: int | None
+    decodes: bool = False
 
     @property
     def sp_sizes(self) -> tuple[int, ...]:
@@ -48,7 +51,8 @@ def problems(cdsp: CdspArgs, server_args: Any) -> list[str]:
     Args:
         server_args: SGLang's, as given on the command line.
     """
-    asked = Asked(cdsp, int(server_args.dp_size), server_args.page_size)
+    decodes = server_args.disaggregation_mode == Form.ONE_SERVER.value
+    asked = Asked(cdsp, int(server_args.dp_size), server_args.page_size, decodes)
     return [line for check in CHECKS for line in check(asked)]
 
 
@@ -165,6 +169,24 @@ def _rates(asked: Asked) -> list[str]:
     return []
 
 
+def _form(asked: Asked) -> list[str]:
+    """Flags of the other form of the pool, which would have no effect."""
+    if asked.decodes and asked.cdsp.decode_max_total_tokens is not None:
+        return [
+            "--cdsp-decode-max-total-tokens is about decode servers, and without "
+            "--disaggregation-mode this server decodes itself; remove it"
+        ]
+    if asked.decodes:
+        return []
+    default = CdspArgs()
+    return [
+        f"--cdsp-{name.replace('_', '-')} is for one server that decodes what it prefills; remove "
+        "it, or remove --disaggregation-mode"
+        for name in ("decode_share", "tpot_target")
+        if getattr(asked.cdsp, name) != getattr(default, name)
+    ]
+
+
 def _plan_log(asked: Asked) -> list[str]:
     path = asked.cdsp.plan_log
     if path is None:
@@ -207,5 +229,6 @@ CHECKS: tuple[Callable[[Asked], list[str]], ...] = (
     _latency_model,
     _cache,
     _rates,
+    _form,
     _plan_log,
 )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_cdsp.form import Form
+
 LAST_PORT = 65535
 
 
@@ -30,15 +32,17 @@ class Listener:
 
 
 def listeners(server_args: Any) -> tuple[Listener, ...]:
-    """The ports of a prefill server, those that ``server_args`` names.
+    """The ports of a pool's server, those that ``server_args`` names.
 
     All others (rendezvous of the instances, the controller's sockets) are picked when they are
     opened.
     """
     host = server_args.host
+    prefills = server_args.disaggregation_mode != Form.ONE_SERVER.value
+    bootstrap_port = server_args.disaggregation_bootstrap_port if prefills else None
     named = (
         ("--port", server_args.port),
-        ("--disaggregation-bootstrap-port", server_args.disaggregation_bootstrap_port),
+        ("--disaggregation-bootstrap-port", bootstrap_port),
         ("--grpc-port", server_args.grpc_port),
     )
     return tuple(Listener(flag, host, int(port)) for flag, port in named if port is not None)

@@ -2,13 +2,14 @@
 
 Requests wait at the controller, and chunk plans run beside SGLang's batches, so an option of
 SGLang's queue has no effect by itself. Each is honoured, or refused at start, or has nothing to do
-on a prefill server; `table` is the documentation's.
+on a prefill server; `table` is the documentation's. What differs in one server that prefills and
+decodes is in `one_server_options.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -257,26 +258,28 @@ OPTIONS: tuple[Option, ...] = (
     refused("--enable-flexkv", "the pool counts every KV slot that nobody uses as free; remove it"),
     refused("--radix-cache-backend", "the pool has no prefix cache; remove it"),
     refused("--enable-unified-cache-external-linker", "the pool has no prefix cache; remove it"),
+    refused("--enable-session-radix-cache", "a pool continues no sessions; remove it"),
+    refused("--enable-streaming-session", "a pool continues no sessions; remove it"),
     refused_variable("SGLANG_USE_HND_KVCACHE", "chunk tasks need plain KV slots; unset"),
 )
 
 
-def problems(server_args: Any) -> list[str]:
+def problems(server_args: Any, options: Sequence[Option] = OPTIONS) -> list[str]:
     """What is asked for and refused, one line each with the remedy."""
     return [
         f"{option.name} has no place in a pool: {option.why}"
-        for option in OPTIONS
+        for option in options
         if option.effect is Effect.REFUSED and option.asked(server_args)
     ]
 
 
-def table() -> str:
+def table(options: Sequence[Option] = OPTIONS) -> str:
     """The options as a Markdown table, for the documentation."""
     lines = ["| option | in a pool | how |", "|---|---|---|"]
     lines += [
         f"| `{option.name}` | {option.effect.value} | {option.why} |"
         for effect in Effect
-        for option in OPTIONS
+        for option in options
         if option.effect is effect
     ]
     return "\n".join(lines) + "\n"

@@ -23,6 +23,9 @@ PARAMETER = "cdsp_plan"
 
 FORM = "[[tokens, [instance, ...]], ...]"
 
+GIVEN = "request"
+"""In place of a policy's name: a plan that keeps its groups as they are."""
+
 PLAN, RESTS = "plan", "rests"
 """The keys of the form with plans for the rest."""
 
@@ -144,17 +147,19 @@ def timed_plan(
 ) -> Plan:
     """The plan with predicted times: each chunk starts when its whole group is free.
 
-    A group may be smaller or larger than any profiled SP size; it is timed as the nearest one.
+    Beside decode a chunk is as slow as on its slowest member. A group may be smaller or larger than
+    any profiled SP size; it is timed as the nearest one.
     """
     planned: list[PlannedChunk] = []
     clock, placed = 0.0, history_tokens
     for tokens, group in chunks:
         start = max(clock, *(pool.queue_s[i] for i in group))
         size = min(max(len(group), model.sp_sizes[0]), model.sp_sizes[-1])
-        clock = start + model.predict(size, placed, tokens)
+        pace = min((pool.running[i].pace for i in group), default=1.0) if pool.running else 1.0
+        clock = start + model.predict(size, placed, tokens) / pace
         planned.append(PlannedChunk(tokens, group, start, clock))
         placed += tokens
-    return Plan(tuple(planned), clock, "request")
+    return Plan(tuple(planned), clock, GIVEN)
 
 
 def _read(raw: Any) -> Placement:

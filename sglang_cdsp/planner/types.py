@@ -188,6 +188,21 @@ class Passable:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """What decodes on an instance.
+
+    requests: how many. tokens_left: what each of them has to come, on average. pace: the fraction
+    of the instance's time that a chunk gets beside them. stretch_s: by how much a chunk puts off
+    each of their tokens, seconds.
+    """
+
+    requests: int = 0
+    tokens_left: float = 0.0
+    pace: float = 1.0
+    stretch_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolView:
     """The pool at the planning moment, one entry per instance in each tuple but `passable`.
 
@@ -196,6 +211,7 @@ class PoolView:
     up: False for an instance that is down (it is never planned on); None = all up.
     capacity_tokens: KV slots of the empty instance, for `Policy.check`; None = no limit.
     passable: what a prompt may pass; groups are disjoint. Empty where chunks do not give way.
+    running: what decodes on each instance; empty where nothing does.
     """
 
     queue_s: tuple[float, ...]
@@ -204,6 +220,7 @@ class PoolView:
     up: tuple[bool, ...] | None = None
     capacity_tokens: tuple[int, ...] | None = None
     passable: tuple[Passable, ...] = ()
+    running: tuple[Running, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.queue_s)
@@ -215,6 +232,10 @@ class PoolView:
                 raise PoolViewError(
                     f"{name} has {len(values)} entries for {n} instances; give one per instance"
                 )
+        if self.running and len(self.running) != n:
+            raise PoolViewError(
+                f"running has {len(self.running)} entries for {n} instances; give one per instance"
+            )
         if self.instances_per_node < 1:
             raise PoolViewError(
                 f"instances_per_node is {self.instances_per_node}; it must be at least 1"

@@ -1,10 +1,14 @@
 """Server arguments that a torch-only CPU needs, where the user left them open."""
 
 import importlib.util
+import os
 import sys
 from typing import Any
 
 from sglang_cdsp.platforms.controller import install_controller_entry
+
+OVERLAP_VAR = "SGLANG_CDSP_TEST_OVERLAP"
+"""For tests: "1" leaves the overlap scheduler to SGLang's flag. Its streams do nothing here."""
 
 DEFAULT_MAX_TOTAL_TOKENS = 65_536
 """KV slots a rank: SGLang would else take most of the memory that the whole machine has free."""
@@ -37,7 +41,8 @@ def apply_cpu_defaults(server_args: Any) -> None:
         args.mem_fraction_static = DEFAULT_MEM_FRACTION
     if args.sampling_backend is None:
         args.sampling_backend = "pytorch"
-    args.disable_overlap_schedule = True
+    if os.environ.get(OVERLAP_VAR) != "1":
+        args.disable_overlap_schedule = True
     if args.disaggregation_mode != "null":
         _apply_disaggregation_defaults(args)
     if args.dp_size > 1:

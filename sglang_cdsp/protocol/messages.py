@@ -150,6 +150,7 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         revision: of the plan whose chunk it is.
         lane: the buffers of the links that are promised to the chunk at all its members.
         serial: number of this order among all; it tells one use of a lane from the next.
+        decode_share: share of each member's time that decode gets there meanwhile, 0 for none.
     """
 
     seq: int
@@ -157,6 +158,7 @@ class GoOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     revision: int = 0
     lane: int = 0
     serial: int = 0
+    decode_share: float = 0.0
 
 
 class StopOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -272,6 +274,7 @@ class Hello(Report, frozen=True, kw_only=True):
         device: what the rank computes on, by the name that the device gives itself.
         dtype: of weights and activations.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
+        links: the kind of its links to other instances.
     """
 
     invitations: dict[int, bytes]
@@ -284,6 +287,7 @@ class Hello(Report, frozen=True, kw_only=True):
     layers: int
     kv_cache_dtype: str
     max_shard_tokens: int | None = None
+    links: str = ""
 
 
 class Invitation(Report, frozen=True, kw_only=True):
@@ -317,12 +321,20 @@ class ChunkDone(Report, frozen=True, kw_only=True):
     Attributes:
         start_s: its start; ``at_s`` is its end.
         passed_s: seconds between the two in which this instance ran something else.
+        gave_way: how often the chunk stood aside for that.
+        sent_bytes: what this rank has sent over its links since its last report of this kind.
+        waited_s: seconds since then in which it waited for the links.
+        moved_tokens: tokens of history that this instance gave to others during the chunk.
     """
 
     seq: int
     chunk: int
     start_s: float
     passed_s: float = 0.0
+    gave_way: int = 0
+    sent_bytes: int = 0
+    waited_s: float = 0.0
+    moved_tokens: int = 0
 
 
 class FirstToken(Report, frozen=True, kw_only=True):
@@ -373,18 +385,27 @@ class WriteLost(Report, frozen=True, kw_only=True):
 
 
 class Released(Report, frozen=True, kw_only=True):
-    """The instance freed the task's slots."""
+    """The instance freed the task's slots.
+
+    Attributes:
+        joined: it decodes the request now, which holds the prompt's slots there.
+    """
 
     seq: int
+    joined: bool = False
 
 
 class StockEnded(Report, frozen=True, kw_only=True):
-    """A one-instance request left the instance; times are None if it never ran."""
+    """A one-instance request left the instance; times are None if it never ran.
+
+    ``output_tokens`` were sampled of it there.
+    """
 
     seq: int
     start_s: float | None
     end_s: float | None
     error: str
+    output_tokens: int = 0
 
 
 class StockBatch(Report, frozen=True, kw_only=True):
@@ -396,6 +417,29 @@ class StockBatch(Report, frozen=True, kw_only=True):
 
     start_s: float
     parts: list[tuple[int, int]]
+
+
+class DecodeEnded(Report, frozen=True, kw_only=True):
+    """Home's own scheduler is done with a request that chunk tasks had computed.
+
+    ``error`` is "" when it was answered to its end. ``output_tokens`` are all that it got.
+    """
+
+    seq: int
+    error: str = ""
+    output_tokens: int = 0
+
+
+class SlotsTaken(Report, frozen=True, kw_only=True):
+    """What SGLang's own requests take of the instance.
+
+    Attributes:
+        tokens: KV slots that they hold.
+        step_s: what one of their decode steps takes, seconds; None before the first.
+    """
+
+    tokens: int
+    step_s: float | None = None
 
 
 class GrammarRefused(Report, frozen=True, kw_only=True):
@@ -432,6 +476,8 @@ AnyReport = (
     | Released
     | StockEnded
     | StockBatch
+    | DecodeEnded
+    | SlotsTaken
     | GrammarRefused
     | Answered
 )

@@ -9,14 +9,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from heapq import heappop
 
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.forced import timed_plan
 from sglang_cdsp.planner.policies import Policy, make_policy
-from sglang_cdsp.planner.types import PlannedChunk, PromptView
+from sglang_cdsp.planner.types import Plan, PlannedChunk, PromptView
 from sglang_cdsp.simulator.errors import InvariantError
 from sglang_cdsp.simulator.events import Agenda
+from sglang_cdsp.simulator.homes import Homes
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.noise import make_noise
 from sglang_cdsp.simulator.prefill import PrefillPool
@@ -96,7 +99,12 @@ class _Run:
         )
         self._unified: UnifiedDecode | None = None
         self._router: DecodeRouter | None = None
-        if setup.unified:
+        self._homes: Homes | None = None
+        if setup.one_server:
+            self._homes = Homes(
+                setup, setup.one_server, agenda, self._pool, self._links, self._end_in_pool
+            )
+        elif setup.unified:
             self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end_in_pool)
         elif setup.decode_instances:
             self._router = DecodeRouter(setup, agenda, self._reserved, self._end)
@@ -106,6 +114,8 @@ class _Run:
         self._arrived_count = self._reserving = self._done = self._failed = 0
         self._waiting: dict[str, Task] = {}
         self._bound: set[Task] = set()
+        # Plans for which there is no home yet, in the policy's order; each keeps its place.
+        self._homeless: list[tuple[Task, Plan]] = []
         # Whether anything happened since the last step that a policy could act on.
         self._changed = False
 
@@ -119,11 +129,11 @@ class _Run:
             count += 1
             if events and events[0][0] == now:
                 continue
-            if self._changed and self._waiting:
+            if self._changed and (self._waiting or self._homeless):
                 self._step(now)
             self._account(now, count)
         self._check_end(now)
-        decode = self._unified or self._router
+        decode = self._homes or self._unified or self._router
         return Result(
             setup=self._setup,
             records=tuple(task.record() for task in self._tasks),
@@ -133,6 +143,7 @@ class _Run:
             decode_busy_s=decode.busy_s if decode else (),
             decode_peak_slots=tuple(self._router.peak_slots) if self._router else (),
             events=count,
+            moved_tokens=self._homes.moved_tokens if self._homes else 0,
         )
 
     # -- a request's way --------------------------------------------------------------------
@@ -162,6 +173,8 @@ class _Run:
                 f"prompt {task.rid}: prompt and output of {task.total_tokens} tokens do not fit a "
                 f"decode instance of {self._setup.decode_kv_tokens} KV slots"
             )
+        if self._homes and (refusal := self._homes.refusal(task)):
+            return refusal
         # What fits an empty pool fits it also when it is shorter.
         if tokens > self._longest_fit:
             try:
@@ -182,17 +195,43 @@ class _Run:
     def _step(self, now: float) -> None:
         """Ask the policy, and start what it starts."""
         self._changed = False
+        while self._homeless:
+            task, plan = self._homeless[0]
+            # Its times are long over.
+            anew = timed_plan(plan.placement, self._setup.model, self._pool.view(now))
+            if not self._settle(now, task, replace(anew, policy=plan.policy)):
+                return  # what comes behind it would take the room that it waits for
+            del self._homeless[0]
+        moved = False
         for rid, plan in self._policy.step(self._pool.view(now), now):
-            task = self._waiting.pop(rid, None)
-            if task is None:
+            waiting = self._waiting.pop(rid, None)
+            if waiting is None:
                 raise InvariantError(now, rid, "bound, but it was not waiting")
-            self._bound.add(task)
-            self._pool.bind(now, task, plan)
+            # Who passes may do so on these instances at this moment, if all is as planned.
+            stale = plan.passes and moved
+            if self._homeless or stale or not self._settle(now, waiting, plan):
+                self._homeless.append((waiting, plan))
+                self._changed = self._changed or stale
+                continue
+            assert waiting.plan is not None
+            moved = moved or set(waiting.plan.instances) != set(plan.instances)
+
+    def _settle(self, now: float, task: Task, plan: Plan) -> bool:
+        """Bind a plan; False if in one server nobody has the room to decode it now."""
+        settled = self._homes.settled(now, task, plan) if self._homes else plan
+        if settled is None:
+            return False
+        self._bound.add(task)
+        self._pool.bind(now, task, settled)
+        return True
 
     def chunk_started(self, now: float, task: Task) -> None:
         """Its first chunk runs: decode is asked for room meanwhile (as the paper's handshake)."""
-        if self._router and task.decode_instance is None:
+        if self._router and not task.chunk and task.decode_instance is None:
             self._router.reserve(now, task)
+        assert task.plan is not None
+        if self._homes and task.chunk == len(task.plan.chunks) - 1:
+            self._homes.last_chunk_started(now, task)
 
     def _reserved(self, now: float, task: Task) -> None:
         if task.plan is None:
@@ -208,14 +247,16 @@ class _Run:
         self._changed = True
         if self._correction:
             history = sum(before.tokens for before in task.ran[:-1])
-            seconds = chunk.end_s - chunk.start_s - task.stood_s[-1]
+            seconds = chunk.end_s - chunk.start_s - task.stood_s[-1] - task.slowed_s[-1]
             self._correction.observe(chunk.sp_size, history, chunk.tokens, seconds)
         assert task.plan is not None
         if task.chunk < len(task.plan.chunks):
             self._replan(now, task)
         else:
             task.first_token_s = now
-            if self._unified:
+            if self._homes:
+                self._homes.place(now, task)
+            elif self._unified:
                 self._unified.place(now, task)
             elif not self._router:
                 self._pool.release(now, task)
@@ -244,6 +285,10 @@ class _Run:
 
     def _arrived(self, now: float, task: Task) -> None:
         """A transfer ended; with the last one every holder has drained and slots are released."""
+        if self._homes:
+            self._changed = True
+            self._homes.arrived(now, task)
+            return
         if self._unified:
             self._changed = True
             self._unified.arrived(now, task)
@@ -281,7 +326,7 @@ class _Run:
 
     def _account(self, now: float, count: int) -> None:
         """Requests in = waiting + bound + done + failed; the policy knows the same waiting ones."""
-        waiting = self._reserving + len(self._waiting)
+        waiting = self._reserving + len(self._waiting) + len(self._homeless)
         here = waiting + len(self._bound) + self._done + self._failed
         if here != self._arrived_count:
             raise InvariantError(now, "-", f"{self._arrived_count} requests in, {here} accounted")
@@ -289,7 +334,8 @@ class _Run:
             raise InvariantError(now, "-", "the policy's waiting requests are not the pool's")
 
     def _check_end(self, now: float) -> None:
-        left = next(iter((*self._waiting.values(), *self._bound)), None)
+        homeless = [task for task, _ in self._homeless]
+        left = next(iter((*self._waiting.values(), *homeless, *self._bound)), None)
         if left is not None or self._reserving:
             rid = left.rid if left else "-"
             raise InvariantError(now, rid, "nothing will happen any more, and it has not ended")
@@ -297,5 +343,7 @@ class _Run:
         self._pool.check_empty(now, last)
         if self._unified:
             self._unified.check_empty(now, last)
+        if self._homes:
+            self._homes.check_empty(now, last)
         if self._router:
             self._router.check_empty(now, last)

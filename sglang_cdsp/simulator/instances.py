@@ -6,6 +6,10 @@ It starts when all its members are there and runs to its end; of several that wa
 the one that needs the fewest seconds goes first. Then the chunks go on. Nobody passes a prompt that
 passes.
 
+Where decode runs beside, a chunk gets a part of each instance, its *pace*; a ring goes on at the
+least of its members' paces, for their decode steps fall into the time in which it waits anyway. A
+forward of SGLang's own batches runs alone.
+
 All members know one order of those that wait, so that none holds what another waits for: the first
 in that order starts as soon as its members have ended what they serve.
 """
@@ -31,12 +35,16 @@ class Run:
     """A chunk on its group. Times are absolute; inf = not known yet.
 
     Attributes:
-        seconds: what it computes. done_s: of these, what it had computed when it last stood still.
-        started_s: when it started. since_s: when it last went on.
+        seconds: what it computes, alone on its instances. done_s: of these, what it had computed
+            when it last stood still or changed its pace.
+        alone: it shares its instance with nobody while it runs.
+        pace: the fraction of its instances' time that it gets.
+        started_s: when it started. since_s: when it last went on or changed its pace.
         ends_s: when it ends; inf while it stands still or has not started.
         halts_s: the layer boundary at which it stands still or will; inf if nobody asked.
         resumes_s: when it is expected to go on then.
         stood_s: seconds that it has stood still, until it last went on.
+        slowed_s: seconds that others than those that pass have had of its time.
     """
 
     task: Task
@@ -49,6 +57,9 @@ class Run:
     halts_s: float = math.inf
     resumes_s: float = 0.0
     stood_s: float = 0.0
+    alone: bool = False
+    pace: float = 1.0
+    slowed_s: float = 0.0
 
     @property
     def still(self) -> bool:
@@ -57,7 +68,8 @@ class Run:
 
     def left_s(self, now: float) -> float:
         """What it still has to compute."""
-        return self.seconds - self.done_s - (0.0 if self.still else now - self.since_s)
+        since = 0.0 if self.still else (now - self.since_s) * self.pace
+        return self.seconds - self.done_s - since
 
     def boundary_s(self, now: float, layers: int) -> float:
         """Its next layer boundary, now or later; its end after the last layer."""
@@ -67,7 +79,7 @@ class Run:
         number = math.ceil((self.seconds - self.left_s(now)) / layer - ROUNDING)
         if number >= layers:
             return self.ends_s
-        return max(now, self.since_s + number * layer - self.done_s)
+        return max(now, self.since_s + (number * layer - self.done_s) / self.pace)
 
 
 Order = tuple[float, int]
@@ -83,6 +95,8 @@ class Instances:
         ended: called with the time and the run that ended.
         went_on: called with the time and a chunk that goes on after it stood still.
         vacant: called with the time and instances where nothing runs after one passed.
+        touched: called with the time and instances where something else computes than before.
+        paces: the fraction of each instance's time that a chunk gets there.
         running: the chunk at each instance. serving: the prompt that passes it.
         busy_s: seconds each instance has computed.
     """
@@ -93,12 +107,15 @@ class Instances:
     ended: Callable[[float, Run], None]
     went_on: Callable[[float, Run], None]
     vacant: Callable[[float, list[int]], None]
+    touched: Callable[[float, Iterable[int]], None] | None = None
+    paces: list[float] = field(init=False)
     running: list[Run | None] = field(init=False)
     serving: list[Run | None] = field(init=False)
     busy_s: list[float] = field(init=False)
     _waiting: list[list[tuple[Order, Run]]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.paces = [1.0] * self.count
         self.running = [None] * self.count
         self.serving = [None] * self.count
         self.busy_s = [0.0] * self.count
@@ -112,6 +129,22 @@ class Instances:
         """Those that pass at the instance, and those that wait to."""
         serving = self.serving[i]
         return [*([serving] if serving else []), *(run for _, run in self._waiting[i])]
+
+    def computing(self, i: int) -> Run | None:
+        """What computes at the instance now."""
+        for run in (self.serving[i], self.running[i]):
+            if run is not None and run.since_s < math.inf and not run.still:
+                return run
+        return None
+
+    def set_pace(self, now: float, i: int, pace: float) -> None:
+        """Chunks get another fraction of the instance from now on."""
+        if pace == self.paces[i]:
+            return
+        self.paces[i] = pace
+        run = self.computing(i)
+        if run is not None and run.ends_s > now:
+            self._pace(now, run)
 
     def rings(self) -> list[Run]:
         """The chunks that run or stand still, each once."""
@@ -143,17 +176,42 @@ class Instances:
 
     def _go(self, now: float, run: Run) -> None:
         run.started_s = run.since_s = now
-        run.ends_s = now + run.seconds
+        run.pace = self.pace_of(run)
+        run.ends_s = now + run.seconds / run.pace
         for i in run.group:
             self.busy_s[i] += run.seconds
         self.agenda.at(run.ends_s, self._end, run)
+        self._touch(now, run.group)
+
+    def pace_of(self, run: Run) -> float:
+        """The fraction of its instances' time that it gets, or would get if it went on now."""
+        return 1.0 if run.alone else min(self.paces[i] for i in run.group)
+
+    def _pace(self, now: float, run: Run) -> None:
+        """A chunk that runs gets another fraction of its instances."""
+        pace = self.pace_of(run)
+        if pace == run.pace:
+            return
+        _account(now, run)
+        run.since_s, run.pace = now, pace
+        run.ends_s = now + (run.seconds - run.done_s) / pace
+        self.agenda.at(run.ends_s, self._end, run)
+        if run.halts_s < math.inf:
+            run.halts_s = run.boundary_s(now, self.layers)
+            if run.halts_s < run.ends_s:
+                self.agenda.at(run.halts_s, self._halt, run)
+
+    def _touch(self, now: float, instances: Iterable[int]) -> None:
+        if self.touched is not None:
+            self.touched(now, instances)
 
     def _halt(self, now: float, run: Run) -> None:
         if now != run.halts_s or run.still:
             return
-        run.done_s += now - run.since_s
+        _account(now, run)
         run.ends_s = math.inf
         self._serve(now, run.group)
+        self._touch(now, run.group)
 
     def _serve(self, now: float, instances: Iterable[int]) -> None:
         """Start those that pass and have all their members."""
@@ -174,6 +232,7 @@ class Instances:
     def _end(self, now: float, run: Run) -> None:
         if now != run.ends_s:
             return  # it stood still since
+        _account(now, run)
         run.ends_s = -math.inf  # over: an event of before a stall of no length comes to nothing
         first = run.group[0]
         if self.serving[first] is run:
@@ -182,6 +241,7 @@ class Instances:
             self.ended(now, run)
             self._serve(now, run.group)
             self._go_on(now, run.group)
+            self._touch(now, run.group)
             empty = [i for i in run.group if self.running[i] is None and not self.taken(i)]
             if empty:
                 self.vacant(now, empty)
@@ -190,6 +250,7 @@ class Instances:
             self.running[i] = None
         self.ended(now, run)
         self._serve(now, run.group)
+        self._touch(now, run.group)
 
     def _go_on(self, now: float, instances: Iterable[int]) -> None:
         """Chunks whose members all serve nobody any more."""
@@ -199,6 +260,14 @@ class Instances:
                 continue
             run.stood_s += now - run.halts_s
             run.since_s, run.halts_s = now, math.inf
-            run.ends_s = now + run.seconds - run.done_s
+            run.pace = self.pace_of(run)
+            run.ends_s = now + (run.seconds - run.done_s) / run.pace
             self.agenda.at(run.ends_s, self._end, run)
             self.went_on(now, run)
+
+
+def _account(now: float, run: Run) -> None:
+    """What it has computed since it last went on, and what it has not."""
+    spent = now - run.since_s
+    run.done_s += spent * run.pace
+    run.slowed_s += spent * (1.0 - run.pace)

@@ -26,6 +26,8 @@ class Recorded:
     bound_s: when it got its plan, on the same clock. ttft_s: as the server measured it.
     chunk_s: how long each chunk took, without the time for which it stood while others passed.
     passes: it ran between the layers of others. Logs of servers without passing do not say it.
+    chunk_spans: when each chunk ran, on the clock of the arrivals. end_s: when its last token came,
+    on the same clock; None where a decode server had it, or it has only one token.
     """
 
     request: Request
@@ -35,6 +37,37 @@ class Recorded:
     ttft_s: float
     chunk_s: tuple[float, ...]
     passes: bool = False
+    chunk_spans: tuple[tuple[float, float], ...] = ()
+    end_s: float | None = None
+
+    @property
+    def home(self) -> int:
+        """The instance that sampled its first token, and in one server all others."""
+        return self.chunks[0][1][0]
+
+    @property
+    def decode_span(self) -> tuple[float, float]:
+        """From its first token to its last one; no time where that is not known."""
+        first_s = self.request.arrival_s + self.ttft_s
+        return first_s, max(first_s, self.end_s or first_s)
+
+    @property
+    def tpot_s(self) -> float | None:
+        """The mean time between two of its tokens, seconds; None where that is not known."""
+        if self.end_s is None:
+            return None
+        first_s, last_s = self.decode_span
+        return (last_s - first_s) / (self.request.output_tokens - 1)
+
+    def shifted(self, seconds: float) -> Recorded:
+        """The same, so much sooner."""
+        return replace(
+            self,
+            request=replace(self.request, arrival_s=self.request.arrival_s - seconds),
+            bound_s=self.bound_s - seconds,
+            chunk_spans=tuple((start - seconds, end - seconds) for start, end in self.chunk_spans),
+            end_s=None if self.end_s is None else self.end_s - seconds,
+        )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -83,14 +116,7 @@ def read_plan_log(path: Path) -> tuple[Recorded, ...]:
         raise PlanLogError(f"{path}: no request finished; record a run with --cdsp-plan-log")
     first_s = min(r.request.arrival_s for r in found)
     ordered = sorted(found, key=lambda r: r.request.arrival_s)
-    return tuple(
-        replace(
-            r,
-            request=replace(r.request, arrival_s=r.request.arrival_s - first_s),
-            bound_s=r.bound_s - first_s,
-        )
-        for r in ordered
-    )
+    return tuple(r.shifted(first_s) for r in ordered)
 
 
 def instances_named(recorded: Iterable[Recorded]) -> int:
@@ -101,14 +127,18 @@ def instances_named(recorded: Iterable[Recorded]) -> int:
 def _recorded(record: dict[str, Any]) -> Recorded:
     arrival_s = float(record["arrival_s"])
     chunks = record["chunks"]
+    # Of a pool before decode servers, and of one that has not told, the first token is the last.
+    output_tokens = max(1, int(record.get("output_tokens") or 1))
     recorded = Recorded(
-        Request(str(record["rid"]), arrival_s, int(record["prompt_tokens"]), 1),
+        Request(str(record["rid"]), arrival_s, int(record["prompt_tokens"]), output_tokens),
         str(record["policy"]),
         arrival_s + float(record["bound_s"]),
         tuple((int(c["tokens"]), tuple(map(int, c["instances"]))) for c in chunks),
         float(record["ttft_s"]["measured"]),
         tuple(map(_own_s, chunks)),
         bool(record.get("passes", False)),
+        tuple((arrival_s + float(c["start_s"]), arrival_s + float(c["end_s"])) for c in chunks),
+        arrival_s + float(record["end_s"]) if output_tokens > 1 else None,
     )
     times = (recorded.ttft_s, *recorded.chunk_s)
     if not all(0 < seconds < math.inf for seconds in times) or not math.isfinite(recorded.bound_s):

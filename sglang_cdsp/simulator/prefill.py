@@ -18,7 +18,7 @@ from typing import Protocol
 from sglang_cdsp.planner.groups import straddles
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.memory import kv_demand
-from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView
+from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, Running
 from sglang_cdsp.simulator.errors import InvariantError
 from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.instances import Instances, Run
@@ -52,6 +52,8 @@ class PrefillPool:
         up: False for instances that decode has taken (the unified form, which sets it).
         order: what is bound to which instance. instances: what runs there.
         peak_slots: most KV slots ever promised, per instance.
+        demand: what a task is promised instead of what its plan needs by itself (one server).
+        running: what decodes on each instance, for the policy (one server).
     """
 
     def __init__(self, setup: Setup, agenda: Agenda, listener: ChunkListener, noise: Noise) -> None:
@@ -67,6 +69,8 @@ class PrefillPool:
         self.instances = Instances(
             n, setup.layers, agenda, self._ended, self._went_on, self._vacant
         )
+        self.demand: Callable[[Task, Mapping[int, int]], Mapping[int, int]] | None = None
+        self.running: Callable[[], tuple[Running, ...]] | None = None
         self._passing_until = [0.0] * n
         self._bound = 0
 
@@ -87,6 +91,7 @@ class PrefillPool:
             self._setup.instances_per_node,
             None if all(self.up) else tuple(self.up),
             self.capacity,
+            running=self.running() if self.running else (),
         )
         return self._with_passing(now, seen) if self._setup.preempt_budget else seen
 
@@ -106,7 +111,7 @@ class PrefillPool:
             run.group,
             run.task.own_s,
             now - run.task.request.arrival_s,
-            run.left_s(now),
+            run.left_s(now) / self.instances.pace_of(run),
             boundary - now,
             max(boundary, run.resumes_s) - now if asked else boundary - now,
             max(0.0, min(self._budget_s(task) for task in self.order.behind(run.task))),
@@ -140,8 +145,8 @@ class PrefillPool:
         """
         assert task.bound_s is not None
         self.give(now, task, task.slots)
+        task.slots = slots = self.demand(task, slots) if self.demand else slots
         self.take(now, task, slots)
-        task.slots = slots
         sooner = task.bound_s + plan.chunks[-1].end_s - task.expected_s
         task.late_s = -sooner  # `shift` adds it again
         self.order.shift(task, sooner)
@@ -184,7 +189,8 @@ class PrefillPool:
             raise InvariantError(now, rid, f"the pool is not empty at the end: free {self.free}")
 
     def _promise(self, now: float, task: Task, plan: Plan) -> None:
-        task.slots = kv_demand(plan.placement, self._setup.page_size)
+        slots = kv_demand(plan.placement, self._setup.page_size)
+        task.slots = self.demand(task, slots) if self.demand else slots
         self.take(now, task, task.slots)
 
     def _pass(self, now: float, task: Task, plan: Plan) -> None:
@@ -199,7 +205,7 @@ class PrefillPool:
                 self._put_off(now, task, ring, end)
         for i in group:
             self._passing_until[i] = max(self._passing_until[i], end)
-        run = Run(task, group, self._seconds(task, plan.chunks[0]))
+        run = self._run(task, plan.chunks[0])
         self.instances.let_pass(now, run, (plan.seconds, task.seq))
         self._listener.chunk_started(now, task)  # at most some layers too early
 
@@ -228,9 +234,13 @@ class PrefillPool:
             if not self.up[i]:
                 raise InvariantError(now, task.rid, f"instance {i} decodes")
         task.running = True
-        self.instances.start(now, Run(task, chunk.instances, self._seconds(task, chunk)))
-        if not number:
-            self._listener.chunk_started(now, task)
+        self.instances.start(now, self._run(task, chunk))
+        self._listener.chunk_started(now, task)
+
+    def _run(self, task: Task, chunk: PlannedChunk) -> Run:
+        form = self._setup.one_server
+        alone = form is not None and len(chunk.instances) == 1 and form.is_stock(task.request)
+        return Run(task, chunk.instances, self._seconds(task, chunk), alone=alone)
 
     def _seconds(self, task: Task, chunk: PlannedChunk) -> float:
         """What the chunk really takes."""
@@ -257,6 +267,7 @@ class PrefillPool:
         chunk = PlannedChunk(planned.tokens, planned.instances, run.started_s, now)
         task.ran.append(chunk)
         task.stood_s.append(run.stood_s)
+        task.slowed_s.append(run.slowed_s)
         task.chunk += 1
         if plan.passes:
             for i in plan.instances:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from sglang_cdsp.planner.memory import fits
 from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 from sglang_cdsp.planner.views import after_plan
+from sglang_cdsp.simulator.decode_fit import decoded_beside
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SimulationError
+from sglang_cdsp.simulator.metrics import token_gaps
 from sglang_cdsp.simulator.plan_log import Recorded, instances_named
 from sglang_cdsp.simulator.setup import Setup
 
@@ -34,10 +36,16 @@ AT_ANY_PRICE = 100.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """Real and simulated TTFT, seconds, in arrival order: both of shape (n,)."""
+    """Real and simulated TTFT, seconds, in arrival order: both of shape (n,).
+
+    real_tpot, simulated_tpot: the mean time between two tokens of the requests that decode in the
+    pool, seconds; both of shape (m,).
+    """
 
     real: np.ndarray
     simulated: np.ndarray
+    real_tpot: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    simulated_tpot: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def errors(self) -> np.ndarray:
@@ -63,7 +71,14 @@ class Comparison:
             "mean_ttft_error": float(self.simulated.mean() / self.real.mean() - 1),
             **{f"p{p}_ttft_error": self.percentile_error(p) for p in PERCENTILES},
             **{f"p{p}_ttft_s": float(np.percentile(self.real, p)) for p in PERCENTILES},
+            **self._tpot(),
         }
+
+    def _tpot(self) -> dict[str, float]:
+        if not len(self.real_tpot):
+            return {}
+        real, simulated = float(self.real_tpot.mean()), float(self.simulated_tpot.mean())
+        return {"mean_tpot_s": real, "mean_tpot_error": simulated / real - 1}
 
 
 class RecordedPolicy(Policy):
@@ -142,7 +157,8 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
     """Simulate the recorded arrivals; ``plans``: with the recorded plans, else planned anew.
 
     Args:
-        setup: the pool that was recorded. Decode is left out, as TTFT ends at the pool.
+        setup: the pool that was recorded. Decode is left out where decode servers had it, as TTFT
+            ends at the pool; one server is simulated to the last token.
 
     Raises:
         SimulationError, PlannerError: the set-up is not the recorded pool's.
@@ -168,29 +184,51 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
         if ran.ttft_s is None:
             raise SimulationError(f"{ran.request.rid} ran, but not here: {ran.error}")
     simulated = np.array([ran.ttft_s for ran in result.records])
-    return Comparison(np.array([r.ttft_s for r in recorded]), simulated)
+    tpots = [
+        (real.tpot_s, float(token_gaps([ran]).mean()))
+        for real, ran in zip(recorded, result.records, strict=True)
+        if real.tpot_s is not None and setup.one_server
+    ]
+    return Comparison(
+        np.array([r.ttft_s for r in recorded]),
+        simulated,
+        np.array([real for real, _ in tpots]),
+        np.array([ran for _, ran in tpots]),
+    )
 
 
-def fitted_speed(recorded: Sequence[Recorded], model: LatencyModel) -> LatencyModel:
+def fitted_speed(
+    recorded: Sequence[Recorded], model: LatencyModel, decode_share: float = 0.0
+) -> LatencyModel:
     """``model`` with one factor per SP size: the median of real over predicted chunk times.
 
     What a profile of an otherwise idle machine cannot know, for example that clients and HTTP take
     a part of the same cores. The planner's model stays as it was; the online correction of the
-    server sees the same.
+    server sees the same. ``decode_share`` as in `chunk_errors`.
     """
     ratios: dict[int, list[float]] = {}
     sizes = [len(group) for r in recorded for _, group in r.chunks]
-    for size, error in zip(sizes, chunk_errors(recorded, model), strict=True):
+    errors = chunk_errors(recorded, model, decode_share)
+    for size, error in zip(sizes, errors, strict=True):
         ratios.setdefault(size, []).append(1 / (1 + float(error)))
     return model.with_factors({size: float(np.median(v)) for size, v in ratios.items()})
 
 
-def chunk_errors(recorded: Iterable[Recorded], model: LatencyModel) -> np.ndarray:
-    """(predicted - real) / real of every chunk's time: the latency model's part of the errors."""
+def chunk_errors(
+    recorded: Sequence[Recorded], model: LatencyModel, decode_share: float = 0.0
+) -> np.ndarray:
+    """(predicted - real) / real of every chunk's time: the latency model's part of the errors.
+
+    Args:
+        decode_share: what requests that decode on a member took of the chunk's time meanwhile.
+    """
     errors = []
     for r in recorded:
         history = 0
-        for (tokens, group), real_s in zip(r.chunks, r.chunk_s, strict=True):
-            errors.append(model.predict(len(group), history, tokens) / real_s - 1)
+        for number, ((tokens, group), real_s) in enumerate(zip(r.chunks, r.chunk_s, strict=True)):
+            own_s = real_s
+            if decode_share:
+                own_s *= 1 - decode_share * decoded_beside(recorded, number, r)
+            errors.append(model.predict(len(group), history, tokens) / own_s - 1)
             history += tokens
     return np.array(errors)

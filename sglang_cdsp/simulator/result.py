@@ -15,7 +15,9 @@ class Result:
     records: in arrival order. end_s: when the last request ended. busy_s: per prefill instance,
     seconds of chunks. peak_slots: per prefill instance, most KV slots promised at once.
     decode_busy_s, decode_peak_slots: per decode instance; in the unified form decode_busy_s is per
-    instance of the pool and decode_peak_slots is empty. events: how many were simulated.
+    instance of the pool and decode_peak_slots is empty; so in one server. events: how many were
+    simulated. moved_tokens: prompt tokens whose KV went to a home outside the group that prefilled
+    it (one server).
     """
 
     setup: Setup
@@ -26,6 +28,7 @@ class Result:
     decode_busy_s: tuple[float, ...]
     decode_peak_slots: tuple[int, ...]
     events: int
+    moved_tokens: int = 0
 
     @property
     def idle_fraction(self) -> float:

@@ -13,6 +13,7 @@ from sglang_cdsp.planner.policies import DEFAULT_POLICY, PolicyOptions
 from sglang_cdsp.planner.policies.options import DEFAULT_MIN_CHUNK, DEFAULT_PREEMPT_BUDGET
 from sglang_cdsp.planner.regulator import make_regulator
 from sglang_cdsp.simulator.errors import SetupError
+from sglang_cdsp.simulator.one_server import OneServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class DecodeModel:
             raise SetupError(
                 f"decode model {self.a}, {self.b}, {self.c}: a must be above 0, b and c at least 0"
             )
+
+
+_SHOWN_APART = frozenset(
+    ("model", "true_model", "decode", "improvement_rates", "sp_sizes", "one_server")
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,9 @@ class Setup:
         unified: LoongServe's own form: requests decode on the prefill instances. `decode` is then
             the time model of one such instance; decode_instances and decode_kv_tokens are unused.
         unified_merge: a request joins a decode group that runs, if one has the room.
+        one_server: the one-server form of this package; None for a pool before decode instances.
+            `decode` is then the time model of one instance, and decode_instances, decode_kv_tokens
+            and reserve_at_arrival are unused.
     """
 
     policy: str = DEFAULT_POLICY
@@ -90,6 +99,7 @@ class Setup:
     reserve_at_arrival: bool = False
     unified: bool = False
     unified_merge: bool = False
+    one_server: OneServer | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -107,6 +117,14 @@ class Setup:
         for name in ("send_bytes_per_s", "receive_bytes_per_s"):
             if not getattr(self, name) > 0:
                 raise SetupError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.one_server and self.unified:
+            raise SetupError("one_server and unified are two forms; choose one")
+        if self.one_server and self.one_server.roles:
+            given = len(self.one_server.roles)
+            if given != self.instances:
+                raise SetupError(
+                    f"one_server has roles of {given} instances, the pool has {self.instances}"
+                )
         if self.unified and self.policy != "loongserve":
             raise SetupError(
                 f"policy {self.policy!r} cannot be unified: only loongserve decodes on prefill "
@@ -148,7 +166,7 @@ class Setup:
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("model", "true_model", "decode", "improvement_rates", "sp_sizes")
+            if name not in _SHOWN_APART
         }
         return {
             **plain,
@@ -157,4 +175,5 @@ class Setup:
             "true_model": self.true_model.to_json() if self.true_model else None,
             "decode": {"a": self.decode.a, "b": self.decode.b, "c": self.decode.c},
             "improvement_rates": dict(self.improvement_rates) if self.improvement_rates else None,
+            "one_server": self.one_server.to_dict() if self.one_server else None,
         }

@@ -32,6 +32,7 @@ def variant(base: Setup, name: str) -> Setup:
         base,
         policy="loongserve",
         unified=True,
+        one_server=None,
         instances=base.instances + DECODE_WIDTH * base.decode_instances,
         decode=UNIFIED_DECODE,
     )

@@ -24,6 +24,7 @@ class Task:
         own_s: what its plan takes when nobody passes it. delayed_s: by how much those that pass
             delay it, as far as is known.
         stood_s: per chunk that ran, how long it stood still.
+        slowed_s: per chunk that ran, how much longer it took beside decode.
         slots: KV slots held or promised, per prefill instance.
         unsent: ended chunks whose KV waits for decode's slots. in_flight: chunks on the way.
         decode_slots: KV slots held at decode.
@@ -46,6 +47,7 @@ class Task:
     own_s: float = 0.0
     delayed_s: float = 0.0
     stood_s: list[float] = field(default_factory=list)
+    slowed_s: list[float] = field(default_factory=list)
     slots: Mapping[int, int] = field(default_factory=dict)
     first_token_s: float | None = None
     unsent: list[PlannedChunk] = field(default_factory=list)

@@ -8,6 +8,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from sglang_cdsp.protocol.ports import free_ports
@@ -136,11 +137,49 @@ def side_by_side(
 
 
 def single(
-    checkpoint: Path, *, flags: Sequence[str] = (), cpus: Sequence[int] | None = None
+    checkpoint: Path,
+    *,
+    flags: Sequence[str] = (),
+    cpus: Sequence[int] | None = None,
+    cores: str | None = None,
+    port: int | None = None,
 ) -> Deployment:
-    """Plan one stock server that prefills and decodes."""
-    command, url = server_command("single", checkpoint, iter(free_ports(_MOST_PORTS)), flags, cpus)
-    return Deployment((command,), url, {"single": url})
+    """Plan one stock server that prefills and decodes, see `one_server`."""
+    return _alone("single", checkpoint, flags, cpus, cores, port)
+
+
+def one_server(
+    checkpoint: Path | str,
+    *,
+    flags: Sequence[str] = (),
+    cpus: Sequence[int] | None = None,
+    cores: str | None = None,
+    port: int | None = None,
+) -> Deployment:
+    """Plan a pool that prefills and decodes.
+
+    Args:
+        checkpoint: a folder, or a hub's name.
+        flags: beside ``--cdsp`` (``--dp-size``).
+        cpus: cores that it may use, all if not given.
+        cores: of its ranks as in `Side`.
+        port: where it listens; a free one if not given.
+    """
+    return _alone("pool", checkpoint, ("--cdsp", *flags), cpus, cores, port)
+
+
+def _alone(
+    name: str,
+    checkpoint: Path | str,
+    flags: Sequence[str],
+    cpus: Sequence[int] | None,
+    cores: str | None,
+    port: int | None,
+) -> Deployment:
+    environment = None if cores is None else {"SGLANG_CPU_OMP_THREADS_BIND": cores}
+    ports = chain(() if port is None else (port,), free_ports(_MOST_PORTS))
+    command, url = server_command(name, checkpoint, ports, flags, cpus, environment)
+    return Deployment((command,), url, {name: url})
 
 
 def prefill_only(

@@ -52,6 +52,7 @@ CASES = [
     ("servers.trees", ("--other", ".", "--sizes", "90000"), "at most 40000"),
     ("servers.storm", ("--abort", "1.5"), "not from 0 to 1"),
     ("servers.storm", ("--at-once", "0"), "not from 1"),
+    ("servers.storm", ("--form", "one-server", "--slots", "100"), "not from 512"),
 ]
 
 

@@ -78,17 +78,22 @@ SIMULATE = {
     "--noise": NUMBERS,
     "--layers": NUMBERS,
     "--preempt-budget": NUMBERS,
+    "--roles": st.one_of(NUMBERS, st.sampled_from(("2p2d", "4p", "p", "9999p"))),
+    "--decode-share": NUMBERS,
+    "--stock-tokens": NUMBERS,
+    "--decode-model": st.one_of(NUMBERS, st.sampled_from(("0.1,0,0", "0,0,0", "1,2", "inf,0,0"))),
     "--improvement-rate": NUMBERS,
     "--policy": POLICIES,
 }
 
 
 @some
-@given(st.fixed_dictionaries({}, optional=SIMULATE))
-def test_simulate(flags: dict[str, str]) -> None:
+@given(st.fixed_dictionaries({}, optional=SIMULATE), st.booleans())
+def test_simulate(flags: dict[str, str], one_server: bool) -> None:
     given = {"--requests": "20", **flags}
     arguments = [f"{flag}={value}" for flag, value in given.items()]
-    status, out, err = outcome(["simulate", "--json", *arguments])
+    form = ["--one-server"] if one_server else []
+    status, out, err = outcome(["simulate", "--json", *form, *arguments])
     assert status in (0, 2)
     assert bool(out) == (status == 0)
     if status == 2:

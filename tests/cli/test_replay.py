@@ -27,6 +27,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "recorded plans" in capsys.readouterr().out
 
 
+def test_one_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log says that the pool decoded itself: a request alone, 0.1 s between its tokens."""
+    said = line("a", 0.0, 0.0, 1.0, (1000, [0], 0.0, 1.0))
+    log = write(tmp_path / "log", [{**said, "output_tokens": 11, "end_s": 2.0}])
+    model = tmp_path / "model.json"
+    LINEAR.save(model)
+    command = ["replay", str(log), "--latency-model", str(model), "--instances", "2"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["decode_model"] == pytest.approx({"a": 0.1, "b": 0.0, "c": 0.0})
+    recorded = found["replays"]["recorded plans"]
+    assert recorded["mean_tpot_s"] == pytest.approx(0.1)
+    assert recorded["mean_tpot_error"] == pytest.approx(0.0, abs=1e-9)
+    assert main([*command, "--decode-model", "0.2,0,0"]) == 0
+    assert "mean TPOT off by: recorded plans +100.0%" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags",
     [

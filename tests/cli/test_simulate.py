@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,35 @@ def test_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["policies"]["fixed-sp:8"]["sp_histogram"] == {"8": 60}
     assert shown["setup"]["instances"] == 16
     assert (shown["setup"]["source"], shown["setup"]["rate"]) == ("medium", 2.0)
+
+
+def test_one_server(capsys: pytest.CaptureFixture[str]) -> None:
+    form = ("--one-server", "--roles", "8p4d", "--decode-share", "0.3")
+    shown = simulated(capsys, *FEW, *form, "--policy", "cdsp,loongserve-unified")
+    assert shown["setup"]["decode_instances"] == 0
+    assert shown["setup"]["one_server"]["decode_share"] == 0.3
+    assert Counter(shown["setup"]["one_server"]["roles"]) == {"prefill": 8, "decode": 4, "both": 4}
+    for figures in shown["policies"].values():
+        assert (figures["completed"], figures["failed"]) == (60, 0)
+        assert figures["tbt_s"]["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--roles", "2p"), "--roles: only in one server"),
+        (("--one-server", "--roles", "20p"), "write how many prefill and how many decode"),
+        (("--one-server", "--roles", "16d"), "all 16 instances do the same"),
+        (("--one-server", "--decode-share", "0.9"), "--decode-share"),
+        (("--one-server", "--decode-model", "1,2"), "give three numbers of seconds"),
+    ],
+)
+def test_forms_that_are_none(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
+) -> None:
+    status, out, err = call(capsys, "simulate", *FEW, *flags)
+    assert (status, out) == (2, "")
+    assert said in err
 
 
 def test_a_seed_fixes_every_byte(capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,7 +262,7 @@ ROWS = (
         Signature(f"{ALLOCATOR}.paged", "PagedTokenToKVPoolAllocator.free", ("free_index",)),
     ),
     row(
-        "engine.slot_table engine.chunk_engine engine.scheduler",
+        "engine.slot_table engine.chunk_engine engine.scheduler engine.assembly",
         "what is read of an allocator",
         Attributes(
             f"{ALLOCATOR}.base",
@@ -289,7 +289,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.model_check engine.scheduler engine.activations",
+        "engine.model_check engine.scheduler engine.assembly engine.activations",
         "what is asked of the model",
         Attributes(
             CONFIG,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.changed import Changed
-from tests.contract.needs import Attributes, Fields, Names, Order, Signature
+from tests.contract.needs import Attributes, Fields, Names, Options, Order, Signature
 from tests.contract.row import row
 
 SCHEDULER = "sglang.srt.managers.scheduler"
@@ -187,6 +187,28 @@ ROWS = (
         "loads engine.metric_labels",
         "how many instances and ranks there are",
         Names("sglang.srt.runtime_context", ("get_parallel",)),
+    ),
+    row(
+        "controller.controller",
+        "whether metrics are asked for, and the labels that all have",
+        Names("sglang.srt.runtime_context", ("get_observability", "get_serving")),
+    ),
+    row(
+        "controller.controller",
+        "the options of that",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            ("enable_metrics", "extra_metric_labels", "served_model_name"),
+        ),
+    ),
+    row(
+        "controller.exported.instruments",
+        "`/metrics` reads what all processes leave in one folder, the controller's among them",
+        Order(
+            "sglang.srt.utils.common",
+            "add_prometheus_middleware",
+            ("multiprocess.MultiProcessCollector(registry)", "make_asgi_app(registry=registry)"),
+        ),
     ),
     row(
         "controller.process",

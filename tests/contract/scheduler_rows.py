@@ -151,7 +151,7 @@ ROWS = (
     # -- what the engine takes from the scheduler ----------------------------------------------
     row(
         "engine.stock engine.stock_requests engine.stock_numbers engine.chunk_engine "
-        "engine.scheduler engine.sampling",
+        "engine.scheduler engine.assembly engine.decoding engine.sampling engine.joining",
         "queues, allocators and parts that the engine uses",
         Attributes(
             SCHEDULER,
@@ -192,6 +192,9 @@ ROWS = (
                 "forward_ct",
                 "profiler_manager",
                 "forward_sleep_time",
+                "max_running_requests",
+                "future_map",
+                "result_queue",
             ),
         ),
     ),
@@ -201,7 +204,7 @@ ROWS = (
         Signature(SCHEDULER, "Scheduler.retire_unadmitted_request", ("req",)),
     ),
     row(
-        "engine.scheduler engine.stock_requests engine.chunk_work",
+        "engine.assembly engine.stock_requests engine.chunk_work",
         "the KV manager, stock's queue, and home's metadata buffer",
         Attributes(PREFILL, PREFILL_QUEUE, ("kv_manager", "queue", "ensure_metadata_buffer")),
     ),
@@ -256,7 +259,7 @@ ROWS = (
         Fields(IO, "GetInternalStateReqOutput", ("internal_state",)),
     ),
     row(
-        "engine.scheduler",
+        "engine.scheduler engine.assembly",
         "which instance and rank this is",
         Names("sglang.srt.runtime_context", ("get_parallel", "get_disagg", "get_serving")),
     ),

@@ -10,6 +10,7 @@ from tests.contract import (
     decode_limit_rows,
     decode_rows,
     forward_rows,
+    joining_rows,
     message_rows,
     mooncake_decode_rows,
     mooncake_rows,
@@ -26,6 +27,7 @@ from tests.contract.row import Row
 
 SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("The scheduler and the chunk engine", (*scheduler_rows.ROWS, *request_rows.ROWS)),
+    ("Computed prompts in SGLang's running batch", joining_rows.ROWS),
     (
         "The pool controller, its messages and the plugin",
         (*controller_rows.ROWS, *message_rows.ROWS, *plugin_rows.ROWS),

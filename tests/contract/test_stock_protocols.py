@@ -41,6 +41,8 @@ OWNERS = {
     "BatchResultProcessor": ("SchedulerBatchResultProcessor",),
     "OutputStreamer": ("SchedulerOutputStreamer",),
     "StockScheduler": ("Scheduler",),
+    "JoinedScheduler": ("Scheduler",),
+    "RankScheduler": ("Scheduler",),
 }
 
 
@@ -96,4 +98,6 @@ def test_the_schedulers_row_has_nothing_more_than_we_use() -> None:
         for row in ROWS
         if isinstance(row.need, Attributes) and row.need.owner == "Scheduler"
     )
-    assert set(row.names) - names_of(stock.StockScheduler) - own == set()
+    layers = (stock.StockScheduler, stock.JoinedScheduler, stock.RankScheduler)
+    protocols = {name for layer in layers for name in names_of(layer)}
+    assert set(row.names) - protocols - own == set()

@@ -193,7 +193,7 @@ ROWS = (
         ),
     ),
     row(
-        "transfer.manager engine.writes engine.scheduler",
+        "transfer.manager engine.writes engine.assembly",
         "what a holder reads of its manager's base",
         Attributes(
             COMMON,

@@ -49,6 +49,7 @@ class AnyOrder(RuleBasedStateMachine):
     """Clients, decode and the pool's insides take turns as hypothesis likes."""
 
     make_pool = FakePool
+    own_answers: tuple[str, ...] = ("stock", "home refused")
 
     @initialize(
         size=st.integers(2, 4),
@@ -337,7 +338,7 @@ class AnyOrder(RuleBasedStateMachine):
         for request in self.requests:
             answers = self.pool.answers[request.tokenized]
             # One that was not told may answer whoever has been answered for it.
-            own_answer = any(who.startswith(("stock", "home refused")) for who in answers)
+            own_answer = any(who.startswith(self.own_answers) for who in answers)
             lost = request in self.pool.lost_requests
             # SGLang's tokenizer passes on one answer of several homes.
             moved = sum(change.chunk == 0 for change in request.replans)

@@ -9,6 +9,7 @@ from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.protocol.messages import (
     AnyReport,
     ChunkDone,
+    DecodeEnded,
     Drained,
     Failed,
     FirstToken,
@@ -62,4 +63,5 @@ def every_report(seq: int, chunk: int = 0, instance: int = 0) -> list[AnyReport]
         Drained(**who, seq=seq),
         Released(**who, seq=seq),
         StockEnded(**who, seq=seq, start_s=None, end_s=None, error=""),
+        DecodeEnded(**who, seq=seq),
     ]

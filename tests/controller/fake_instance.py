@@ -164,7 +164,7 @@ class FakeInstance:
         assert revision > task.revision
         assert layouts[:chunk] == task.layouts[:chunk], "what ran stays as it was"
         if task.prepared == task.next_chunk:
-            need = task.need(self.me, self.pool.page_size)
+            need = self._need(task)
             task.held -= need
             self.used -= need
         task.prepared, task.announced = None, False
@@ -267,10 +267,14 @@ class FakeInstance:
         self.used += tokens
         assert self.used <= self.pool.capacity, "the pool promised more slots than there are"
 
+    def _need(self, task: FakeTask) -> int:
+        """Slots that the task takes here before its next chunk."""
+        return task.need(self.me, self.pool.page_size)
+
     def _announce(self, task: FakeTask) -> None:
         chunk = task.next_chunk
         if task.prepared != chunk:
-            need = task.need(self.me, self.pool.page_size)
+            need = self._need(task)
             self._take(need)
             task.held += need
             task.prepared = chunk

@@ -64,6 +64,8 @@ class FakePool:
         lost_late: rooms of those of them of which decode had all by then.
     """
 
+    make_instance: Callable[..., FakeInstance] = FakeInstance
+
     def __init__(
         self,
         *,
@@ -83,7 +85,7 @@ class FakePool:
         self.page_size = page_size
         self.capacity = capacity // page_size * page_size
         self.now_s = 1000.0
-        self.instances = [FakeInstance(i, self) for i in range(size)]
+        self.instances = [type(self).make_instance(i, self) for i in range(size)]
         self.channels: defaultdict[tuple[int, int], Reports] = defaultdict(deque)
         self.answers: defaultdict[Client, list[str]] = defaultdict(list)
         self.statuses: dict[Client, int] = {}
@@ -220,7 +222,7 @@ class FakePool:
 
     def fill(self, seat: int) -> None:
         """A new process takes a seat whose last one has ended."""
-        self.instances[seat] = FakeInstance(seat, self)
+        self.instances[seat] = type(self).make_instance(seat, self)
         self.lifecycle.on_seat_up(seat)
 
     def moves(self) -> list[Move]:
@@ -314,7 +316,8 @@ class FakePool:
         self._last_seq = request.seq
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
         assert sum(tokens for tokens, _ in chunks) == request.tokens
-        self._promise(request, kv_demand(chunks, self.page_size))
+        slots = self._demand(request, kv_demand(chunks, self.page_size), chunks[0][1][0])
+        self._promise(request, slots)
         for me in plan.instances:
             instance = self.instances[me]
             if request.one_instance:
@@ -339,7 +342,15 @@ class FakePool:
             totals.update(promise)
         assert all(total <= self.capacity for total in totals.values()), "more promised than there"
         free = self.ledger.free_tokens()
-        assert all(free[i] == self.capacity - totals[i] for i in range(len(free)))
+        self._check_free(free, tuple(self.capacity - totals[i] for i in range(len(free))))
+
+    def _check_free(self, free: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        """What the ledger says is free, and what is promised to nobody."""
+        assert free == expected
+
+    def _demand(self, request: PoolRequest, slots: dict[int, int], home: int) -> dict[int, int]:
+        """KV slots that a request may take on each instance, of those that its chunks take."""
+        return slots
 
     def _layouts(self, request: PoolRequest) -> tuple[ChunkLayout, ...]:
         assert request.plan is not None
@@ -382,7 +393,7 @@ class FakePool:
         placed = Placed.after(plan.placement[:ran], self.page_size)
         slots = placed.with_rest(plan.placement[ran:], self.page_size)
         assert set(placed.group) <= set(slots) == set(plan.instances)
-        self._promise(request, slots)
+        self._promise(request, self._demand(request, slots, plan.home))
         self.replanned += 1
         for me in {*before.instances, *plan.instances} - request.lost:
             at = self.instances[me]
@@ -426,12 +437,13 @@ class FakePool:
             assert not (inside and shared), "a lane is used by two chunks at once"
         self._lanes[(request.seq, request.next_chunk)] = (request.lane, members)
 
-    def stop(self, request: PoolRequest) -> None:
-        """A task ends at all instances of its plan."""
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        """A task ends at instances of its plan."""
         assert request.plan is not None
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
-        for me in request.reachable:
+        for me in instances:
+            assert me in request.reachable
             self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -449,8 +461,8 @@ class FakePool:
             at.order(partial(at.on_release, seq, error, silent))
 
     def cancel_stock(self, request: PoolRequest) -> None:
-        """Abort a one-instance request where it is."""
-        assert request.one_instance
+        """Abort a one-instance request, or one that its home decodes, where it is."""
+        assert request.one_instance or request.decodes
         for me in request.reachable:
             self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
 
@@ -518,7 +530,7 @@ class FakePool:
         """A request is over."""
         assert request.phase is Phase.ENDED
         assert all(request is not other for other in self.ends), "a request ends once"
-        if request.outcome == "finished" and not request.one_instance:
+        if request.outcome == "finished" and not (request.one_instance or request.decodes):
             sends = self.sends[request.seq]
             assert sorted(sends) == list(range(len(sends))), "decode waits for a number"
             assert [n for n in sends if sends[n].last] == [len(sends) - 1]

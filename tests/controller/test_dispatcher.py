@@ -152,7 +152,7 @@ def test_go_stop_and_release(wire: Wire) -> None:
     request.next_chunk, request.revision = 1, 2
     request.lane, request.serial = 3, 17
     wire.effects.go(request, (1, 2))
-    wire.effects.stop(request)
+    wire.effects.stop(request, request.reachable)
     request.error, request.answered = "no", True
     wire.effects.release(request)
     orders = [
@@ -287,7 +287,7 @@ def test_observers_hear_of_effects(wire: Wire) -> None:
     request = bound((3, (1,)), (1, (1, 2)))
     wire.effects.bind(request)
     wire.effects.go(request, (1,))
-    wire.effects.stop(request)
+    wire.effects.stop(request, request.reachable)
     wire.effects.ended(request)
     seen = {name: value for name, value in wire.metrics.snapshot().items() if value}
     assert seen == {

@@ -159,9 +159,8 @@ class SlowPool(FakePool):
                 partial(self.holders[instance].go, request.next_chunk, seq=request.seq)
             )
 
-    def stop(self, request: PoolRequest) -> None:
-        assert request.plan is not None
-        for instance in request.plan.instances:
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
+        for instance in instances:
             self.mail.append(partial(self.holders[instance].stop, seq=request.seq))
 
     def release(self, request: PoolRequest) -> None:

@@ -18,13 +18,13 @@ LEGAL_REPORTS = {
     Phase.BOUND: {"Ready", "Failed", "WriteLost"},
     Phase.RUNNING: {
         *("Ready", "ChunkDone", "FirstToken", "PromptLogprobs"),
-        *("Failed", "WriteLost", "Drained"),
+        *("Failed", "WriteLost", "Drained", "DecodeEnded"),
     },
     Phase.DRAINING: {
         *("Ready", "ChunkDone", "FirstToken", "PromptLogprobs"),
-        *("Failed", "WriteLost", "Drained"),
+        *("Failed", "WriteLost", "Drained", "DecodeEnded"),
     },
-    Phase.RELEASING: {"Failed", "Released"},
+    Phase.RELEASING: {"Failed", "Released", "DecodeEnded"},
 }
 
 
@@ -69,9 +69,9 @@ class Deaf(FakePool):
         if not self.deaf:
             super().go(request, instances)
 
-    def stop(self, request: PoolRequest) -> None:
+    def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
         if not self.deaf:
-            super().stop(request)
+            super().stop(request, instances)
 
 
 @pytest.mark.parametrize("phase", LEGAL_REPORTS)

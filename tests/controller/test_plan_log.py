@@ -12,20 +12,9 @@ import pytest
 from sglang_cdsp.controller import plan_log
 from sglang_cdsp.controller.plan_log import PlanLog, record
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest, Replan
-from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.planner.types import PlannedChunk
+from tests.controller.ended import finished
 from tests.controller.fake_tasks import Client
-
-
-def finished() -> PoolRequest:
-    """Arrived at 100 s, bound at 101 s, first token at 104.5 s."""
-    chunks = (PlannedChunk(64, (1,), 0.5, 1.0), PlannedChunk(36, (1, 0), 1.0, 3.0))
-    request = PoolRequest(
-        "r1", Client(1), 100, 100.0, bound_s=101.0, plan=Plan(chunks, 3.0, "cdsp")
-    )
-    request.policy = "cdsp"
-    request.times = [ChunkTimes(101.5, 102.25), ChunkTimes(102.5, 104.0)]
-    request.first_token_s, request.drained_s = 104.5, 104.75
-    return request
 
 
 def test_times_count_from_the_arrival() -> None:
@@ -38,6 +27,8 @@ def test_times_count_from_the_arrival() -> None:
         "bound_s": 1.0,
         "passes": False,
         "ttft_s": {"predicted": 4.0, "measured": 4.5},
+        "output_tokens": None,
+        "end_s": None,
         "kv_drained_s": 4.75,
         "chunks": [
             {

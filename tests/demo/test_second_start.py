@@ -58,5 +58,5 @@ def test_a_port_in_use_is_refused(
     how = ["--serve"] if serve else ["--port", str(port)]
     with socket.create_server(("127.0.0.1", port)):
         said = start(monkeypatch, capsys, ["--directory", str(plan_log.parent), *how])
-    assert f"port {port}, where router shall listen, is in use by process {os.getpid()}" in said
+    assert f"port {port}, where pool shall listen, is in use by process {os.getpid()}" in said
     assert plan_log.read_text() == "a line\n"

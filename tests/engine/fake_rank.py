@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import torch
+
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
@@ -15,6 +17,7 @@ from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.shard_runner import ShardDone
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.protocol.messages import (
     GoOrder,
     PlanOrder,
@@ -67,6 +70,29 @@ class FakeWrite:
         return state == "landed"
 
 
+class FakeJoining:
+    """Computed prompts that wait for a row, which they never get."""
+
+    def __init__(self) -> None:
+        self.reqs: list[Any] = []
+        self.slots: list[torch.Tensor] = []
+
+    def add(self, req: Any, slots: torch.Tensor) -> None:
+        self.reqs.append(req)
+        self.slots.append(slots)
+
+
+def only_prefill_servers_have(scheduler: FakeScheduler) -> None:
+    """Take away what SGLang's scheduler lacks in a server that decodes itself."""
+    vars(scheduler).update(disagg_prefill_bootstrap_queue=None)
+    for name in (
+        "disagg_prefill_inflight_queue",
+        "disagg_metadata_buffers",
+        "req_to_metadata_buffer_idx_allocator",
+    ):
+        delattr(scheduler, name)
+
+
 class Rank:
     """A rank of instance 0, or of ``instance``, and everything around it.
 
@@ -76,6 +102,7 @@ class Rank:
         breaks: chunks in which the model raises.
         layers: how often a forward gives way.
         device_start_s: when a device says that it started, None for none.
+        counted: what has gone over its links since it was asked last.
         joined: links that it was told of: seat, incarnation and invitation.
         dropped: links that it was told to drop.
         no_room: why no further link can be made, "" while it can.
@@ -83,8 +110,11 @@ class Rank:
         started: for each forward that began, how many had ended.
     """
 
-    def __init__(self, instance: int = 0, tp_rank: int = 0) -> None:
+    def __init__(self, instance: int = 0, tp_rank: int = 0, *, decodes: bool = False) -> None:
+        """``decodes``: it is of one server that prefills and decodes."""
         self.instance, self.tp_rank = instance, tp_rank
+        self.joining = FakeJoining() if decodes else None
+        self.cancelled: list[str] = []
         self.said: list[tuple[type[Report], dict[str, Any]]] = []
         self.written: dict[int, str] = {}
         self.breaks: set[int] = set()
@@ -94,15 +124,19 @@ class Rank:
         self.on_start: Callable[[], None] = lambda: None
         self.layers = 0
         self.device_start_s: float | None = None
+        self.counted = Traffic()
         self.joined: list[tuple[int, int, bytes]] = []
         self.dropped: list[int] = []
         self.no_room = ""
         self.allocator = StrictAllocator(PAGES, 1)
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
+        if decodes:
+            only_prefill_servers_have(self.scheduler)
         reporter: Any = self
         manager: Any = self
         runner: Any = self
         hub: Any = self
+        joining: Any = self.joining
         self.coroutines = Coroutines(
             surroundings=NoSurroundings(),
             ranks=Agreement(None, 1),
@@ -122,12 +156,17 @@ class Rank:
                 self.coroutines,
                 self._starts,
                 self.computed.append,
+                make_room=self._has_room if decodes else None,
             ),
             coroutines=self.coroutines,
             hub=hub,
             admit=self.admitted.append,
-            abort=lambda rid: None,
+            abort=self.cancelled.append,
+            joining=joining,
         )
+
+    def _has_room(self, tokens: int) -> bool:
+        return self.allocator.available_size() >= tokens
 
     def _starts(self) -> None:
         self.started.append(len(self.computed))
@@ -174,6 +213,9 @@ class Rank:
             raise RuntimeError("the model broke")
         return ShardDone(start_s=self.device_start_s)
 
+    def traffic(self) -> Traffic:
+        return self.counted.taken()
+
     # -- links ----------------------------------------------------------------------------
 
     def join(self, seat: int, incarnation: int, invitation: bytes) -> None:
@@ -199,7 +241,8 @@ class Rank:
         """A plan arrives."""
         chunks = chunks or CHUNKS
         tokens = array("q", range(sum(tokens for tokens, _ in chunks))).tobytes()
-        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=ROOM))
+        room = None if self.joining is not None else ROOM
+        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=room))
 
     def request(self, rid: str = "r") -> Any:
         """SGLang's request object arrives at home."""
@@ -209,6 +252,7 @@ class Rank:
             finished=lambda: False,
             return_logprob=False,
             metadata_buffer_index=3,
+            output_ids=[5],
         )
         assert self.engine.adopt(req)
         return req

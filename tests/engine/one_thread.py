@@ -174,8 +174,10 @@ class Instance:
             spans = layout.shard(self.number)
             positions = [p for span in spans for p in range(span.start, span.stop)]
             found.update(zip(positions, forward.hidden, strict=False))
-            task.slot_table.drop(move.span for move in layout.moves if move.src == self.number)
             task.next_chunk = order.chunk + 1
+            if task.gathers and task.is_final(order.chunk) and task.home == self.number:
+                return  # home is to hold the whole prompt
+            task.slot_table.drop(move.span for move in layout.moves if move.src == self.number)
 
         task.running = self.coroutines.start("chunk", (0, task.seq), body)
 

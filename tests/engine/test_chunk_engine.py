@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     ChunkDone,
@@ -57,6 +58,62 @@ def test_where_a_device_says_when_it_started_that_is_reported() -> None:
     rank.engine.step()
     rank.go(0)
     assert rank.last(ChunkDone)["start_s"] == -123.5
+
+
+def test_what_was_counted_comes_with_the_end_of_the_next_chunk_and_once_an_instance() -> None:
+    rank = Rank()
+    follower = Rank(tp_rank=1)
+    for each in (rank, follower):
+        each.plan()
+        each.request()
+        each.engine.step()
+        each.counted.sent_bytes, each.counted.waited_s = 100, 0.5
+        each.go(0)
+    told = rank.last(ChunkDone)
+    assert (told["sent_bytes"], told["waited_s"]) == (100, 0.5)
+    assert ChunkDone not in follower.kinds(), "its leading rank speaks for the instance"
+    rank.written[0] = "landed"  # history leaves home
+    rank.engine.step()
+    rank.go(1)
+    told = rank.last(ChunkDone)
+    assert told["chunk"] == 1
+    assert (told["sent_bytes"], told["waited_s"]) == (0, 0.0), "nothing is told twice"
+
+
+def test_what_a_broken_chunk_has_sent_is_told_with_the_next_one() -> None:
+    rank = Rank()
+    rank.breaks = {0}
+    for seq, rid in enumerate("ab"):
+        rank.plan(rid=rid, seq=seq)
+        rank.request(rid)
+        rank.engine.step()
+    rank.counted.sent_bytes = 100
+    rank.go(0, seq=0)
+    assert ChunkDone not in rank.kinds()
+    rank.breaks = set()
+    rank.stop(seq=0)
+    rank.engine.step()
+    rank.go(0, seq=1)
+    assert rank.last(ChunkDone)["sent_bytes"] == 100
+
+
+def test_history_that_goes_to_others_is_told_by_who_gives_it() -> None:
+    rank, joins = Rank(), Rank(instance=1)
+    for each in (rank, joins):
+        each.plan([(64, [0]), (64, [0, 1])])
+        each.engine.step()
+    rank.request()
+    rank.engine.step()
+    rank.go(0)
+    rank.written[0] = "landed"
+    rank.engine.step()
+    for each in (rank, joins):
+        each.go(1)
+        assert each.last(ChunkDone)["chunk"] == 1
+    moved = sum(m.span.tokens for m in plan_layout([(64, (0,)), (64, (0, 1))], 1)[1].moves)
+    assert moved > 0
+    assert rank.last(ChunkDone)["moved_tokens"] == moved
+    assert joins.last(ChunkDone)["moved_tokens"] == 0
 
 
 def test_a_request_runs_from_the_start_of_its_first_chunk() -> None:

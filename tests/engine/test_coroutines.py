@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -107,6 +109,35 @@ def test_time_in_which_another_one_ran_is_no_time_of_its_own() -> None:
     assert long.passed_s == 2.0
     run.passed(5.0)
     assert long.passed_s == 2.0, "it has ended"
+
+
+def test_how_often_it_stood_aside_is_counted() -> None:
+    clock, said = Clock(), list[str]()
+    run = alone(clock, stretch_s=1.0)
+    long = run.start("long", (0, 1), steps(run, said, "l", clock, 3))
+    run.turn()
+    assert long.gave_way == 0
+    run.start("short", (-1, 2), steps(run, said, "s", clock, 2))
+    run.turn()
+    assert long.gave_way == 1, "once, however long the other runs"
+    while run.turn():
+        pass
+    assert long.gave_way == 1
+    other = run.start("other", (0, 3), steps(run, said, "o", clock, 3))
+    run.turn()
+    run.passed(2.0)
+    assert other.gave_way == 1, "for a batch of SGLang's, too"
+
+
+def test_one_that_has_ended_is_kept_by_nobody() -> None:
+    """It would hold the tensors of its surroundings."""
+    clock, said = Clock(), list[str]()
+    run = alone(clock, stretch_s=1.0)
+    kept = weakref.ref(run.start("short", (0, 1), steps(run, said, "s", clock, 1)))
+    while run.turn():
+        pass
+    gc.collect()
+    assert kept() is None
 
 
 def test_who_waits_is_passed_over_until_what_it_waits_for_is_there() -> None:

@@ -55,6 +55,18 @@ def test_servers(tmp_path: Path) -> None:
     assert sum(found["tokens"] for found in answers) > 8 * 8
 
 
+@pytest.mark.serving
+def test_one_server(tmp_path: Path) -> None:
+    document = dry_run("8", tmp_path / "gpu.json")
+    assert document["summary"] == "1 passed, 0 failed, 0 skipped"
+    (step,) = document["steps"]
+    figures = {check["name"]: check["figures"] for check in step["checks"]}
+    answers = [found for name, found in figures.items() if "tokens, " in name and "tokens" in found]
+    assert len(answers) == 12
+    assert sum(found["tokens"] for found in answers) > 12 * 16
+    assert figures["chunks beside decode"]["token ms"] > 0
+
+
 @pytest.mark.slow
 def test_a_program_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--steps", "2"]

@@ -1,4 +1,4 @@
-"""Step 6 with stand-ins for the servers: what it asks, and that it notices what is wrong."""
+"""Step 7 with stand-ins for the servers: what it asks, and that it notices what is wrong."""
 
 from __future__ import annotations
 

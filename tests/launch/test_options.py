@@ -24,7 +24,8 @@ GOOD_RATES = {"0.5": 0.3, "2": 0.1}
 
 
 def found(cdsp: CdspArgs, *, dp_size: int = 4, page_size: int | None = None) -> list[str]:
-    lines = problems(cdsp, SimpleNamespace(dp_size=dp_size, page_size=page_size))
+    mode = {"disaggregation_mode": "prefill"}
+    lines = problems(cdsp, SimpleNamespace(dp_size=dp_size, page_size=page_size, **mode))
     assert all(line and "\n" not in line for line in lines)
     return lines
 

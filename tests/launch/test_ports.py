@@ -28,7 +28,8 @@ def taken() -> Iterator[int]:
 
 def server_args(**changed: Any) -> Any:
     ports = {"port": free_port(), "disaggregation_bootstrap_port": free_port(), "grpc_port": None}
-    return SimpleNamespace(**{"host": HOST, **ports, **changed})
+    mode = {"disaggregation_mode": "prefill"}
+    return SimpleNamespace(**{"host": HOST, **mode, **ports, **changed})
 
 
 def test_free_ports_pass() -> None:
@@ -112,9 +113,19 @@ def test_what_a_real_command_line_names() -> None:
     """The names are fields of SGLang's arguments, and these are all it listens on by number."""
     from sglang.srt.server_args import ServerArgs
 
-    args = ServerArgs(model_path="m", port=1, disaggregation_bootstrap_port=2, grpc_port=3)
-    assert [(found.flag, found.port) for found in listeners(args)] == [
-        ("--port", 1),
-        ("--disaggregation-bootstrap-port", 2),
-        ("--grpc-port", 3),
-    ]
+    for mode, bootstrap in (
+        ("prefill", [("--disaggregation-bootstrap-port", 2)]),
+        ("null", []),
+    ):
+        args = ServerArgs(
+            model_path="m",
+            port=1,
+            disaggregation_bootstrap_port=2,
+            grpc_port=3,
+            disaggregation_mode=mode,
+        )
+        assert [(found.flag, found.port) for found in listeners(args)] == [
+            ("--port", 1),
+            *bootstrap,
+            ("--grpc-port", 3),
+        ]

@@ -22,7 +22,13 @@ Demanded = Plan | dict[str, Any]
 
 
 class Client:
-    """Requests to the servers of one test session."""
+    """Requests to the servers of one test session.
+
+    Attributes:
+        one_server: the pool decodes itself.
+    """
+
+    one_server = False
 
     def __init__(self, servers: RunningStack) -> None:
         """``servers`` as the fixture starts them."""
@@ -50,7 +56,11 @@ class Client:
         return read(self.generate(self.servers.url, tokens, **fields))
 
     def stream_and_leave(self, tokens: Sequence[int], after_s: float, **fields: Any) -> None:
-        """Start a streaming request through the router and disconnect after ``after_s``."""
+        """Start a streaming request through the router and disconnect after ``after_s``.
+
+        Where tokens come at that time, with the next of them.
+        """
+        leaves_s = time.monotonic() + after_s
         body: dict[str, Any] = {
             "input_ids": list(tokens),
             "sampling_params": {"max_new_tokens": 64, "ignore_eos": True, **fields},
@@ -59,8 +69,9 @@ class Client:
         try:
             url = f"{self.servers.url}/generate"
             with requests.post(url, json=body, stream=True, timeout=(5, after_s)) as response:
-                for _ in response.iter_lines():
-                    pass
+                for _ in response.iter_lines(chunk_size=1):
+                    if time.monotonic() > leaves_s:
+                        return
         except requests.RequestException:
             pass
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,58 +10,12 @@ from typing import Any
 import pytest
 import requests
 
-from tests.serving.asking import REFUSED_WITHIN_S
 from tests.serving.client import Client, text_tokens
 from tests.serving.conftest import CONTEXT_LENGTH, INSTANCE_TOKENS, POOL_SIZE
+from tests.serving.shared.refusals import GENERATE, LENGTH, OPENAI, refused
 from tests.serving.ways import WAYS, generate, plan_of, same, sampling
 
-LENGTH = 300
 FREE = [INSTANCE_TOKENS] * POOL_SIZE
-TEXT = "The import system looks up modules by name. "
-
-
-def schema(kind: str, text: str) -> dict[str, Any]:
-    return {"sampling_params": {kind: text}}
-
-
-# By name: fields of a /generate body ("sampling_params" are added to the usual ones), and words
-# of the answer that tell the reason.
-GENERATE: dict[str, tuple[dict[str, Any], str]] = {
-    "several_samples": ({"sampling_params": {"n": 2}}, "n=1"),
-    "beam_search": ({"sampling_params": {"beam_width": 2}}, "eam"),
-    "sampling_mask": ({"return_sampling_mask": True, "sampling_params": {"top_k": 1}}, "mask"),
-    "session": ({"session_params": {"id": "s1"}}, "session"),
-    "lora": ({"lora_path": "adapter"}, "LoRA"),
-    "hidden_states": ({"return_hidden_states": True}, "hidden states"),
-    "thinking_budget": ({"require_reasoning": True, "max_thinking_tokens": 3}, "strict-thinking"),
-    "json_schema": (schema("json_schema", "{not json"), "Failed to compile json grammar"),
-    "regex": (schema("regex", "([a"), "Failed to compile regex grammar"),
-    "ebnf": (schema("ebnf", "root ::= ("), "Failed to compile ebnf grammar"),
-    "logprob_start": ({"return_logprob": True, "logprob_start_len": 400}, "smaller"),
-    "temperature": ({"sampling_params": {"temperature": -1}}, "temperature"),
-    "unknown_token": ({"input_ids": [5] * (LENGTH - 1) + [10**7]}, "vocabulary"),
-    "negative_token": ({"input_ids": [-3] + [5] * (LENGTH - 1)}, "vocabulary"),
-}
-OPENAI: dict[str, tuple[str, dict[str, Any], str]] = {
-    "several_completions": ("v1/completions", {"prompt": TEXT, "n": 2}, "n=1"),
-    "several_chats": (
-        "v1/chat/completions",
-        {"messages": [{"role": "user", "content": TEXT}], "n": 2},
-        "n=1",
-    ),
-    "image_in_a_chat": (
-        "v1/chat/completions",
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": "data:image/png;,"}}],
-                }
-            ]
-        },
-        "image",
-    ),
-}
 # Refusals of admission beside those: by name, fields of a /generate body.
 ADMISSION: dict[str, dict[str, Any]] = {
     "too_long": {"input_ids": [5] * (CONTEXT_LENGTH + 1)},
@@ -93,15 +46,6 @@ def nothing_left_and_still_right(
     body = {"input_ids": text_tokens(checkpoint, LENGTH, 4)}
     params = sampling("forced", LENGTH)
     same(expected, generate(client, "router", {**body, "sampling_params": params}))
-
-
-def refused(url: str, body: dict[str, Any], words: str) -> None:
-    start = time.monotonic()
-    response = requests.post(url, json=body, timeout=60)
-    seconds = time.monotonic() - start
-    assert response.status_code >= 400, response.text
-    assert words in response.text
-    assert seconds < REFUSED_WITHIN_S
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -5,60 +5,32 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.serving.client import Answer, Client, Plan, difference, text_tokens
+from tests.serving.client import Client, Plan, difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import Case, cases
+from tests.serving.reference import TOLERANCE, Reference
 
-TOLERANCE = 1e-3
 CASES = cases(POOL_SIZE)
-
-
-class Reference:
-    """Stock's answers, asked for once per prompt, and the tally of early stops."""
-
-    def __init__(self, client: Client, checkpoint: Path) -> None:
-        self._client = client
-        self._checkpoint = checkpoint
-        self._answers: dict[tuple[int, int], Answer] = {}
-        self.compared = 0
-        self.early_stops = 0
-
-    def prompt(self, case: Case) -> list[int]:
-        return text_tokens(self._checkpoint, case.length, case.seed % 2)
-
-    def check(self, case: Case, ours: Answer) -> None:
-        key = (case.length, case.seed % 2)
-        if key not in self._answers:
-            self._answers[key] = self._client.stock(self.prompt(case))
-        tokens, early = difference(self._answers[key], ours, TOLERANCE)
-        self.compared += tokens
-        self.early_stops += early
 
 
 @pytest.fixture(scope="module")
 def reference(client: Client, checkpoint: Path) -> Iterator[Reference]:
     found = Reference(client, checkpoint)
     yield found
-    print(f"\nparity: {found.compared} tokens compared, {found.early_stops} early stops")
+    print(f"\n{found.summary()}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forced_plan_alone(case: Case, client: Client, reference: Reference) -> None:
-    reference.check(case, client.pool(reference.prompt(case), case.raw_plan))
+def test_forced_plan_alone(case: Case, reference: Reference) -> None:
+    reference.check(case, reference.ask(case))
 
 
-def test_forced_plans_eight_at_a_time(client: Client, reference: Reference) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(
-            threads.map(lambda case: client.pool(reference.prompt(case), case.raw_plan), CASES)
-        )
-    for case, answer in zip(CASES, answers, strict=True):
-        reference.check(case, answer)
+def test_forced_plans_eight_at_a_time(reference: Reference) -> None:
+    reference.check_all(CASES)
     # Near ties are stock's own: they must stay rare, or the suite would compare little.
     assert reference.early_stops <= len(CASES) // 10
 
@@ -105,12 +77,9 @@ def wait_logged(plan_log: Path, count: int) -> list[str]:
     return lines
 
 
-def test_own_plans_on_a_burst(client: Client, reference: Reference) -> None:
+def test_own_plans_on_a_burst(reference: Reference) -> None:
     burst = [case for case in CASES if case.seed < 2]
-    with ThreadPoolExecutor(len(burst)) as threads:
-        answers = list(threads.map(lambda case: client.pool(reference.prompt(case)), burst))
-    for case, answer in zip(burst, answers, strict=True):
-        reference.check(case, answer)
+    reference.check_all(burst, plan=False, at_once=len(burst))
 
 
 def test_longer_than_one_instance(client: Client, checkpoint: Path) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
-import sglang as sgl
 from prometheus_client.parser import text_string_to_metric_families
 
 from sglang_cdsp.testing.stack import RunningStack
 from tests.serving.client import Client, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.routers import bootstrap_port, workers
+from tests.serving.shared.frontend import chosen
 from tests.serving.ways import generate, post
-
-DOCUMENT = "\n\n".join(pydoc_data.topics.topics.values())[:6_000]
-CHOICES = ["names", "numbers", "a loop", "exceptions and how they are raised"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -35,21 +30,6 @@ def test_served_requests_pass_the_patched_router_as_before(
 
 
 # -- batches with log-probabilities -----------------------------------------------------------
-
-
-@sgl.function
-def choose(s: Any) -> None:
-    """A document and a choice about it."""
-    s += DOCUMENT
-    s += "\n\nThis text is about"
-    s += sgl.select("answer", choices=CHOICES)
-
-
-def chosen(url: str) -> tuple[str, list[float]]:
-    """The choice and the normalised log-probability of each."""
-    state = choose.run(backend=sgl.RuntimeEndpoint(url))
-    scores = state.get_meta_info("answer")["normalized_prompt_logprobs"]
-    return state["answer"], [float(score) for score in scores]
 
 
 def test_select_chooses_as_on_a_single_server(patched: str, client: Client) -> None:

@@ -37,8 +37,11 @@ def line(
     }
 
 
-def lines_of(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """What a server would have logged of simulated requests, in the order of their ends."""
+def lines_of(records: Iterable[Record], *, one_server: bool = False) -> list[dict[str, Any]]:
+    """What a server would have logged of simulated requests, in the order of their ends.
+
+    ``one_server``: it decodes itself.
+    """
     found = []
     for record in records:
         request, at = record.request, record.request.arrival_s
@@ -47,6 +50,9 @@ def lines_of(records: Iterable[Record]) -> list[dict[str, Any]]:
         chunks = [(c.tokens, [*c.instances], c.start_s - at, c.end_s - at) for c in record.chunks]
         said = line(request.rid, at, record.bound_s - at, record.ttft_s, *chunks)
         said["passes"] = record.passed
+        if one_server and record.end_s is not None:
+            said["output_tokens"] = request.output_tokens
+            said["end_s"] = record.end_s - at
         for chunk, stood_s in zip(said["chunks"], record.stood_s, strict=False):
             chunk["passed_s"] = stood_s
         found.append(said)

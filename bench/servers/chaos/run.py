@@ -17,7 +17,7 @@ from bench.servers.chaos.observed import Observed, Pool, References, probe_quest
 from bench.servers.chaos.record import Run, Strike
 from bench.servers.chaos.scenario import Event, Scenario
 from bench.servers.chaos.strikes import Striker
-from bench.servers.storm import CONTEXT_LENGTH
+from bench.servers.storm_forms import CONTEXT_LENGTH
 from sglang_cdsp.engine.fault_orders import FOLDER_VAR
 from sglang_cdsp.testing.stack import disaggregated, running, single
 

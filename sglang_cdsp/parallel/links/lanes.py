@@ -17,6 +17,7 @@ import torch
 
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.pieces import Inbox, Outbox, Part
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.parallel.links.types import (
     Arrived,
     Credited,
@@ -98,11 +99,12 @@ class Lane:
             self._sent[message.peer] += 1
             part = Part.of(message, self.serial, self._sent[message.peer], note, progress)
             self._hub.peer(message.peer).outboxes[self.number].add(part)
+            self._hub.traffic.sent_bytes += message.tensor.nbytes
         self._running = [work for work in self._running if not work.over]
         self._running.append(progress)
         for peer in {message.peer for message in recvs}:
             self._hub.drain(peer, self.number)
-        return Work(progress, self._hub.poll, self._hub.give_way)
+        return Work(progress, self._hub.poll, self._hub.give_way, self._hub.traffic)
 
     def _checked(self, message: Message) -> bool:
         """Return whether there is anything to carry; raise if it cannot be carried."""
@@ -169,6 +171,7 @@ class LinkHub:
         """
         self._links, self._shape = links, shape
         self.give_way: GiveWay = give_way or self._poll_until
+        self.traffic = Traffic()
         self._peers: dict[int, _Peer] = {}
         self._serials = [-1] * shape.lanes
         self._open: dict[int, Lane] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from sglang_cdsp.parallel.errors import LinkError
+from sglang_cdsp.parallel.links.traffic import Traffic
 from sglang_cdsp.parallel.links.types import GiveWay
 
 
@@ -30,10 +32,18 @@ class Progress:
 class Work:
     """One exchange under way. Links hold its tensors until they have left or come."""
 
-    def __init__(self, progress: Progress, poll: Callable[[], object], give_way: GiveWay) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        poll: Callable[[], object],
+        give_way: GiveWay,
+        traffic: Traffic | None = None,
+    ) -> None:
+        """``traffic`` counts how long it is waited for."""
         self._progress = progress
         self._poll = poll
         self._give_way = give_way
+        self._traffic = traffic or Traffic()
 
     def done(self) -> bool:
         """Whether every tensor may be used again, or the exchange failed; moves nothing on."""
@@ -47,11 +57,16 @@ class Work:
         Raises:
             LinkError: a partner is gone, its lane or the hub was closed, or both sides disagree.
         """
-        if not self.done():
-            self._poll()
-        # Called although all may be there: tensor-parallel ranks switch at the same points.
-        self._give_way(self.done)
-        while not self.done():
+        start_s = time.monotonic()
+        try:
+            if not self.done():
+                self._poll()
+            # Called although all may be there: tensor-parallel ranks switch at the same points.
             self._give_way(self.done)
+            while not self.done():
+                self._give_way(self.done)
+        finally:
+            # A chunk that is stopped here has waited, too.
+            self._traffic.waited_s += time.monotonic() - start_s
         if self._progress.error:
             raise LinkError(self._progress.error)

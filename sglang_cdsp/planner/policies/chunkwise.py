@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 
+from sglang_cdsp.planner.borrowing import borrowed
 from sglang_cdsp.planner.compiled import CDSP, PAPER, SINGLE
 from sglang_cdsp.planner.explanation import ranges
 from sglang_cdsp.planner.fast import FastPlanner, Settings
@@ -31,6 +32,8 @@ class Chunkwise(FirstComePolicy):
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)
         self._fast = FastPlanner(self.mode, options.current_model(), self.name)
+        # Beside decode, by how much slower chunks are there.
+        self._slow: dict[float, FastPlanner] = {}
 
     @abstractmethod
     def best(self, problem: Problem, report: Report) -> Candidate | None:
@@ -51,6 +54,7 @@ class Chunkwise(FirstComePolicy):
         model = options.current_model()
         if model is not self._fast.model:
             self._fast = FastPlanner(self.mode, model, self.name)
+            self._slow = {}
         settings = Settings(
             options.page_size,
             options.min_chunk,
@@ -58,7 +62,25 @@ class Chunkwise(FirstComePolicy):
             options.spread_cost,
             price,
         )
-        return self._fast.plan(prompt, pool, options.current_sizes(), settings)
+        sizes = options.current_sizes()
+        if not pool.running:
+            return self._fast.plan(prompt, pool, sizes, settings)
+
+        def planned(seen: PoolView, factor: float) -> Plan | None:
+            return self._slowed(factor).plan(prompt, seen, sizes, settings)
+
+        return borrowed(planned, pool)
+
+    def _slowed(self, factor: float) -> FastPlanner:
+        """The search where chunks take ``factor`` times as long, to a hundredth."""
+        rounded = round(factor, 2)
+        if rounded == 1.0:
+            return self._fast
+        if rounded not in self._slow:
+            model = self._fast.model
+            slower = model.with_factors(dict.fromkeys(model.sp_sizes, rounded))
+            self._slow[rounded] = FastPlanner(self.mode, slower, self.name)
+        return self._slow[rounded]
 
     def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
         if not self.replans:

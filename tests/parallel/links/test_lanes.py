@@ -12,6 +12,7 @@ import torch
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.types import Arrived, Credited, Event, LinkShape, Message
+from sglang_cdsp.parallel.links.work import Work
 from tests.parallel.links.kinds import NIXL, SHARED, drive, hubs_of
 
 SHAPE = LinkShape(lanes=2, depth=2, slot_bytes=64)
@@ -54,6 +55,34 @@ def test_a_lane_whose_blocks_nobody_takes_stops_no_other(hubs: list[LinkHub]) ->
     drive(hubs, lambda: taken.done() and early.done())
     assert torch.equal(late[0], some(1000, 1))
     assert torch.equal(late[1], some(1000, 2))
+
+
+def test_what_is_sent_and_how_long_it_is_waited_for_is_counted(hubs: list[LinkHub]) -> None:
+    lanes = [hub.open(0, 1, (0, 1)) for hub in hubs[:2]]
+    lanes[0].exchange([Message(some(100, 9), 1), Message(some(50, 9), 1)], [])
+    into = [some(100, 0), some(50, 0)]
+    work = lanes[1].exchange([], [Message(tensor, 0) for tensor in into])
+    drive(hubs, work.done)
+    work.wait()
+    assert hubs[0].traffic.sent_bytes == 150
+    assert hubs[1].traffic.sent_bytes == 0
+    assert hubs[1].traffic.waited_s > 0
+    assert hubs[0].traffic.taken().sent_bytes == 150
+    assert hubs[0].traffic.sent_bytes == 0
+
+
+def test_a_wait_that_is_stopped_counts() -> None:
+    left, right = hubs_of(None, 2, SHAPE)
+    lanes = [hub.open(0, 1, (0, 1)) for hub in (left, right)]
+
+    def stopped(ready: object) -> None:
+        raise RuntimeError("stopped")
+
+    work = lanes[1].exchange([], [Message(some(10, 0), 0)])
+    waits = Work(work._progress, right.poll, stopped, right.traffic)
+    with pytest.raises(RuntimeError, match="stopped"):
+        waits.wait()
+    assert right.traffic.waited_s > 0
 
 
 def test_a_block_lies_at_its_receiver_when_exchange_returns() -> None:

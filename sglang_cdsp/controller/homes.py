@@ -1,0 +1,144 @@
+"""Where prompts are decoded in one server: a home that holds all of their KV, and their output.
+
+The planner spreads a prompt's KV over a group and promises each member its share. Home gathers the
+whole of it in the last chunk. Of a plan's first group any member can be home; if none has the room,
+an instance that has it takes a member's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from sglang_cdsp.controller.ledger import InstanceLedger
+from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.forced import timed_plan
+from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.memory import kv_demand, pages
+from sglang_cdsp.planner.types import Group, Placement, Plan, PoolView
+
+OUTPUT_SHARE = 0.5
+"""Share of its longest output for which a request is promised slots: most end before.
+
+Where more is used, the instances' reports say so and SGLang retracts in need.
+"""
+
+LONGEST_OUTPUT = 4096
+"""What is reckoned of an output at most, as SGLang's own admission does by default."""
+
+
+def output_tokens(tokens: int, longest: int | None, page_size: int, room: int) -> int:
+    """KV slots to promise for the output of a prompt of ``tokens``, in whole pages.
+
+    Args:
+        longest: its ``max_new_tokens``, None for as long as the context allows.
+        room: KV slots of the smallest instance; prompt and promise together stay below.
+    """
+    wanted = OUTPUT_SHARE * min(LONGEST_OUTPUT if longest is None else longest, LONGEST_OUTPUT)
+    prompt = pages(tokens, page_size) * page_size
+    most = max(0, room - prompt) // page_size * page_size
+    return min(pages(int(wanted) + 1, page_size) * page_size, most)
+
+
+def home_tokens(request: PoolRequest, page_size: int) -> int:
+    """KV slots that home needs of a request in the end; 0 where a decode server has it next."""
+    if not request.decodes:
+        return 0
+    return pages(request.tokens, page_size) * page_size + request.output_tokens
+
+
+def slots_needed(
+    request: PoolRequest, chunks: Sequence[tuple[int, Sequence[int]]], page_size: int
+) -> dict[int, int]:
+    """KV slots that a plan is promised on each instance."""
+    return with_home(kv_demand(chunks, page_size), chunks[0][1][0], request, page_size)
+
+
+def with_home(
+    slots: Mapping[int, int], home: int, request: PoolRequest, page_size: int
+) -> dict[int, int]:
+    """KV slots of a plan by instance, with what its home needs of the request in the end."""
+    return {**slots, home: max(slots[home], home_tokens(request, page_size))}
+
+
+def fits_now(
+    request: PoolRequest, chunks: Placement, free_tokens: Sequence[int], page_size: int
+) -> bool:
+    """Whether every instance has the free KV slots that a placement needs of it."""
+    demand = slots_needed(request, chunks, page_size)
+    return all(need <= free_tokens[instance] for instance, need in demand.items())
+
+
+class Homes:
+    """Gives plans of the policy a home with room for the whole prompt."""
+
+    def __init__(self, ledger: InstanceLedger, model: Callable[[], LatencyModel]) -> None:
+        """``model``: the latency model as it is now."""
+        self._ledger = ledger
+        self._model = model
+
+    def settled(self, request: PoolRequest, plan: Plan, view: PoolView) -> Plan | None:
+        """The plan with a home that can hold the prompt; None while no instance can.
+
+        Args:
+            plan: of the whole prompt, on instances that are up.
+            view: the pool as the plan finds it.
+        """
+        need = home_tokens(request, self._ledger.page_size)
+        if not need:
+            return plan
+        free = view.free_tokens
+        assert free is not None
+        group = plan.chunks[0].instances
+        able = [instance for instance in group if free[instance] >= need]
+        if able:
+            home = max(able, key=lambda i: (self._freeness(i, free), -i))
+            placed = _with_order(plan, (home, *(i for i in group if i != home)))
+            # The policy counted shares only, also those of what was bound a moment ago.
+            return placed if self._fits(request, placed.placement, free) else None
+        if plan.passes:
+            return None  # it may run at once on these instances and no others
+        return self._moved(request, plan, need, view, free)
+
+    def _freeness(self, instance: int, free: Sequence[int]) -> float:
+        """Free slots for each request that decodes there, this one among them."""
+        return free[instance] / (1 + self._ledger.decoding(instance))
+
+    def _moved(
+        self, request: PoolRequest, plan: Plan, need: int, view: PoolView, free: Sequence[int]
+    ) -> Plan | None:
+        """The plan with an instance in it that has the room."""
+        up = view.up or (True,) * view.size
+        roomy = [i for i in range(view.size) if up[i] and free[i] >= need]
+        for home in sorted(roomy, key=lambda i: (view.queue_s[i], -self._freeness(i, free), i)):
+            left_out = plan.chunks[0].instances[0]
+            placement = exchanged(plan.placement, left_out, home)
+            if self._fits(request, placement, free):
+                return self.timed(placement, plan.policy, view)
+        return None
+
+    def _fits(self, request: PoolRequest, placement: Placement, free: Sequence[int]) -> bool:
+        return fits_now(request, placement, free, self._ledger.page_size)
+
+    def timed(self, placement: Placement, policy: str, view: PoolView) -> Plan:
+        """A placement with the times that it would have in a pool."""
+        return replace(timed_plan(placement, self._model(), view), policy=policy)
+
+
+def exchanged(placement: Placement, one: int, other: int) -> Placement:
+    """A placement in which two instances have changed places."""
+    places = {one: other, other: one}
+    return tuple(
+        (tokens, tuple(places.get(instance, instance) for instance in group))
+        for tokens, group in placement
+    )
+
+
+def _with_order(plan: Plan, first: Group) -> Plan:
+    """The plan with its first group in another order."""
+    return replace(
+        plan,
+        chunks=tuple(
+            replace(chunk, instances=first + chunk.instances[len(first) :]) for chunk in plan.chunks
+        ),
+    )

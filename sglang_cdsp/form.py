@@ -1,0 +1,21 @@
+"""The two forms of a pool: a prefill server before stock decode servers, or one server."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Form(Enum):
+    """What a pool serves; the values are SGLang's ``--disaggregation-mode``."""
+
+    PREFILL = "prefill"
+    ONE_SERVER = "null"
+
+
+def form_of(disaggregation_mode: str) -> Form:
+    """The form of a pool's server, from SGLang's ``disaggregation_mode``.
+
+    Raises:
+        ValueError: a pool has no such form.
+    """
+    return Form(disaggregation_mode)

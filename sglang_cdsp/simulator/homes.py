@@ -1,0 +1,258 @@
+"""One server: every request gets a home that holds its KV and its output, and decodes there.
+
+As in the server (controller/homes.py), of a plan's first group the member with the most free slots
+for each request that decodes there is home; if none has the room, an instance that has it takes a
+member's place; else the plan waits, and those behind it wait too. In the last chunk home gathers
+what it lacks, which takes no time of its own. Where the group's instances only prefill, home is the
+freest instance that decodes: the KV leaves for it while the last chunk runs, and the request
+decodes there when both are over.
+
+Requests decode beside chunks on the same instance: a decode step after each stretch of a chunk
+(`Way.BESIDE`), which slows the chunk down as far as the slowest member of its group. A forward of
+SGLang's own batches does not give way; decode stands still meanwhile. The slots of the whole output
+are promised, where the server promises a half of the longest and retracts in need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from sglang_cdsp.planner.forced import GIVEN, timed_plan
+from sglang_cdsp.planner.memory import kv_demand, pages
+from sglang_cdsp.planner.stretches import chunk_pace, stretch_s
+from sglang_cdsp.planner.types import Group, Placement, Plan, Running
+from sglang_cdsp.simulator.decode import Batch, Way
+from sglang_cdsp.simulator.errors import InvariantError
+from sglang_cdsp.simulator.events import Agenda
+from sglang_cdsp.simulator.links import Links
+from sglang_cdsp.simulator.one_server import OneServer, Role
+from sglang_cdsp.simulator.prefill import PrefillPool
+from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.task import Task
+
+
+class Homes:
+    """The decode side of one server.
+
+    Attributes:
+        moved_tokens: whose KV went to a home outside the group that prefilled it.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        form: OneServer,
+        agenda: Agenda,
+        pool: PrefillPool,
+        links: Links,
+        ended: Callable[[float, Task], None],
+    ) -> None:
+        """`ended(now, task)` hears of last tokens."""
+        self._setup, self._form, self._pool, self._links = setup, form, pool, links
+        self._ended = ended
+        self._roles = form.of(setup.instances)
+        self.moved_tokens = 0
+        self._batches = [
+            Batch(
+                agenda,
+                setup.decode,
+                self._end,
+                share=form.decode_share,
+                changed=partial(self._batch_changed, i),
+            )
+            for i in range(setup.instances)
+        ]
+        self._here = [0] * setup.instances
+        self._moving: dict[Task, int] = {}
+        pool.up = [role is not Role.DECODE for role in self._roles]
+        pool.instances.touched = self._touched
+        pool.demand, pool.running = self.demand, self.running
+
+    @property
+    def busy_s(self) -> tuple[float, ...]:
+        """Seconds of decode steps per instance."""
+        return tuple(batch.busy_s for batch in self._batches)
+
+    def refusal(self, task: Task) -> str:
+        """Why no home can ever hold the request, "" if one can."""
+        if self._need(task) <= self._setup.slots:
+            return ""
+        return (
+            f"prompt {task.rid}: prompt and output of {task.total_tokens} tokens do not fit an "
+            f"instance of {self._setup.slots} KV slots, and decode reads all in one place"
+        )
+
+    def settled(self, now: float, task: Task, plan: Plan) -> Plan | None:
+        """The plan with a home that has the room, which is promised; None while there is none."""
+        need, group = self._need(task), plan.chunks[0].instances
+        free = self._pool.free
+        if plan.policy == GIVEN:
+            home = group[0]
+            if not self._fits(task, plan.placement, home):
+                return None
+            task.decode_instance = home
+            return plan
+        inside = [i for i in group if self._roles[i] is Role.BOTH]
+        able = [i for i in inside if free[i] >= need]
+        if able:
+            home = self._freest(able)
+            first = (home, *(i for i in group if i != home))
+            chosen = _with_first(plan, first)
+        elif inside:
+            if plan.passes:
+                return None
+            moved = self._exchanged(now, task, plan, need)
+            if moved is None:
+                return None
+            home, chosen = moved
+        else:
+            deciders = [i for i, role in enumerate(self._roles) if role is not Role.PREFILL]
+            roomy = [i for i in deciders if free[i] >= need]
+            if not roomy:
+                return None
+            home, chosen = self._freest(roomy), plan
+        if not self._fits(task, chosen.placement, home):
+            return None
+        task.decode_instance = home
+        return chosen
+
+    def demand(self, task: Task, slots: Mapping[int, int]) -> dict[int, int]:
+        """What a plan is promised by instance, with what its home needs in the end."""
+        home = task.decode_instance
+        assert home is not None
+        return {**slots, home: max(slots.get(home, 0), self._need(task))}
+
+    def last_chunk_started(self, now: float, task: Task) -> None:
+        """Its KV leaves for a home outside its group, layer by layer while the chunk runs."""
+        home, plan = task.decode_instance, task.plan
+        assert home is not None
+        assert plan is not None
+        if home in plan.instances:
+            return
+        self._moving[task] = 2
+        self.moved_tokens += task.request.prompt_tokens
+        size = task.request.prompt_tokens * self._setup.kv_bytes_per_token
+        self._links.start(now, task, size, plan.instances, (home,))
+
+    def running(self) -> tuple[Running, ...]:
+        """What decodes on each instance, as the policy sees it; empty where nobody does.
+
+        The server reckons with what was promised of outputs; here that is all of an output.
+        """
+        if not any(batch.size for batch in self._batches):
+            return ()
+        return tuple(map(self._running_on, self._batches))
+
+    def _running_on(self, batch: Batch) -> Running:
+        if not batch.size:
+            return Running()
+        share = self._form.decode_share
+        return Running(
+            batch.size,
+            batch.mean_output,
+            chunk_pace(batch.step_s, share),
+            stretch_s(batch.step_s, share),
+        )
+
+    def place(self, now: float, task: Task) -> None:
+        """The request's chunks are over, and its first token is there."""
+        if task in self._moving:
+            self.arrived(now, task)
+        else:
+            self._join(now, task)
+
+    def arrived(self, now: float, task: Task) -> None:
+        """Its last chunk is over, or its KV is all at home."""
+        self._moving[task] -= 1
+        if not self._moving[task]:
+            del self._moving[task]
+            self._join(now, task)
+
+    def check_empty(self, now: float, rid: str) -> None:
+        """Nobody decodes."""
+        if any(self._here) or self._moving:
+            raise InvariantError(now, rid, f"requests decode at the end: {self._here}")
+
+    def _need(self, task: Task) -> int:
+        """KV slots that home needs of it in the end."""
+        page = self._setup.page_size
+        request = task.request
+        return (pages(request.prompt_tokens, page) + pages(request.output_tokens, page)) * page
+
+    def _freest(self, instances: Iterable[int]) -> int:
+        """The one with the most free slots for each request that decodes there."""
+        free = self._pool.free
+        return max(instances, key=lambda i: (free[i] / (1 + self._here[i]), -i))
+
+    def _exchanged(self, now: float, task: Task, plan: Plan, need: int) -> tuple[int, Plan] | None:
+        """The plan with an instance in it that has the room."""
+        free, view = self._pool.free, self._pool.view(now)
+        roomy = [
+            i
+            for i, role in enumerate(self._roles)
+            if role is Role.BOTH and free[i] >= need and self._pool.up[i]
+        ]
+        out = plan.chunks[0].instances[0]
+        for home in sorted(roomy, key=lambda i: (view.queue_s[i], -free[i] / (1 + self._here[i]))):
+            placement = _exchange(plan.placement, out, home)
+            if self._fits(task, placement, home):
+                anew = timed_plan(placement, self._setup.model, view)
+                return home, replace(anew, policy=plan.policy)
+        return None
+
+    def _fits(self, task: Task, placement: Placement, home: int) -> bool:
+        demand = kv_demand(placement, self._setup.page_size)
+        demand[home] = max(demand.get(home, 0), self._need(task))
+        return all(slots <= self._pool.free[i] for i, slots in demand.items())
+
+    def _join(self, now: float, task: Task) -> None:
+        """It decodes at home; the other members' slots are free."""
+        home = task.decode_instance
+        assert home is not None
+        self._pool.give(now, task, {i: n for i, n in task.slots.items() if i != home})
+        task.slots = {home: task.slots[home]}
+        task.transferred_s = now
+        self._here[home] += 1
+        if task.request.output_tokens == 1:
+            self._end(now, task)
+        else:
+            self._batches[home].join(now, task)
+
+    def _end(self, now: float, task: Task) -> None:
+        assert task.decode_instance is not None
+        self._here[task.decode_instance] -= 1
+        self._pool.release(now, task)
+        self._ended(now, task)
+
+    def _touched(self, now: float, instances: Iterable[int]) -> None:
+        """What computes there has changed."""
+        for i in instances:
+            run = self._pool.instances.computing(i)
+            way = Way.ALONE
+            if run is not None:
+                way = Way.STILL if run.alone else Way.BESIDE
+            self._batches[i].turn(now, way)
+
+    def _batch_changed(self, i: int, now: float) -> None:
+        batch = self._batches[i]
+        pace = chunk_pace(batch.step_s, self._form.decode_share) if batch.size else 1.0
+        self._pool.instances.set_pace(now, i, pace)
+
+
+def _with_first(plan: Plan, first: Group) -> Plan:
+    """The plan with its first group in another order."""
+    chunks = tuple(
+        replace(chunk, instances=first + chunk.instances[len(first) :]) for chunk in plan.chunks
+    )
+    return replace(plan, chunks=chunks)
+
+
+def _exchange(placement: Placement, one: int, other: int) -> Placement:
+    """A placement in which two instances have changed places."""
+    places = {one: other, other: one}
+    return tuple(
+        (tokens, tuple(places.get(instance, instance) for instance in group))
+        for tokens, group in placement
+    )
