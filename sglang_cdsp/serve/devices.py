@@ -90,7 +90,7 @@ def visible(found: tuple[Gpu, ...], named: str | None) -> tuple[Gpu, ...]:
     if named is None:
         return found
     wanted = [part.strip() for part in named.split(",") if part.strip()]
-    if all(part.isdigit() and int(part) < len(found) for part in wanted):
+    if all(part.isdecimal() and int(part) < len(found) for part in wanted):
         return tuple(found[int(part)] for part in wanted)
     return found[: len(wanted)]
 

@@ -130,7 +130,7 @@ def _on_cpus(
     tp_size: int,
 ) -> list[str]:
     given = value_of(words, "--max-total-tokens")
-    tokens = int(given) if given is not None and given.isdigit() else CPU_TOKENS
+    tokens = int(given) if given is not None and given.isdecimal() else CPU_TOKENS
     width = WIDTHS.get(value_of(words, "--dtype") or "float32", 4)
     kv, rest = tokens * weights.kv_bytes(width), tp_size * RANK_BYTES
     needed = copies * (loaded + kv + rest)

@@ -141,6 +141,7 @@ FLAGS = {
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@example(flags={"--max-total-tokens": "\u00b2"})
 @given(flags=st.fixed_dictionaries({}, optional=FLAGS))
 def test_any_flags_are_started_or_refused_in_lines(flags: dict[str, str], ask: Ask) -> None:
     status, lines = ask(*(word for flag, text in flags.items() for word in (f"{flag}={text}",)))
