@@ -8,12 +8,10 @@ is told beside stock.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,31 +22,22 @@ import requests
 from bench.gpu.plans import PAGE, cases
 from bench.gpu.record import CheckFailed, Recorder
 from bench.gpu.serving import (
-    CHECKPOINT,
-    IN_DRY_RUN,
     LATENCY_MODEL,
     ON_CUDA,
-    ON_GPU,
-    ONE_GPU,
-    START_LIMIT_S,
     Reference,
     Servers,
     Sizes,
     other_prompt_shows,
     pool_answers,
     reference_of,
-    say,
-    written,
+    with_servers,
 )
 from bench.gpu.target import Target
-from sglang_cdsp.parallel.links.choose import LINKS_VAR
 from sglang_cdsp.testing.answers import TOP, Answer, compare
 from sglang_cdsp.testing.prompts import cut_ids
 from sglang_cdsp.testing.stack import (
     Deployment,
-    RunningStack,
     one_server,
-    running,
     single,
     together,
 )
@@ -88,41 +77,19 @@ class Stream:
 
 def run(target: Target, recorder: Recorder) -> None:
     """All of the step's checks."""
-    sizes = IN_DRY_RUN if target.small else ON_GPU
-    checkpoint = recorder.folder / CHECKPOINT
-    if not recorder.check("checkpoint", lambda: written(checkpoint, sizes)):
-        return
-    os.environ[LINKS_VAR] = "shared-memory"
-    if target.cuda:
-        os.environ.update(ONE_GPU)
-    with ExitStack() as ends:
-        stacks: list[RunningStack] = []
 
-        def start() -> dict[str, float]:
-            limit_s = 4 * START_LIMIT_S if target.small else START_LIMIT_S
-            plan = deployment(checkpoint, sizes, target.cuda)
-            logs = recorder.folder / "one-server"
-            stacks.append(ends.enter_context(running(plan, logs, progress=say, timeout_s=limit_s)))
-            return {"start s": stacks[0].start_s}
+    def checks(recorder: Recorder, servers: Servers, checkpoint: Path) -> None:
+        recorder.check("overlap, graphs and radix cache", partial(kept_on, servers, target))
+        for length in servers.lengths:
+            check_length(recorder, servers, checkpoint, length)
+        prompts = [
+            cut_ids(checkpoint, PAGE * 4 + 3, seed=8),
+            cut_ids(checkpoint, servers.lengths[-1], seed=9),
+        ]
+        recorder.check("tokens one by one", partial(token_times, servers, prompts[0]))
+        recorder.check("chunks beside decode", partial(beside, servers, *prompts))
 
-        if not recorder.check("servers start", start):
-            return
-        servers = Servers(stacks[0], sizes, "pool")
-        try:
-            recorder.check("overlap, graphs and radix cache", partial(kept_on, servers, target))
-            for length in sizes.lengths:
-                check_length(recorder, servers, checkpoint, length)
-            prompts = [
-                cut_ids(checkpoint, PAGE * 4 + 3, seed=8),
-                cut_ids(checkpoint, sizes.lengths[-1], seed=9),
-            ]
-            recorder.check("tokens one by one", partial(token_times, servers, prompts[0]))
-            recorder.check("chunks beside decode", partial(beside, servers, *prompts))
-            recorder.check("instances are free again", servers.free)
-        finally:
-            if not all(check.ok for check in recorder.checks):
-                for server in stacks[0].servers.values():
-                    say(f"--- {server.log}\n{server.log_tail()}")
+    with_servers(target, recorder, deployment, "one-server", "pool", checks)
 
 
 def deployment(checkpoint: Path, sizes: Sizes, cuda: bool) -> Deployment:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +95,31 @@ IN_DRY_RUN = Sizes(SMALL, WeightScale(), "float32", (512, 1111), 8192, 1e-3, 120
 
 def run(target: Target, recorder: Recorder) -> None:
     """All of the step's checks."""
+    with_servers(target, recorder, deployment, "servers", "prefill", check_lengths)
+
+
+def check_lengths(recorder: Recorder, servers: Servers, checkpoint: Path) -> None:
+    """Prompts of every length."""
+    for length in servers.lengths:
+        check_length(recorder, servers, checkpoint, length)
+
+
+def with_servers(
+    target: Target,
+    recorder: Recorder,
+    plan: Callable[[Path, Sizes, bool], Deployment],
+    logs: str,
+    pool: str,
+    checks: Callable[[Recorder, Servers, Path], None],
+) -> None:
+    """Write the checkpoint, start servers, check, and see that the pool is free again.
+
+    Args:
+        plan: the servers for a checkpoint, its sizes, and whether they run on a GPU.
+        logs: name of the folder of their logs; a failed check prints their ends.
+        pool: name of the server that has the pool.
+        checks: what is checked of them.
+    """
     sizes = IN_DRY_RUN if target.small else ON_GPU
     checkpoint = recorder.folder / CHECKPOINT
     if not recorder.check("checkpoint", lambda: written(checkpoint, sizes)):
@@ -107,17 +132,20 @@ def run(target: Target, recorder: Recorder) -> None:
 
         def start() -> dict[str, float]:
             limit_s = 4 * START_LIMIT_S if target.small else START_LIMIT_S
-            plan = deployment(checkpoint, sizes, target.cuda)
-            logs = recorder.folder / "servers"
-            stacks.append(ends.enter_context(running(plan, logs, progress=say, timeout_s=limit_s)))
+            servers = running(
+                plan(checkpoint, sizes, target.cuda),
+                recorder.folder / logs,
+                progress=say,
+                timeout_s=limit_s,
+            )
+            stacks.append(ends.enter_context(servers))
             return {"start s": stacks[0].start_s}
 
         if not recorder.check("servers start", start):
             return
-        servers = Servers(stacks[0], sizes)
+        servers = Servers(stacks[0], sizes, pool)
         try:
-            for length in sizes.lengths:
-                check_length(recorder, servers, checkpoint, length)
+            checks(recorder, servers, checkpoint)
             recorder.check("instances are free again", servers.free)
         finally:
             if not all(check.ok for check in recorder.checks):
@@ -154,10 +182,11 @@ def deployment(checkpoint: Path, sizes: Sizes, cuda: bool) -> Deployment:
 class Servers:
     """Requests to the servers."""
 
-    def __init__(self, stack: RunningStack, sizes: Sizes, pool: str = "prefill") -> None:
+    def __init__(self, stack: RunningStack, sizes: Sizes, pool: str) -> None:
         """``pool``: name of the server that has the pool."""
         self._urls, self._sizes, self._pool = stack.urls, sizes, pool
         self.shape, self.floor, self.limit_s = sizes.shape, sizes.floor, sizes.request_s
+        self.lengths = sizes.lengths
         self._free = self._free_tokens()
 
     def url(self, server: str) -> str:

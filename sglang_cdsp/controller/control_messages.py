@@ -193,7 +193,7 @@ class ControlMessages:
 
     def on(self, message: Any, pool: Pool) -> None:
         """A control message from the tokenizer manager."""
-        if isinstance(message, FlushCacheReqInput) and pool.requests:
+        if isinstance(message, FlushCacheReqInput) and _in_use(pool):
             self._keep_flush(message)
         else:
             self.gate.submit(control_of(message))
@@ -216,8 +216,7 @@ class ControlMessages:
         if self._flush is None:
             return
         message, deadline_s = self._flush
-        # A request whose slots are being freed is none by its id any more, and still holds KV.
-        if not pool.requests and not pool.holding:
+        if not _in_use(pool):
             self._flush = None
             self._forward(message)
         elif self._clock() >= deadline_s:
@@ -230,3 +229,11 @@ class ControlMessages:
         if message is not None:
             self._answer(UpdateWeightFromDiskReqOutput(success=False, message=STANDS))
         return message is not None
+
+
+def _in_use(pool: Pool) -> bool:
+    """Whether a flush has to wait.
+
+    A request whose slots are being freed is none by its id any more, and still holds KV.
+    """
+    return bool(pool.requests) or pool.holding

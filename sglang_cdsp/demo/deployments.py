@@ -27,8 +27,7 @@ def pool(
     flags: Sequence[str] = (),
 ) -> Deployment:
     """One server that prefills and decodes, of ``size`` instances."""
-    chosen = (*_sized(size), *_pages(), *_planned(plan_log), *flags)
-    return one_server(checkpoint, flags=chosen, port=port)
+    return one_server(checkpoint, flags=_chosen(size, plan_log, flags), port=port)
 
 
 def scaled_out(
@@ -40,10 +39,9 @@ def scaled_out(
     flags: Sequence[str] = (),
 ) -> Deployment:
     """A prefill pool of ``size`` instances, a stock decode server, and SGLang's router."""
-    chosen = (*_sized(size), *_pages(), "--cdsp", *_planned(plan_log), *flags)
     return disaggregated(
         checkpoint,
-        prefill_flags=chosen,
+        prefill_flags=("--cdsp", *_chosen(size, plan_log, flags)),
         decode_flags=("--max-total-tokens", str(DECODE_KV_TOKENS), *_pages()),
         router_port=port,
     )
@@ -58,8 +56,10 @@ def _sized(size: int) -> tuple[str, ...]:
     return ("--dp-size", str(size), "--max-total-tokens", str(KV_TOKENS))
 
 
-def _planned(plan_log: Path) -> tuple[str, ...]:
-    return ("--cdsp-plan-log", str(plan_log.resolve()), "--cdsp-allow-request-plans")
+def _chosen(size: int, plan_log: Path, flags: Sequence[str]) -> tuple[str, ...]:
+    """A pool's flags in either form."""
+    planned = ("--cdsp-plan-log", str(plan_log.resolve()), "--cdsp-allow-request-plans")
+    return (*_sized(size), *_pages(), *planned, *flags)
 
 
 def _pages() -> tuple[str, ...]:

@@ -150,3 +150,20 @@ def test_a_flush_whose_time_is_over_is_refused(pool: ControlledPool) -> None:
     assert [answer.success for answer in pool.refused] == [False]
     assert "timed out" in pool.refused[0].message
     assert request.phase is Phase.ARRIVED
+
+
+def test_a_flush_is_refused_while_slots_are_freed_of_a_request_that_lost_its_id(
+    pool: ControlledPool,
+) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.lifecycle.abort(request, "no longer wanted")
+    assert request.phase is Phase.DRAINING
+    again = pool.submit(50, rid=request.rid)
+    pool.lifecycle.abort(again, "no longer wanted")
+    assert pool.lifecycle.requests == ()
+    pool.send(FLUSH)
+    assert [answer.success for answer in pool.refused] == [False]
+    assert pool.forwarded == []
+    pool.settle()
+    pool.send(FLUSH)
+    assert pool.forwarded == [FLUSH]

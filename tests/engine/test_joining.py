@@ -20,7 +20,7 @@ from sglang.srt.sampling import sampling_batch_info
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
+from sglang_cdsp.engine.joining import Joining, SlotReports, make_room, release
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.engine.fake_stock import FakeReporter, FakeScheduler
 
@@ -165,7 +165,7 @@ def test_rows_are_given_first_come_first_served(max_running: int) -> None:
     for req in running.reqs[:1]:
         req.to_finish = FINISH_ABORT()
         req.update_finish_state()
-        common.release_kv_cache(req, scheduler.tree_cache)
+        release(req, scheduler.tree_cache)
     running.filter_batch()
     running = joining.admit(running)
     assert running.reqs[-1] is reqs[most]
