@@ -15,9 +15,10 @@ from sglang_cdsp.cli.needs import SERVER, lacking
 from sglang_cdsp.cli.outputs import OutputError, check_folder
 from sglang_cdsp.cli.parser import integer, number
 from sglang_cdsp.cli.profile_checks import ProfileError, find_model
+from sglang_cdsp.form import Form
 from sglang_cdsp.serve import checks, devices
-from sglang_cdsp.serve.asked import Asked, sort_flags
-from sglang_cdsp.serve.layout import DEFAULT_LAYOUT, Layout
+from sglang_cdsp.serve.asked import FORMS, Asked, sort_flags
+from sglang_cdsp.serve.layout import Layout, layout_of
 from sglang_cdsp.serve.run import serve
 
 TAKES_OTHERS = True
@@ -31,8 +32,7 @@ START_TIMEOUT_S = 1800.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.epilog = (
-        "All other flags go to SGLang's servers: --cdsp-... to the pool, the rest to the pool and "
-        "to decode."
+        "All other flags go to SGLang's servers: --cdsp-... to the pool, the rest to every server."
     )
     add = parser.add_argument
     add(
@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks of an instance (1)",
     )
+    add(
+        "--form",
+        choices=FORMS,
+        default=next(iter(FORMS)),
+        help="one-server: the pool decodes what it prefills; scale-out: it prefills for a stock "
+        "decode server, behind a router (one-server)",
+    )
     add("--host", default="127.0.0.1", help="where clients ask (127.0.0.1)")
     add("--port", type=integer(1, 65535), default=PORT, metavar="P", help=f"the same ({PORT})")
     add(
@@ -62,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shlex.split,
         default=[],
         metavar="'FLAG ...'",
-        help="further flags of the decode server alone, in one word",
+        help="scale-out: further flags of the decode server alone, in one word",
     )
     add(
         "--log-directory",
@@ -84,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
     logs = options.log_directory or platformdirs.user_log_path("sglang-cdsp", False) / (
         f"serve-{options.port}"
     )
-    gone = lacking((*SERVER, "sglang_router"))
+    form = FORMS[options.form]
+    gone = lacking(SERVER if form is Form.ONE_SERVER else (*SERVER, "sglang_router"))
     if gone:
         return _failed([gone])
     flags = sort_flags(options.others)
@@ -97,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         pool_flags=flags.pool,
         flags=flags.servers,
         decode_flags=tuple(options.decode_flags),
+        form=form,
     )
     problems = checks.quick_problems(asked)
     try:
@@ -111,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         return _failed([str(error)])
     machine = devices.look(asked.flags)
     asked = dataclasses.replace(asked, model=model)
-    layout = DEFAULT_LAYOUT(asked, machine)
+    layout = layout_of(asked, machine)
     problems = checks.memory_problems(layout, asked, machine, checks.weights_here(model, config))
     if problems:
         return _failed(problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,8 +31,6 @@ from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import Hello
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,6 @@ class PoolParts:
                 ),
                 anew=self.args.measure_anew,
             )
-        logger.info("latency model %s", source)
         return make_planning(self.args, model, sizes, page_size, source)
 
     def _measured_on(self, sizes: tuple[int, ...], longest: int) -> MeasuredOn:

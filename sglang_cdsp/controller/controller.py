@@ -310,7 +310,7 @@ class PoolController(DataParallelController):
             policy=self._planning.policy.name,
             sp_sizes=regulation.sp_sizes,
             improvement_rate=regulation.rate,
-            latency_model=self._cdsp.latency_model,
+            latency_model=self._planning.source,
             links=hello.links,
             transfer=(
                 get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_cdsp.args import add_cli_args
+from sglang_cdsp.form import Form
 
 OURS = "--cdsp"
 """What the pool's own flags begin with."""
 
-CHOSEN = {
+FORMS: Mapping[str, Form] = {"one-server": Form.ONE_SERVER, "scale-out": Form.PREFILL}
+"""The two forms by the names that people give them."""
+
+CHOSEN: Mapping[str, str] = {
     "--cdsp": "serve gives it itself; remove it",
-    "--disaggregation-mode": "serve starts both sides; remove it",
+    "--disaggregation-mode": "serve gives it itself; remove it, and give --form scale-out for a "
+    "pool that prefills for a decode server",
     "--disaggregation-bootstrap-port": "serve chooses a free port; remove it",
-    "--base-gpu-id": "serve gives the pool the first GPUs and decode the next; remove it, and name "
-    "GPUs with CUDA_VISIBLE_DEVICES",
+    "--base-gpu-id": "serve takes the first GPUs; remove it, and name others with "
+    "CUDA_VISIBLE_DEVICES",
     "--nccl-port": "serve chooses a free port; remove it",
     "--dist-init-addr": "serve runs on this machine; remove it",
     "--nnodes": "serve runs on this machine; remove it",
     "--config": "give the flags themselves, since serve has to read them",
-    "--api-key": "SGLang's mini router passes no keys on; put a proxy that asks for the key in "
-    "front, or start the parts by hand with the Rust router (docs/install.md)",
-    "--ssl-keyfile": "the router speaks plain HTTP; put a proxy in front",
-    "--ssl-certfile": "the router speaks plain HTTP; put a proxy in front",
+    "--ssl-keyfile": "serve speaks plain HTTP; put a proxy in front",
+    "--ssl-certfile": "serve speaks plain HTTP; put a proxy in front",
 }
 """Flags of SGLang's that `serve` cannot hand on, and what to do instead."""
+
+CHOSEN_BEHIND_A_ROUTER: Mapping[str, str] = {
+    "--api-key": "SGLang's mini router passes no keys on; put a proxy that asks for the key in "
+    "front, or start the parts by hand with the Rust router (docs/install.md)",
+}
+"""The same, of servers behind a router."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,12 @@ class Asked:
     Attributes:
         model: a folder, or the model's name on a hub.
         instances: of the pool.
-        tp_size: ranks of an instance, and of decode.
+        tp_size: ranks of an instance, and of a decode server.
         host, port: where clients ask.
         pool_flags: of the pool alone.
         flags: of every server.
-        decode_flags: of decode alone.
+        decode_flags: of the decode server alone, where there is one.
+        form: one server, or a pool that prefills for a decode server.
     """
 
     model: Path | str
@@ -52,6 +62,7 @@ class Asked:
     pool_flags: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     decode_flags: tuple[str, ...] = ()
+    form: Form = Form.ONE_SERVER
 
 
 @dataclass(frozen=True)
@@ -87,10 +98,11 @@ def sort_flags(words: Sequence[str]) -> Sorted:
     return Sorted(tuple(pool), tuple(servers))
 
 
-def refused(words: Sequence[str]) -> list[str]:
+def refused(words: Sequence[str], form: Form) -> list[str]:
     """What `serve` cannot hand on, one line each with the remedy."""
+    chosen = CHOSEN if form is Form.ONE_SERVER else {**CHOSEN, **CHOSEN_BEHIND_A_ROUTER}
     flags = dict.fromkeys(word.partition("=")[0] for word in words)
-    return [f"{flag}: {CHOSEN[flag]}" for flag in flags if flag in CHOSEN]
+    return [f"{flag}: {chosen[flag]}" for flag in flags if flag in chosen]
 
 
 def value_of(words: Sequence[str], flag: str) -> str | None:

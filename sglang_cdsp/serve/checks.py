@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp.form import Form
 from sglang_cdsp.launch import ports
 from sglang_cdsp.serve import asked as asking
 from sglang_cdsp.serve import flags, memory
@@ -22,12 +23,25 @@ from sglang_cdsp.stack import listeners
 def quick_problems(asked: Asked) -> list[str]:
     """What is wrong with the port and with flags that `serve` cannot hand on; a line each."""
     words = (*asked.flags, *asked.pool_flags, *asked.decode_flags)
-    return [*asking.refused(words), *_port(asked.host, asked.port)]
+    return [
+        *asking.refused(words, asked.form),
+        *_decode_flags(asked),
+        *_port(asked.host, asked.port),
+    ]
 
 
 def memory_problems(layout: Layout, asked: Asked, machine: Machine, weights: Weights) -> list[str]:
     """What does not fit into the memory of this machine's devices; a line, or nothing."""
     return memory.problems(asked, weights, machine, layout.copies)
+
+
+def _decode_flags(asked: Asked) -> list[str]:
+    if asked.form is not Form.ONE_SERVER or not asked.decode_flags:
+        return []
+    return [
+        "--decode-flags: one server has no decode server; give the flags themselves, or --form "
+        "scale-out"
+    ]
 
 
 def _port(host: str, port: int) -> list[str]:

@@ -102,6 +102,15 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):
         limit = int((groups / "memory.max").read_text())
-        used = int((groups / "memory.current").read_text())
+        used = int((groups / "memory.current").read_text()) - _cached_files(groups)
         free = min(free, max(0, limit - used))
     return free
+
+
+def _cached_files(group: Path) -> int:
+    """Bytes of files' contents that count as used, and that the kernel gives up when asked for."""
+    try:
+        lines = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(words[1]) for words in lines if words[0] in ("inactive_file", "active_file"))

@@ -1,16 +1,19 @@
 """Which processes serve: a layout names them all, and whatever else is done follows from it.
 
-``prefill_and_decode`` is the layout of a pool that prefills for a stock decode server. A pool that
-decodes what it prefills is a layout of one part, whose URL is the layout's.
+``one_server`` is a pool that decodes what it prefills: a layout of one part, whose URL is the
+layout's. ``prefill_and_decode`` is a pool that prefills for a stock decode server, with a router.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from sglang_cdsp.form import Form
 from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.serve.asked import OURS, Asked, value_of
 from sglang_cdsp.serve.devices import Machine
@@ -90,7 +93,16 @@ class Layout:
         )
 
 
-MakeLayout = Callable[[Asked, Machine], Layout]
+def one_server(asked: Asked, machine: Machine) -> Layout:
+    """The pool as one server that prefills and decodes."""
+    flags = (
+        *("--tp-size", str(asked.tp_size), *asked.flags),
+        *(OURS, "--dp-size", str(asked.instances), *asked.pool_flags),
+    )
+    command, url = server_command("pool", asked.model, iter((asked.port,)), flags, host=asked.host)
+    does = f"prefills and decodes: {asked.instances} instances"
+    pool = Part(_here(command), url, does, asked.instances)
+    return Layout((pool,), pool, pool, tuple(_crowded(asked, machine)))
 
 
 def prefill_and_decode(asked: Asked, machine: Machine) -> Layout:
@@ -120,14 +132,30 @@ def prefill_and_decode(asked: Asked, machine: Machine) -> Layout:
         ("--mini-lb",),
         host=asked.host,
     )
-    front = Part(router, url, "takes requests: SGLang's mini router")
-    prefill = Part(pool, pool_url, f"prefills: {asked.instances} instances", asked.instances)
-    behind = Part(decode, decode_url, "decodes: stock SGLang", 1)
+    front = Part(_here(router), url, "takes requests: SGLang's mini router")
+    does = f"prefills: {asked.instances} instances"
+    prefill = Part(_here(pool), pool_url, does, asked.instances)
+    behind = Part(_here(decode), decode_url, "decodes: stock SGLang", 1)
     notes = (*shares.notes, *_crowded(asked, machine))
     return Layout((front, prefill, behind), front, prefill, notes)
 
 
-DEFAULT_LAYOUT: MakeLayout = prefill_and_decode
+MakeLayout = Callable[[Asked, Machine], Layout]
+
+LAYOUTS: Mapping[Form, MakeLayout] = {
+    Form.ONE_SERVER: one_server,
+    Form.PREFILL: prefill_and_decode,
+}
+
+
+def layout_of(asked: Asked, machine: Machine) -> Layout:
+    """The layout that is asked for."""
+    return LAYOUTS[asked.form](asked, machine)
+
+
+def _here(command: Command) -> Command:
+    """A command in this program's directory: files that its flags name are the user's."""
+    return dataclasses.replace(command, directory=Path.cwd())
 
 
 def _common(asked: Asked, machine: Machine) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def problems(asked: Asked, weights: Weights, machine: Machine, copies: int) -> l
     """What does not fit, in one line with the remedy; nothing if all fits, or nobody knows.
 
     Args:
-        copies: of the weights: the pool's instances, and decode.
+        copies: of the weights: the pool's instances, and a decode server if there is one.
     """
     words = (*asked.flags, *asked.pool_flags)
     dtype = value_of(words, "--dtype")
@@ -91,18 +91,19 @@ def problems(asked: Asked, weights: Weights, machine: Machine, copies: int) -> l
     if not weights.stored:
         return []
     loaded = weights.loaded(dtype, on_cpus=True)
-    return _on_cpus(words, weights, loaded, machine, copies, asked.tp_size)
+    return _on_cpus(asked, weights, loaded, machine, copies)
 
 
 def _on_gpus(asked: Asked, loaded: int, machine: Machine, copies: int) -> list[str]:
     needed, there = copies * asked.tp_size, len(machine.gpus)
     if needed > there:
-        most = there // asked.tp_size - 1
+        others = copies - asked.instances
+        most = there // asked.tp_size - others
         remedy = f"give --dp-size {most}" if most >= 2 else "serve on a machine with more"
+        decode = f" and {asked.tp_size} for decode" if others else ""
         return [
             f"--dp-size {asked.instances} --tp-size {asked.tp_size} needs {needed} GPUs, "
-            f"{asked.tp_size} an instance and {asked.tp_size} for decode; there are {there}: "
-            f"{remedy}"
+            f"{asked.tp_size} an instance{decode}; there are {there}: {remedy}"
         ]
     share = loaded // asked.tp_size
     small = [
@@ -122,21 +123,17 @@ def _on_gpus(asked: Asked, loaded: int, machine: Machine, copies: int) -> list[s
 
 
 def _on_cpus(
-    words: Sequence[str],
-    weights: Weights,
-    loaded: int,
-    machine: Machine,
-    copies: int,
-    tp_size: int,
+    asked: Asked, weights: Weights, loaded: int, machine: Machine, copies: int
 ) -> list[str]:
+    words = (*asked.flags, *asked.pool_flags)
     given = value_of(words, "--max-total-tokens")
     tokens = int(given) if given is not None and given.isdecimal() else CPU_TOKENS
     width = WIDTHS.get(value_of(words, "--dtype") or "float32", 4)
-    kv, rest = tokens * weights.kv_bytes(width), tp_size * RANK_BYTES
+    kv, rest = tokens * weights.kv_bytes(width), asked.tp_size * RANK_BYTES
     needed = copies * (loaded + kv + rest)
     if needed <= machine.memory:
         return []
-    fewer = machine.memory // (loaded + kv + rest) - 1
+    fewer = machine.memory // (loaded + kv + rest) - (copies - asked.instances)
     remedies = [f"give --dp-size {fewer}"] if fewer >= 2 else []
     if given is None or kv > loaded:
         remedies.append("give --max-total-tokens for less KV")

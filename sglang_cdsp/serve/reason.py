@@ -11,8 +11,10 @@ OURS = "sglang-cdsp: "
 EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: \S")
 """The last line of a traceback, as Python prints it."""
 
-BESIDE = ("the kept latency model", "the latency model cannot be kept", "degraded:")
-"""Beginnings of lines of the pool that ended nothing."""
+BESIDE = re.compile(
+    r"\d+ instances[ ,]|the kept latency model|the latency model cannot be kept|degraded:"
+)
+"""How lines of the pool begin that ended nothing; the first is the line on what runs."""
 
 RECENT = 400
 """Lines at the end of a log in which the reason stands, if it does."""
@@ -37,7 +39,7 @@ def reason_in(log: str) -> str:
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()][-RECENT:]
     said = [line.partition(OURS)[2] for line in lines]
-    ours = [words for words in said if words and not words.startswith(BESIDE)]
+    ours = [words for words in said if words and not BESIDE.match(words)]
     exceptions = [line for line in lines if EXCEPTION.match(line)]
     trouble = [line for line in lines if TROUBLE.search(line)]
     for found in (ours, exceptions, trouble, lines):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 from rich.live import Live
 
+from sglang_cdsp.serve.asked import value_of
 from sglang_cdsp.serve.layout import Layout
 from sglang_cdsp.serve.reason import how_ended, reason_in
-from sglang_cdsp.serve.screen import progress_table, show_ready
+from sglang_cdsp.serve.screen import Seen, progress_table, show_ready
 from sglang_cdsp.stack.processes import ServerEndedError, ServerFailedError
 from sglang_cdsp.stack.running import RunningStack, running
 
 LOOK_EVERY_S = 0.5
+LOOK_TIMEOUT_S = 10.0
 
 
 def serve(
@@ -43,8 +46,7 @@ def serve(
     try:
         with _started(layout, logs, timeout_s, err) as stack:
             ready = True
-            status = pool_status(layout)
-            show_ready(out, layout, status, logs, stack.start_s, tp_size)
+            show_ready(out, layout, look(layout), logs, stack.start_s, tp_size)
             watch(stack)
     except KeyboardInterrupt:
         return _stopped(ready, 130, err)
@@ -91,14 +93,26 @@ def say_why(error: ServerEndedError, err: Console) -> None:
     err.print(f"  its log: {server.log}", markup=False, highlight=False, soft_wrap=True)
 
 
-def pool_status(layout: Layout) -> Mapping[str, Any]:
-    """What the pool says of itself; {} where it asks for a key."""
+def look(layout: Layout) -> Seen:
+    """What the pool shows of itself."""
+    found = None
+    with contextlib.suppress(ValueError):
+        found = json.loads(_get(layout, "/cdsp/status") or b"{}")
+    page = _get(layout, "/cdsp") is not None
+    return Seen(found if isinstance(found, dict) else {}, page)
+
+
+def _get(layout: Layout, path: str) -> bytes | None:
+    """What the pool answers to the key that its admin routes ask for; None if that is an error."""
+    flags = layout.pool.server_flags
+    key = value_of(flags, "--admin-api-key") or value_of(flags, "--api-key")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"{layout.pool.url}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(f"{layout.pool.url}/cdsp/status", timeout=10) as answer:
-            found = json.load(answer)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        with urllib.request.urlopen(request, timeout=LOOK_TIMEOUT_S) as answer:
+            return bytes(answer.read())
+    except (OSError, http.client.HTTPException):
+        return None
 
 
 @contextlib.contextmanager

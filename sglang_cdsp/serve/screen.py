@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sglang_cdsp.serve.asked import value_of
 from sglang_cdsp.serve.layout import Layout
 from sglang_cdsp.stack.running import READY
 
 PROMPT = "The import statement"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pool that is up shows of itself.
+
+    Attributes:
+        status: what it answers at ``/cdsp/status``; {} if it does not.
+        page: whether it has a page for browsers at ``/cdsp``.
+    """
+
+    status: Mapping[str, Any] = field(default_factory=dict)
+    page: bool = False
 
 
 def progress_table(layout: Layout, stages: Mapping[str, str], elapsed_s: float) -> Table:
@@ -28,27 +43,34 @@ def progress_table(layout: Layout, stages: Mapping[str, str], elapsed_s: float) 
     return table
 
 
-def rows(
-    layout: Layout, status: Mapping[str, Any], logs: Path, tp_size: int
-) -> list[tuple[str, str]]:
+def rows(layout: Layout, seen: Seen, logs: Path, tp_size: int) -> list[tuple[str, str]]:
     """The panel's rows, name and text."""
     found = [("server", f"{layout.front.url}  (OpenAI's API under /v1)")]
+    status = seen.status
     if status:
         regulation = status.get("regulation", {})
         sizes = ", ".join(map(str, regulation.get("sp_size_candidates", ())))
         candidates = f", SP sizes {sizes}" if sizes else ""
         found.append(("policy", f"{status.get('policy')}{candidates}"))
         found.append(("instances", _instances(status.get("pool", {}), tp_size)))
+        # Where decode is another server's, all instances do the same.
+        if layout.front is layout.pool and (roles := status.get("roles")):
+            found.append(("roles", f"{roles}  (p: prefill, d: decode, b: both)"))
         if source := status.get("latency_model_source"):
             found.append(("latency model", str(source)))
+    if seen.page:
+        found.append(("page", f"{layout.pool.url}/cdsp  (live, for a browser)"))
     found.append(("status", f"{layout.pool.url}/cdsp/status"))
-    found += [
-        ("metrics" if number == 0 else "", f"{part.url}/metrics  ({part.name})")
-        for number, part in enumerate(part for part in layout.parts if part.has_metrics)
-    ]
+    metrics = [f"{part.url}/metrics  ({part.name})" for part in layout.parts if part.has_metrics]
+    found += _named("metrics", metrics or ["none: --enable-metrics gives them"])
     found.append(("logs", str(logs)))
-    found += [("note" if number == 0 else "", note) for number, note in enumerate(layout.notes)]
+    found += _named("note", layout.notes)
     return found
+
+
+def _named(name: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Rows of one name, which stands at the first."""
+    return [("" if number else name, text) for number, text in enumerate(texts)]
 
 
 def _instances(pool: Mapping[str, Any], tp_size: int) -> str:
@@ -59,15 +81,18 @@ def _instances(pool: Mapping[str, Any], tp_size: int) -> str:
 
 
 def curl_line(layout: Layout) -> str:
-    """A request that can be pasted into a shell, on one line."""
+    """A request for a shell, on one line; its key is the shell's ``API_KEY``."""
+    asks = value_of(layout.front.server_flags, "--api-key") is not None
+    key = """ -H "Authorization: Bearer $API_KEY\"""" if asks else ""
     body = json.dumps({"model": "default", "prompt": PROMPT, "max_tokens": 16})
-    return f"curl {layout.front.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+    url = f"{layout.front.url}/v1/completions"
+    return f"curl {url}{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def show_ready(
     console: Console,
     layout: Layout,
-    status: Mapping[str, Any],
+    seen: Seen,
     logs: Path,
     start_s: float,
     tp_size: int,
@@ -76,12 +101,12 @@ def show_ready(
 
     Args:
         layout: all of whose parts answer.
-        status: what the pool answers at ``/cdsp/status``; {} if it does not.
+        seen: of the pool.
         logs: the folder of the logs.
         start_s: seconds that the start took.
         tp_size: ranks of an instance.
     """
-    found = [*rows(layout, status, logs, tp_size), ("try", curl_line(layout))]
+    found = [*rows(layout, seen, logs, tp_size), ("try", curl_line(layout))]
     width = max(len(name) for name, _ in found)
     console.rule(f"ready after {start_s:.0f} s", align="left", style="green")
     for name, text in found:

@@ -17,10 +17,15 @@ def server_command(
     cpus: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
     nice: int = 0,
+    host: str = HOST,
 ) -> tuple[Command, str]:
-    """A server on the next of ``ports``, and its URL; ``checkpoint``: a folder, or a hub's name."""
+    """A server on the next of ``ports``, and its URL.
+
+    ``checkpoint``: a folder, or a hub's name; ``host``: where it listens; the URL is one that this
+    machine reaches.
+    """
     port = next(ports)
-    url = f"http://{HOST}:{port}"
+    url = f"http://{reached(host)}:{port}"
     if isinstance(checkpoint, Path):
         model, offline = str(checkpoint.resolve()), {"HF_HUB_OFFLINE": "1"}
     else:
@@ -30,7 +35,7 @@ def server_command(
         flags = ("--nccl-port", str(next(ports)), *flags)
     arguments = (
         *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
-        *("--host", HOST, "--port", str(port), *flags),
+        *("--host", host, "--port", str(port), *flags),
     )
     command = Command(
         name,

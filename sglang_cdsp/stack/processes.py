@@ -64,6 +64,7 @@ class Command:
         cpus: cores that it may use; None for all.
         environment: variables beside this program's own.
         nice: how far its processes give way to others: 0 not at all, 19 to everything.
+        directory: that it works in; None for that of its log.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Command:
     cpus: tuple[int, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     nice: int = 0
+    directory: Path | None = None
 
     @property
     def port(self) -> int:
@@ -85,7 +87,7 @@ class ServerProcess:
     """One running server in a session of its own, its output in a file."""
 
     def __init__(self, command: Command, log: Path):
-        """Start ``command``; its working directory is that of ``log``."""
+        """Start ``command``."""
         self.command = command
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=log.parent,
+                cwd=command.directory or log.parent,
                 env={**os.environ, **command.environment},
                 start_new_session=True,
             )

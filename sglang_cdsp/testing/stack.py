@@ -6,14 +6,18 @@
         requests.post(f"{stack.url}/generate", json=...)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.protocol.ports import free_ports
+from sglang_cdsp.stack import running as starting
 from sglang_cdsp.stack.commands import as_prefill, decode_command, router_command, server_command
-from sglang_cdsp.stack.running import Deployment, RunningStack, running, together
+from sglang_cdsp.stack.running import START_TIMEOUT_S, Deployment, RunningStack, together
 from sglang_cdsp.stack.shares import Shares, bound, decode_first
 
 __all__ = [
@@ -45,6 +49,34 @@ class Side:
     name: str
     prefill: tuple[tuple[str, ...], ...]
     cores: tuple[str, ...]
+
+
+def running(
+    plan: Deployment,
+    log_directory: Path,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+    watch: Callable[[Mapping[str, str], float], None] | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+    grace_s: float | None = None,
+) -> AbstractContextManager[RunningStack]:
+    """As `stack.running.running`, but latency models are kept beside the logs.
+
+    What demonstrations, tests and benchmarks measure is nobody else's, and what lies in the user's
+    cache does not count for them. ``SGLANG_CDSP_CACHE`` names another folder.
+    """
+    own = {} if os.environ.get(CACHE_VAR) else {CACHE_VAR: str(log_directory.resolve() / "cache")}
+    commands = tuple(
+        replace(command, environment={**own, **command.environment}) for command in plan.commands
+    )
+    return starting.running(
+        replace(plan, commands=commands),
+        log_directory,
+        progress=progress,
+        watch=watch,
+        timeout_s=timeout_s,
+        grace_s=grace_s,
+    )
 
 
 def disaggregated(

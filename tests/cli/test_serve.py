@@ -106,9 +106,11 @@ def test_a_busy_port_is_refused_at_once(
         (("--port", "70000"), "--port"),
         (("--host", "192.0.2.1"), "change --host"),
         (("--model-path", "/no/such/folder"), "no such folder"),
-        (("--disaggregation-mode", "decode"), "serve starts both sides"),
-        (("--api-key", "secret"), "proxy"),
+        (("--disaggregation-mode", "decode"), "--form scale-out"),
+        (("--form", "both"), "--form"),
+        (("--form", "scale-out", "--api-key", "secret"), "proxy"),
         (("--decode-flags", "'open"), "--decode-flags"),
+        (("--decode-flags", "--log-level info"), "no decode server"),
         (("--start-timeout", "soon"), "--start-timeout"),
     ],
 )
@@ -134,6 +136,7 @@ FLAGS = {
     "--dtype": st.sampled_from(["auto", "float32", "odd"]),
     "--cdsp-policy": st.text(max_size=3),
     "--nnodes": NUMBERS,
+    "--form": st.sampled_from(["one-server", "scale-out", "", "stock"]),
 }
 
 
@@ -164,7 +167,9 @@ def test_a_model_that_does_not_fit(
     gpus = (Gpu("some GPU", 100, 100),) * 3
     monkeypatch.setattr(devices, "look", lambda flags: Machine(gpus, 0))
     assert "raise --tp-size" in refused(ask, started)
-    assert "needs 4 GPUs" in refused(ask, started, "--dp-size", "3")
+    assert "needs 4 GPUs" in refused(ask, started, "--dp-size", "4")
+    scaled_out = refused(ask, started, "--dp-size", "3", "--form", "scale-out")
+    assert "needs 4 GPUs" in scaled_out
 
 
 def test_a_machine_without_sglang_says_so(

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_cdsp.args import add_cli_args
-from sglang_cdsp.serve.asked import CHOSEN, refused, sort_flags, value_of
+from sglang_cdsp.form import Form
+from sglang_cdsp.serve.asked import (
+    CHOSEN,
+    CHOSEN_BEHIND_A_ROUTER,
+    refused,
+    sort_flags,
+    value_of,
+)
 
 
 def own_flags() -> list[tuple[str, ...]]:
@@ -48,16 +55,25 @@ def test_a_word_too_many_is_left_to_sglangs_parser() -> None:
     assert found.servers == ("yes", "and")
 
 
+@pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("flag", CHOSEN)
-def test_what_serve_decides_is_refused_with_the_remedy(flag: str) -> None:
+def test_what_serve_decides_is_refused_with_the_remedy(flag: str, form: Form) -> None:
     for words in ([flag, "x"], [f"{flag}=x"], ["--a", flag, flag]):
-        [line] = refused(words)
+        [line] = refused(words, form)
         assert line.startswith(f"{flag}: ")
         assert "\n" not in line
 
 
+@pytest.mark.parametrize("flag", CHOSEN_BEHIND_A_ROUTER)
+def test_what_a_router_cannot_do_one_server_can(flag: str) -> None:
+    assert refused([flag, "x"], Form.ONE_SERVER) == []
+    [line] = refused([flag, "x"], Form.PREFILL)
+    assert line.startswith(f"{flag}: ")
+
+
 def test_all_others_are_handed_on() -> None:
-    assert refused(["--enable-metrics", "--context-length", "4096", "--cdsp-policy", "cdsp"]) == []
+    flags = ["--enable-metrics", "--context-length", "4096", "--cdsp-policy", "cdsp"]
+    assert [refused(flags, form) for form in Form] == [[], []]
 
 
 def test_the_last_value_of_a_flag_counts() -> None:

@@ -78,6 +78,8 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
     assert free_memory(tmp_path) == 3000
+    (tmp_path / "memory.stat").write_text("anon 900\ninactive_file 800\nactive_file 200\nshmem 9\n")
+    assert free_memory(tmp_path) == 4000
     (tmp_path / "memory.max").write_text("max\n")
     assert 3000 < free_memory(tmp_path) <= psutil.virtual_memory().total
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from sglang_cdsp.form import Form
 from sglang_cdsp.launch.defaults import CUDA_PAGE_SIZE
 from sglang_cdsp.serve import layout as layouts
 from sglang_cdsp.serve.asked import Asked
 from sglang_cdsp.serve.devices import Gpu, Machine
-from sglang_cdsp.serve.layout import Layout, Part, prefill_and_decode
-from sglang_cdsp.stack.processes import Command
+from sglang_cdsp.serve.layout import Layout, layout_of, one_server, prefill_and_decode
 
 CPUS = Machine((), 100)
 GPUS = Machine((Gpu("some GPU", 1, 1),) * 8, 100)
@@ -93,12 +94,13 @@ def test_decode_has_the_gpus_after_the_pools_and_its_pages() -> None:
     assert str(CUDA_PAGE_SIZE) == layouts.CUDA_PAGE_SIZE
 
 
-def test_more_ranks_than_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", Form)
+def test_more_ranks_than_cores_are_noted(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    assert any("share 4 cores" in note for note in prefill_and_decode(ASKED, CPUS).notes)
-    few = Asked(Path("m"), 4)
-    assert not any("share 4 cores" in note for note in prefill_and_decode(few, CPUS).notes)
-    assert prefill_and_decode(ASKED, GPUS).notes == ()
+    many, few = (Asked(Path("m"), size, form=form) for size in (5, 4))
+    assert any("share 4 cores" in note for note in layout_of(many, CPUS).notes)
+    assert not any("share 4 cores" in note for note in layout_of(few, CPUS).notes)
+    assert layout_of(many, GPUS).notes == ()
 
 
 def test_what_is_given_is_not_given_twice() -> None:
@@ -109,6 +111,7 @@ def test_what_is_given_is_not_given_twice() -> None:
         assert "--page-size" not in part.server_flags
 
 
+@pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -117,17 +120,35 @@ def test_what_is_given_is_not_given_twice() -> None:
         ("10.1.2.3", "http://10.1.2.3:5"),
     ],
 )
-def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
-    layout = prefill_and_decode(Asked("org/model", 2, host=host, port=5), CPUS)
+def test_the_url_is_one_that_this_machine_reaches(host: str, url: str, form: Form) -> None:
+    layout = layout_of(Asked("org/model", 2, host=host, port=5, form=form), CPUS)
     assert layout.front.url == url
     assert layout.front.command.health_url == f"{url}/health"
     assert value(layout.front.command.arguments, "--host") == host
 
 
-def test_a_layout_of_one_part_is_its_own_front() -> None:
-    """The form of a pool that decodes what it prefills."""
-    command = Command("pool", ("python", "-m", layouts.LAUNCHER, "--cdsp"), "http://127.0.0.1:5/h")
-    pool = Part(command, "http://127.0.0.1:5", "prefills and decodes", 2)
-    plan = Layout((pool,), pool, pool).deployment()
-    assert (plan.commands, plan.url, plan.first_to_end) == ((command,), pool.url, ())
-    assert pool.server_flags == ("--cdsp",)
+@pytest.mark.parametrize("machine", [CPUS, GPUS], ids=["cpus", "gpus"])
+def test_one_server_is_its_own_front(machine: Machine) -> None:
+    layout = layout_of(dataclasses.replace(ASKED, decode_flags=()), machine)
+    (pool,) = layout.parts
+    assert layout.front is layout.pool is pool
+    assert (layout.copies, pool.url) == (3, "http://127.0.0.1:29123")
+    plan = layout.deployment()
+    assert (plan.commands, plan.url, plan.first_to_end) == ((pool.command,), pool.url, ())
+    assert {"--cdsp", "--cdsp-policy", "--enable-metrics"} <= set(pool.server_flags)
+    assert value(pool.server_flags, "--dp-size") == "3"
+    assert value(pool.server_flags, "--tp-size") == "2"
+    assert value(pool.server_flags, "--port") == "29123"
+    assert not any(word.startswith("--disaggregation") for word in pool.server_flags)
+
+
+@pytest.mark.parametrize("make", [one_server, prefill_and_decode])
+def test_files_that_flags_name_are_the_users(
+    make: layouts.MakeLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {part.command.directory for part in make(ASKED, CPUS).parts} == {tmp_path}
+
+
+def test_every_form_has_a_layout() -> None:
+    assert set(layouts.LAYOUTS) == set(Form)

@@ -34,8 +34,9 @@ def on_gpus(count: int, total: int = 80 * GB, free: int | None = None) -> Machin
     return Machine((gpu,) * count, 1000 * GB)
 
 
-def refused(asked: Asked, weights: Weights, machine: Machine) -> str:
-    found = problems(asked, weights, machine, asked.instances + 1)
+def refused(asked: Asked, weights: Weights, machine: Machine, others: int = 1) -> str:
+    """The line, or nothing; ``others``: copies of the weights beside the pool's."""
+    found = problems(asked, weights, machine, asked.instances + others)
     assert len(found) <= 1
     assert "\n" not in "".join(found)
     return "".join(found)
@@ -55,6 +56,12 @@ def test_too_few_gpus_name_the_most_instances() -> None:
     assert "there are 8: give --dp-size 7" in line
     assert refused(asked(7), EIGHT_B, on_gpus(8)) == ""
     assert "a machine with more" in refused(asked(2), EIGHT_B, on_gpus(2))
+
+
+def test_one_server_leaves_no_gpu_to_decode() -> None:
+    assert refused(asked(8), EIGHT_B, on_gpus(8), others=0) == ""
+    line = refused(asked(9), EIGHT_B, on_gpus(8), others=0)
+    assert "needs 9 GPUs, 1 an instance; there are 8: give --dp-size 8" in line
 
 
 def test_weights_that_fit_on_no_gpu() -> None:
@@ -100,20 +107,21 @@ def test_a_host_that_is_too_small_says_what_would_fit() -> None:
     st.integers(0, 2000 * GB),
     st.integers(0, 200_000),
     st.integers(1, 4),
+    st.integers(0, 1),
 )
 def test_a_remedy_of_fewer_instances_helps(
-    instances: int, stored: int, memory: int, tokens: int, tp_size: int
+    instances: int, stored: int, memory: int, tokens: int, tp_size: int, others: int
 ) -> None:
     wanted = asked(instances, "--max-total-tokens", str(tokens), tp_size=tp_size)
     weights = Weights(stored, LLAMA)
-    line = refused(wanted, weights, Machine((), memory))
+    line = refused(wanted, weights, Machine((), memory), others)
     loaded, kv = weights.loaded(None, on_cpus=True), tokens * weights.kv_bytes(4)
-    fits = (instances + 1) * (loaded + kv + tp_size * RANK_BYTES) <= memory
+    fits = (instances + others) * (loaded + kv + tp_size * RANK_BYTES) <= memory
     assert fits == (line == "")
     if named := re.search(r"give --dp-size (\d+)", line):
         fewer = dataclasses.replace(wanted, instances=int(named[1]))
         assert fewer.instances < instances
-        assert refused(fewer, weights, Machine((), memory)) == ""
+        assert refused(fewer, weights, Machine((), memory), others) == ""
 
 
 def test_a_model_that_is_not_here_is_not_judged() -> None:

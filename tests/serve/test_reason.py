@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_cdsp.controller.request_log import start_line
 from sglang_cdsp.serve.reason import LONGEST, how_ended, reason_in
 
 STAMP = "[2026-11-26 22:51:14 DP0 TP0] "
@@ -42,6 +43,21 @@ torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB
 )
 def test_the_reason_is_found_among_complaints(log: str, reason: str) -> None:
     assert reason_in(log) == reason
+
+
+def test_the_line_on_what_runs_is_no_reason() -> None:
+    said = start_line(
+        instances=2,
+        tp_size=1,
+        policy="cdsp-late",
+        sp_sizes=(1, 2),
+        improvement_rate=0.1,
+        latency_model="measured at this start",
+        links="shared-memory",
+        transfer=None,
+        capacity_tokens=4096,
+    )
+    assert reason_in(f"{STAMP}{said}\n{TRACEBACK}").startswith("torch.OutOfMemoryError")
 
 
 @given(st.lists(st.sampled_from(["x", "", "Error", "sglang-cdsp: ", "sglang-cdsp: y", "E: z"])))

@@ -8,13 +8,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from sglang_cdsp.serve.layout import Layout
-from sglang_cdsp.serve.run import pool_status, serve
+from sglang_cdsp.serve.layout import LAUNCHER, Layout, Part
+from sglang_cdsp.serve.run import look, serve
+from sglang_cdsp.serve.screen import Seen
+from sglang_cdsp.stack.processes import Command
 from tests.serve.stand_ins import BROKEN, layout_of, part
 
 OWNER = """
@@ -98,5 +103,36 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     assert "killing front" in err
 
 
-def test_a_pool_that_does_not_answer_has_no_status() -> None:
-    assert pool_status(layout_of(part("pool"))) == {}
+def test_a_pool_that_does_not_answer_shows_nothing() -> None:
+    assert look(layout_of(part("pool"))) == Seen()
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked_with"),
+    [
+        ((), None),
+        (("--api-key=user", "--admin-api-key", "admin"), "Bearer admin"),
+        (("--api-key", "user"), "Bearer user"),
+    ],
+)
+def test_a_pool_is_asked_with_its_own_key(flags: Sequence[str], asked_with: str | None) -> None:
+    heard: list[tuple[str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers["Authorization"]))
+            self.send_response(200 if self.path == "/cdsp/status" else 404)
+            self.end_headers()
+            self.wfile.write(b'{"policy": "cdsp"}')
+
+        def log_message(self, *_: object) -> None:
+            """Not to stderr."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        pool = Part(Command("pool", ("python", LAUNCHER, *flags), url), url, "")
+        seen = look(layout_of(pool))
+        server.shutdown()
+    assert seen == Seen({"policy": "cdsp"}, page=False)
+    assert heard == [("/cdsp/status", asked_with), ("/cdsp", asked_with)]

@@ -19,6 +19,7 @@ from sglang_cdsp.stack.processes import (
     Command,
     ServerFailedError,
     ServerGroup,
+    ServerProcess,
     wait_until_healthy,
 )
 from sglang_cdsp.stack.reaper import session_members
@@ -263,3 +264,14 @@ def test_what_stands_in_front_ends_before_the_others_are_told(tmp_path: Path) ->
         pass
     ended = {name: (tmp_path / f"{name}.log").read_text().split() for name in ("front", "behind")}
     assert int(ended["front"][-1]) < int(ended["behind"][-1])
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_server_works_where_it_is_told_to(stated: bool, tmp_path: Path) -> None:
+    command = Command(
+        *("place", (sys.executable, "-c", "import os; print(os.getcwd())"), "http://127.0.0.1:1/"),
+        directory=tmp_path if stated else None,
+    )
+    server = ServerProcess(command, tmp_path / "logs" / "place.log")
+    assert eventually(lambda: not server.running())
+    assert server.log_text().strip() == str(tmp_path if stated else tmp_path / "logs")
