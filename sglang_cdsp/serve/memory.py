@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ RANK_BYTES = 1 << 30
 """Host memory of a rank without weights and KV, and of the processes that answer HTTP."""
 
 CPU_TOKENS = 65_536
-"""KV tokens of a rank where ``--max-total-tokens`` is not given, on CPUs."""
+"""Least KV tokens of a rank where ``--max-total-tokens`` is not given, on CPUs."""
 
 GPU_SHARE = 0.95
 """Of a GPU's memory that weights can have at most: the driver and torch keep some."""
@@ -126,8 +126,8 @@ def _on_cpus(
     asked: Asked, weights: Weights, loaded: int, machine: Machine, copies: int
 ) -> list[str]:
     words = (*asked.flags, *asked.pool_flags)
-    given = value_of(words, "--max-total-tokens")
-    tokens = int(given) if given is not None and given.isdecimal() else CPU_TOKENS
+    given = _number(words, "--max-total-tokens")
+    tokens = max(CPU_TOKENS, _number(words, "--context-length") or 0) if given is None else given
     width = WIDTHS.get(value_of(words, "--dtype") or "float32", 4)
     kv, rest = tokens * weights.kv_bytes(width), asked.tp_size * RANK_BYTES
     needed = copies * (loaded + kv + rest)
@@ -143,6 +143,12 @@ def _on_cpus(
         f"weights, {gigabytes(kv)} KV and {gigabytes(rest)} else, each), and "
         f"{gigabytes(machine.memory)} are free: {', or '.join(remedies)}"
     ]
+
+
+def _number(words: Sequence[str], flag: str) -> int | None:
+    """A flag's value; None where it is not given, or none that SGLang takes."""
+    given = value_of(words, flag)
+    return int(given) if given is not None and given.isdecimal() else None
 
 
 def gigabytes(count: int) -> str:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_cdsp.platforms.defaults import DEFAULT_MAX_TOTAL_TOKENS
 from sglang_cdsp.serve.asked import Asked
 from sglang_cdsp.serve.devices import Gpu, Machine
-from sglang_cdsp.serve.memory import RANK_BYTES, Weights, problems, weights_of
+from sglang_cdsp.serve.memory import CPU_TOKENS, RANK_BYTES, Weights, problems, weights_of
 
 GB = 10**9
 LLAMA = {
@@ -99,6 +100,19 @@ def test_a_host_that_is_too_small_says_what_would_fit() -> None:
     line = refused(asked(3, "--max-total-tokens", "1000"), EIGHT_B, Machine((), 110 * GB))
     assert re.search(r"4 copies .* need 13\d\.\d GB", line)
     assert "110.0 GB are free: give --dp-size 2" in line
+
+
+def test_the_kv_of_a_rank_is_what_a_pool_on_cpus_takes() -> None:
+    assert CPU_TOKENS == DEFAULT_MAX_TOTAL_TOKENS
+    for flags, tokens in (
+        ((), CPU_TOKENS),
+        (("--context-length", "100"), CPU_TOKENS),
+        (("--context-length=100000",), 100_000),
+        (("--context-length", "100000", "--max-total-tokens", "9"), 9),
+    ):
+        needed = 2 * (32 * GB + tokens * EIGHT_B.kv_bytes(4) + RANK_BYTES)
+        assert refused(asked(2, *flags), EIGHT_B, Machine((), needed), others=0) == ""
+        assert refused(asked(2, *flags), EIGHT_B, Machine((), needed - 1), others=0)
 
 
 @given(
