@@ -86,8 +86,8 @@ def test_what_the_pool_refuses_is_told_with_all_of_it(form: Form) -> None:
 
 
 def test_what_the_pool_cannot_serve_with_is_told(form: Form) -> None:
-    [line] = told(asked(form, "--enable-mixed-chunk"))
-    assert "--enable-mixed-chunk" in line
+    [line] = told(asked(form, "--enable-lora"))
+    assert "--enable-lora" in line
 
 
 def test_a_flag_that_sglang_does_not_know_is_told_once_for_both_servers() -> None:
