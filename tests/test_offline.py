@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from sglang_cdsp import offline
-from sglang_cdsp.args import ENV_VAR, CdspArgs, CdspConfigError, from_namespace
+from sglang_cdsp.args import (
+    ENV_VAR,
+    CdspArgs,
+    CdspConfigError,
+    active_args,
+    from_namespace,
+)
 
 
 def test_keywords_are_read_as_flags_are() -> None:
@@ -31,4 +37,4 @@ def test_a_second_engine_beside_a_pool_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_an_engine_that_is_shut_down_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_VAR, CdspArgs().to_json())
     assert offline.shut_down(lambda engine: f"{engine} is down", "it") == "it is down"
-    assert offline.active_args() is None
+    assert active_args() is None
