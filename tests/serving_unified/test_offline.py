@@ -44,6 +44,7 @@ def main():
     first = asked["prompts"][0]
     chunks = engine.generate(input_ids=first, sampling_params=sampling[1], stream=True)
     said["streamed"] = [chunk["output_ids"] for chunk in chunks][-1]
+    said["flushed"] = engine.flush_cache().success
     engine.shutdown()
     time.sleep(2.0)  # nobody ends this process because its controller has ended
     print("SAID " + json.dumps(said), flush=True)
@@ -91,6 +92,7 @@ def test_answers_are_stocks(
         compared, _ = difference(client.stock(tokens), Answer.of(answer), 1e-3)
         assert compared > 0
     assert said["streamed"] == said["answers"][0]["output_ids"]
+    assert said["flushed"], "the last answer was here a moment ago"
 
 
 def test_wrong_options_are_told_before_anything_starts(said: dict[str, Any]) -> None:
