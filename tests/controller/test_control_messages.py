@@ -167,5 +167,19 @@ def test_a_flush_is_refused_while_slots_are_freed_of_a_request_that_lost_its_id(
     assert pool.lifecycle.requests == ()
     pool.send(FLUSH)
     assert pool.forwarded == []
-    pool.settle()
+    pool.settle()  # takes seconds
+    assert [answer.success for answer in pool.refused] == [False]
+    pool.send(FLUSH)
     assert pool.forwarded == [FLUSH]
+
+
+def test_a_flush_waits_for_what_is_as_good_as_over(pool: ControlledPool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: request.phase is Phase.RELEASING)
+    pool.send(FLUSH)
+    assert pool.forwarded == []
+    while pool.lifecycle.holding:  # at once: no time passes
+        next(move for move in pool.moves() if not move.fault).do()
+    pool.control.serve(pool.lifecycle)
+    assert pool.forwarded == [FLUSH]
+    assert pool.refused == []
