@@ -63,7 +63,7 @@ SLOWEST := --durations=15 --durations-min=3
 
 # The documentation as a site, in build/site. A link that leads nowhere is an error.
 site: $(VENV)/.site
-	$(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 $(VENV)/.site: requirements/docs.txt $(INSTALLED)
 	$(PIP) --quiet -r requirements/docs.txt
