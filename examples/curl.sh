@@ -47,4 +47,4 @@ ask /generate --data "{\"text\": $(quoted "$prompt"), \"return_logprob\": true,
   \"sampling_params\": {\"max_new_tokens\": 4, \"temperature\": 0}}"
 
 echo "== what the pool does (a router does not have this; ask the server behind it)"
-ask /cdsp/status 2>&1 || true
+ask /cdsp/status || true

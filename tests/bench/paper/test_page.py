@@ -46,24 +46,27 @@ def made_up(
     return studies
 
 
-@pytest.mark.parametrize("traced", [False, True])
 def test_the_page_shows_every_figure_with_its_command(
-    traced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(page, "explore", made_up)
     monkeypatch.setattr(page, "read_trace", lambda path: ())
-    flags = ["--traces", str(tmp_path)] if traced else []
-    assert page.main(["--out", str(tmp_path / "out"), *flags]) == 0
+    assert page.main(["--out", str(tmp_path / "out"), "--traces", str(tmp_path)]) == 0
     text = (tmp_path / "out" / "figures.md").read_text(encoding="utf-8")
     pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert len(pictures) == (4 if traced else 3)
+    assert len(pictures) == 4
     assert all(f"]({name})" in text for name in pictures)
-    command = "`python -m bench.paper.page" + (" --traces DIR" if traced else "")
-    assert f"{command} --out bench/results`" in text
-    for name in (*page.RATES, *(["Mooncake and ServeGen"] if traced else [])):
+    assert "`python -m bench.paper.page --traces DIR --out bench/results`" in text
+    for name in (*page.RATES, "Mooncake", "Mooncake and ServeGen"):
         assert f"## {name[0].upper()}{name[1:]}, P50 / P99 TTFT in seconds" in text
     assert "| 2 | 1 / 2 | 2 / 4 | 3 / 6 | 4 / 8 | 5 / 10 | 6 / 12 |" in text
+
+
+def test_the_command_is_the_one_that_made_the_page() -> None:
+    text = page._page([], [], [("a.png", "what it is")], 50)
+    assert "`python -m bench.paper.page --requests 50 --out bench/results`" in text
+    assert "![what it is](a.png)\n\nWhat it is." in text
 
 
 def test_what_cannot_be_done_is_told_before_any_run(
