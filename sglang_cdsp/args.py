@@ -389,6 +389,11 @@ def activate(args: CdspArgs) -> None:
     os.environ[ENV_VAR] = args.to_json()
 
 
+def deactivate() -> None:
+    """This process, and what it spawns from here on, has no pool any more."""
+    os.environ.pop(ENV_VAR, None)
+
+
 def with_admin(args: CdspArgs) -> CdspArgs:
     """``args`` with an address of its own for the controller's admin socket, and a key to it.
 

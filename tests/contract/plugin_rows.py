@@ -27,6 +27,20 @@ ROWS = (
         Signature("sglang.srt.server_args", "ServerArgs.from_cli_args", ("args",), exact=True),
     ),
     row(
+        "plugin hooks",
+        "an engine loads plugins, then makes its arguments with this attribute",
+        Order(
+            "sglang.srt.entrypoints.engine",
+            "Engine.__init__",
+            ("load_plugins()", "self.server_args_class(**kwargs)"),
+        ),
+    ),
+    row(
+        "hooks offline",
+        "hooked: ends what the engine has started",
+        Signature("sglang.srt.entrypoints.engine", "Engine.shutdown", (), exact=True),
+    ),
+    row(
         "hook_table",
         "how hooks are handed over",
         Signature(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type"), ("source",)),
