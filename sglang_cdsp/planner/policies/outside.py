@@ -13,7 +13,7 @@ import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.policies.base import Policy
@@ -63,7 +63,7 @@ def load(name: str) -> type[Policy]:
 _BASE = "sglang_cdsp.planner.Policy"
 
 
-def _is_policy(found: Any) -> bool:
+def _is_policy(found: Any) -> TypeGuard[type[Policy]]:
     return inspect.isclass(found) and issubclass(found, Policy)
 
 
