@@ -1,7 +1,7 @@
 """The paper's figures in minutes: `python -m bench.paper.page --traces DIR`.
 
 TTFT over load for each workload and trace, its distribution at the critical rate of static groups,
-and the highest load of each policy, one colour a policy. Fewer policies, requests and seeds than
+and the critical rate of each policy, one colour a policy. Fewer policies, requests and seeds than
 `bench.paper.run`, so the figures are rougher than those of its reports; writes `figures.md` and its
 pictures. They go to build/figures; what is committed is updated with `--out bench/results`.
 """
@@ -9,7 +9,6 @@ pictures. They go to build/figures; what is committed is updated with `--out ben
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,24 +105,15 @@ def _draw_drawn(studies: Sequence[Study], out: Path) -> list[tuple[str, str]]:
     captions = {
         "figures-rates.png": "P50 and P99 TTFT against the arrival rate",
         "figures-cdf.png": f"the distribution of TTFT near the critical rate of `{STATIC}`",
-        "figures-loads.png": "the highest load: P50 or P99 of TTFT or TBT is 25 times that at "
-        "light load; a bar that reaches the end of the sweep may be longer",
+        "figures-loads.png": "the critical rate of each policy: the highest at which P50 TTFT is "
+        "at most five times that at light load; one at the end of the sweep may be higher",
     }
     rates, cdfs, loads = (out / name for name in captions)
     draw_curves(studies, rates, "requests/s")
     draw_cdfs(studies, STATIC, cdfs)
-    highest = {
-        s.load.name: {name: _finite(s.max_load(name).mean(), s.load) for name in s.policies}
-        for s in studies
-    }
-    draw_bars(highest, loads, "highest load (requests/s)")
+    critical = {s.load.name: {name: critical_rate(s, name) for name in s.policies} for s in studies}
+    draw_bars(critical, loads, "critical rate (requests/s)")
     return list(captions.items())
-
-
-def _finite(rate: float, load: Load) -> float:
-    """A rate beyond the sweep, or the mean of such, as the sweep's end."""
-    low, high = load.rates[0], load.rates[-1]
-    return high if math.isnan(rate) else min(max(rate, low), high)
 
 
 def _page(

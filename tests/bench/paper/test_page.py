@@ -77,9 +77,3 @@ def test_what_cannot_be_done_is_told_before_any_run(
             page.main(flags)
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_load_beyond_the_sweep_is_drawn_at_its_end() -> None:
-    load = Load("short", (2.0, 3.0))
-    found = [page._finite(rate, load) for rate in (float("inf"), float("-inf"), float("nan"), 2.5)]
-    assert found == [3.0, 2.0, 3.0, 2.5]
