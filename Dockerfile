@@ -26,10 +26,11 @@ LABEL org.opencontainers.image.title="sglang-cdsp" \
       org.opencontainers.image.source="https://github.com/sglang-cdsp/sglang-cdsp" \
       org.opencontainers.image.base.name="docker.io/lmsysorg/sglang:v${SGLANG_VERSION}"
 ENV PIP_BREAK_SYSTEM_PACKAGES=1
-# The image has SGLang's own requirements; the two that the plugin adds are pinned as its tests have them.
+# The image has SGLang's own requirements; what the plugin adds is pinned as its tests have it.
 # The plan at the end compiles the planner into the image, and fails the build if anything is missing.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir greenlet==3.5.6 nixl==1.5.1 \
+    python3 -m pip install --no-cache-dir \
+        greenlet==3.5.6 nixl==1.5.1 platformdirs==4.14.5 rich==15.0.0 \
     && python3 -m pip install --no-cache-dir --no-deps /wheels/*.whl \
     && python3 -m sglang_cdsp plan --tokens 65536 --queue 0*8
 EXPOSE 30000

@@ -38,8 +38,23 @@ mooncake: install
 demo: install
 	$(RUN) -m sglang_cdsp.demo
 
+# A model with a pool: make serve MODEL=/models/llama PORT=30000 DP=4 FLAGS='--enable-metrics'.
+# Without MODEL the demonstration's small checkpoint, and all that is written stays in build/.
+PORT ?= 30000
+DP ?= 2
+SERVE = $(RUN) -m sglang_cdsp serve --port $(PORT) --dp-size $(DP)
+SMALL := build/demo/checkpoint
+SMALL_FLAGS := --max-total-tokens 20000 --enable-metrics --cdsp-allow-request-plans \
+  --cdsp-plan-log build/serve/plans.jsonl --cdsp-cache build/serve --log-directory build/serve/logs
+
 serve: install
-	$(RUN) -m sglang_cdsp.demo --serve
+ifneq ($(MODEL),)
+	@$(SERVE) --model-path '$(MODEL)' $(FLAGS)
+else
+	@mkdir -p build/serve
+	@$(RUN) -m sglang_cdsp.testing.checkpoint $(SMALL)
+	@$(SERVE) --model-path $(SMALL) $(SMALL_FLAGS) $(FLAGS)
+endif
 
 # Style, types, and which part may import which.
 lint: install

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.args import CACHE_VAR, CdspArgs
 from sglang_cdsp.form import Form
 from sglang_cdsp.launch.outside_policy import outside_problem
 from sglang_cdsp.planner.errors import PlannerError
@@ -137,6 +137,28 @@ def _latency_model(asked: Asked) -> list[str]:
     ]
 
 
+def _cache(asked: Asked) -> list[str]:
+    found = []
+    if asked.cdsp.measure_anew and asked.cdsp.latency_model is not None:
+        found.append(
+            "--cdsp-measure-anew has nothing to measure where --cdsp-latency-model gives a model; "
+            "remove one of them"
+        )
+    named = (("--cdsp-cache", asked.cdsp.cache), (CACHE_VAR, os.environ.get(CACHE_VAR)))
+    flag, folder = next(((flag, text) for flag, text in named if text), ("", ""))
+    if folder and (reason := _unusable(Path(folder).expanduser())):
+        found.append(f"{flag} {folder}: {reason}; name a folder that you may write to")
+    return found
+
+
+def _unusable(folder: Path) -> str:
+    """Why nothing can be kept in a folder, which need not be there yet; "" if it can."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written"
+
+
 def _rates(asked: Asked) -> list[str]:
     path = asked.cdsp.improvement_rates
     if path is None:
@@ -213,6 +235,7 @@ CHECKS: tuple[Callable[[Asked], list[str]], ...] = (
     _policy,
     _outside_policy,
     _latency_model,
+    _cache,
     _rates,
     _form,
     _plan_log,
