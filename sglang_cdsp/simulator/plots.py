@@ -47,8 +47,15 @@ def cdf(axes: Axes, ttfts_s: Mapping[str, np.ndarray], title: str) -> None:
     for name, values in ttfts_s.items():
         if len(values):
             shares = np.arange(1, len(values) + 1) / len(values)
-            look = {"color": drawn[name].colour, "linestyle": drawn[name].line}
-            axes.step(np.sort(values), shares, label=name, linewidth=1.2, where="post", **look)
+            axes.step(
+                np.sort(values),
+                shares,
+                label=name,
+                linewidth=1.2,
+                where="post",
+                color=drawn[name].colour,
+                linestyle=drawn[name].line,
+            )
     axes.set(title=title, xlabel="TTFT (s)", ylabel="share of requests (0 to 1)", xscale="log")
     _label(axes.xaxis)
     axes.grid(alpha=0.3)
@@ -60,8 +67,16 @@ def curves(
     """One curve a policy over arrival rates, on a log axis."""
     drawn = looks(ys)
     for name, values in ys.items():
-        look = {"color": drawn[name].colour, "linestyle": drawn[name].line}
-        axes.plot(xs, values, marker=".", label=name, linewidth=1.2, **look)
+        look = drawn[name]
+        axes.plot(
+            xs,
+            values,
+            marker=".",
+            label=name,
+            linewidth=1.2,
+            color=look.colour,
+            linestyle=look.line,
+        )
     axes.set(title=title, xlabel="requests/s", ylabel=ylabel, yscale="log")
     _label(axes.yaxis)
     axes.grid(alpha=0.3)
