@@ -5,13 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --no-deps
 INSTALLED := $(VENV)/.installed
-REQUIREMENTS := $(filter-out %/mooncake.txt,$(sort $(wildcard requirements/*.txt)))
+REQUIREMENTS := $(filter-out %/mooncake.txt %/docs.txt,$(sort $(wildcard requirements/*.txt)))
 
 export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install mooncake demo serve lint structure format check test matrix clean
+.PHONY: install mooncake demo serve lint structure site format check test matrix clean
 
 install: $(INSTALLED)
 
@@ -75,6 +75,14 @@ structure: install
 WORKERS ?= 2
 ON_WORKERS := -n $(WORKERS) --dist loadfile
 SLOWEST := --durations=15 --durations-min=3
+
+# The documentation as a site, in build/site. A link that leads nowhere is an error.
+site: $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+
+$(VENV)/.site: requirements/docs.txt $(INSTALLED)
+	$(PIP) --quiet -r requirements/docs.txt
+	@touch $@
 
 # A quick answer, under 3 minutes: no servers, nothing that imports SGLang once more.
 check: lint

@@ -15,6 +15,7 @@ from typing import Any
 
 from sglang_cdsp.args import CACHE_VAR, CdspArgs
 from sglang_cdsp.form import Form
+from sglang_cdsp.launch.outside_policy import outside_problem
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies.options import default_sp_sizes
@@ -104,6 +105,12 @@ def _policy(asked: Asked) -> list[str]:
             f"least of --cdsp-sp-sizes up, which is {least}; add {short[0]} to --cdsp-sp-sizes"
         ]
     return []
+
+
+def _outside_policy(asked: Asked) -> list[str]:
+    policy, instances = asked.cdsp.policy, max(1, asked.instances)
+    problem = outside_problem(policy, instances, asked.sp_sizes, asked.page_size or 1)
+    return [f"--cdsp-policy {policy}: {problem}"] if problem else []
 
 
 def _latency_model(asked: Asked) -> list[str]:
@@ -226,6 +233,7 @@ CHECKS: tuple[Callable[[Asked], list[str]], ...] = (
     _nodes,
     _chunk,
     _policy,
+    _outside_policy,
     _latency_model,
     _cache,
     _rates,

@@ -123,6 +123,16 @@ def test_a_latency_model_that_lacks_sizes(
     assert f"need {missing}" in line
 
 
+def test_a_policy_from_outside_is_tried(tmp_path: Path) -> None:
+    text = "from sglang_cdsp.planner.policies.rivals import DataParallel as Base\n"
+    name = written(
+        tmp_path / "mine.py", text + "class Mine(Base): ...\nclass Other(Base):\n    step = 5\n"
+    )
+    assert found(CdspArgs(policy=f"{name}:Mine")) == []
+    line = one(CdspArgs(policy=f"{name}:Other"))
+    assert line.startswith(f"--cdsp-policy {name}:Other: planning 1 tokens on an idle pool raised ")
+
+
 # -- files ----------------------------------------------------------------------------------
 
 
