@@ -3,7 +3,8 @@
 import { layerWords, say, seconds, set, svg, whole, cut } from "./words.js";
 
 const TOP = 6;
-const LETTER = 6.5;
+const LETTER = 6.6;
+const FEWEST_LETTERS = 6;
 const ROOM_TWO_LINES = 26;
 
 export class Bars {
@@ -79,9 +80,9 @@ export class Bars {
     const { shape, pool } = this.timeline;
     const from = Math.max(x, shape.left) + 6;
     const letters = Math.floor((x + width - from - 6) / LETTER);
-    const shown = letters >= 3 && tall >= 12;
-    const two = tall >= ROOM_TWO_LINES;
+    const shown = letters >= Math.min(bar.record.rid.length, FEWEST_LETTERS) && tall >= 12;
     const size = `${whole(bar.chunk.tokens)}@${bar.chunk.instances.length}`;
+    const two = tall >= ROOM_TWO_LINES && letters >= size.length;
     const running = bar.state === "running" && layer
       ? `${size} · ${layerWords(layer, pool.facts.layers)}` : size;
     const parts = [[x, width * share], [x + width * share, width * (1 - share)]];
@@ -94,7 +95,7 @@ export class Bars {
       set(name, { x: at, y: two ? tall / 2 - 3 : tall / 2 + 4 });
       set(sub, { x: at, y: tall / 2 + 11, visibility: two ? null : "hidden" });
       say(name, cut(bar.record.rid, letters));
-      say(sub, cut(running.length <= letters ? running : size, letters));
+      say(sub, running.length <= letters ? running : size);
     });
   }
 

@@ -5,6 +5,7 @@ import { el, rate, say, whole } from "./words.js";
 
 const { uPlot } = globalThis;
 const SPAN_S = 600;
+const LEAST_SPAN_S = 120;
 const SMOOTH_S = 5;
 const HEIGHT = 128;
 
@@ -19,7 +20,7 @@ const CURVES = [
     format: whole,
     series: [
       ["waiting", "--curve-2", (pool) => pool.column("waiting")],
-      ["in hand", "--curve-1", (pool) => pool.column("running")],
+      ["prefill", "--curve-1", (pool) => pool.column("running")],
       ["decoding", "--curve-3", (pool) => pool.column("decoding")],
     ],
   },
@@ -57,8 +58,7 @@ export class Curves {
       el("span", { class: `key ${colour.slice(2)}` }, name, " ", values[i]));
     const plot = el("div", { class: "plot" });
     const caption = el("figcaption", {}, title);
-    if (series.length > 1) caption.append(el("span", { class: "keys" }, ...keys));
-    else caption.append(el("span", { class: "keys" }, values[0]));
+    caption.append(el("span", { class: "keys" }, ...keys));
     this.place.append(el("figure", {}, caption, plot));
     return { plot, values };
   }
@@ -81,7 +81,8 @@ export class Curves {
       if (!this.plots[i]) this.plots[i] = this.#plot(curve, data, this.made[i].plot);
       else this.plots[i].setData(data, false);
       const last = unix[unix.length - 1];
-      this.plots[i].setScale("x", { min: last - SPAN_S, max: last });
+      const first = Math.max(last - SPAN_S, Math.min(unix[0], last - LEAST_SPAN_S));
+      this.plots[i].setScale("x", { min: first, max: last });
       this.made[i].values.forEach((place, k) => {
         const column = data[k + 1];
         say(place, curve.format(column[column.length - 1] ?? 0));

@@ -9,7 +9,10 @@ import { Pool } from "./pool.js";
 import { Timeline } from "./timeline.js";
 import { el, say, set } from "./words.js";
 
-const SPANS = [[15, "15 s"], [60, "1 min"], [300, "5 min"]];
+const SPANS = [[10, "10 s"], [30, "30 s"], [120, "2 min"]];
+const WIDE_SPAN = 30;
+const NARROW_SPAN = 10;
+const NARROW = 560;
 const byId = (id) => document.getElementById(id);
 
 const pool = new Pool();
@@ -99,7 +102,7 @@ byId("pause").addEventListener("click", () => {
   say(byId("pause"), paused ? "Go on" : "Pause");
 });
 
-choose(innerWidth < 560 ? 15 : 60);
+choose(innerWidth < NARROW ? NARROW_SPAN : WIDE_SPAN);
 themes(byId("theme"), () => {
   curves.recolour();
   draw();

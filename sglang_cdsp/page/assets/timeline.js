@@ -17,7 +17,7 @@ export class Timeline {
   constructor(place, pool, open) {
     this.pool = pool;
     this.open = open;
-    this.span = 60;
+    this.span = 30;
     this.pausedAt = null;
     this.selected = null;
     this.rows = [];
