@@ -90,9 +90,9 @@ class Window:
 
     def text(self, selector: str) -> str:
         """The text of the first element that a selector finds, "" if it finds none."""
-        return str(
-            self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
-        )
+        script = """const found = document.querySelector(arguments[0]);
+                    return found ? found.innerText ?? found.textContent : "";"""
+        return str(self.run(script, selector))
 
     def click(self, selector: str) -> None:
         """Click on the first element that a selector finds."""

@@ -126,10 +126,10 @@ export function chunkTimes(record, pool, now) {
     if (start !== null && (end !== null || over(record))) {
       found.push({ chunk, index, start, end: end ?? record.ended_s, state: "done" });
       before = end ?? record.ended_s;
+    } else if (record.one_instance && (record.first_token_s !== null || !over(record))) {
+      found.push(batched(record, chunk, index, planned, now));
     } else if (over(record)) {
       break;
-    } else if (record.one_instance) {
-      found.push(batched(record, chunk, index, planned, now));
     } else if (start !== null) {
       const left = (1 - (pool.fraction(record.n, index, null) ?? 0)) * planned;
       const due = start + planned > now ? start + planned : now + left;
