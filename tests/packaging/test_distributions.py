@@ -109,7 +109,7 @@ def test_the_metadata_says_what_it_is(wheel: Path, names: set[str]) -> None:
     licences = {name.partition("/licenses/")[2] for name in names}
     assert {"LICENSE", "sglang_cdsp/page/assets/vendor/uplot/LICENSE"} <= licences
     needs = [need for need in found.get_all("Requires-Dist", []) if "extra ==" not in need]
-    assert sorted(needs) == ["greenlet", "numba", "numpy", "tqdm"]
+    assert sorted(needs) == ["greenlet", "numba", "numpy", "platformdirs", "rich"]
     assert str(found.get_payload()).startswith("# sglang-cdsp")
 
 

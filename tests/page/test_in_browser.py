@@ -112,10 +112,10 @@ def test_details_say_what_was_planned_and_why(page: Window, shown: Stage) -> Non
 
 
 def test_all_can_be_reached_by_keyboard(page: Window, shown: Stage) -> None:
-    first, second = shown.submit("early", [(500, [0])]), shown.submit("late", [(500, [0, 1])])
-    for request in (first, second):
+    for rid, group in (("early", [0]), ("late", [0, 1])):
+        request = shown.submit(rid, [(500, group)])
         shown.ends(request)
-    number = shown.pool.recent.number(second)
+    number = shown.pool.recent.number(request)
     page.until(lambda: page.all(f'.bar.done[data-n="{number}"]'), "it is not drawn")
     stops = []
     for _ in range(40):
