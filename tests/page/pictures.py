@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -63,7 +64,7 @@ class Load:
 
     def _one(self, number: int, length: int, output: int) -> None:
         name = NAMES[number % len(NAMES)]
-        body = {
+        body: dict[str, Any] = {
             "rid": f"{name}-{number}",
             "input_ids": cut_ids(self._checkpoint, length, number),
             "sampling_params": {"temperature": 0, "max_new_tokens": output, "ignore_eos": True},
