@@ -52,6 +52,9 @@ from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.exported.instruments import make_instruments
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
+from sglang_cdsp.controller.feed.feed import Facts, Feed
+from sglang_cdsp.controller.feed.reasons import reasons_of
+from sglang_cdsp.controller.feed.recent import Recent
 from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch
@@ -136,7 +139,12 @@ class PoolController(DataParallelController):
         outputs = port_args.detokenizer_ipc_name if text else port_args.tokenizer_ipc_name
         self._outputs = get_zmq_socket(self._zmq, zmq.PUSH, outputs, False)
         self._admin = AdminServer(
-            self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
+            self._zmq,
+            args.admin,
+            args.admin_key,
+            status=self._status,
+            update=self._update,
+            timeline=lambda since: self._feed.answer(since),
         )
         self._poller = zmq.Poller()
         for socket in (
@@ -159,7 +167,14 @@ class PoolController(DataParallelController):
             tp_size=self._tp_size,
             sp_sizes=args.sp_sizes or default_sp_sizes(int(get_parallel().dp_size)),
         )
-        self._observers = (self._log, self._metrics, self._exported, RequestLog())
+        self._recent = Recent(
+            lambda request: reasons_of(request, self._planning, self._ledger.page_size),
+            time.monotonic,
+        )
+        self._observers = (
+            *(self._log, self._metrics, self._exported, RequestLog()),
+            self._recent,
+        )
         self._limits = queue_limits()
         self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
@@ -316,6 +331,21 @@ class PoolController(DataParallelController):
             planning=self._planning,
             decode=self._decode,
             up=lambda: self._seats.up,
+        )
+        self._feed = Feed(
+            self._recent,
+            requests=self._lifecycle,
+            ledger=self._ledger,
+            planning=self._planning,
+            layers=self._progress.layers,
+            seats=self._seats.snapshot,
+            decode_ranks=lambda: len(self._decode.ranks),
+            facts=Facts(
+                model=str(get_serving().served_model_name),
+                form=self._form.name.lower(),
+                tp_size=self._tp_size,
+                layers=hello.layers,
+            ),
         )
 
     def _say_what_runs(self, hello: messages.Hello) -> None:
@@ -519,6 +549,7 @@ class PoolController(DataParallelController):
             self._lifecycle.on_loop()
             self._tell_load()
             self._levels.tick(time.monotonic(), self._observe())
+            self._feed.tick(time.monotonic())
             self._admin.serve()
 
     def _read_requests(self) -> None:

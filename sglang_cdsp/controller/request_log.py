@@ -37,7 +37,7 @@ def line(request: PoolRequest, now_s: float) -> str:
     Args:
         now_s: its end, on the clock of its arrival.
     """
-    words = [f"{_shown(request.rid, LONGEST_RID)}: {request.prompt_tokens} tokens"]
+    words = [f"{shown(request.rid, LONGEST_RID)}: {request.prompt_tokens} tokens"]
     plan = request.plan
     if plan is not None:
         words.append(" then ".join(f"{chunk.tokens}@{chunk.sp_size}" for chunk in plan.chunks))
@@ -62,7 +62,7 @@ def line(request: PoolRequest, now_s: float) -> str:
         seconds = request.last_token_s - request.arrival_s
         words.append(f"{len(request.output.tokens)} tokens out by {seconds:.2f} s")
     if request.outcome != "finished":
-        why = _shown(request.error, LONGEST_WORDS)
+        why = shown(request.error, LONGEST_WORDS)
         words.append(f"{request.outcome} after {now_s - request.arrival_s:.2f} s: {why}")
     return ", ".join(words)
 
@@ -102,7 +102,7 @@ def start_line(
     )
 
 
-def _shown(words: str, longest: int) -> str:
+def shown(words: str, longest: int) -> str:
     """One line of printable characters: ids and some errors are the clients' own."""
-    shown = " ".join("".join(c if c.isprintable() else " " for c in words).split())
-    return shown if len(shown) <= longest else f"{shown[: longest - 2]}.."
+    line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    return line if len(line) <= longest else f"{line[: longest - 2]}.."

@@ -60,14 +60,15 @@ class Callbacks:
         admit: hands a one-instance request to SGLang's own intake.
         abort: ends the requests that SGLang has whose id begins with a text.
         chunk_starts: hears of each forward.
-        layer_begins: hears of each layer of a chunk, with what lets others go on.
+        layer_begins: hears of each layer of a chunk, with what lets others go on and the serial of
+            its order.
         interrupted: whether the loop has something to do while all chunks wait.
     """
 
     admit: Callable[[TokenizedGenerateReqInput], None]
     abort: Callable[[str], None]
     chunk_starts: Callable[[], None]
-    layer_begins: Callable[[GiveWay], None]
+    layer_begins: Callable[[GiveWay, int], None]
     interrupted: Callable[[], bool]
 
 
@@ -121,7 +122,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         hub,
         instance,
         coroutines.give_way,
-        lambda: callbacks.layer_begins(coroutines.give_way),
+        lambda serial: callbacks.layer_begins(coroutines.give_way, serial),
         lambda: decoding is not None and decoding.decodes,
     )
     moving = None
