@@ -78,11 +78,12 @@ def test_what_the_feed_tells_agrees_with_the_plan_log(
     (record,) = [r for r in told["requests"] if r["ended_s"] is not None]
     assert record["output_tokens"] == len(answer.tokens)
     assert [(c["tokens"], c["instances"]) for c in record["chunks"]] == [(600, [2]), (600, [2, 3])]
-    times = [record["arrival_s"], record["bound_s"]]
-    for chunk in record["chunks"]:
-        times += chunk["ran"]
+    first, second = (chunk["ran"] for chunk in record["chunks"])
+    # Home has its first token before the other member has ended.
+    times = [record["arrival_s"], record["bound_s"], *first, second[0]]
     times += [record["first_token_s"], record["last_token_s"]]
     assert times == sorted(times), "one thing comes after another"
+    assert second[1] > second[0]
     assert told["live"] == [], "nothing is left in hand"
 
 
