@@ -79,10 +79,13 @@ from sglang_cdsp.controller.startup import (
     link_orders,
     queue_limits,
 )
+from sglang_cdsp.controller.turns import KEY as ROLES
+from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
+from sglang_cdsp.planner.roles import Roles, roles_of
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
@@ -131,6 +134,10 @@ class PoolController(DataParallelController):
         super().__init__(server_args, port_args, *more)
         self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
+        # Where the schedulers themselves would send output.
+        text = not get_serving().skip_tokenizer_init
+        outputs = port_args.detokenizer_ipc_name if text else port_args.tokenizer_ipc_name
+        self._outputs = get_zmq_socket(self._zmq, zmq.PUSH, outputs, False)
         self._admin = AdminServer(
             self._zmq,
             args.admin,
@@ -219,6 +226,7 @@ class PoolController(DataParallelController):
             progress=self._progress,
             words=words,
             control=self._control,
+            pass_on=lambda payload: self._outputs.send(payload),
         )
         return reports
 
@@ -307,6 +315,15 @@ class PoolController(DataParallelController):
         except (ValueError, RuntimeError) as error:
             give_up(str(error))
         self._lifecycle = parts.lifecycle(self._planning)
+        # The pool was warmed up and measured with all of its instances.
+        self._ledger.take_roles(roles_of(self._cdsp.roles, len(self._ledger.capacity)))
+        self._turns = RoleTurns(
+            self._planning.policy,
+            self._ledger,
+            self._put_roles,
+            time.monotonic,
+            decodes=self._form is Form.ONE_SERVER,
+        )
         self._levels = Levels(
             self._instruments,
             requests=self._lifecycle,
@@ -358,6 +375,7 @@ class PoolController(DataParallelController):
             **self._planning.snapshot(now_s),
             "decode": self._decode.snapshot(),
             "pool": self._ledger.snapshot(now_s),
+            "roles": str(self._ledger.roles),
             "requests": len(self._lifecycle.requests),
             "counters": self._metrics.snapshot(),
             "seats": self._seats.snapshot(),
@@ -365,17 +383,28 @@ class PoolController(DataParallelController):
 
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
-        if self._seats.wish(body):
-            body = {key: value for key, value in body.items() if key != KEY}
-            if not body:
-                return
-        self._planning.update(body)
-        self._lifecycle.on_sizes_changed()
+        roles = self._turns.read(body)
+        wished = self._seats.wish(body)
+        rest = body
+        if wished or roles is not None:
+            rest = {key: value for key, value in body.items() if key not in (KEY, ROLES)}
+        if rest is body or rest:
+            self._planning.update(rest)
+            self._lifecycle.on_sizes_changed()
+            self._tell_status()
+        if roles is not None:
+            self._turns.put(roles)
+
+    def _put_roles(self, roles: Roles, why: str) -> None:
+        """Roles are in force from now on, and shown."""
+        self._lifecycle.on_roles(roles, why)
         self._tell_status()
 
     def _tell_status(self) -> None:
         """Let ``/server_info``, which asks the schedulers, show the planner too."""
         status = self._planning.snapshot(time.monotonic())
+        if self._form is Form.ONE_SERVER:
+            status["roles"] = str(self._ledger.roles)
         order = messages.StatusOrder(status=json.dumps(status))
         self._seats.told.status(order)
         self.send_control_message(order)
@@ -440,9 +469,10 @@ class PoolController(DataParallelController):
             joins_late=logprob_spec(tokenized) is not None,
         )
         if decodes:
+            request.longest_output = tokenized.sampling_params.max_new_tokens
             request.output_tokens = output_tokens(
                 request.tokens,
-                tokenized.sampling_params.max_new_tokens,
+                request.longest_output,
                 self._ledger.page_size,
                 self._ledger.smallest_instance,
             )
@@ -515,6 +545,7 @@ class PoolController(DataParallelController):
             self._read_requests()
             read_reports(self._reports, self._reader)
             self._control.serve(self._lifecycle)
+            self._turns.ask_policy()
             self._lifecycle.on_loop()
             self._tell_load()
             self._levels.tick(time.monotonic(), self._observe())

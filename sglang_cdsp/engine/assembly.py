@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.runtime_context import get_disagg, get_parallel
 
+from sglang_cdsp.args import active_args
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
@@ -21,6 +22,7 @@ from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock import RankScheduler
@@ -123,6 +125,16 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         lambda serial: callbacks.layer_begins(coroutines.give_way, serial),
         lambda: decoding is not None and decoding.decodes,
     )
+    moving = None
+    if joining is not None:
+        moving = Moving(
+            scheduler=scheduler,
+            reporter=reporter,
+            joining=joining,
+            coroutines=coroutines,
+            hub=hub,
+            layers=runner.layers,
+        )
     work = ChunkWork(
         scheduler,
         manager,
@@ -143,13 +155,22 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         admit=callbacks.admit,
         abort=callbacks.abort,
         joining=joining,
+        moving=moving,
+        stock_tokens=_stock_tokens(),
     )
     decoding = None
-    if joining is not None:
+    if joining is not None and moving is not None:
         capacity = int(scheduler.token_to_kv_pool_allocator.available_size())
         slots = SlotReports(scheduler, reporter, capacity)
-        decoding = Decoding(scheduler, engine, coroutines, joining, slots)
+        decoding = Decoding(scheduler, engine, coroutines, joining, moving, slots)
     return RankParts(reporter, manager, hub, numbers, engine, decoding)
+
+
+def _stock_tokens() -> int:
+    """The longest prompt that SGLang itself prefills, ``--cdsp-stock-tokens``."""
+    args = active_args()
+    assert args is not None
+    return args.stock_tokens
 
 
 def _hub(device: str, instance: int, faults: FaultHook | None, give_way: GiveWay) -> LinkHub:

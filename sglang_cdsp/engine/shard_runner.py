@@ -114,7 +114,8 @@ class ShardRunner:
         self._events = events_of(self._model_runner.device)
         self._fault = requested_fault()
         modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
-        self._layers = sorted(module.layer_id for module in modules)
+        self.layers = tuple(sorted(module.layer_id for module in modules))
+        """The model's attention layers, in order."""
 
     def run(self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]) -> ShardDone:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
@@ -246,7 +247,7 @@ class ShardRunner:
         assert task.lane is not None
         return Rebalancer(
             pool=self._model_runner.token_to_kv_pool,
-            layers=self._layers,
+            layers=self.layers,
             moves=layout.moves,
             instance=self._instance,
             slots_of=lambda span: task.slot_table.slots([span]),

@@ -60,7 +60,8 @@ ROWS = (
     ),
     # -- requests ------------------------------------------------------------------------------
     row(
-        "engine.chunk_engine engine.stock_requests engine.writes engine.sampling engine.tasks",
+        "engine.chunk_engine engine.home_requests engine.stock_requests engine.writes "
+        "engine.sampling engine.tasks",
         "what is read from or set on SGLang's request",
         Attributes(
             BATCH,
@@ -193,7 +194,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.sampling",
+        "engine.moving engine.sampling",
         "the prefill server's own end of a request",
         Names(BATCH, ("FINISH_LENGTH", "FINISH_ABORT", "ScheduleBatch", "Req", "NextBatchPlan")),
     ),

@@ -146,7 +146,8 @@ class Recent(Observer):
             request.revision,
             request.next_chunk,
             request.first_token_s,
-            request.sampled_tokens,
+            len(request.output.tokens),
+            request.moved_to,
             request.error,
         )
         if seen != kept.seen:

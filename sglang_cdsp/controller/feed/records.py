@@ -58,7 +58,7 @@ def waiting_record(request: PoolRequest, number: int) -> dict[str, Any]:
     return {
         "n": number,
         "rid": shown(request.rid, LONGEST_RID),
-        "tokens": request.tokens,
+        "tokens": request.prompt_tokens,
         "arrival_s": round(request.arrival_s, 4),
         "state": state_of(request),
     }
@@ -85,7 +85,7 @@ def record(
         "state": state_of(request, ended=ended_s is not None),
         "policy": request.policy,
         "bound_s": _rounded(request.bound_s if request.plan else None),
-        "home": request.plan.home if request.plan else None,
+        "home": request.home if request.plan else None,
         "passes": request.plan.passes if request.plan else False,
         "one_instance": request.one_instance,
         "chunk": request.next_chunk,
@@ -93,7 +93,7 @@ def record(
         "due_s": _rounded(request.bound_s + request.plan.ttft_s if request.plan else None),
         "first_token_s": _rounded(request.first_token_s),
         "decodes": request.decodes,
-        "output_tokens": request.sampled_tokens if request.decodes else None,
+        "output_tokens": len(request.output.tokens) if request.decodes else None,
         "last_token_s": _rounded(request.last_token_s),
         "ended_s": _rounded(ended_s),
         "recalls": request.recalls,
