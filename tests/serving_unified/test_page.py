@@ -6,13 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 
 from tests.page.browser import Window, needs_browser, window
-from tests.serving.asking import until
 from tests.serving.client import text_tokens
 from tests.serving_unified.client import OneServerClient
 
