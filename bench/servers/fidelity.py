@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import requests
 from tqdm import tqdm
@@ -53,7 +54,7 @@ def whole_answer(url: str, rid: str, tokens: int, seed: int) -> None:
         "temperature": 0,
         "ignore_eos": True,
     }
-    body = {
+    body: dict[str, Any] = {
         "rid": rid,
         "input_ids": prompt_tokens(seed, tokens),
         "sampling_params": sampling,

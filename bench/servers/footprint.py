@@ -178,7 +178,7 @@ class Mover:
 
     def _ask(self, rid: str, seed: int, length: int) -> None:
         sampling = {"max_new_tokens": OUTPUT, "temperature": 0, "ignore_eos": True}
-        body = {
+        body: dict[str, Any] = {
             "rid": rid,
             "input_ids": prompt_tokens(100 + seed, length),
             "sampling_params": sampling,
