@@ -11,7 +11,7 @@ new request gets stock's answer. Exit status 1 if anything is wrong, with the se
 `--form one-server` has one server prefill and decode, with longer outputs; with few `--slots` an
 instance decode runs short of slots and requests are retracted. `--turn-roles` draws other roles for
 its seats every so many seconds; only a request whose own plan names a seat that decodes only just
-then may be refused for it.
+then may be refused for it, and its client asks again without a plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import requests
@@ -51,15 +51,6 @@ from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import RunningStack, running, single, together
 
 END_WITHIN_S = 10.0
-
-
-@dataclass(frozen=True)
-class Timed:
-    """How a request ended, and between which two times, monotonic."""
-
-    end: End
-    sent_s: float
-    ended_s: float
 
 
 def storm(
@@ -99,18 +90,21 @@ def storm(
         else None
     )
 
-    def one(job: Job) -> Timed:
+    asked_again: list[str] = []
+
+    def one(job: Job) -> End:
         sent_s = time.monotonic()
         end = ask(stack, job, form=form)
-        return Timed(end, sent_s, time.monotonic())
+        if turner is None or not told_of_roles(job, end, turner.turns, sent_s, time.monotonic()):
+            return end
+        asked_again.append(job.rid)
+        return ask(stack, without_plan(job), form=form)
 
     begin_s = time.monotonic()
     with turner or nullcontext(), ThreadPoolExecutor(at_once) as threads:
-        timed = list(tqdm(threads.map(one, jobs), total=count, file=sys.stderr))
+        ends = list(tqdm(threads.map(one, jobs), total=count, file=sys.stderr))
     took_s = time.monotonic() - begin_s
-    turns = turner.turns if turner is not None else []
-    ends = [told_of_roles(job, found, turns) for job, found in zip(jobs, timed, strict=True)]
-    wrong = [] if turner is None else turner.wrong
+    wrong = [] if turner is None else [*turner.wrong]
     wrong += [
         text for job, end in zip(jobs, ends, strict=True) if (text := fault(job, end, reference))
     ]
@@ -129,7 +123,10 @@ def storm(
         f"slowest end without an answer {slowest:.1f} s"
     )
     if turner is not None:
-        print(f"roles turned {len(turns) - 1} times; {json.dumps(counted(stack, form))}")
+        print(
+            f"roles turned {len(turner.turns) - 1} times; {len(asked_again)} asked again without "
+            f"a plan; {json.dumps(counted(stack, form))}"
+        )
     return wrong
 
 
@@ -149,15 +146,23 @@ def alone(stack: RunningStack, prompt: Prompt, url: str, output: int) -> Prompt:
     return end.tokens[0]
 
 
-def told_of_roles(job: Job, timed: Timed, turns: Collection[Turn]) -> End:
-    """The end of a request; "refused" if its plan named a seat that took no chunks just then."""
-    end = timed.end
+def told_of_roles(
+    job: Job, end: End, turns: Collection[Turn], sent_s: float, ended_s: float
+) -> bool:
+    """Whether a request was refused for a plan that named a seat which took no chunks just then.
+
+    Args:
+        turns: of the seats so far.
+        sent_s, ended_s: of the request, monotonic.
+    """
     if end.how != "error" or REFUSED not in end.words:
-        return end
-    idle = without_chunks(turns, timed.sent_s, timed.ended_s)
-    # Its cause is its own arrival.
-    took_s = timed.ended_s - timed.sent_s
-    return replace(end, how="refused", seconds=took_s) if idle & set(demands_of(job)) else end
+        return False
+    return bool(without_chunks(turns, sent_s, ended_s) & set(demands_of(job)))
+
+
+def without_plan(job: Job) -> Job:
+    """The request once more, under another id and planned by the policy."""
+    return replace(job, rid=f"again-{job.rid}", plans=(None,) * len(job.prompts))
 
 
 def fault(job: Job, end: End, reference: dict[Prompt, Prompt]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.servers.storm import Timed, told_of_roles
+from bench.servers.storm import told_of_roles, without_plan
 from bench.servers.storm_clients import End
 from bench.servers.storm_jobs import Job
 from bench.servers.turning import REFUSED, RoleTurner, Turn, draw_roles, without_chunks
@@ -47,14 +47,15 @@ def test_seats_without_chunks_between_two_times(
 def test_only_a_plan_that_names_such_a_seat_may_be_refused_for_it() -> None:
     told = End("error", words=f"cdsp_plan names instances [0], {REFUSED}; use others", status=400)
     named = Job("r", ((1, 2),), ([(2, [0, 1])],))
-    found = told_of_roles(named, Timed(told, 11.0, 11.5), TURNS)
-    assert (found.how, found.seconds) == ("refused", 0.5)
-    other = Job("r", ((1, 2),), ([(2, [1])],))
-    assert told_of_roles(other, Timed(told, 11.0, 11.5), TURNS).how == "error"
-    assert told_of_roles(named, Timed(told, 16.0, 16.5), TURNS).how == "error"
-    assert told_of_roles(Job("r", ((1, 2),)), Timed(told, 11.0, 11.5), TURNS).how == "error"
+    assert told_of_roles(named, told, TURNS, 11.0, 11.5)
+    assert not told_of_roles(named, told, TURNS, 16.0, 16.5)
+    assert not told_of_roles(Job("r", ((1, 2),), ([(2, [1])],)), told, TURNS, 11.0, 11.5)
+    assert not told_of_roles(Job("r", ((1, 2),)), told, TURNS, 11.0, 11.5)
     lost = End("error", words="instance 0 was lost")
-    assert told_of_roles(named, Timed(lost, 11.0, 11.5), TURNS).how == "error"
+    assert not told_of_roles(named, lost, TURNS, 11.0, 11.5)
+    again = without_plan(named)
+    assert (again.prompts, again.plans) == (named.prompts, (None,))
+    assert not again.rid.startswith(named.rid)
 
 
 @pytest.fixture
