@@ -21,6 +21,7 @@ from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
+from sglang_cdsp.engine.ranks import ranks_of
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock import RankScheduler
@@ -121,6 +122,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         coroutines.give_way,
         lambda: callbacks.layer_begins(coroutines.give_way),
         lambda: decoding is not None and decoding.decodes,
+        ranks_of(tp_rank, int(parallel.tp_size)),
     )
     work = ChunkWork(
         scheduler,

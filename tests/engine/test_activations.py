@@ -17,7 +17,7 @@ from sglang_cdsp.engine.activations import Widths, largest_shard, measured_shard
 from sglang_cdsp.engine.model_check import UnsupportedModel
 
 # LLaMA3-8B in bfloat16.
-LLAMA = Widths(4096, 4096, 1024, 1024, 4096, 14336, 1, 128256, 2)
+LLAMA = Widths(4096, 4096, 1024, 1024, 2048, 4096, 14336, 1, 128256, 2)
 GIB = 2**30
 
 
@@ -31,7 +31,7 @@ def scheduler(device: str = "cuda", **text: Any) -> Any:
 
 def test_widths_are_those_of_the_rank() -> None:
     found = widths_of(scheduler(intermediate_size=200), 2)
-    assert found == Widths(64, 32, 16, 16, 32, 100, 1, 99, 2)
+    assert found == Widths(64, 32, 16, 16, 32, 32, 100, 1, 99, 2)
 
 
 def test_experts_count_by_how_many_a_token_goes_to() -> None:
