@@ -1,0 +1,156 @@
+"""Families of attention by forms of the pool by what a client may ask, on real servers.
+
+    python -m bench.servers.families [--families deepseek-v3,gemma-3] [--forms prefill,one]
+                                     [--cases 50] [--out bench/results/families.json]
+
+Each family and form has servers of its own, beside a stock one with the same checkpoint; the pool
+is shaken. A cell that is tried again takes the place of the former one. The table is printed and
+written beside the file. Exit status 1 if a cell does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.servers.families.asking import FEATURES, Asked
+from bench.servers.flags import check
+from sglang_cdsp.cli.parser import OneLineParser
+from sglang_cdsp.engine.faults import SHAKE_VAR
+from sglang_cdsp.testing.family_checkpoints import RECIPES, write_family_checkpoint
+from sglang_cdsp.testing.scratch import kept_on_failure
+from sglang_cdsp.testing.stack import (
+    Deployment,
+    disaggregated,
+    one_server,
+    running,
+    single,
+    together,
+)
+
+RESULTS = Path("bench/results/families.json")
+INSTANCES, CAPACITY = 3, 8192
+FORMS = ("prefill", "one")
+
+
+def say(line: str) -> None:
+    """Progress, apart from the table."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """What reads a list of names."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return read
+
+
+def plan_of(checkpoint: Path, family: str, form: str) -> Deployment:
+    """A pool of the form and a stock server."""
+    common = (
+        *("--context-length", "16384", "--page-size", "8", "--enable-custom-logit-processor"),
+        *RECIPES[family].flags,
+    )
+    pool = (
+        *("--dp-size", str(INSTANCES), "--cdsp-allow-request-plans"),
+        *("--max-total-tokens", str(CAPACITY), "--cdsp-stock-tokens", "64"),
+    )
+    stock = single(checkpoint, flags=common)
+    if form == "one":
+        return together(one_server(checkpoint, flags=(*common, *pool)), stock)
+    return together(disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=common), stock)
+
+
+@contextmanager
+def asked_of(family: str, form: str, seed: int, cases: int, scratch: Path) -> Iterator[Asked]:
+    """Start the servers of a family and a form."""
+    checkpoint = write_family_checkpoint(scratch / family, family)
+    with running(
+        plan_of(checkpoint, family, form), scratch / f"{family}-{form}", progress=say
+    ) as s:
+        info = s.urls["pool"] if form == "one" else s.urls["prefill"]
+        yield Asked(s.url, s.urls["single"], checkpoint, INSTANCES, CAPACITY, seed, cases, info)
+
+
+def tried(asked: Asked, features: Sequence[str]) -> dict[str, str]:
+    """What became of each feature: "ok", or the first line of what went wrong."""
+    found = {}
+    for name in features:
+        try:
+            FEATURES[name](asked)
+            found[name] = "ok"
+        except Exception as error:
+            found[name] = (str(error).splitlines() or [repr(error)])[0][:200]
+        say(f"  {name}: {found[name]}")
+    return found
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The cells as a table."""
+    lines = [
+        "# Families by forms by features",
+        "",
+        "Each cell tried on real servers, the pool shaken, against a stock server with the same "
+        "checkpoint; see `bench/servers/families`.",
+        "",
+        f"| family | form | {' | '.join(FEATURES)} | largest gap of a log-probability |",
+        f"|{'---|' * (len(FEATURES) + 3)}",
+    ]
+    for key in sorted(results):
+        row = results[key]
+        cells = [row["features"].get(name, "-") for name in FEATURES]
+        family, form = key.split("/")
+        lines.append(f"| {family} | {form} | {' | '.join(cells)} | {row['worst']:.1e} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cells, keep the results, print the table."""
+    parser = OneLineParser(prog="python -m bench.servers.families", description=__doc__)
+    parser.add_argument("--families", type=some_of(RECIPES), default=tuple(RECIPES))
+    parser.add_argument("--forms", type=some_of(FORMS), default=FORMS)
+    parser.add_argument("--features", type=some_of(FEATURES), default=tuple(FEATURES))
+    parser.add_argument("--cases", type=int, default=50, help="prompts with drawn plans")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    options = parser.parse_args(arguments)
+    check(parser, options, files=("out",))
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    os.environ.setdefault(SHAKE_VAR, str(options.seed))
+    held = True
+    with kept_on_failure("bench-families") as scratch:
+        for family in options.families:
+            for form in options.forms:
+                say(f"{family}, {form}")
+                with asked_of(family, form, options.seed, options.cases, scratch) as asked:
+                    features = tried(asked, options.features)
+                    results[f"{family}/{form}"] = {
+                        "features": features,
+                        "worst": asked.worst,
+                        **asked.notes,
+                        "cases": options.cases,
+                        "seed": options.seed,
+                        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    }
+                held = held and set(features.values()) <= {"ok"}
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                options.out.with_suffix(".md").write_text(markdown(results))
+    print(markdown(results))
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
