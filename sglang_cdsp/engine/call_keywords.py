@@ -10,7 +10,6 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from functools import cache
 
 from sglang.srt.layers.radix_attention import RadixAttention
 from torch import nn
@@ -56,7 +55,6 @@ def passes_sinks(module: nn.Module) -> bool:
     )
 
 
-@cache
 def keywords_of(kind: type, attribute: str) -> frozenset[str]:
     """Keywords of the calls ``self.<attribute>(...)`` in a class and its bases."""
     return frozenset(

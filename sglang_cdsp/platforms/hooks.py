@@ -56,7 +56,7 @@ PLATFORM_HOOKS = (
     ),
     Hook(
         "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.__init__",
-        "sglang_cdsp.platforms.latent_pool:absorb_latents",
+        "sglang_cdsp.platforms.absorbed:absorb_latents",
         Kind.BEFORE,
         "latent rows are read as they are",
     ),

@@ -178,7 +178,8 @@ def write_family_checkpoint(directory: Path, name: str, seed: int = 0) -> Path:
 
 
 def _write_model(directory: Path, recipe: Recipe, seed: int) -> None:
-    # Imported here: they take seconds, and most tests need neither.
+    # Imported here: they take seconds, and most tests need none.
+    import sglang  # noqa: F401 - declares torchvision's operators first
     import torch
     import transformers
 

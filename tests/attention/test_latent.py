@@ -99,10 +99,11 @@ def run(case: RingCase, lanes: list[Lane], *, expanded: bool, queries: bool) -> 
         block = LatentBlock(pool, slots[block_rows], len(held), shape, given)
         if not expanded:
             q = latents.absorbed(q)
-        way, ring = (
-            (q_ring_attention, QRing.of(layout)) if queries else (ring_attention, KvRing.of(layout))
-        )
-        out = way(q, block, layout, lanes[case.group[me]], scale=SCALE, ring=ring)
+        links = lanes[case.group[me]]
+        if queries:
+            out = q_ring_attention(q, block, layout, links, scale=SCALE, ring=QRing.of(layout))
+        else:
+            out = ring_attention(q, block, layout, links, scale=SCALE, ring=KvRing.of(layout))
         return out if expanded else latents.values_of(out)
 
     outs = in_threads(member, range(len(case.group)))

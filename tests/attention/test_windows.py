@@ -103,7 +103,7 @@ def test_equals_masked_attention_over_the_full_sequence(
             families=claim(torch.nn.ModuleList([layer])).families,
         )
         batch: Any = SimpleNamespace(out_cache_loc=slots[own])
-        more = {} if sink is None else {"sinks": sink}
+        more: dict[str, Any] = {} if sink is None else {"sinks": sink}
         return attention.forward(
             q[own].flatten(1), k[own].flatten(1), v[own].flatten(1), layer, batch, **more
         )

@@ -13,7 +13,7 @@ NATIVE = "sglang.srt.layers.attention.torch_native_backend"
 
 ROWS = (
     row(
-        "engine.latent_form platforms.latent_pool",
+        "engine.latent_form platforms.absorbed",
         "latent layers ask a handler by the name of the backend in force for their form",
         Signature(HANDLER, "AttentionBackendRegistry.register", ("backend_name", "handler_func")),
     ),
@@ -32,7 +32,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.latent_form platforms.latent_pool",
+        "engine.latent_form platforms.absorbed",
         "expanded and absorbed",
         Fields(f"{FORMS}.forward_methods", "AttnForwardMethod", ("MHA", "MLA")),
     ),
@@ -101,12 +101,12 @@ ROWS = (
         Base(POOL, "MLATokenToKVPool", "KVCache"),
     ),
     row(
-        "platforms.hooks platforms.latent_pool",
+        "platforms.hooks platforms.absorbed",
         "hooked: latent layers on the torch backend compute the absorbed form",
         Signature(NATIVE, "TorchNativeAttnBackend.__init__", ("model_runner",), exact=True),
     ),
     row(
-        "platforms.latent_pool",
+        "platforms.absorbed",
         "whether a model has latent rows",
         Attributes("sglang.srt.model_executor.model_runner", "ModelRunner", ("use_mla_backend",)),
     ),

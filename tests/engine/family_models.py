@@ -131,7 +131,8 @@ def windows_alone(tokens: torch.Tensor) -> torch.Tensor:
     hidden, places = EMBEDDING[tokens].double(), PLACES[: tokens.numel()].double()
     for layer in range(LAYERS):
         window = None if layer else WINDOW
-        out = masked(*heads(hidden + places, layer), DIM**-0.5, window, SINKS[layer])
+        q, k, v = heads(hidden + places, layer)
+        out = masked(q, k, v, DIM**-0.5, window, SINKS[layer])
         hidden = torch.tanh(hidden + places + out.flatten(1)) - places
     return hidden + places
 

@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.servers.families.asking import FEATURES, Asked
+from bench.servers.families.asking import FEATURES, PAGE, Asked
 from bench.servers.flags import check
 from sglang_cdsp.cli.parser import OneLineParser
 from sglang_cdsp.engine.faults import SHAKE_VAR
@@ -61,7 +61,7 @@ def some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
 def plan_of(checkpoint: Path, family: str, form: str) -> Deployment:
     """A pool of the form and a stock server."""
     common = (
-        *("--context-length", "16384", "--page-size", "8", "--enable-custom-logit-processor"),
+        *("--context-length", "16384", "--page-size", str(PAGE), "--enable-custom-logit-processor"),
         *RECIPES[family].flags,
     )
     pool = (
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         **asked.notes,
                         "cases": options.cases,
                         "seed": options.seed,
-                        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     }
                 held = held and set(features.values()) <= {"ok"}
                 options.out.write_text(json.dumps(results, indent=1) + "\n")

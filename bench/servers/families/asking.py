@@ -21,6 +21,9 @@ TOLERANCE = 1e-3
 """Of a log-probability, float32."""
 
 OUTPUT = 6
+PAGE = 8
+"""KV page size: chunks begin at its multiples."""
+
 AT_ONCE = 6
 LONGEST = 3000
 REFERENCE_LENGTHS = (7, 200, 701)
@@ -77,8 +80,9 @@ def drawn(asked: Asked) -> list[tuple[list[int], Plan]]:
     found = []
     for number in range(asked.cases):
         length = draw.randint(1, draw.choice((40, 400, LONGEST)))
-        chunks = min(length, draw.randint(1, 4))
-        cuts = sorted(draw.sample(range(1, length), chunks - 1)) if chunks > 1 else []
+        borders = range(PAGE, length, PAGE)
+        chunks = min(len(borders) + 1, draw.randint(1, 4))
+        cuts = sorted(draw.sample(borders, chunks - 1))
         sizes = sorted(draw.randint(1, asked.instances) for _ in range(chunks))
         order = draw.sample(range(asked.instances), asked.instances)
         plan = [
@@ -123,7 +127,7 @@ def own_plans(asked: Asked) -> None:
 def prompt_logprobs(asked: Asked) -> None:
     """Log-probabilities of the prompt, each from the member that has its row."""
     tokens = cut_ids(asked.checkpoint, 700, 5)
-    plan = {"custom_params": {"cdsp_plan": [[300, [1]], [400, [1, 0]]]}}
+    plan = {"custom_params": {"cdsp_plan": [[304, [1]], [396, [1, 0]]]}}
     mine = generate(asked.pool, tokens, logprob_start_len=0, sampling_params=plan)["meta_info"]
     theirs = generate(asked.stock, tokens, logprob_start_len=0)["meta_info"]
     name = "input_token_logprobs"
@@ -149,7 +153,7 @@ def aborts(asked: Asked) -> None:
     """Clients that leave while their prompts are computed or decoded."""
     tokens = cut_ids(asked.checkpoint, LONGEST, 9)
     for number in range(4):
-        body = {
+        body: dict[str, Any] = {
             "input_ids": tokens,
             "sampling_params": {"max_new_tokens": 64, "ignore_eos": True},
             "stream": True,
@@ -166,7 +170,8 @@ def aborts(asked: Asked) -> None:
 
 def as_transformers(asked: Asked) -> None:
     """The first token's log-probabilities are those of transformers' own model."""
-    # Imported here: it takes seconds.
+    # Imported here: they take seconds.
+    import sglang  # noqa: F401 - declares torchvision's operators first
     import torch
     import transformers
 
@@ -189,9 +194,9 @@ def as_transformers(asked: Asked) -> None:
 
 
 def _spread(length: int, instances: int) -> Plan:
-    if length < 2 * instances:
+    if length < 2 * PAGE:
         return [(length, [0])]
-    half = length // 2
+    half = length // 2 // PAGE * PAGE
     return [(half, [0]), (length - half, list(range(instances)))]
 
 

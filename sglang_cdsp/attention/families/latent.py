@@ -165,11 +165,12 @@ def queries_circulate(
 
 def latent_layers(model: nn.Module) -> dict[int, LatentLayer]:
     """The latent layers of a built model, by number."""
-    return {
-        module.attn_mqa.layer_id: _known(module)
+    layers: list[Any] = [
+        module
         for module in model.modules()
         if hasattr(module, "attn_mqa") and hasattr(module, "attn_mha")
-    }
+    ]
+    return {layer.attn_mqa.layer_id: _known(layer) for layer in layers}
 
 
 def claim(model: nn.Module) -> dict[int, Latent]:
