@@ -11,7 +11,7 @@ from sglang_cdsp.engine.call_keywords import odd_calls, passes_sinks
 
 # Parts that look at other tokens beside attention, or choose which tokens attention sees.
 MIXERS = re.compile(
-    "conv1d|mamba|ssm|linearattention|linearattn|deltanet|gateddelta|retention|lightning"
+    "conv1d|mamba|(?<!gpto)ssm|linearattention|linearattn|deltanet|gateddelta|retention|lightning"
     "|indexer|ngram|visiontransformer|visionmodel|audioencoder",
     re.IGNORECASE,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from sglang_cdsp.attention.latent_rows import (
     ExpandedRows,
     LatentBlock,
     LatentSizes,
+    Share,
     expanded_is_cheaper,
 )
 from sglang_cdsp.attention.partial import reference_attention
@@ -147,7 +149,45 @@ def test_a_chunk_without_history_on_one_instance_has_nothing_to_expand() -> None
     assert expanded_is_cheaper(layout, DEEPSEEK_V3)
 
 
+@settings(deadline=None)
 @given(case=ring_cases(5))
 def test_all_members_choose_alike(case: RingCase) -> None:
     chosen = {expanded_is_cheaper(case.layout(me), SIZES) for me in range(len(case.group))}
     assert len(chosen) == 1
+
+
+class Joint:
+    """Gathers among the ranks of one instance, each in a thread of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._barrier = threading.Barrier(size)
+        self._parts: list[torch.Tensor | None] = [None] * size
+
+    def of(self, rank: int) -> Share:
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            self._parts[rank] = tensor
+            self._barrier.wait(10)
+            whole = torch.cat([part for part in self._parts if part is not None])
+            self._barrier.wait(10)
+            return whole
+
+        return Share(rank, self.size, gather)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_ranks_of_an_instance_share_what_travels(size: int) -> None:
+    """Each has links of its own, on which a part of every row goes."""
+    draw = torch.Generator().manual_seed(4)
+    rows = torch.randn(9 * SIZES.row, generator=draw)
+    joint = Joint(size)
+
+    def rank(number: int) -> tuple[int, torch.Tensor]:
+        shape = AbsorbedRows(SIZES, joint.of(number))
+        message = shape.empty(9, rows)
+        message.copy_(shape.sent(rows))
+        return message.numel(), shape.whole(message)
+
+    for numbers, whole in in_threads(rank, range(size)):
+        assert numbers == rows.numel() // size
+        assert torch.equal(whole, rows)
