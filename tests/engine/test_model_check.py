@@ -10,12 +10,14 @@ import torch
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.layers.attention import attention_registry
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.models.deepseek_v2 import DeepseekV3ForCausalLM
 from sglang.srt.models.llama import LlamaForCausalLM
 from torch import nn
 
 from sglang_cdsp.engine.model_check import (
     BACKENDS,
+    LATENT_BACKENDS,
     UnsupportedModel,
     check_config,
     check_model,
@@ -82,6 +84,48 @@ def scheduler(**changed: Any) -> Any:
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(**runner)),
         **changed,
     )
+
+
+def latent_pool(kind: type = MLATokenToKVPool, *, row: int = 8) -> Any:
+    """SGLang's pool of latent rows, whose values are a part of its keys."""
+    rows = torch.empty(9, 1, row)
+    return unmade(
+        kind,
+        get_key_buffer=lambda layer_id: rows,
+        get_value_buffer=lambda layer_id: rows[..., :6],
+        dtype=torch.bfloat16,
+    )
+
+
+def latent_scheduler(**changed: Any) -> Any:
+    """Layers of two heads, latents of 6 numbers and 2 that all heads share."""
+
+    def layer(number: int) -> nn.Module:
+        return unmade(
+            nn.Module,
+            num_local_heads=2,
+            kv_lora_rank=6,
+            qk_rope_head_dim=2,
+            qk_nope_head_dim=4,
+            v_head_dim=3,
+            kv_b_proj=nn.Identity(),
+            attn_mqa=RadixAttention(2, 8, 0.5, 1, layer_id=number, v_head_dim=6),
+            attn_mha=RadixAttention(2, 6, 0.5, 2, layer_id=number, v_head_dim=3),
+        )
+
+    layers = nn.ModuleList(layer(number) for number in range(LAYERS))
+    latent: dict[str, Any] = {
+        "model": unmade(DeepseekV3ForCausalLM, layers=layers),
+        "token_to_kv_pool": latent_pool(),
+        "attn_backend": backend("TorchNativeAttnBackend"),
+    }
+    return scheduler(**{**latent, **changed})
+
+
+def latent_refusal(**changed: Any) -> str:
+    with pytest.raises(UnsupportedModel) as caught:
+        check_model(latent_scheduler(**changed))
+    return str(caught.value)
 
 
 def test_a_plain_model_passes() -> None:
@@ -176,6 +220,33 @@ def test_any_other_backend_is_refused(name: str) -> None:
     message = refusal(attn_backend=backend(name))
     assert f"the attention backend {name} was not tried" in message
     assert "set --attention-backend to one of fa3 or fa4, flashinfer" in message
+
+
+@pytest.mark.parametrize("name", sorted(LATENT_BACKENDS))
+def test_a_latent_model_has_backends_of_its_own(name: str) -> None:
+    check_model(latent_scheduler(attn_backend=backend(name)))
+    assert "FlashInferAttnBackend" in latent_refusal(attn_backend=backend("FlashInferAttnBackend"))
+
+
+def test_latent_rows_in_another_pool_are_refused() -> None:
+    quantised = type("MLATokenToKVPoolFP4", (MLATokenToKVPool,), {"__module__": "sglang.x"})
+    assert "KV is kept by MLATokenToKVPoolFP4" in latent_refusal(
+        token_to_kv_pool=latent_pool(quantised)
+    )
+    assert "the KV of layer 0 is [9, 1, 7]" in latent_refusal(token_to_kv_pool=latent_pool(row=7))
+
+
+def test_windows_in_a_pool_of_their_own_are_refused_with_the_flag() -> None:
+    with pytest.raises(UnsupportedModel, match="add --disable-hybrid-swa-memory, here and to"):
+        check_config(model_config("Gemma4ForCausalLM", is_hybrid_swa=True))
+    check_config(model_config("Gemma4ForCausalLM"))
+
+
+def test_a_latent_model_passes_by_its_configuration() -> None:
+    latent = {"kv_lora_rank": 512, "attention_arch": AttentionArch.MLA}
+    check_config(model_config("DeepseekV3ForCausalLM", **latent))
+    with pytest.raises(UnsupportedModel, match="latent attention, which was not expected"):
+        check_config(model_config("DeepseekV3ForCausalLM", kv_lora_rank=512))
 
 
 def test_both_halves_of_a_split_backend_count() -> None:

@@ -24,6 +24,7 @@ from bench.servers.families.asking import FEATURES, PAGE, Asked
 from bench.servers.flags import check
 from sglang_cdsp.cli.parser import OneLineParser
 from sglang_cdsp.engine.faults import SHAKE_VAR
+from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.testing.family_checkpoints import RECIPES, write_family_checkpoint
 from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import (
@@ -64,7 +65,14 @@ def plan_of(checkpoint: Path, family: str, form: str) -> Deployment:
         *("--context-length", "16384", "--page-size", str(PAGE), "--enable-custom-logit-processor"),
         *RECIPES[family].flags,
     )
+    # Whatever is planned will do, and measuring the pool takes a minute.
+    rows = tuple(
+        (size, Coefficients(0.01, 1e-4 / size, 1e-8 / size, 1e-8 / size)) for size in (1, 3)
+    )
+    measured = checkpoint / "latency.json"
+    LatencyModel(rows).save(measured)
     pool = (
+        *("--cdsp-latency-model", str(measured)),
         *("--dp-size", str(INSTANCES), "--cdsp-allow-request-plans"),
         *("--max-total-tokens", str(CAPACITY), "--cdsp-stock-tokens", "64"),
     )
