@@ -140,6 +140,11 @@ def fault(names: Sequence[str] | None, config: Mapping[str, Any]) -> str:
     return ""
 
 
+def expands(config: Mapping[str, Any]) -> bool:
+    """Whether a model's history costs something of its own: latent rows may be expanded."""
+    return any(name in LATENT for name in config.get("architectures") or ())
+
+
 def table() -> str:
     """The architectures as a Markdown table, for the documentation."""
     lines = ["| read in `sglang.srt.models` | architectures | attention |", "|---|---|---|"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp import architectures
 from sglang_cdsp.cli.grid import Point, chains
 from sglang_cdsp.cli.needs import SERVER, lacking
 from sglang_cdsp.cli.outputs import OutputError, check_file, check_folder
@@ -110,6 +111,15 @@ def find_model(text: str) -> tuple[Path | str, Mapping[str, Any]]:
             f"model ({kind}); give a folder, check the name, or log in to the hub"
         ) from None
     return text, _read(Path(config), text)
+
+
+def model_expands(text: str) -> bool:
+    """Whether history costs a model something of its own (`Coefficients.e`).
+
+    Raises:
+        ProfileError: as `find_model`.
+    """
+    return architectures.expands(find_model(text)[1])
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

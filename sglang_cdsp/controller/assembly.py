@@ -42,6 +42,7 @@ class PoolParts:
         gate: says what may start.
         max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
+        expands: whether the model's history costs something of its own, see ``Coefficients``.
         form: of the pool.
     """
 
@@ -57,6 +58,7 @@ class PoolParts:
     gate: QuietGate[Any]
     model: str
     device: str
+    expands: bool = False
     max_shard_tokens: int | None = None
     form: Form = Form.PREFILL
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
@@ -85,6 +87,7 @@ class PoolParts:
                 run,
                 model=self.model,
                 device=self.device,
+                expands=self.expands,
             )
         return make_planning(self.args, model, sizes, page_size)
 

@@ -38,6 +38,7 @@ from sglang.srt.runtime_context import (
 )
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
+from sglang_cdsp import architectures
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
@@ -77,6 +78,7 @@ from sglang_cdsp.controller.startup import (
     queue_limits,
 )
 from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.launch.model import config_of
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.protocol import last_words, messages
@@ -276,6 +278,7 @@ class PoolController(DataParallelController):
             gate=self._control.gate,
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
+            expands=architectures.expands(config_of(self.server_args)),
             max_shard_tokens=self._max_shard_tokens,
             form=self._form,
         )

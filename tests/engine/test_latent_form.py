@@ -6,16 +6,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, set_forward_context
 from sglang.srt.models.deepseek_common.attention_backend_handler import AttentionBackendRegistry
 from sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods import (
     AttnForwardMethod,
 )
 
-from sglang_cdsp.attention.families.latent import ABSORBED, EXPANDED
+from sglang_cdsp.attention.families.latent import ABSORBED, EXPANDED, Latent, latent_layers
+from sglang_cdsp.attention.families.types import ShardChunk
+from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.engine.latent_form import BACKEND, answer_layers
 from sglang_cdsp.engine.layers import LayerSteps
+from sglang_cdsp.parallel.spans import split_chunk
 from sglang_cdsp.platforms.absorbed import absorb_latents
+from tests.engine.family_models import LatentModel
 
 
 @pytest.mark.parametrize(
@@ -44,3 +49,24 @@ def test_our_name_is_no_backend_of_sglangs() -> None:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     assert BACKEND not in ATTENTION_BACKENDS
+
+
+def test_without_a_kernel_for_long_rows_chunks_expand_and_scaled_models_are_refused() -> None:
+    layers = latent_layers(LatentModel())
+    chunk = ShardChunk(
+        RingLayout((0,), 0, (500,), split_chunk(500, 3, 1, 1)), None, torch.arange(503)
+    )
+    assert Latent(layers).begin(chunk).form == ABSORBED
+    assert Latent(layers, absorbs=False).begin(chunk).form == EXPANDED
+    scaled = Latent(layers, scaled=True, absorbs=False)
+    assert "no kernel on this device" in scaled.faults(layers[0].absorbed)[0]
+    assert Latent(layers, scaled=True).faults(layers[0].absorbed) == []
+
+
+def test_queries_that_are_scaled_by_their_place_are_never_expanded() -> None:
+    layers = latent_layers(LatentModel())
+    chunk = ShardChunk(
+        RingLayout((0,), 0, (0,), split_chunk(0, 900, 1, 1)), None, torch.arange(900)
+    )
+    assert Latent(layers).begin(chunk).form == EXPANDED
+    assert Latent(layers, scaled=True).begin(chunk).form == ABSORBED

@@ -7,7 +7,7 @@ told, so that queries have the same form at all members. Where that is fewer byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from sglang_cdsp.attention.latent_rows import (
     expanded_is_cheaper,
 )
 from sglang_cdsp.attention.layer_check import odd_features
+from sglang_cdsp.attention.partial import served
 from sglang_cdsp.attention.q_ring import q_ring_attention
 from sglang_cdsp.attention.ring import ring_attention
 from sglang_cdsp.attention.ring_layout import RingLayout
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
 
 ABSORBED, EXPANDED = "absorbed", "expanded"
+SCALED = (
+    "queries that are scaled by their place, in the absorbed form alone, for which there is no "
+    "kernel on this device"
+)
 
 
 @dataclass(frozen=True)
@@ -67,22 +72,31 @@ class Latent:
     keywords: frozenset[str] = frozenset()
     modules = 2
 
-    def __init__(self, layers: Mapping[int, LatentLayer], *, scaled: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Mapping[int, LatentLayer],
+        *,
+        scaled: bool = False,
+        absorbs: bool = True,
+    ) -> None:
         """Serve the latent layers of one model.
 
         Args:
             layers: by number.
-            scaled: whether the model scales queries by their position where it computes the
-                absorbed form only (Mistral Large 3).
+            scaled: whether the model scales queries by their position, which it does in the
+                absorbed form alone (Mistral Large 3).
+            absorbs: whether there is a kernel for the long rows of the absorbed form here.
         """
         self.layers = layers
         self.scaled = scaled
+        self.absorbs = absorbs
 
     def faults(self, layer: RadixAttention) -> list[str]:
         """See ``Family``."""
         return [
             *odd_features(layer, attributes=("kv_b_proj",)),
             *self.layers[layer.layer_id].faults,
+            *([SCALED] if self.scaled and not self.absorbs else []),
         ]
 
     def spec(self, layer: RadixAttention) -> LayerSpec:
@@ -103,8 +117,8 @@ class LatentAtWork:
         self._chunk = chunk
         self._rings: dict[LatentSizes, KvRing | QRing] = {}
         sizes = next(iter(family.layers.values())).sizes
-        expanded = not family.scaled and expanded_is_cheaper(chunk.layout, sizes)
-        self.form = EXPANDED if expanded else ABSORBED
+        cheaper = not family.scaled and expanded_is_cheaper(chunk.layout, sizes)
+        self.form = EXPANDED if cheaper or not family.absorbs else ABSORBED
 
     def passes_all(self, call: LayerCall) -> bool:
         """See ``AtWork``. Where queries circulate, no block does."""
@@ -177,8 +191,18 @@ def claim(model: nn.Module) -> dict[int, Latent]:
     """The layers of a model that are this family's; none if it has no latent attention."""
     layers = latent_layers(model)
     scaled = any(getattr(m, "llama_4_scaling_config", None) for m in model.modules())
-    family = Latent(layers, scaled=scaled)
+    family = Latent(layers, scaled=scaled, absorbs=_absorbs(model, layers.values()))
     return dict.fromkeys(layers, family)
+
+
+def _absorbs(model: nn.Module, layers: Iterable[LatentLayer]) -> bool:
+    """Whether partial attention takes rows as long as the absorbed form has them."""
+    weight = next(model.parameters(), None)
+    if weight is None:
+        return True
+    # Weights may be quantised: what is computed in is at least as wide as bfloat16.
+    dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
+    return all(served(weight.device, dtype, layer.sizes.row) for layer in layers)
 
 
 def _known(module: Any) -> LatentLayer:
