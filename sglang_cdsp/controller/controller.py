@@ -79,6 +79,7 @@ from sglang_cdsp.controller.startup import (
 )
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.launch.model import config_of
+from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.protocol import last_words, messages
@@ -93,6 +94,9 @@ logger = logging.getLogger(__name__)
 POLL_MS = 100
 LOOPBACK = "127.0.0.1"
 TELL_LOAD_EVERY_S = 0.25
+
+SETTINGS_OF_TIMES = ("attention_backend", "prefill_attention_backend", "quantization")
+"""Options of SGLang's by which the same forward takes another time."""
 
 
 class PoolController(DataParallelController):
@@ -280,6 +284,10 @@ class PoolController(DataParallelController):
             device=str(self.server_args.device),
             expands=architectures.expands(config_of(self.server_args)),
             max_shard_tokens=self._max_shard_tokens,
+            identity=model_identity(self.server_args),
+            settings={
+                name: str(getattr(self.server_args, name, None)) for name in SETTINGS_OF_TIMES
+            },
             form=self._form,
         )
         try:
@@ -305,7 +313,7 @@ class PoolController(DataParallelController):
             policy=self._planning.policy.name,
             sp_sizes=regulation.sp_sizes,
             improvement_rate=regulation.rate,
-            latency_model=self._cdsp.latency_model,
+            latency_model=self._planning.source,
             links=hello.links,
             transfer=(
                 get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None

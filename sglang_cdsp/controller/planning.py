@@ -31,12 +31,14 @@ class Planning:
         correction: the latency model, corrected from measured chunk times.
         regulator: the improvement rate, by arrival rate.
         measured: which prompts the latency model was measured on.
+        source: where the latency model comes from, as it follows the words "latency model".
     """
 
     policy: GuardedPolicy
     correction: OnlineCorrection
     regulator: Regulator
     measured: MeasuredRange
+    source: str = ""
 
     @property
     def model(self) -> LatencyModel:
@@ -74,15 +76,20 @@ class Planning:
             "policy_error": self.policy.error,
             "waiting": len(self.policy.waiting()),
             "latency_model": self.model.to_json(),
+            "latency_model_source": self.source,
             "correction": self.correction.snapshot(),
             "regulation": self.regulator.snapshot(now_s),
         }
 
 
 def make_planning(
-    args: CdspArgs, model: LatencyModel, sizes: tuple[int, ...], page_size: int
+    args: CdspArgs,
+    model: LatencyModel,
+    sizes: tuple[int, ...],
+    page_size: int,
+    source: str = "",
 ) -> Planning:
-    """Put a server's planner together.
+    """Put a server's planner together; ``source``: where the latency model comes from.
 
     Raises:
         PlannerError: an option does not fit the model; names the remedy.
@@ -103,4 +110,4 @@ def make_planning(
         correction=correction,
     )
     policy = GuardedPolicy(make_policy(args.policy, options), lambda: make_policy(INSTEAD, options))
-    return Planning(policy, correction, regulator, MeasuredRange(model))
+    return Planning(policy, correction, regulator, MeasuredRange(model), source)

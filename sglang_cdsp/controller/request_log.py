@@ -69,7 +69,7 @@ def start_line(
     policy: str,
     sp_sizes: Sequence[int],
     improvement_rate: float,
-    latency_model: str | None,
+    latency_model: str,
     links: str,
     transfer: str | None,
     capacity_tokens: int,
@@ -77,18 +77,17 @@ def start_line(
     """What runs, in one line.
 
     Args:
-        latency_model: the file that it was read from, None for one that was measured at start.
+        latency_model: where it comes from: given, kept or measured; follows its name.
         links: their kind.
         transfer: SGLang's transfer backend, to decode; None where instances decode themselves.
         capacity_tokens: KV slots of an instance.
     """
     ranks = f" of {tp_size} ranks each" if tp_size > 1 else ""
     decode = f"KV to decode over {transfer}" if transfer else "each decodes"
-    source = f"from {latency_model}" if latency_model else "measured at start"
     return (
         f"sglang-cdsp: {instances} instances{ranks}, {capacity_tokens} KV tokens each; policy "
         f"{policy}, SP sizes {', '.join(map(str, sp_sizes))}, improvement rate "
-        f"{improvement_rate:g}; latency model {source}; links {links or 'none'}, {decode}"
+        f"{improvement_rate:g}; latency model {latency_model}; links {links or 'none'}, {decode}"
     )
 
 

@@ -16,7 +16,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decoding import Decoding
-from sglang_cdsp.engine.device import events_of
+from sglang_cdsp.engine.device import device_name, events_of
 from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
@@ -183,6 +183,8 @@ def greet(scheduler: RankScheduler, parts: RankParts) -> None:
         max_input_tokens=scheduler.max_req_input_len,
         vocab_size=int(scheduler.model_config.vocab_size),
         layers=int(scheduler.model_config.num_hidden_layers),
+        device=device_name(scheduler.device),
+        dtype=str(scheduler.model_config.dtype).removeprefix("torch."),
         kv_cache_dtype="" if parts.manager is None else parts.manager.kv_cache_dtype_str,
         max_shard_tokens=measured_shard(scheduler, int(parallel.tp_size), capacity),
         links=pool_links(scheduler.device),

@@ -309,6 +309,7 @@ ROWS = (
                 "hidden_size",
                 "context_len",
                 "vocab_size",
+                "dtype",
             ),
         ),
     ),
