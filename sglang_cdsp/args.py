@@ -24,6 +24,7 @@ from sglang_cdsp.planner.policies.options import (
     DEFAULT_PREEMPT_BUDGET,
 )
 from sglang_cdsp.planner.policies.registry import DEFAULT_POLICY, POLICY_HELP, find
+from sglang_cdsp.planner.roles import parse_roles
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
@@ -99,6 +100,8 @@ class CdspArgs:
             chunk, in (0, 0.5].
         tpot_target: seconds between two tokens of a request that decodes beside a chunk, which is
             turned into the decode share; None for the share as it is.
+        roles: who takes chunks and who decodes, in the form of ``planner.roles``; "" for both
+            everywhere.
         max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
         latency_model: path of a latency model file; None means one that an earlier start has
             measured and kept, or else that the server measures itself.
@@ -124,6 +127,7 @@ class CdspArgs:
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
     decode_share: float = DEFAULT_DECODE_SHARE
     tpot_target: float | None = None
+    roles: str = ""
     max_shard_tokens: int | None = None
     latency_model: str | None = None
     instances_per_node: int | None = None
@@ -231,6 +235,14 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "from what a decode step takes.",
     )
     group.add_argument(
+        "--cdsp-roles",
+        default=default.roles,
+        metavar="ROLES",
+        help="Without --disaggregation-mode: what the instances do, by count: with 6p2d the first "
+        "6 prefill only and 2 decode only, with 2p1d1b the last does both (default: all do both). "
+        "POST /cdsp/update changes it at run time.",
+    )
+    group.add_argument(
         "--cdsp-max-shard-tokens",
         type=_integer,
         default=None,
@@ -325,6 +337,10 @@ _POSITIVE = {
 }
 
 
+_PARSED: dict[str, Callable[[str], Any]] = {"policy": find, "roles": parse_roles}
+"""Values with a form of their own, and what reads it."""
+
+
 def from_namespace(namespace: argparse.Namespace) -> tuple[CdspArgs | None, list[str]]:
     """Read the group's values from a parsed command line.
 
@@ -337,7 +353,7 @@ def from_namespace(namespace: argparse.Namespace) -> tuple[CdspArgs | None, list
     default = CdspArgs()
     problems = list(getattr(namespace, UNKNOWN_FLAGS, ()))
     if not getattr(namespace, "cdsp", False):
-        values["sp_sizes"] = values["sp_sizes"] or ()
+        values["sp_sizes"], values["roles"] = values["sp_sizes"] or (), values["roles"] or ""
         given = [n for n in names if values[n] is not None and values[n] != getattr(default, n)]
         if given:
             flags = ", ".join(_flag(name) for name in given)
@@ -376,9 +392,9 @@ def _read(name: str, value: Any) -> Any:
         return None
     if isinstance(value, Unread):
         raise CdspConfigError(f"{flag} {value.text!r} is not {value.wanted}")
-    if name == "policy":
+    if name in _PARSED and value:
         try:
-            find(value)
+            _PARSED[name](value)
         except OptionError as error:
             raise CdspConfigError(f"{flag}: {error}") from None
     if name == "improvement_rate" and not 0.0 <= value < 1.0:

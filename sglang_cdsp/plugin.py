@@ -18,7 +18,7 @@ from sglang_cdsp.begin import begin
 from sglang_cdsp.checks import forced_settings
 from sglang_cdsp.hook_table import HookNotLive
 from sglang_cdsp.launch.command_line import problems_of
-from sglang_cdsp.launch.defaults import open_settings
+from sglang_cdsp.launch.defaults import access_log_settings, open_settings
 from sglang_cdsp.launch.unknown_flags import keep_unknown_flags
 from sglang_cdsp.protocol.parent import end_with_parent
 
@@ -70,7 +70,8 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
         _end(problems)
         return original(cls, namespace)
     forced = forced_settings(namespace.disaggregation_mode)
-    for name, value in {**open_settings(namespace), **forced}.items():
+    chosen = {**open_settings(namespace), **access_log_settings(namespace)}
+    for name, value in {**chosen, **forced}.items():
         setattr(namespace, name, value)
     server_args = original(cls, namespace)
     _end(problems + problems_of(cdsp, server_args))

@@ -195,7 +195,8 @@ def test_options_travel_in_the_environment() -> None:
 
 def test_every_field_survives_json() -> None:
     args = CdspArgs(
-        *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 0.2, 99, "m", 3, "log", True, True, 900, 60.0, "rates"),
+        *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 0.2, "1p1d"),
+        *(99, "m", 3, "log", True, True, 900, 60.0, "rates"),
         *("cache", True),
         admin="ipc://x",
         admin_key="key",

@@ -15,6 +15,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Use": (
         "docs/install.md",
         "docs/usage.md",
+        "docs/page.md",
         "docs/one_server.md",
         "docs/features.md",
         "docs/control.md",

@@ -25,12 +25,14 @@ class _Judged:
     """A verdict, and the seats that it was given for.
 
     Attributes:
+        prefill: seats that take chunks.
         fits_now: it fits the seats that are up, once others have ended.
         fits_then: it will fit when those come back that do.
     """
 
     up: frozenset[int]
     expected: frozenset[int]
+    prefill: frozenset[int]
     fits_now: bool
     fits_then: bool
 
@@ -70,13 +72,14 @@ class Absences:
             return []
         waiting, now_s = self._table.without_plan, self._clock()
         up, expected = self._presence.up, self._presence.expected
+        seats = (up, expected, self._ledger.roles.prefill)
         view = self._ledger.view(now_s)
         found: list[tuple[PoolRequest, str]] = []
         judged, since_s = self._judged, self._since_s
         self._judged, self._since_s = {}, {}
         for request in waiting:
             verdict = judged.get(request)
-            if verdict is None or (verdict.up, verdict.expected) != (up, expected):
+            if verdict is None or (verdict.up, verdict.expected, verdict.prefill) != seats:
                 verdict = self._judge(request, view, up, expected)
             self._judged[request] = verdict
             if verdict.fits_now:
@@ -92,12 +95,14 @@ class Absences:
         self, request: PoolRequest, view: PoolView, up: frozenset[int], expected: frozenset[int]
     ) -> _Judged:
         fits_now = self._fits(request, view, up)
-        return _Judged(up, expected, fits_now, fits_now or self._fits(request, view, expected))
+        fits_then = fits_now or self._fits(request, view, expected)
+        return _Judged(up, expected, self._ledger.roles.prefill, fits_now, fits_then)
 
     def _fits(self, request: PoolRequest, view: PoolView, seats: Collection[int]) -> bool:
         """Whether these seats could run a request if they had nothing else."""
         if request.forced is not None:
             return set(request.forced.instances) <= set(seats)
+        seats = self._ledger.roles.prefill.intersection(seats)
         if not self._has_home(request, view, seats):
             return False
         present = replace(view, up=tuple(i in seats for i in range(view.size)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.homes import home_tokens, with_home
 from sglang_cdsp.controller.request import PoolRequest
-from sglang_cdsp.planner.errors import ForcedPlanError
+from sglang_cdsp.planner.errors import ForcedPlanError, PromptTooLongError
 from sglang_cdsp.planner.forced import ForcedPlan, parse_forced
 from sglang_cdsp.planner.policies import Policy
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import PoolView, PromptView
 
 
@@ -31,6 +33,7 @@ class Admission:
         allow_request_plans: bool,
         decode: DecodeServers,
         unsupported: Callable[[Any], str] = lambda request: "",
+        roles: Callable[[], Roles] | None = None,
     ) -> None:
         """Remember the limits.
 
@@ -39,6 +42,7 @@ class Admission:
             max_input_tokens: SGLang's prompt limit for the pool, the first length too long.
             decode: knows decode's.
             unsupported: says why a request cannot be served here, "" if it can.
+            roles: of the seats now; by default every one does both.
         """
         self._policy = policy
         self._view = view
@@ -47,6 +51,7 @@ class Admission:
         self._allow_plans = allow_request_plans
         self._decode = decode
         self._unsupported = unsupported
+        self._roles = roles
 
     def check(self, request: PoolRequest, raw_plan: Any) -> ForcedPlan | None:
         """Returns the plan that the request demands, None if the policy is to plan it.
@@ -82,6 +87,12 @@ class Admission:
                 "with --cdsp-allow-request-plans or leave the plan out"
             )
         plan = parse_forced(raw_plan, request.tokens, view.size, self._page)
+        idle = set(plan.instances) - self._prefill(view)
+        if idle:
+            raise ForcedPlanError(
+                f"cdsp_plan names instances {sorted(idle)}, whose role is to decode only; use "
+                "others, or change their roles with POST /cdsp/update"
+            )
         assert view.capacity_tokens is not None
         home = plan.chunks[0][1][0]
         if any(
@@ -101,8 +112,9 @@ class Admission:
         Raises:
             RefusedError: none can.
         """
-        capacity = self._view().capacity_tokens
-        assert capacity is not None
+        view = self._view()
+        assert view.capacity_tokens is not None
+        capacity = [view.capacity_tokens[seat] for seat in self._prefill(view)]
         if home_tokens(request, self._page) > max(capacity):
             raise RefusedError(
                 f"the prompt has {request.tokens} tokens, and the instance that decodes it holds "
@@ -124,4 +136,17 @@ class Admission:
         Raises:
             PlannerError: it would not fit even an empty pool.
         """
-        self._policy.check(PromptView(request.rid, request.tokens), self._view())
+        prompt, view = PromptView(request.rid, request.tokens), self._view()
+        self._policy.check(prompt, view)
+        able = self._prefill(view)
+        present = replace(view, up=tuple(seat in able for seat in range(view.size)))
+        if len(able) < view.size and not self._policy.could_run(prompt, present):
+            raise PromptTooLongError(
+                f"prompt {request.rid}: {request.tokens} tokens fit only with instances whose role "
+                "is to decode; send a shorter prompt, or let more of them prefill with POST "
+                "/cdsp/update"
+            )
+
+    def _prefill(self, view: PoolView) -> frozenset[int]:
+        """Seats that take chunks, absent or not."""
+        return frozenset(range(view.size)) if self._roles is None else self._roles().prefill

@@ -112,7 +112,16 @@ class Arrivals:
         self._queue.add(request)
 
     def take_back(self, request: PoolRequest) -> None:
-        """A request whose plan was recalled waits again, before those that came after it."""
+        """A request whose plan was recalled waits again, before those that came after it.
+
+        It ends where the seats that prefill now could not take it even if they were empty.
+        """
+        try:
+            if request.forced is None:
+                self._admission.recheck(request)
+        except PlannerError as error:
+            self._endings.refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+            return
         self._queue.take_back(request)
 
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:
@@ -171,7 +180,9 @@ def _may_reuse(request: PoolRequest | None) -> bool:
     """
     if request is None:
         return True
-    if request.phase in (Phase.DRAINING, Phase.RELEASING, Phase.DECODING):
+    if request.decodes:
+        return request.answered  # its output comes by here
+    if request.phase in (Phase.DRAINING, Phase.RELEASING):
         return not request.recalled
     return request.phase is Phase.STOCK and (
         request.first_token_s is not None or not request.reachable

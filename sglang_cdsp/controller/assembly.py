@@ -142,6 +142,7 @@ class PoolParts:
                 unsupported=partial(
                     unsupported, vocab_size=self.hello.vocab_size, limits=LIMITS[self.form]
                 ),
+                roles=lambda: self.ledger.roles,
             ),
             tp_size=self.tp_size,
             clock=time.monotonic,

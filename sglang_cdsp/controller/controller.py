@@ -53,6 +53,9 @@ from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.exported.instruments import make_instruments
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
+from sglang_cdsp.controller.feed.feed import Facts, Feed
+from sglang_cdsp.controller.feed.reasons import reasons_of
+from sglang_cdsp.controller.feed.recent import Recent
 from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch
@@ -77,11 +80,14 @@ from sglang_cdsp.controller.startup import (
     link_orders,
     queue_limits,
 )
+from sglang_cdsp.controller.turns import KEY as ROLES
+from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.launch.model import config_of
 from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
+from sglang_cdsp.planner.roles import Roles, roles_of
 from sglang_cdsp.protocol import last_words, messages
 from sglang_cdsp.protocol.addresses import PoolAddresses, publish_addresses
 from sglang_cdsp.protocol.admin import AdminServer
@@ -130,8 +136,17 @@ class PoolController(DataParallelController):
         super().__init__(server_args, port_args, *more)
         self._endpoint = self._open_endpoint()
         self._tokenizer = get_zmq_socket(self._zmq, zmq.PUSH, port_args.tokenizer_ipc_name, False)
+        # Where the schedulers themselves would send output.
+        text = not get_serving().skip_tokenizer_init
+        outputs = port_args.detokenizer_ipc_name if text else port_args.tokenizer_ipc_name
+        self._outputs = get_zmq_socket(self._zmq, zmq.PUSH, outputs, False)
         self._admin = AdminServer(
-            self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
+            self._zmq,
+            args.admin,
+            args.admin_key,
+            status=self._status,
+            update=self._update,
+            timeline=lambda since: self._feed.answer(since),
         )
         self._poller = zmq.Poller()
         for socket in (
@@ -154,7 +169,14 @@ class PoolController(DataParallelController):
             tp_size=self._tp_size,
             sp_sizes=args.sp_sizes or default_sp_sizes(int(get_parallel().dp_size)),
         )
-        self._observers = (self._log, self._metrics, self._exported, RequestLog())
+        self._recent = Recent(
+            lambda request: reasons_of(request, self._planning, self._ledger.page_size),
+            time.monotonic,
+        )
+        self._observers = (
+            *(self._log, self._metrics, self._exported, RequestLog()),
+            self._recent,
+        )
         self._limits = queue_limits()
         self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
@@ -206,6 +228,7 @@ class PoolController(DataParallelController):
             progress=self._progress,
             words=words,
             control=self._control,
+            pass_on=lambda payload: self._outputs.send(payload),
         )
         return reports
 
@@ -295,6 +318,15 @@ class PoolController(DataParallelController):
         except (ValueError, RuntimeError) as error:
             give_up(str(error))
         self._lifecycle = parts.lifecycle(self._planning)
+        # The pool was warmed up and measured with all of its instances.
+        self._ledger.take_roles(roles_of(self._cdsp.roles, len(self._ledger.capacity)))
+        self._turns = RoleTurns(
+            self._planning.policy,
+            self._ledger,
+            self._put_roles,
+            time.monotonic,
+            decodes=self._form is Form.ONE_SERVER,
+        )
         self._levels = Levels(
             self._instruments,
             requests=self._lifecycle,
@@ -302,6 +334,21 @@ class PoolController(DataParallelController):
             planning=self._planning,
             decode=self._decode,
             up=lambda: self._seats.up,
+        )
+        self._feed = Feed(
+            self._recent,
+            requests=self._lifecycle,
+            ledger=self._ledger,
+            planning=self._planning,
+            layers=self._progress.layers,
+            seats=self._seats.snapshot,
+            decode_ranks=lambda: len(self._decode.ranks),
+            facts=Facts(
+                model=str(get_serving().served_model_name),
+                form=self._form.name.lower(),
+                tp_size=self._tp_size,
+                layers=hello.layers,
+            ),
         )
 
     def _say_what_runs(self, hello: messages.Hello) -> None:
@@ -331,6 +378,7 @@ class PoolController(DataParallelController):
             **self._planning.snapshot(now_s),
             "decode": self._decode.snapshot(),
             "pool": self._ledger.snapshot(now_s),
+            "roles": str(self._ledger.roles),
             "requests": len(self._lifecycle.requests),
             "counters": self._metrics.snapshot(),
             "seats": self._seats.snapshot(),
@@ -338,17 +386,28 @@ class PoolController(DataParallelController):
 
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
-        if self._seats.wish(body):
-            body = {key: value for key, value in body.items() if key != KEY}
-            if not body:
-                return
-        self._planning.update(body)
-        self._lifecycle.on_sizes_changed()
+        roles = self._turns.read(body)
+        wished = self._seats.wish(body)
+        rest = body
+        if wished or roles is not None:
+            rest = {key: value for key, value in body.items() if key not in (KEY, ROLES)}
+        if rest is body or rest:
+            self._planning.update(rest)
+            self._lifecycle.on_sizes_changed()
+            self._tell_status()
+        if roles is not None:
+            self._turns.put(roles)
+
+    def _put_roles(self, roles: Roles, why: str) -> None:
+        """Roles are in force from now on, and shown."""
+        self._lifecycle.on_roles(roles, why)
         self._tell_status()
 
     def _tell_status(self) -> None:
         """Let ``/server_info``, which asks the schedulers, show the planner too."""
         status = self._planning.snapshot(time.monotonic())
+        if self._form is Form.ONE_SERVER:
+            status["roles"] = str(self._ledger.roles)
         order = messages.StatusOrder(status=json.dumps(status))
         self._seats.told.status(order)
         self.send_control_message(order)
@@ -413,9 +472,10 @@ class PoolController(DataParallelController):
             joins_late=logprob_spec(tokenized) is not None,
         )
         if decodes:
+            request.longest_output = tokenized.sampling_params.max_new_tokens
             request.output_tokens = output_tokens(
                 request.tokens,
-                tokenized.sampling_params.max_new_tokens,
+                request.longest_output,
                 self._ledger.page_size,
                 self._ledger.smallest_instance,
             )
@@ -488,9 +548,11 @@ class PoolController(DataParallelController):
             self._read_requests()
             read_reports(self._reports, self._reader)
             self._control.serve(self._lifecycle)
+            self._turns.ask_policy()
             self._lifecycle.on_loop()
             self._tell_load()
             self._levels.tick(time.monotonic(), self._observe())
+            self._feed.tick(time.monotonic())
             self._admin.serve()
 
     def _read_requests(self) -> None:

@@ -23,6 +23,7 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
@@ -31,9 +32,15 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
+    MovedOrder,
+    MoveEndOrder,
+    MoveInOrder,
+    MoveOutOrder,
+    OutputState,
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -96,8 +103,16 @@ class Dispatcher:
         assert request.plan is not None
         self._introduce(request, request.plan.instances)
         if not request.probe:
-            self._send([request.plan.home], _stamped(request.tokenized))
+            self._send_request(request)
         self._tell(lambda observer: observer.bound(request))
+
+    def _send_request(self, request: PoolRequest) -> None:
+        """Send the request itself to its home, behind its plan."""
+        assert request.plan is not None
+        if request.resumes is not None:
+            order = ResumeOrder(rid=request.rid, seq=request.seq, output=request.resumes)
+            self._send([request.plan.home], order)
+        self._send([request.plan.home], _stamped(request.tokenized))
 
     def _introduce(self, request: PoolRequest, instances: Sequence[int]) -> None:
         """Send a request's pages and plan to instances that know nothing of it."""
@@ -122,7 +137,7 @@ class Dispatcher:
         self._send([i for i in members if i in before.instances], _rest_order(request))
         self._introduce(request, [i for i in members if i not in before.instances])
         if request.plan.home != before.home:
-            self._send([request.plan.home], _stamped(request.tokenized))
+            self._send_request(request)
         self._tell(lambda observer: observer.replanned(request))
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
@@ -141,7 +156,7 @@ class Dispatcher:
 
     def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """End the task at the next layer."""
-        self._send(instances, StopOrder(seq=request.seq))
+        self._send(instances, StopOrder(seq=request.seq, resumes=request.recalled))
         self._tell(lambda observer: observer.stopped(request))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
@@ -158,6 +173,35 @@ class Dispatcher:
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request where it is."""
         self._send(request.reachable, CancelOrder(seq=request.seq))
+
+    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """Ask an instance to get ready, and give it the request itself."""
+        order = MoveInOrder(
+            rid=request.rid, seq=request.seq, source=request.home, lane=lane, serial=serial
+        )
+        self._send([target], order)
+        self._send([target], _stamped(request.tokenized))
+
+    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """Let a request's home send it."""
+        order = MoveOutOrder(seq=request.seq, target=target, lane=lane, serial=serial)
+        self._send([request.home], order)
+
+    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+        """Tell the target what comes."""
+        self._send([target], MovedOrder(seq=request.seq, rows=rows, output=output))
+
+    def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
+        """Tell source or target that the move of a task is over for it."""
+        self._send([instance], MoveEndOrder(seq=seq, moved=moved))
+
+    def move_over(self, request: PoolRequest) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.moved(request))
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """Nothing to send: an instance does what it is asked, whatever its role."""
+        self._tell(lambda observer: observer.roles_changed(roles, why))
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client through the tokenizer."""
@@ -218,6 +262,10 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
     tokens = array(
         "q", [PROBE_TOKEN] * request.tokens if request.probe else request.tokenized.input_ids
     )
+    resumes = request.resumes
+    if resumes is not None:
+        tokens.extend(resumes.tokens)
+    asked = not request.probe and resumes is None
     return PlanOrder(
         rid=request.rid,
         seq=request.seq,
@@ -227,7 +275,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         room=request.room,
         arrival_s=request.arrival_s,
         probe=request.probe,
-        logprobs=None if request.probe else logprob_spec(request.tokenized),
+        logprobs=logprob_spec(request.tokenized) if asked else None,
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
     )

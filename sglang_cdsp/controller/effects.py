@@ -7,8 +7,9 @@ from http import HTTPStatus
 from typing import Protocol
 
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import LogprobPart
+from sglang_cdsp.protocol.messages import LogprobPart, OutputState
 
 
 class Effects(Protocol):
@@ -34,6 +35,21 @@ class Effects(Protocol):
 
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request at its instance."""
+
+    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """Ask an instance to get ready to be a running request's next home."""
+
+    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """Order a request's home to send it to an instance that is ready."""
+
+    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+        """Tell the target what has left the source: so many KV rows, and the output."""
+
+    def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
+        """Tell source or target that the move of a task is over for it."""
+
+    def move_over(self, request: PoolRequest) -> None:
+        """Another instance goes on with a request, by the last of its ``moves``."""
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client whose request will not run."""
@@ -62,6 +78,9 @@ class Effects(Protocol):
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
 
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """The seats have other roles."""
+
 
 class Observer:
     """Base of who is told of effects and causes none: the plan log, the metrics."""
@@ -86,6 +105,12 @@ class Observer:
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
+
+    def moved(self, request: PoolRequest) -> None:
+        """Another instance goes on with a request, by the last of its ``moves``."""
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """The seats have other roles."""
 
     def seat_changed(self, seat: int, incarnation: int, state: str, why: str) -> None:
         """A seat is in another state now; ``incarnation`` is its present or last life."""

@@ -1,8 +1,9 @@
 """Where prompts are decoded in one server: a home that holds all of their KV, and their output.
 
 The planner spreads a prompt's KV over a group and promises each member its share. Home gathers the
-whole of it in the last chunk. Of a plan's first group any member can be home; if none has the room,
-an instance that has it takes a member's place.
+whole of it in the last chunk. Of a plan's first group any member can be home, one whose role is to
+decode before the others; if none has the room, an instance that has it takes a member's place. From
+a home that only prefills a request moves on to one that decodes (``moves.py``).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def home_tokens(request: PoolRequest, page_size: int) -> int:
     """KV slots that home needs of a request in the end; 0 where a decode server has it next."""
     if not request.decodes:
         return 0
-    return pages(request.tokens, page_size) * page_size + request.output_tokens
+    promised = pages(request.tokens, page_size) * page_size + request.output_tokens
+    has = pages(request.prompt_tokens + len(request.output.tokens) + 1, page_size) * page_size
+    return max(promised, has)
 
 
 def slots_needed(
@@ -92,7 +95,8 @@ class Homes:
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:
-            home = max(able, key=lambda i: (self._freeness(i, free), -i))
+            decode = self._ledger.roles.decode
+            home = max(able, key=lambda i: (i in decode, self._ledger.freeness(i, free), -i))
             placed = _with_order(plan, (home, *(i for i in group if i != home)))
             # The policy counted shares only, also those of what was bound a moment ago.
             return placed if self._fits(request, placed.placement, free) else None
@@ -100,17 +104,14 @@ class Homes:
             return None  # it may run at once on these instances and no others
         return self._moved(request, plan, need, view, free)
 
-    def _freeness(self, instance: int, free: Sequence[int]) -> float:
-        """Free slots for each request that decodes there, this one among them."""
-        return free[instance] / (1 + self._ledger.decoding(instance))
-
     def _moved(
         self, request: PoolRequest, plan: Plan, need: int, view: PoolView, free: Sequence[int]
     ) -> Plan | None:
         """The plan with an instance in it that has the room."""
         up = view.up or (True,) * view.size
         roomy = [i for i in range(view.size) if up[i] and free[i] >= need]
-        for home in sorted(roomy, key=lambda i: (view.queue_s[i], -self._freeness(i, free), i)):
+        freeness = self._ledger.freeness
+        for home in sorted(roomy, key=lambda i: (view.queue_s[i], -freeness(i, free), i)):
             left_out = plan.chunks[0].instances[0]
             placement = exchanged(plan.placement, left_out, home)
             if self._fits(request, placement, free):

@@ -9,6 +9,7 @@ from typing import Any
 from sglang_cdsp.controller.decode_shares import DecodeShares
 from sglang_cdsp.controller.rings import Ring
 from sglang_cdsp.planner.rests import Placed, seen_by_rest
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, Running
 
 # SGLang's own health checks and warm-up requests run beside the pool's accounting.
@@ -65,6 +66,22 @@ class InstanceLedger:
     _bound: dict[int, _Bound] = field(default_factory=dict)
     _taken: dict[int, int] = field(default_factory=dict)
     _absent: set[int] = field(default_factory=set)
+    _coming: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _roles: Roles | None = None
+
+    @property
+    def roles(self) -> Roles:
+        """Who takes chunks and who decodes."""
+        return self._roles or Roles.all_both(len(self.capacity))
+
+    def take_roles(self, roles: Roles) -> None:
+        """The seats have these roles from now on; what is bound stays bound."""
+        self._roles = roles
+
+    @property
+    def closed(self) -> frozenset[int]:
+        """Instances on which the policy plans nothing: absent ones, and those that only decode."""
+        return frozenset(range(len(self.capacity))) - self.roles.prefill | self.absent
 
     @property
     def absent(self) -> frozenset[int]:
@@ -215,6 +232,36 @@ class InstanceLedger:
         if seq in self._bound:
             self._bound[seq].decodes = True
 
+    def moves(self, seq: int, instance: int, tokens: int) -> None:
+        """A request that SGLang runs is on its way to an instance, which keeps slots for it."""
+        self._coming[seq] = (instance, tokens)
+
+    def moved(self, seq: int) -> None:
+        """It has arrived: its slots there are its own, as those that it has left still are."""
+        instance, tokens = self._coming.pop(seq)
+        if seq in self._bound:
+            self._bound[seq].slots[instance] = tokens
+
+    def not_moved(self, seq: int) -> None:
+        """It does not come: nothing is kept for it any more."""
+        self._coming.pop(seq, None)
+
+    def left(self, seq: int, instance: int) -> None:
+        """A request has nothing on an instance any more."""
+        if seq in self._bound:
+            self._bound[seq].slots.pop(instance, None)
+
+    def freeness(self, instance: int, free: Sequence[int]) -> float:
+        """Free slots for each request that would decode on an instance, one more among them.
+
+        Slots that are promised, to requests on their way too, are not free (Llumnix's virtual
+        usage, as Tetris routes to decode, section 4).
+
+        Args:
+            free: KV slots promised to nobody, by instance.
+        """
+        return free[instance] / (1 + self.decoding(instance))
+
     def taken(self, instance: int, tokens: int, step_s: float | None = None) -> None:
         """An instance tells what requests hold there that SGLang itself runs, in KV slots.
 
@@ -226,8 +273,9 @@ class InstanceLedger:
             self.decode.stepped(instance, step_s)
 
     def decoding(self, instance: int) -> int:
-        """How many requests SGLang itself runs on an instance, as far as they were planned."""
-        return sum(1 for b in self._bound.values() if b.decodes and instance in b.slots)
+        """How many requests SGLang itself runs on an instance, or is about to, by the plans."""
+        runs = sum(1 for b in self._bound.values() if b.decodes and instance in b.slots)
+        return runs + sum(1 for target, _ in self._coming.values() if target == instance)
 
     def ended(self, seq: int, chunk: int, at_s: float) -> None:
         """A chunk ended: as late as it was, so late will be all that stands behind it."""
@@ -250,6 +298,8 @@ class InstanceLedger:
                     running[instance] += slots
                 else:
                     free[instance] -= slots
+        for instance, slots in self._coming.values():
+            free[instance] -= slots
         for instance, promised in enumerate(running):
             # Output may be longer than was promised for it, and some requests nobody planned.
             free[instance] -= max(promised, self._taken.get(instance, 0))
@@ -269,13 +319,16 @@ class InstanceLedger:
             "free_tokens": list(view.free_tokens or ()),
             "capacity_tokens": list(view.capacity_tokens or ()),
             "absent": sorted(self._absent),
+            "roles": [role.value for role in self.roles.seats],
+            "decoding": [self.decoding(instance) for instance in range(len(view.queue_s))],
         }
 
     def up(self) -> tuple[bool, ...] | None:
         """By instance, whether it may be planned on; None if all may."""
-        if not self._absent:
+        closed = self.closed
+        if not closed:
             return None
-        return tuple(instance not in self._absent for instance in range(len(self.capacity)))
+        return tuple(instance not in closed for instance in range(len(self.capacity)))
 
     def view(self, now_s: float) -> PoolView:
         """The pool as the planner sees it now."""

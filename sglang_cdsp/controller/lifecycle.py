@@ -22,7 +22,8 @@ from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
-from sglang_cdsp.controller.losses import Losses
+from sglang_cdsp.controller.losses import PROCESS_ENDED, Losses
+from sglang_cdsp.controller.moves import Moves
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.pool_state import PoolState
@@ -33,7 +34,9 @@ from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.resuming import Resuming
 from sglang_cdsp.controller.way_out import WayOut
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.limits import LANES
@@ -78,6 +81,8 @@ class Lifecycle(PoolState):
             seat_timeout_s: how long prompts wait for seats that are coming back.
         """
         self._gate: QuietGate[Any] = gate or QuietGate()
+        lanes = lanes or LaneTable(LANES)
+        self._ledger = ledger
         self._effects = effects
         self._rooms = RoomManager(rooms, effects, clock, decode.release_s)
         self._decode_losses = DecodeLosses(self._rooms, decode, clock)
@@ -119,6 +124,9 @@ class Lifecycle(PoolState):
             leave_lane=lambda request: self._progress.leave_lane(request),
             wait_again=self._wait_again,
         )
+        self._resuming = Resuming(
+            table=self._table, ledger=ledger, endings=self._endings, wait_again=self._wait_again
+        )
         self._progress = Progress(
             table=self._table,
             ledger=ledger,
@@ -127,7 +135,7 @@ class Lifecycle(PoolState):
             effects=effects,
             endings=self._endings,
             stock_tokens=stock_tokens,
-            lanes=lanes or LaneTable(LANES),
+            lanes=lanes,
             clock=clock,
             max_shard_tokens=max_shard_tokens,
             may_start=lambda: self._gate.may_start,
@@ -142,6 +150,16 @@ class Lifecycle(PoolState):
             rooms=self._rooms,
             endings=self._endings,
             effects=effects,
+        )
+        self._moves = Moves(
+            table=self._table,
+            ledger=ledger,
+            presence=presence,
+            effects=effects,
+            lanes=lanes,
+            lane_left=self._progress.lane_left,
+            left_alone=self._losses.left_alone,
+            clock=clock,
         )
 
     # -- from clients ---------------------------------------------------------------------
@@ -158,6 +176,8 @@ class Lifecycle(PoolState):
     def abort(self, request: PoolRequest, reason: str, cause: str = "client") -> None:
         """Nobody wants the request any more; its client is answered now, slots follow."""
         before = request.advance(Event.ABORT)
+        if request.output.complete:
+            return
         if _ends_at_home(request, before):
             request.aborted = True
             request.error = request.error or reason
@@ -226,6 +246,18 @@ class Lifecycle(PoolState):
             case messages.SlotsTaken():
                 self._progress.slots_taken(report.instance, report.tokens, report.step_s)
                 return
+            case (
+                messages.MoveReady()
+                | messages.MovedOut()
+                | messages.MovedIn()
+                | messages.MoveFailed()
+                | messages.MoveEnded()
+            ):
+                self._moves.on_report(report)
+                return
+            case messages.Streamed():
+                self._resuming.streamed(report)
+                return
             case messages.Hello() | messages.Invitation() | messages.Answered():
                 return  # of a seat's, not of a request's
             case messages.PromptLogprobs():
@@ -266,10 +298,12 @@ class Lifecycle(PoolState):
             case messages.Released():
                 self._way_out.released(request, instance, joined=report.joined)
             case messages.DecodeEnded():
-                _note_output(request, report.output_tokens, report.at_s)
+                request.last_token_s = report.at_s
                 self._way_out.decode_ended(request, report.error)
+            case messages.Retracted():
+                self._resuming.retracted(request, report.output)
             case messages.StockEnded():
-                _note_output(request, report.output_tokens, report.at_s)
+                request.last_token_s = report.at_s
                 progress.stock_ended(request, report.start_s, report.end_s, report.error)
 
     # -- seats ----------------------------------------------------------------------------
@@ -277,13 +311,14 @@ class Lifecycle(PoolState):
     def on_seat_lost(self, seat: int, why: str) -> None:
         """A seat's process is dead or will be killed; from now on nothing is planned on it.
 
-        Requests that have KV, a running chunk or their one-instance turn on it, or decode there,
-        end with an error.
+        Requests that have KV, a running chunk or their one-instance turn on it end with an error.
+        In one server they are computed anew, as far as their state can be rebuilt.
         What the process could still write to stays as it is until ``on_seat_ended``.
 
         Args:
             why: a few words for clients and logs: "killed by signal 9".
         """
+        self._moves.seat_lost(seat, why)
         self._losses.lost(seat, why)
 
     def on_seat_ended(self, seat: int) -> None:
@@ -292,6 +327,7 @@ class Lifecycle(PoolState):
         It counts as drained and released for all that it was a member of. A seat that was not lost
         before is so now.
         """
+        self._moves.seat_lost(seat, PROCESS_ENDED)
         self._losses.ended(seat)
 
     def on_seat_up(self, seat: int) -> None:
@@ -311,7 +347,33 @@ class Lifecycle(PoolState):
 
     def seat_idle(self, seat: int) -> bool:
         """Whether nothing of any task is on a seat: one that drains may be ended."""
-        return self._losses.idle(seat)
+        return self._losses.idle(seat) and not self._moves.at(seat)
+
+    @property
+    def chunk_running(self) -> bool:
+        """Whether a chunk is inside a forward, or a request on its way to another instance."""
+        return super().chunk_running or bool(self._moves)
+
+    # -- roles ----------------------------------------------------------------------------
+
+    def on_roles(self, roles: Roles, why: str) -> None:
+        """The seats have other roles: what is new obeys at once.
+
+        What is bound and has not begun goes elsewhere if it can; what decodes on a seat that is not
+        to decode moves to another home between two steps.
+
+        Args:
+            why: who wants it, in a few words for the log.
+        """
+        before = self._ledger.roles
+        if roles == before:
+            return
+        self._ledger.take_roles(roles)
+        leave = before.prefill - roles.prefill
+        if leave:
+            self._progress.do_without(leave, needed=False)
+        self._arrivals.sizes_changed()
+        self._effects.roles_changed(roles, why)
 
     # -- the controller's own -------------------------------------------------------------
 
@@ -322,6 +384,9 @@ class Lifecycle(PoolState):
         for request, reason in self._decode_losses.due():
             self.abort(request, reason, "decode")
         self._progress.start_held()
+        self._moves.tidy()
+        if self._gate.may_start:
+            self._moves.start_due()
         if not self._gate.may_bind:
             return
         for request, plan in self._arrivals.starts():
@@ -330,6 +395,7 @@ class Lifecycle(PoolState):
     def _wait_again(self, request: PoolRequest) -> None:
         """Nothing is left of a plan that was recalled."""
         self._endings.plan_ended(request)
+        self._resuming.prepare(request)
         self._arrivals.take_back(request)
 
     def on_sizes_changed(self) -> None:
@@ -358,14 +424,9 @@ class Lifecycle(PoolState):
 
 def _ends_at_home(request: PoolRequest, phase: Phase) -> bool:
     """Whether home's own scheduler has a request of this phase, ends it and answers its client."""
-    if not request.decodes or request.answered:
+    if not request.decodes or request.answered or request.recalled:
         return False
     if phase in (Phase.DRAINING, Phase.RELEASING):
         late = request.joins_late and phase is Phase.DRAINING
-        return not (request.error or late or request.recalled)
+        return not (request.error or late)
     return phase in (Phase.STOCK, Phase.DECODING)
-
-
-def _note_output(request: PoolRequest, tokens: int, at_s: float) -> None:
-    """Its last token has been sampled."""
-    request.sampled_tokens, request.last_token_s = tokens, at_s

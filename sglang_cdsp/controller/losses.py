@@ -19,9 +19,11 @@ from sglang_cdsp.controller.presence import Presence, Stand
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
+from sglang_cdsp.controller.resuming import compute_anew, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 
 DRAINED = "it was asked to leave"
+PROCESS_ENDED = "its process ended"
 NOWHERE = "the rest of the prompt fits no other instances now"
 
 
@@ -55,7 +57,7 @@ class Losses:
         """A seat's process is dead or will be killed; ``why`` is shown to clients."""
         self._presence.lost(seat)
         self._ledger.leaves(seat)
-        reason = f"instance {seat} was lost ({why})"
+        reason = _reason(seat, why)
         rests: list[PoolRequest] = []
         for request in self._on(seat):
             begun = _has_begun(request, seat)
@@ -70,10 +72,18 @@ class Losses:
             self._way_out.gone(request, seat)
         self._plan_anew(seat, rests, reason)
 
+    def left_alone(self, request: PoolRequest, seat: int, why: str) -> None:
+        """A request had left a seat that was then lost, and has not arrived at its next home."""
+        request.advance(Event.LOST)
+        request.lost.add(seat)
+        self._lose(request, seat, _reason(seat, why))
+        if self._presence.stand(seat) is not Stand.LOST:
+            self._process_ended(request, seat)
+
     def ended(self, seat: int) -> None:
         """The end of a lost seat's process is confirmed: it has drained and released everything."""
         if self._presence.stand(seat) is not Stand.LOST:
-            self.lost(seat, "its process ended")
+            self.lost(seat, PROCESS_ENDED)
         self._presence.ended(seat)
         for request in self._table.with_plan:
             if seat in request.lost:
@@ -95,7 +105,10 @@ class Losses:
         return not any(True for _ in self._on(seat))
 
     def _on(self, seat: int) -> Iterable[PoolRequest]:
-        """Requests whose plans name a seat's present process."""
+        """Requests whose plans name a seat's present process.
+
+        Not what has left it and is on its way to its next home (``moves.py``).
+        """
         return [r for r in self._table.with_plan if seat in r.reachable]
 
     # -- what becomes of requests ---------------------------------------------------------
@@ -103,7 +116,11 @@ class Losses:
     def _lose(self, request: PoolRequest, seat: int, reason: str) -> None:
         """A request's seat is lost that may have KV of it, or writes in flight."""
         assert request.plan is not None
-        at_home = seat == request.plan.home
+        if request.recalled or request.output.complete:
+            if request.phase is Phase.RUNNING:
+                self._progress.drop(request)
+            return  # what the seat has of it stays its own until its process has ended
+        at_home = seat == request.home
         # It was to answer the client.
         answers = seat not in request.released or request.joined
         match request.phase:
@@ -112,22 +129,32 @@ class Losses:
             case Phase.RUNNING if request.needs_no_more_of(seat):
                 self._progress.leave_to_home(request)
             case Phase.STOCK | Phase.DECODING:
-                self._end(request, reason)
+                self._resume_or_end(request, reason)
             case Phase.BOUND | Phase.RUNNING:
-                self._end(request, reason)
+                self._resume_or_end(request, reason)
                 self._progress.drop(request)
             case Phase.DRAINING | Phase.RELEASING if request.error:
                 if at_home and answers:
                     self._endings.answer(request, request.status, request.error)
             case Phase.DRAINING | Phase.RELEASING if request.decodes:
                 if at_home and answers and not request.answered:  # others have no more part in it
-                    self._end(request, reason)
+                    self._resume_or_end(request, reason)
             case Phase.DRAINING:
                 if at_home or not self._way_out.has_drained(request, seat):
                     self._end(request, reason)
             case Phase.RELEASING:
                 if at_home and answers and not request.answered:
                     self._end(request, reason)
+
+    def _resume_or_end(self, request: PoolRequest, reason: str) -> None:
+        """A request is computed anew when all processes are done with it, if it can be."""
+        why_not = "" if request.error or request.answered else obstacle(request)
+        if request.error or request.answered or why_not:
+            self._end(
+                request, f"{reason}, and {why_not}" if request.decodes and why_not else reason
+            )
+            return
+        compute_anew(request)
 
     def _end(self, request: PoolRequest, reason: str) -> None:
         """A request cannot go on: its client is told now."""
@@ -152,7 +179,7 @@ class Losses:
             if request.phase is Phase.BOUND and not request.next_chunk and not request.probe:
                 self._recall(request, seat)
             else:
-                self._end(request, f"{reason}, and {NOWHERE}")
+                self._resume_or_end(request, f"{reason}, and {NOWHERE}")
                 self._progress.drop(request)
                 self._way_out.gone(request, seat)
 
@@ -164,8 +191,11 @@ class Losses:
 
     def _process_ended(self, request: PoolRequest, seat: int) -> None:
         assert request.plan is not None
-        decoded_there = request.phase is Phase.DECODING and seat == request.plan.home
+        decoded_there = request.phase is Phase.DECODING and seat == request.home
         if request.phase is Phase.STOCK or decoded_there:
+            if request.recalled:
+                self._way_out.home_ended(request)
+                return
             request.advance(Event.LOST_ENDED)
             request.abort_targets += request.forwarded
             self._rooms.settle(request)
@@ -174,11 +204,15 @@ class Losses:
             self._way_out.gone(request, seat)
 
 
+def _reason(seat: int, why: str) -> str:
+    return f"instance {seat} was lost ({why})"
+
+
 def _has_begun(request: PoolRequest, seat: int) -> bool:
     """Whether an instance was ever sent into a chunk of a request, as far as is known."""
     plan, chunk = request.plan, request.next_chunk
     assert plan is not None
-    if request.recalled:
+    if request.recalled and not request.decodes:
         return False
     if request.phase is Phase.RUNNING:
         return seat in plan.chunks[chunk].instances

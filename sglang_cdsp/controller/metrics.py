@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.roles import Roles
 
 LAST_REPLANS = 16
 """So many changes of plans are shown."""
@@ -27,7 +28,10 @@ class PoolMetrics(Observer):
         self._deaths: Counter[str] = Counter()
         self._lost = 0
         self._recalled = 0
+        self._resumed = 0
         self._replanned = 0
+        self._moved = self._turned = 0
+        self._longest_move_s = 0.0
         self._replans: deque[dict[str, Any]] = deque(maxlen=LAST_REPLANS)
 
     def bound(self, request: PoolRequest) -> None:
@@ -60,11 +64,22 @@ class PoolMetrics(Observer):
     def recalled(self, request: PoolRequest) -> None:
         """The request is back among those that wait for a plan."""
         self._recalled += 1
+        self._resumed += bool(request.output.tokens or request.carried)
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over."""
         if not request.probe:
             self._ended[request.outcome] += 1
+
+    def moved(self, request: PoolRequest) -> None:
+        """Another instance goes on with a request, by the last of its ``moves``."""
+        self._moved += 1
+        move = request.moves[-1]
+        self._longest_move_s = max(self._longest_move_s, move.arrived_s - move.left_s)
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """The seats have other roles."""
+        self._turned += 1
 
     def seat_died(self, seat: int, cause: str) -> None:
         """A life of a seat was given up."""
@@ -75,7 +90,10 @@ class PoolMetrics(Observer):
 
         Deaths of instances are counted by cause.
         Lost are those that ended because of an instance that was given up; recalled are plans that
-        such an instance was to have a part in, before any of them had run.
+        such an instance had a part in and whose requests got another one, resumed those requests
+        that go on from output.
+        ``requests_moved`` counts moves of running requests from one instance to another; the
+        longest of them took ``longest_move_s`` from one batch to the other.
         ``last_replans`` are the last changes of plans, as in the plan log.
         """
         return {
@@ -87,6 +105,10 @@ class PoolMetrics(Observer):
             "deaths": dict(sorted(self._deaths.items())),
             "requests_lost": self._lost,
             "plans_recalled": self._recalled,
+            "requests_resumed": self._resumed,
             "rests_replanned": self._replanned,
+            "requests_moved": self._moved,
+            "longest_move_s": self._longest_move_s,
+            "roles_changed": self._turned,
             "last_replans": list(self._replans),
         }

@@ -44,7 +44,9 @@ class Event(Enum):
     RELEASED = "released"  # an instance freed its slots
     ALL_RELEASED = "all released"
     JOINED = "joined"  # all released, and home decodes it
+    MOVED = "moved"  # another instance goes on with what one decoded
     DECODE_ENDED = "decode ended"  # home is done with it
+    RETRACTED = "retracted"  # home holds nothing of it any more, and it is not at its end
     STOCK_ENDED = "stock ended"  # its one instance is done with it
     ABORT = "abort"  # its client or decode no longer wants it
     LOST = "instance lost"  # an instance of its plan was given up
@@ -92,12 +94,16 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.DROP: Phase.DRAINING,  # takes effect at the next layer
             Event.DRAINED: Phase.RUNNING,  # of a member that is done before the others
             Event.DECODE_ENDED: Phase.RUNNING,  # at home, which is done before the others
+            Event.RETRACTED: Phase.RUNNING,  # the same
             Event.ABORT: Phase.RUNNING,  # a drop follows
             Event.LOST: Phase.RUNNING,  # a drop follows, unless it was to join in a later chunk
         },
         Phase.STOCK: {
             Event.FIRST_TOKEN: Phase.STOCK,
+            Event.MOVED: Phase.DECODING,
             Event.STOCK_ENDED: Phase.ENDED,
+            Event.RETRACTED: Phase.STOCK,  # its end follows, or another plan
+            Event.RECALLED: Phase.WAITING,
             Event.ABORT: Phase.STOCK,  # the instance ends it
             Event.LOST: Phase.STOCK,  # what it writes to belongs to it until its end is confirmed
             Event.LOST_ENDED: Phase.ENDED,
@@ -113,6 +119,7 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.DRAINED: Phase.DRAINING,
             Event.ALL_DRAINED: Phase.RELEASING,
             Event.DECODE_ENDED: Phase.DRAINING,
+            Event.RETRACTED: Phase.DRAINING,
             Event.ABORT: Phase.DRAINING,
             Event.LOST: Phase.DRAINING,
         },
@@ -121,13 +128,17 @@ NEXT: Mapping[Phase, Mapping[Event, Phase]] = MappingProxyType(
             Event.ALL_RELEASED: Phase.ENDED,
             Event.JOINED: Phase.DECODING,
             Event.DECODE_ENDED: Phase.RELEASING,
+            Event.RETRACTED: Phase.RELEASING,
             Event.FAILED: Phase.RELEASING,  # home's grammar turned out bad after a drop
             Event.ABORT: Phase.RELEASING,  # too late, unless it was recalled
             Event.LOST: Phase.RELEASING,
             Event.RECALLED: Phase.WAITING,
         },
         Phase.DECODING: {
+            Event.MOVED: Phase.DECODING,
             Event.DECODE_ENDED: Phase.ENDED,
+            Event.RETRACTED: Phase.DECODING,  # its end follows, or another plan
+            Event.RECALLED: Phase.WAITING,
             Event.ABORT: Phase.DECODING,  # home ends it
             Event.LOST: Phase.DECODING,  # home; its slots are kept until its end is confirmed
             Event.LOST_ENDED: Phase.ENDED,

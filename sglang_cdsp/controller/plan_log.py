@@ -19,6 +19,7 @@ from typing import Any
 
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.roles import Roles
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,14 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
     gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
     and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
-    counts earlier plans, of which nothing had run when an instance was lost; ``lost_instances``
-    are those that were lost since it was bound. ``passes``: its chunk ran between the layers of
-    others. A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool
-    decodes itself, ``output_tokens`` were sampled until ``end_s``, when its instance was done.
+    counts earlier plans. Nothing of them had run when an instance was lost, but in one server:
+    there the last plan's chunks are the prompt and ``resumed_tokens`` of output after it, and where
+    these are not 0, the first token was of an earlier plan and no TTFT is predicted.
+    ``lost_instances`` are those that were lost since it was bound. ``passes``: its chunk ran
+    between the layers of others. A chunk's ``passed_s`` is for how long it stood while others
+    passed it. Where the pool decodes itself, ``output_tokens`` were sent to its client, each once,
+    until ``end_s``, when its last home was done with it. ``moves`` are its ways to other instances
+    after its first token, with the KV rows that moved.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -59,10 +64,11 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
                 "passed_s": times.passed_s if times else 0.0,
             }
         )
-    predicted = offset + request.plan.ttft_s if request.plan else None
+    resumed = len(request.resumes.tokens) if request.resumes else 0
+    predicted = offset + request.plan.ttft_s if request.plan and not resumed else None
     return {
         "rid": request.rid,
-        "prompt_tokens": request.tokens,
+        "prompt_tokens": request.prompt_tokens,
         "policy": request.policy,
         "arrival_s": request.arrival_s,
         "arrival_unix_s": request.arrival_s + unix_offset_s,
@@ -72,13 +78,15 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
             "predicted": predicted,
             "measured": _since(request.first_token_s, request.arrival_s),
         },
-        "output_tokens": request.sampled_tokens if request.decodes else None,
+        "output_tokens": len(request.output.tokens) if request.decodes else None,
         "end_s": _since(request.last_token_s, request.arrival_s) if request.decodes else None,
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
         "recalls": request.recalls,
+        "resumed_tokens": resumed,
         "lost_instances": sorted(request.lost),
         "replans": [change.to_dict(request.arrival_s) for change in request.replans],
+        "moves": [move.to_dict(request.arrival_s) for move in request.moves],
         "outcome": request.outcome,
         "error": request.error,
     }
@@ -145,6 +153,18 @@ class PlanLog(Observer):
                 "seat": seat,
                 "incarnation": incarnation,
                 "state": state,
+                "why": why,
+            }
+        )
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """Log the seats' new roles."""
+        self._put(
+            {
+                "kind": "roles",
+                "at_s": time.monotonic(),
+                "at_unix_s": time.time(),
+                "roles": str(roles),
                 "why": why,
             }
         )

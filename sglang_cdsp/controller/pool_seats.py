@@ -26,7 +26,7 @@ from sglang_cdsp.controller.startup import give_up, refuse_start
 from sglang_cdsp.controller.told import Told
 from sglang_cdsp.controller.wires import SeatWires
 from sglang_cdsp.protocol import last_words
-from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello
+from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello, Streamed
 from sglang_cdsp.protocol.progress import ProgressBoard
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class PoolSeats:
         progress: ProgressBoard,
         words: str,
         control: ControlMessages,
+        pass_on: Callable[[bytes], None],
     ) -> None:
         """To be called in the main thread, before it starts others.
 
@@ -51,7 +52,9 @@ class PoolSeats:
             progress: where the ranks count their beats.
             words: where a scheduler leaves its reason, see ``last_words``.
             control: SGLang's control messages to the instances.
+            pass_on: sends an output message of SGLang's to the detokenizer.
         """
+        self._pass_on = pass_on
         self._size, self._tp_size = size, tp_size
         self._progress = progress
         self._words = words
@@ -231,6 +234,10 @@ class PoolSeats:
     def answered(self, report: Answered) -> None:
         """A life answers a question of SGLang's to all of them."""
         self._control.on_answer(report)
+
+    def streamed(self, report: Streamed) -> None:
+        """A life's output is passed on to the detokenizer."""
+        self._pass_on(report.payload)
 
 
 def _sent_by_stranger(pid: int) -> None:

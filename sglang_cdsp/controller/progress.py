@@ -16,6 +16,7 @@ from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.request_table import RequestTable
 from sglang_cdsp.controller.rests import Rests
+from sglang_cdsp.controller.resuming import compute_anew, obstacle
 from sglang_cdsp.controller.way_out import WayOut
 from sglang_cdsp.planner.shards import within_shards
 from sglang_cdsp.planner.types import Plan
@@ -81,6 +82,7 @@ class Progress:
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
         now_s = self._clock()
         request.plan, request.policy, request.bound_s = plan, plan.policy, now_s
+        request.found = None if request.probe else self._ledger.view(now_s)
         request.times = [ChunkTimes() for _ in chunks]
         request.one_instance = request.fits_stock(self._stock_tokens)
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)
@@ -129,8 +131,12 @@ class Progress:
     def leave_lane(self, request: PoolRequest) -> None:
         """Nobody sends on the lane of its chunk any more: others may be waiting for one."""
         if self._lanes.give_back(request.seq):
-            for other in self._table.with_plan:
-                self._decide(other)
+            self.lane_left()
+
+    def lane_left(self) -> None:
+        """A lane is free again: start what waits for one."""
+        for other in self._table.with_plan:
+            self._decide(other)
 
     def start_held(self) -> None:
         """Start the chunks that might not start when they were ready, if they may now."""
@@ -191,7 +197,11 @@ class Progress:
         else:
             request.advance(Event.CHUNK_ENDED)
             self._rests.look_again(request)
-            if request.error and not request.lost.isdisjoint(request.plan.instances):
+            failed = request.error and not request.lost.isdisjoint(request.plan.instances)
+            if failed and not (request.answered or obstacle(request)):
+                compute_anew(request)
+                self.drop(request)
+            elif failed:
                 self._endings.answer(request, HTTPStatus.SERVICE_UNAVAILABLE, request.error)
                 self._effects.lost(request)
             self._decide(request)
@@ -210,13 +220,22 @@ class Progress:
         seconds *= self._ledger.pace(planned.instances)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
-    def do_without(self, seats: Collection[int]) -> tuple[PoolRequest, ...]:
+    def do_without(self, seats: Collection[int], *, needed: bool = True) -> tuple[PoolRequest, ...]:
         """Plan anew what has instances in its plan that are to have no more part in it.
+
+        Args:
+            needed: False where the instances would go on: then only what stands between two chunks
+                is planned anew, by no demand of its own, and nothing fails.
 
         Returns:
             What cannot be helped so, in the order of the tasks.
         """
-        return self._rests.do_without(self._table.with_plan, frozenset(seats))
+        requests = [
+            request
+            for request in self._table.with_plan
+            if needed or (request.forced is None and request.phase is Phase.BOUND)
+        ]
+        return self._rests.do_without(requests, frozenset(seats))
 
     # -- failures -------------------------------------------------------------------------
 
@@ -239,7 +258,9 @@ class Progress:
             return  # it goes on without that instance
         request.advance(Event.FAILED)
         if request.recalled and not bad_request:
-            return  # what its old plan runs into means nothing to the next one
+            # What its old plan runs into means nothing to the next one.
+            self._drop_if_under_way(request)
+            return
         if request.needs_no_more_of(instance):
             if request.phase is Phase.RUNNING:
                 self.leave_to_home(request)
@@ -284,7 +305,8 @@ class Progress:
         """The first token was sampled; monotonic seconds."""
         if request.advance(Event.FIRST_TOKEN) is Phase.DRAINING:
             return  # the stop met it at its end
-        request.first_token_s = at_s
+        if request.first_token_s is None:  # else it is computed anew
+            request.first_token_s = at_s
         if request.phase is Phase.STOCK:
             self._ledger.ended(request.seq, 0, at_s)
             self._ledger.computed(request.seq)

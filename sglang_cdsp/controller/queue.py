@@ -83,19 +83,24 @@ class WaitingQueue:
                     yield request, home
 
     def _plan_homeless_anew(self) -> None:
-        """Plans without a home that name an instance which has left are the policy's to make again.
+        """Plans without a home that name an instance which has left, or takes no chunks any more,
+        are the policy's to make again.
 
         So are those behind them, which keep their places.
         """
-        absent = self._ledger.absent
-        if any(not absent.isdisjoint(plan.instances) for _, plan in self._homeless):
+        closed = self._ledger.closed
+        if any(not closed.isdisjoint(plan.instances) for _, plan in self._homeless):
             waiting, self._homeless = self._homeless, []
             for request, _ in reversed(waiting):
                 self.take_back(request)
 
     def to_plan(self) -> tuple[PoolRequest, ...]:
-        """Requests whose plan is the policy's to make, in the order of its choice."""
-        return tuple(self._planned[rid] for rid in self._policy.waiting())
+        """Requests whose plan is the policy's to make, in the order of its choice.
+
+        First those that have one and wait for a home, which it may have to make again.
+        """
+        homeless = (request for request, _ in self._homeless)
+        return (*homeless, *(self._planned[rid] for rid in self._policy.waiting()))
 
     def leave(self, request: PoolRequest) -> None:
         """A request ends without a plan."""

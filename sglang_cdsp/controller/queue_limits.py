@@ -52,16 +52,18 @@ class QueueLimits:
     ) -> PoolRequest | None:
         """Who has to leave for the queue to keep its length: the least urgent, the newest first.
 
-        A request that waits leaves only for one that is more urgent. None if there is room.
+        A request that waits leaves only for one that is more urgent, and none that had a plan
+        before. None if there is room.
         """
         queued = list(waiting)
         if self.most is None or len(queued) < self.most:
             return None
-        last = max(queued, key=lambda r: (-r.urgency, r.arrival_s), default=arriving)
+        fresh = [request for request in queued if not request.recalls]
+        last = max(fresh, key=lambda r: (-r.urgency, r.arrival_s), default=arriving)
         return last if arriving.urgency > last.urgency else arriving
 
     def overdue(self, waiting: Iterable[PoolRequest], now_s: float) -> list[PoolRequest]:
-        """Those that have waited too long at ``now_s`` (monotonic seconds)."""
+        """Those that have waited too long at ``now_s`` (monotonic seconds) for their first plan."""
         if self.timeout_s is None:
             return []
-        return [r for r in waiting if now_s - r.arrival_s > self.timeout_s]
+        return [r for r in waiting if not r.recalls and now_s - r.arrival_s > self.timeout_s]

@@ -8,7 +8,8 @@ from typing import Any
 
 from sglang_cdsp.controller.phases import Event, Phase, after
 from sglang_cdsp.planner.forced import ForcedPlan
-from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView
+from sglang_cdsp.protocol.messages import OutputState
 
 
 @dataclass
@@ -61,6 +62,53 @@ class Replan:
         }
 
 
+@dataclass(frozen=True)
+class MoveTimes:
+    """A request's way from one home to another. Times are monotonic seconds.
+
+    Attributes:
+        source, target: the instances.
+        asked_s: when the target was asked to get ready.
+        left_s: when the source took it out of its batch.
+        arrived_s: when the target went on with it.
+        rows: of KV that moved.
+    """
+
+    source: int
+    target: int
+    asked_s: float
+    left_s: float
+    arrived_s: float
+    rows: int
+
+    def to_dict(self, arrival_s: float) -> dict[str, Any]:
+        """In JSON types; times from the request's arrival."""
+        return {
+            "from": self.source,
+            "to": self.target,
+            "tokens": self.rows,
+            "asked_s": self.asked_s - arrival_s,
+            "left_s": self.left_s - arrival_s,
+            "arrived_s": self.arrived_s - arrival_s,
+        }
+
+
+@dataclass
+class Output:
+    """What a client has seen of a request that its home decodes.
+
+    Attributes:
+        tokens: output token ids.
+        cached_tokens, retractions: what it was told last, as in ``OutputState``.
+        complete: it has its whole answer.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    retractions: int = 0
+    complete: bool = False
+
+
 @dataclass
 class AbortTarget:
     """A decode rank that waits to hear that nobody writes to its pages any more.
@@ -91,6 +139,7 @@ class PoolRequest:
         room: bootstrap room; None when no decode server takes the KV.
         forced: plan demanded by the request.
         plan: what the policy decided, times relative to ``bound_s``; what ran of it included.
+        found: the pool as the plan found it, None for a probe and before.
         revision: how often its rest was planned anew; orders and reports carry it.
         replans: those changes.
         left: instances that its plan lost, and the last revision that lost them.
@@ -116,13 +165,23 @@ class PoolRequest:
         lost: instances of its plan that were given up with what they had of it.
         recalled: its plan is being ended, and it is to get another one.
         recalls: how often that has happened.
+        losses: how often its home was lost, or another instance that it needed.
         decodes: its home decodes it, there is no decode server.
         output_tokens: KV slots that home promises for its output, where it decodes.
         joins_late: home decodes it only when all members have its prompt's log-probabilities.
         joined: home's own scheduler has it.
         decoded: home's own scheduler is done with it.
-        sampled_tokens: its output, as far as its instance has told; 0 before.
-        last_token_s: when that was told, monotonic; None before.
+        last_token_s: when its home was done with it, monotonic; None before.
+        moved_to: its home now, where that is not the one of its plan.
+        moves: how it came there.
+        travels: it has left its home, and is on its way to the next or back: nobody decodes it.
+        stays: it has a state that cannot be moved.
+        not_moved_before_s: a move of it failed; monotonic.
+        longest_output: the most tokens that it may generate, None for as many as fit.
+        output: what its client has seen of it.
+        carried: what it was when it left a home, until its client has seen more of it.
+        resumes: what its present plan goes on from, None from its prompt alone.
+        prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """
 
     rid: str
@@ -133,6 +192,7 @@ class PoolRequest:
     urgency: int = 0
     forced: ForcedPlan | None = None
     plan: Plan | None = None
+    found: PoolView | None = None
     revision: int = 0
     replans: list[Replan] = field(default_factory=list)
     left: dict[int, int] = field(default_factory=dict)
@@ -166,9 +226,22 @@ class PoolRequest:
     joins_late: bool = False
     joined: bool = False
     decoded: bool = False
-    sampled_tokens: int = 0
     last_token_s: float | None = None
+    moved_to: int | None = None
+    moves: list[MoveTimes] = field(default_factory=list)
+    travels: bool = False
+    stays: bool = False
+    not_moved_before_s: float = 0.0
+    losses: int = 0
+    longest_output: int | None = None
+    output: Output = field(default_factory=Output)
+    carried: OutputState | None = None
+    resumes: OutputState | None = None
+    prompt_tokens: int = field(init=False)
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = self.tokens
 
     @property
     def phase(self) -> Phase:
@@ -189,7 +262,9 @@ class PoolRequest:
         """The instances that have something of it and can be told anything."""
         assert self.plan is not None
         decoding = self._phase is Phase.DECODING
-        having = (self.plan.home,) if decoding else self.plan.instances
+        having = (self.home,) if decoding else self.plan.instances
+        if self.travels:
+            return ()  # whoever has it in the end is told
         return tuple(instance for instance in having if instance not in self.lost)
 
     def needs_no_more_of(self, instance: int) -> bool:
@@ -198,6 +273,12 @@ class PoolRequest:
             return False
         last = len(self.plan.chunks) - 1
         return self.next_chunk >= last and self.plan.home in self.times[last].done
+
+    @property
+    def home(self) -> int:
+        """Where all of its KV is, or is to be, and where it is decoded."""
+        assert self.plan is not None
+        return self.plan.home if self.moved_to is None else self.moved_to
 
     @property
     def probe(self) -> bool:
@@ -209,6 +290,7 @@ class PoolRequest:
 
         On a prefill server a request without a decode server may not: SGLang 0.5.21 never gets past
         the first chunk of such a prompt when it is longer than ``--chunked-prefill-size``.
+        What goes on from earlier output may not either: SGLang's prefill starts penalties anew.
         """
         plan = self.plan
         return (
@@ -217,17 +299,20 @@ class PoolRequest:
             and len(plan.chunks) == 1
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens
+            and self.resumes is None
         )
 
     def forget_plan(self) -> None:
         """Nothing is left of its plan on any instance; it is as it was before it had one."""
         self.plan, self.policy, self.bound_s, self.seq = None, "", 0.0, -1
+        self.found = None
         self.one_instance = False
         self.next_chunk = self.lane = self.serial = 0
         self.ready, self.times = {}, []
         self.drained, self.drained_s, self.released = set(), None, set()
-        self.lost = set()
-        self.recalled = False
+        self.lost, self.without = set(), set()
+        self.recalled = self.joined = False
+        self.moved_to = None
         self.recalls += 1
 
     @property

@@ -76,13 +76,19 @@ class WayOut:
             request.joined = False
         self._go_on(request)
 
+    def home_ended(self, request: PoolRequest) -> None:
+        """The process that alone had a request has ended, which is to be computed anew."""
+        request.advance(Event.RECALLED)
+        self._wait_again(request)
+
     def decode_ended(self, request: PoolRequest, error: str) -> None:
         """Home's own scheduler is done with a request, and has answered its client."""
         before = request.advance(Event.DECODE_ENDED)
         # What went wrong at other members after home had all KV does not count, unless it was told.
-        told = request.aborted or request.answered
+        told = request.aborted or (request.answered and not request.output.complete)
         request.error = error or (request.error if told else "")
         request.decoded = request.answered = True
+        request.recalled = False
         if before is Phase.DECODING:
             self._endings.over(request)
 

@@ -32,6 +32,13 @@ class _Capture:
         self.data = pickle.dumps(thing, protocol)
 
 
+def captured(output: Any, recv_obj: object | None) -> bytes:
+    """An output as SGLang sends it to who asked with ``recv_obj``, if anybody did."""
+    capture = _Capture()
+    SenderWrapper(capture).send_output(output, recv_obj)
+    return capture.data
+
+
 class AnswerSender:
     """In place of SGLang's sender to the tokenizer manager; all but such answers go as ever."""
 
@@ -48,9 +55,7 @@ class AnswerSender:
         if kind not in ANSWER_NAMES or self.tell is None or self._stock.socket is None:
             self._stock.send_output(output, recv_obj)
             return
-        captured = _Capture()
-        SenderWrapper(captured).send_output(output, recv_obj)
-        self.tell(kind, captured.data, _failure(output))
+        self.tell(kind, captured(output, recv_obj), _failure(output))
 
 
 def _failure(output: Any) -> str:

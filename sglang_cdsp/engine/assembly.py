@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.runtime_context import get_disagg, get_parallel
 
+from sglang_cdsp.args import active_args
 from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
@@ -21,6 +22,7 @@ from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.ranks import ranks_of
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
@@ -59,14 +61,15 @@ class Callbacks:
         admit: hands a one-instance request to SGLang's own intake.
         abort: ends the requests that SGLang has whose id begins with a text.
         chunk_starts: hears of each forward.
-        layer_begins: hears of each layer of a chunk, with what lets others go on.
+        layer_begins: hears of each layer of a chunk, with what lets others go on and the serial of
+            its order.
         interrupted: whether the loop has something to do while all chunks wait.
     """
 
     admit: Callable[[TokenizedGenerateReqInput], None]
     abort: Callable[[str], None]
     chunk_starts: Callable[[], None]
-    layer_begins: Callable[[GiveWay], None]
+    layer_begins: Callable[[GiveWay, int], None]
     interrupted: Callable[[], bool]
 
 
@@ -120,10 +123,20 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         hub,
         instance,
         coroutines.give_way,
-        lambda: callbacks.layer_begins(coroutines.give_way),
+        lambda serial: callbacks.layer_begins(coroutines.give_way, serial),
         lambda: decoding is not None and decoding.decodes,
         ranks_of(tp_rank, int(parallel.tp_size)),
     )
+    moving = None
+    if joining is not None:
+        moving = Moving(
+            scheduler=scheduler,
+            reporter=reporter,
+            joining=joining,
+            coroutines=coroutines,
+            hub=hub,
+            layers=runner.layers,
+        )
     work = ChunkWork(
         scheduler,
         manager,
@@ -144,13 +157,22 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         admit=callbacks.admit,
         abort=callbacks.abort,
         joining=joining,
+        moving=moving,
+        stock_tokens=_stock_tokens(),
     )
     decoding = None
-    if joining is not None:
+    if joining is not None and moving is not None:
         capacity = int(scheduler.token_to_kv_pool_allocator.available_size())
         slots = SlotReports(scheduler, reporter, capacity)
-        decoding = Decoding(scheduler, engine, coroutines, joining, slots)
+        decoding = Decoding(scheduler, engine, coroutines, joining, moving, slots)
     return RankParts(reporter, manager, hub, numbers, engine, decoding)
+
+
+def _stock_tokens() -> int:
+    """The longest prompt that SGLang itself prefills, ``--cdsp-stock-tokens``."""
+    args = active_args()
+    assert args is not None
+    return args.stock_tokens
 
 
 def _hub(device: str, instance: int, faults: FaultHook | None, give_way: GiveWay) -> LinkHub:

@@ -348,7 +348,8 @@ class ChunkWork:
     def release(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
         self._let_go(task, error, silent=silent)
-        self._reporter.send_from_leader(Released, seq=task.seq, joined=task.joined)
+        joined = task.joined and not task.withdrawn
+        self._reporter.send_from_leader(Released, seq=task.seq, joined=joined)
 
     def take_rest(
         self, task: ChunkTask, order: RestOrder, layouts: tuple[ChunkLayout, ...]

@@ -13,6 +13,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decode_share import DecodeShare
 from sglang_cdsp.engine.joining import Joining, SlotReports
+from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.stock import RankScheduler
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Decoding:
         engine: ChunkEngine,
         coroutines: Coroutines,
         joining: Joining,
+        moving: Moving,
         slots: SlotReports,
     ) -> None:
         """Nobody decodes yet.
@@ -36,12 +38,14 @@ class Decoding:
             engine: runs its chunk tasks.
             coroutines: what chunks run in; their stretch now is the one while nobody decodes.
             joining: computed prompts on their way into SGLang's running batch.
+            moving: takes running requests to other instances, and from them.
             slots: tells the controller what SGLang's own requests hold.
         """
         self._scheduler = scheduler
         self._engine = engine
         self._coroutines = coroutines
         self._joining = joining
+        self.moving = moving
         self._slots = slots
         self._share = DecodeShare(coroutines.stretch_s)
 
@@ -93,7 +97,8 @@ class Decoding:
         self._coroutines.stretch_s = self._share.stretch_s(share, decodes=decodes)
 
     def admit(self, running: Any) -> Any:
-        """SGLang's running batch, with who has joined meanwhile."""
+        """SGLang's running batch, without who has left and with who has joined meanwhile."""
+        self.moving.take_out(running)
         return self._joining.admit(running)
 
     def tell_slots(self) -> None:

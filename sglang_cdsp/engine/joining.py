@@ -2,7 +2,8 @@
 
 They join as a disaggregated decode server admits a request whose KV has arrived: a row of
 ``req_to_token``, the root of the prefix tree as prefix, a batch that never enters a forward. From
-then on every token, radix insertion, retraction and abort is SGLang's.
+then on every token, radix insertion, retraction and abort is SGLang's. So do requests that decoded
+on another instance, and those that were about to go there and stay after all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache, release_kv_cache
 
 from sglang_cdsp import releases
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.stock import JoinedScheduler
+from sglang_cdsp.engine.req_state import recall_penalties
+from sglang_cdsp.engine.stock import JoinedScheduler, StockScheduler
 from sglang_cdsp.protocol.messages import SlotsTaken
 
 if TYPE_CHECKING:
@@ -35,11 +37,19 @@ class _Computed:
 
     Attributes:
         req: SGLang's request, with its first token.
-        slots: KV slots of the whole prompt by position, int64 ``[L]``; the request's own.
+        slots: KV slots of the whole prompt by position, int64 ``[L]``, of output too where that has
+            KV; the request's own. None where its row lists them already.
+        goes_on: all of its output is known here, grammar and all; else its last token is new.
     """
 
     req: Req
-    slots: torch.Tensor
+    slots: torch.Tensor | None
+    goes_on: bool = False
+
+    @property
+    def had_output(self) -> bool:
+        """Whether it has output that no forward of this batch has sampled."""
+        return self.goes_on or len(self.req.output_ids) > 1
 
 
 class Joining:
@@ -62,11 +72,33 @@ class Joining:
         """A prompt is computed: its request owns ``slots``, int64 ``[L]``, from now on."""
         self._waiting.append(_Computed(req, slots))
 
+    def go_on(self, req: Req, slots: torch.Tensor | None) -> None:
+        """A request goes on here that decoded before, at another home or in this row.
+
+        Args:
+            slots: of all its tokens but the last, int64 ``[L]``; None where it has its row. Those
+                come first: others may be waiting for a row.
+        """
+        one = _Computed(req, slots, goes_on=True)
+        if slots is None:
+            self._waiting.appendleft(one)
+        else:
+            self._waiting.append(one)
+
     def abort(self, rid: str, *, everything: bool) -> None:
         """End the requests whose id begins with ``rid``, or all, when they get their row."""
         for computed in self._waiting:
             if everything or computed.req.rid.startswith(rid):
                 computed.req.to_finish = FINISH_ABORT()
+
+    def withdraw(self, req: Req) -> bool:
+        """Take a request back that has no row yet, and free its slots; whether it was here."""
+        for computed in self._waiting:
+            if computed.req is req and computed.slots is not None:
+                self._waiting.remove(computed)
+                self._scheduler.token_to_kv_pool_allocator.free(computed.slots)
+                return True
+        return False
 
     def admit(self, running: Any) -> Any:
         """Let those join that there are rows for, first come first.
@@ -77,32 +109,37 @@ class Joining:
         Returns:
             The running batch with them in it.
         """
-        batch = self._batch(self._rows(running))
-        if batch is None:
-            return running
-        self._settle(batch)
-        if batch.is_empty():
-            return running
-        if running.is_empty():
-            return batch
-        running.merge_batch(batch)
+        while together := self._together(running):
+            batch = self._batch(together)
+            self._process_prebuilt(batch)
+            if not together[0].goes_on:
+                self._settle(batch)
+            if running.is_empty():
+                running = batch
+            elif not batch.is_empty():
+                running.merge_batch(batch)
         return running
 
-    def _rows(self, running: Any) -> int:
-        """How many requests may join now."""
+    def _together(self, running: Any) -> list[_Computed]:
+        """Take those that may join now as one batch."""
         scheduler = self._scheduler
-        free = min(
-            scheduler.req_to_token_pool.available_size(),
-            scheduler.max_running_requests - running.batch_size(),
-        )
-        return max(0, min(len(self._waiting), int(free)))
+        places = scheduler.max_running_requests - running.batch_size()
+        rows = int(scheduler.req_to_token_pool.available_size())
+        together: list[_Computed] = []
+        while self._waiting and len(together) < places:
+            one = self._waiting[0]
+            if one.slots is not None and not rows:
+                break
+            # One that had output is a batch of its own, whose penalties are made up for.
+            if together and (one.had_output or together[0].had_output):
+                break
+            rows -= one.slots is not None
+            together.append(self._waiting.popleft())
+        return together
 
-    def _batch(self, count: int) -> Any:
-        """SGLang's batch of the first ``count`` of them, None for none."""
-        if not count:
-            return None
+    def _batch(self, computed: list[_Computed]) -> Any:
+        """SGLang's batch of them."""
         scheduler = self._scheduler
-        computed = [self._waiting.popleft() for _ in range(count)]
         for one in computed:
             self._give_row(one)
         batch = ScheduleBatch.init_new(
@@ -115,6 +152,9 @@ class Joining:
             scheduler.spec_algorithm,
         )
         batch.prepare_for_prebuilt()
+        if computed[0].had_output:
+            # What was sampled last is counted with the next step.
+            recall_penalties(batch, list(batch.reqs[0].output_ids[:-1]))
         if scheduler.enable_overlap:
             # A finished request may still have a forward in flight that reads its old row.
             scheduler.schedule_stream.wait_stream(scheduler.forward_stream)
@@ -122,8 +162,15 @@ class Joining:
 
     def _give_row(self, computed: _Computed) -> None:
         """The request's row lists its slots; no prefix of it is the tree's yet."""
-        req, tokens = computed.req, int(computed.slots.numel())
-        pool, tree = self._scheduler.req_to_token_pool, self._scheduler.tree_cache
+        req, pool, tree = (
+            computed.req,
+            self._scheduler.req_to_token_pool,
+            self._scheduler.tree_cache,
+        )
+        if computed.slots is None:
+            self._keep_row(req)
+            return
+        tokens = int(computed.slots.numel())
         assert pool.alloc([req]) is not None
         pool.write((req.kv.req_pool_idx, slice(0, tokens)), computed.slots.to(torch.int32))
         req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
@@ -132,15 +179,34 @@ class Joining:
             _bind_root_prefix(req, tree)
         req.init_next_round_input(None if shares else tree)
         # The tree may key the prompt, whose KV is there; the first token has none yet.
+        _set_extend_range(req, 0, tokens)
+
+    def _keep_row(self, req: Req) -> None:
+        """A request has its row still; all that it lists is there."""
+        tokens = req.kv.kv_committed_len
+        row = self._scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :tokens]
+        req.init_next_round_input(None)
         if releases.kv_is_checkpointed():
-            req.extend_end = tokens
+            req.prefix_len = tokens
         else:
-            req.set_extend_range(0, tokens)
+            req.prefix_indices = row.to(torch.int64)
+        req.already_computed = tokens
+        _set_extend_range(req, tokens, tokens)
+
+    def _process_prebuilt(self, batch: Any) -> None:
+        """Let a batch go on with its next step. All tokens are known to its grammars already."""
+        grammars = [req.grammar for req in batch.reqs]
+        for req in batch.reqs:
+            req.grammar = None
+        try:
+            batch.process_prebuilt(self._scheduler.future_map)
+        finally:
+            for req, grammar in zip(batch.reqs, grammars, strict=True):
+                req.grammar = grammar
 
     def _settle(self, batch: Any) -> None:
         """What SGLang does once a prefill's result is known: insert, finish, stream."""
         scheduler = self._scheduler
-        batch.process_prebuilt(scheduler.future_map)
         results = scheduler.batch_result_processor
         for req in batch.reqs:
             req.time_stats.set_prefill_finished_time()
@@ -153,6 +219,14 @@ class Joining:
         batch.filter_batch()
 
 
+def _set_extend_range(req: Req, start: int, tokens: int) -> None:
+    """The tree may key so many tokens of a request."""
+    if releases.kv_is_checkpointed():
+        req.extend_end = tokens
+    else:
+        req.set_extend_range(start, tokens)
+
+
 def shares_prefixes(tree: Any) -> bool:
     """Whether a prefix cache keeps anything for other requests."""
     if releases.kv_is_checkpointed():
@@ -160,12 +234,27 @@ def shares_prefixes(tree: Any) -> bool:
     return not tree.is_chunk_cache()
 
 
-def release(req: Req, tree: Any) -> None:
-    """Give an ended request's row and slots back; the tree keeps what it can."""
+def withdraw(scheduler: StockScheduler, req: Req) -> bool:
+    """Take a request out of SGLang's running batch between two steps; whether it was in it.
+
+    Its row and slots are given back. A step of it that is under way counts for nobody.
+    """
+    running: Any = scheduler.running_batch
+    if req not in running.reqs or req.finished():
+        return False
+    running.filter_batch(keep_indices=[i for i, r in enumerate(running.reqs) if r is not req])
+    running.batch_is_full = False
+    release(req, scheduler.tree_cache, keep=False)
+    req.is_retracted = True
+    return True
+
+
+def release(req: Req, tree: Any, *, keep: bool = True) -> None:
+    """Give a request's row and slots back; with ``keep`` the tree keeps what it can."""
     if releases.kv_is_checkpointed():
-        release_kv_cache(req, tree, checkpoint=True)
+        release_kv_cache(req, tree, checkpoint=keep)
     else:
-        release_kv_cache(req, tree)
+        release_kv_cache(req, tree, is_insert=keep)
 
 
 def make_room(scheduler: JoinedScheduler, tokens: int) -> bool:

@@ -11,6 +11,7 @@ from sglang.srt.managers.schedule_batch import FINISH_LENGTH, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
+from sglang_cdsp.engine.req_state import recall_penalties
 from sglang_cdsp.engine.stock import StockScheduler
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def sampling_batch(scheduler: StockScheduler, req: Req) -> ScheduleBatch:
     batch.sampling_info = SamplingBatchInfo.from_schedule_batch(
         batch, scheduler.model_config.vocab_size
     )
+    recall_penalties(batch, list(req.output_ids))
     return batch
 
 

@@ -19,7 +19,7 @@ import zmq
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_context, get_parallel
+from sglang.srt.runtime_context import get_context, get_disagg, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
@@ -30,8 +30,11 @@ from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.faults import FaultHook, requested_hook
 from sglang_cdsp.engine.heartbeat import keep_beating
 from sglang_cdsp.engine.model_check import check_config, check_model
+from sglang_cdsp.engine.moving import Moving
+from sglang_cdsp.engine.outputs import OutputSender
 from sglang_cdsp.engine.profiles import SafeProfiles
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
+from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.parallel.links.choose import pool_links
 from sglang_cdsp.parallel.links.nixl_process import prepare_environment
 from sglang_cdsp.parallel.links.types import GiveWay
@@ -50,14 +53,20 @@ from sglang_cdsp.protocol.messages import (
     LinkOrder,
     LoadOrder,
     LogprobOrder,
+    MovedOrder,
+    MoveEndOrder,
+    MoveInOrder,
+    MoveOutOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
     RoomOrder,
     StatusOrder,
     StockOrder,
     StopOrder,
+    Streamed,
     register_orders,
 )
 from sglang_cdsp.protocol.progress import ProgressBoard
@@ -126,7 +135,13 @@ class PoolScheduler(Scheduler):
         super().init_ipc_channels(port_args)
         stock: Any = self.ipc_channels
         self._answers = AnswerSender(stock.send_to_tokenizer)
-        self.ipc_channels: Any = replace(stock, send_to_tokenizer=self._answers)
+        self._outputs = OutputSender(stock.send_to_detokenizer)
+        one_server = form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER
+        self.ipc_channels: Any = replace(
+            stock,
+            send_to_tokenizer=self._answers,
+            send_to_detokenizer=self._outputs if one_server else stock.send_to_detokenizer,
+        )
 
     def init_model_config(self) -> None:
         """Stock's; a model that the pool cannot serve ends the start before it is loaded."""
@@ -148,9 +163,11 @@ class PoolScheduler(Scheduler):
         )
         parts = assemble(self, callbacks, self._faults)
         self._numbers, self._cdsp, self._decoding = parts.numbers, parts.engine, parts.decoding
-        self._answers.tell = lambda kind, payload, failure: parts.reporter.send(
+        send = parts.reporter.send
+        self._answers.tell = lambda kind, payload, failure: send(
             Answered, kind=kind, payload=payload, failure=failure
         )
+        self._outputs.tell = lambda payload, told: send(Streamed, payload=payload, parts=told)
         if self._decoding is None:
             self._take_longest_prompts_of_pool(int(get_parallel().dp_size))
         greet(self, parts)
@@ -174,13 +191,18 @@ class PoolScheduler(Scheduler):
                 (ForgetOrder, lambda order: self._engine.on_forget(order)),
                 (LogprobOrder, lambda order: self._engine.on_logprobs(order)),
                 (StockOrder, lambda order: self._engine.on_stock(order)),
+                (ResumeOrder, lambda order: self._engine.on_resume(order)),
                 (CancelOrder, lambda order: self._engine.on_cancel(order)),
                 (GoOrder, lambda order: self._engine.on_go(order)),
                 (StopOrder, lambda order: self._engine.on_stop(order)),
-                (LinkOrder, lambda order: self._engine.on_link(order)),
-                (LeaveOrder, lambda order: self._engine.on_leave(order)),
-                (InviteOrder, lambda order: self._engine.on_invite(order)),
+                (LinkOrder, lambda order: self._engine.links.on_link(order)),
+                (LeaveOrder, lambda order: self._engine.links.on_leave(order)),
+                (InviteOrder, lambda order: self._engine.links.on_invite(order)),
                 (ReleaseOrder, lambda order: self._engine.on_release(order)),
+                (MoveInOrder, lambda order: self._moves.on_move_in(order)),
+                (MoveOutOrder, lambda order: self._moves.on_move_out(order)),
+                (MovedOrder, lambda order: self._moves.on_moved(order)),
+                (MoveEndOrder, lambda order: self._moves.on_move_end(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
                 (LoadOrder, self._on_load),
@@ -191,6 +213,11 @@ class PoolScheduler(Scheduler):
     def _engine(self) -> ChunkEngine:
         assert self._cdsp is not None
         return self._cdsp
+
+    @property
+    def _moves(self) -> Moving:
+        assert self._decoding is not None
+        return self._decoding.moving
 
     def _has_messages(self) -> bool:
         """Whether the loop has something to do while chunks wait for their partners."""
@@ -209,8 +236,10 @@ class PoolScheduler(Scheduler):
         if self._progress is not None:
             self._progress.advance(self._rank)
 
-    def _layer_begins(self, give_way: GiveWay) -> None:
+    def _layer_begins(self, give_way: GiveWay, serial: int) -> None:
         self._come_on()
+        if self._progress is not None:
+            self._progress.begin_layer(self._rank, serial)
         if self._faults is not None:
             self._faults.layer(give_way)
 
@@ -258,8 +287,12 @@ class PoolScheduler(Scheduler):
         super().handle_generate_request(recv_req)
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
-        """Stock queueing, except for a home's request, which the chunk engine keeps."""
-        if self._cdsp is not None and self._cdsp.adopt(req):
+        """Stock queueing, except for a home's request, which the chunk engine keeps.
+
+        Nor does SGLang prefill a long request again that it has retracted.
+        """
+        engine = self._cdsp
+        if engine is not None and (engine.gives_back if is_retracted else engine.adopt)(req):
             return
         super()._add_request_to_queue(req, is_retracted=is_retracted)
 

@@ -62,6 +62,21 @@ class StockTracker:
         """Follow a request that has its first token already."""
         self._active.append(request)
 
+    def find(self, seq: int) -> StockRequest | None:
+        """The followed request with that number."""
+        return next((request for request in self._active if request.seq == seq), None)
+
+    def __contains__(self, request: StockRequest | None) -> bool:
+        return request in self._active
+
+    def of(self, req: Req) -> StockRequest | None:
+        """The followed request whose object is ``req``, if there is one."""
+        return next((request for request in self._active if request.req is req), None)
+
+    def let_go(self, request: StockRequest) -> None:
+        """Follow a request no longer, and report nothing of it: it has another home."""
+        self._active.remove(request)
+
     def adopt(self, req: Req) -> None:
         """Remember SGLang's object of a followed request.
 
@@ -149,9 +164,7 @@ class StockTracker:
             failed = request.req is None or is_aborted(request.req) or request.end_s is None
             error = _reason(request.req) if failed else ""
             if request.joined:
-                self._reporter.send_from_leader(
-                    DecodeEnded, seq=request.seq, error=error, output_tokens=_sampled(request)
-                )
+                self._reporter.send_from_leader(DecodeEnded, seq=request.seq, error=error)
                 continue
             self._reporter.send_from_leader(
                 StockEnded,
@@ -159,7 +172,6 @@ class StockTracker:
                 start_s=request.start_s,
                 end_s=request.end_s,
                 error=error,
-                output_tokens=_sampled(request),
             )
         self._active = still
 
@@ -187,11 +199,6 @@ class StockTracker:
         if scheduler.chunked_req is not None:
             reqs.append(scheduler.chunked_req)
         return set(reqs)
-
-
-def _sampled(request: StockRequest) -> int:
-    """How many tokens it got."""
-    return len(request.req.output_ids) if request.req is not None else 0
 
 
 def _compiling(scheduler: StockScheduler, rid: str) -> Req | None:

@@ -12,7 +12,7 @@ from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
 from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.parallel.spans import Span
-from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec
+from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec, OutputState
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
@@ -75,8 +75,10 @@ class ChunkTask:
         running: the coroutine of its chunk, None between chunks.
         lane: its chunk's links, None for a group of one.
         decode_share: as in ``GoOrder``, of the chunk that was started last.
+        output: what its request goes on from, None from its prompt alone; at home only.
         gathers: home ends with all of its KV, and decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
+        withdrawn: at home, its request is computed anew, and owns nothing here.
         awaited_until_s: how long others stand still for the controller's next order, monotonic
             seconds.
     """
@@ -110,6 +112,8 @@ class ChunkTask:
     decode_share: float = 0.0
     gathers: bool = False
     joined: bool = False
+    output: OutputState | None = None
+    withdrawn: bool = False
     awaited_until_s: float = 0.0
 
     @property

@@ -16,11 +16,12 @@ from typing import Any
 from sglang_cdsp.args import CACHE_VAR, CdspArgs
 from sglang_cdsp.form import Form
 from sglang_cdsp.launch.outside_policy import outside_problem
-from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.errors import OptionError, PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies.options import default_sp_sizes
 from sglang_cdsp.planner.policies.registry import needed_sizes
 from sglang_cdsp.planner.regulator import make_regulator, read_rates
+from sglang_cdsp.planner.roles import roles_of
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,25 @@ def _form(asked: Asked) -> list[str]:
     return [
         f"--cdsp-{name.replace('_', '-')} is for one server that decodes what it prefills; remove "
         "it, or remove --disaggregation-mode"
-        for name in ("decode_share", "tpot_target")
+        for name in ("decode_share", "tpot_target", "roles")
         if getattr(asked.cdsp, name) != getattr(default, name)
+    ]
+
+
+def _roles(asked: Asked) -> list[str]:
+    """The roles against the pool, and the policy's own SP sizes against who prefills."""
+    if not asked.decodes:
+        return []
+    try:
+        prefill = len(roles_of(asked.cdsp.roles, asked.instances).prefill)
+    except OptionError as error:
+        return [f"--cdsp-roles: {error}"]
+    beyond = [s for s in needed_sizes(asked.cdsp.policy, asked.instances) if s > prefill]
+    if not beyond or beyond[0] > asked.instances:
+        return []
+    return [
+        f"--cdsp-policy {asked.cdsp.policy}: groups of {beyond[0]} instances exceed the {prefill} "
+        f"that --cdsp-roles {asked.cdsp.roles} lets prefill; lower it or let more of them prefill"
     ]
 
 
@@ -238,5 +256,6 @@ CHECKS: tuple[Callable[[Asked], list[str]], ...] = (
     _cache,
     _rates,
     _form,
+    _roles,
     _plan_log,
 )

@@ -187,4 +187,18 @@ ROWS = (
             "kv_is_checkpointed",
         ),
     ),
+    row(
+        "engine.moving",
+        "with overlap a step under way keeps its requests, whoever leaves the running batch",
+        Order(
+            SCHEDULER,
+            "Scheduler.event_loop_overlap",
+            ("self.result_queue.append((batch.copy(), batch_result))",),
+        ),
+    ),
+    row(
+        "engine.joining",
+        "the token that counts at the next step",
+        Attributes(BATCH, "ScheduleBatch", ("cumulate_penalty_output_tokens",)),
+    ),
 )

@@ -99,6 +99,11 @@ ROWS = (
             ('getattr(route, "endpoint", None)', 'getattr(endpoint, "_auth_level", None)'),
         ),
     ),
+    row(
+        "launch.defaults",
+        "what an open page asks is left out of the access log",
+        Options("sglang.srt.arg_groups.fields", ("uvicorn_access_log_exclude_prefixes",)),
+    ),
     row("launch.command_line hook_table", "the release", Names("sglang", ("__version__",))),
     row(
         "checks plugin",

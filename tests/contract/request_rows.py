@@ -193,7 +193,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.sampling",
+        "engine.moving engine.sampling",
         "the prefill server's own end of a request",
         Names(BATCH, ("FINISH_LENGTH", "FINISH_ABORT", "ScheduleBatch", "Req", "NextBatchPlan")),
     ),

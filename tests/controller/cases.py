@@ -14,9 +14,11 @@ from sglang_cdsp.protocol.messages import (
     Failed,
     FirstToken,
     LogprobPart,
+    OutputState,
     PromptLogprobs,
     Ready,
     Released,
+    Retracted,
     StockEnded,
     WriteLost,
 )
@@ -64,4 +66,5 @@ def every_report(seq: int, chunk: int = 0, instance: int = 0) -> list[AnyReport]
         Released(**who, seq=seq),
         StockEnded(**who, seq=seq, start_s=None, end_s=None, error=""),
         DecodeEnded(**who, seq=seq),
+        Retracted(**who, seq=seq, output=OutputState(tokens=[7], sent=1)),
     ]

@@ -19,7 +19,7 @@ from sglang_cdsp.protocol.messages import (
     StockEnded,
     WriteLost,
 )
-from tests.controller.fake_tasks import FakeStockRequest, FakeTask, Move
+from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
 
 if TYPE_CHECKING:
     from tests.controller.fake_pool import FakePool
@@ -214,8 +214,11 @@ class FakeInstance:
         self.pool.entered[(seq, chunk)].add(self.me)
         self.inside.append(task)
 
-    def on_stop(self, seq: int) -> None:
-        """Leave a chunk at its next layer, and run no other one of the task."""
+    def on_stop(self, seq: int, *, resumes: bool = False) -> None:
+        """Leave a chunk at its next layer, and run no other one of the task.
+
+        ``resumes``: its request is to be computed anew.
+        """
         task = self.tasks[seq]
         task.over = True
         if task in self.inside:
@@ -357,8 +360,11 @@ class FakeInstance:
         for rank in stock.acks_owed:
             assert stock.room is not None
             self.pool.stock_told_safe(stock.room, rank)
-        self.pool.answered(stock.client, "stock failed" if error else "stock finished")
+        self._answer(stock.client, "stock failed" if error else "stock finished")
         self._stock_ended(stock, error)
+
+    def _answer(self, client: Client, who: str) -> None:
+        self.pool.answered(client, who)
 
     def _stock_ended(self, stock: FakeStockRequest, error: str) -> None:
         self._say(0, StockEnded, seq=stock.seq, start_s=None, end_s=None, error=error)

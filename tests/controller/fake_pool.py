@@ -27,8 +27,9 @@ from sglang_cdsp.parallel.chunk_layout import ChunkLayout, Send, plan_layout
 from sglang_cdsp.planner.latency import builtin_model
 from sglang_cdsp.planner.memory import kv_demand
 from sglang_cdsp.planner.rests import Placed
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import AnyReport, LogprobPart, Ready
+from sglang_cdsp.protocol.messages import AnyReport, LogprobPart, OutputState, Ready
 from tests.controller.fake_instance import FakeInstance
 from tests.controller.fake_tasks import Client, FakeStockRequest, FakeTask, Move
 
@@ -136,6 +137,7 @@ class FakePool:
                 max_input_tokens=size * self.capacity + 1,
                 allow_request_plans=True,
                 decode=self.decode_servers,
+                roles=lambda: self.ledger.roles,
             ),
             tp_size=tp_size,
             clock=lambda: self.now_s,
@@ -194,7 +196,11 @@ class FakePool:
         for (me, _), reports in self.channels.items():
             while me == seat and reports:
                 self._hear_next(reports)
-        named = [r for r in self.lifecycle.requests if r.plan and seat in r.plan.instances]
+        named = [
+            r
+            for r in self.lifecycle.requests
+            if r.plan and (seat in r.plan.instances or seat == r.home)
+        ]
         others = {r: (r.phase, r.error) for r in self.lifecycle.requests if r not in named}
         self.instances[seat].lost = True
         self.lifecycle.on_seat_lost(seat, why)
@@ -442,9 +448,11 @@ class FakePool:
         assert request.plan is not None
         assert request.seq not in self._dropped, "a task is stopped once"
         self._dropped.add(request.seq)
+        seq, resumes = request.seq, request.recalled
         for me in instances:
             assert me in request.reachable
-            self.instances[me].order(partial(self.instances[me].on_stop, request.seq))
+            at = self.instances[me]
+            at.order(partial(at.on_stop, seq, resumes=resumes))
 
     def logprobs(self, request: PoolRequest, part: LogprobPart) -> None:
         """Home gets another member's prompt log-probabilities."""
@@ -465,6 +473,28 @@ class FakePool:
         assert request.one_instance or request.decodes
         for me in request.reachable:
             self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
+
+    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """An instance is to get ready for a running request."""
+        raise AssertionError("decode servers run requests, and keep them")
+
+    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+        """A running request is to leave its instance."""
+        raise AssertionError("decode servers run requests, and keep them")
+
+    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+        """A running request has left its instance."""
+        raise AssertionError("decode servers run requests, and keep them")
+
+    def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
+        """A move is over for an instance."""
+        raise AssertionError("decode servers run requests, and keep them")
+
+    def move_over(self, request: PoolRequest) -> None:
+        """A running request has another home."""
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """The seats have other roles."""
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """The controller answers a client."""

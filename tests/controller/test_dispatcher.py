@@ -29,9 +29,15 @@ from sglang_cdsp.protocol.messages import (
     LogprobOrder,
     LogprobPart,
     LogprobSpec,
+    MovedOrder,
+    MoveEndOrder,
+    MoveInOrder,
+    MoveOutOrder,
+    OutputState,
     PlanOrder,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
     RoomOrder,
     StockOrder,
     StopOrder,
@@ -161,6 +167,44 @@ def test_go_stop_and_release(wire: Wire) -> None:
         ReleaseOrder(seq=5, error="no", silent=True),
     ]
     assert wire.sent(1) == wire.sent(2) == orders
+    assert wire.sent(0) == []
+
+
+def test_a_request_goes_on_from_prompt_and_output(wire: Wire) -> None:
+    asked = request(4, return_logprob=True, logprob_start_len=0)
+    going_on = bound((5, (1,)), (1, (1, 2)), asked=asked)
+    going_on.resumes = OutputState(tokens=[7, 8], sent=2)
+    wire.effects.bind(going_on)
+    plan, order, again = wire.sent(1)
+    assert array("q", plan.tokens).tolist() == [10, 11, 12, 13, 7, 8]
+    assert plan.logprobs is None, "the client has the prompt's log-probabilities"
+    assert order == ResumeOrder(rid="r", seq=5, output=going_on.resumes)
+    assert list(again.input_ids) == [10, 11, 12, 13]
+    assert wire.sent(2) == [plan]
+
+
+def test_a_plan_that_is_recalled_is_stopped_without_an_answer(wire: Wire) -> None:
+    recalled = bound((3, (1,)), (1, (1, 2)))
+    recalled.recalled = True
+    wire.effects.stop(recalled, recalled.reachable)
+    assert wire.sent(1) == wire.sent(2) == [StopOrder(seq=5, resumes=True)]
+
+
+def test_a_running_request_moves(wire: Wire) -> None:
+    """The target gets the request behind its order; the source is told by number."""
+    moving = bound((3, (1,)), (1, (1, 2)))
+    output = OutputState(tokens=[7, 8], sent=1, logprobs=b"record")
+    wire.effects.move_in(moving, 2, 3, 17)
+    wire.effects.move_out(moving, 2, 3, 17)
+    wire.effects.moved(moving, 2, 5, output)
+    wire.effects.move_end(5, 1, moved=True)
+    asked, again, comes = wire.sent(2)
+    assert asked == MoveInOrder(rid="r", seq=5, source=1, lane=3, serial=17)
+    assert isinstance(again, TokenizedGenerateReqInput)
+    assert comes == MovedOrder(seq=5, rows=5, output=output)
+    leaves, ended = wire.sent(1)
+    assert leaves == MoveOutOrder(seq=5, target=2, lane=3, serial=17)
+    assert ended == MoveEndOrder(seq=5, moved=True)
     assert wire.sent(0) == []
 
 

@@ -131,6 +131,8 @@ def test_what_status_pages_show(ledger: InstanceLedger) -> None:
         "free_tokens": [992, 480, 0],
         "capacity_tokens": [992, 496, 0],
         "absent": [],
+        "roles": ["both"] * 3,
+        "decoding": [0] * 3,
     }
 
 
@@ -152,3 +154,40 @@ def test_a_process_that_has_ended_holds_nothing(ledger: InstanceLedger) -> None:
     assert ledger.view(0.0).queue_s == (2.0, 0.0, 0.0)
     ledger.release(0)
     assert ledger.free_tokens() == (992, 496, 0)
+
+
+def decodes(ledger: InstanceLedger) -> None:
+    """A request that SGLang runs on instance 0, with 160 slots."""
+    ledger.bind(0, plan(((0,), 2.0)), 0.0, {0: 160})
+    ledger.keep_only(0, 0)
+
+
+def test_slots_of_a_move_are_kept_until_its_target_lets_go(ledger: InstanceLedger) -> None:
+    """Whatever becomes of the request meanwhile."""
+    decodes(ledger)
+    ledger.moves(0, 1, 192)
+    assert ledger.free_tokens() == (832, 304, 0)
+    assert (ledger.decoding(0), ledger.decoding(1)) == (1, 1)
+    ledger.taken(1, 100)
+    assert ledger.free_tokens()[1] == 208, "what others hold there does not cover it"
+    ledger.taken(1, 0)
+    ledger.release(0)
+    assert ledger.free_tokens() == (992, 304, 0)
+    ledger.not_moved(0)
+    assert ledger.free_tokens() == (992, 496, 0)
+    assert ledger.decoding(1) == 0
+
+
+def test_a_moved_request_counts_at_both_until_its_source_has_freed_it(
+    ledger: InstanceLedger,
+) -> None:
+    decodes(ledger)
+    ledger.moves(0, 1, 192)
+    ledger.moved(0)
+    assert ledger.free_tokens() == (832, 304, 0)
+    ledger.taken(1, 100)
+    assert ledger.free_tokens()[1] == 304, "what it holds there is among what was promised"
+    ledger.left(0, 0)
+    assert ledger.free_tokens() == (992, 304, 0)
+    ledger.release(0)
+    assert ledger.free_tokens()[0] == 992

@@ -44,8 +44,12 @@ def test_what_is_counted() -> None:
         "tasks_stopped": 1,
         "requests_lost": 0,
         "plans_recalled": 0,
+        "requests_resumed": 0,
         "deaths": {},
         "rests_replanned": 0,
+        "requests_moved": 0,
+        "longest_move_s": 0.0,
+        "roles_changed": 0,
         "last_replans": [],
     }
     assert json.loads(json.dumps(snapshot)) == snapshot

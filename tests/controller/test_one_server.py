@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from http import HTTPStatus
 
 import pytest
 from hypothesis import given, settings
@@ -11,24 +10,12 @@ from hypothesis import strategies as st
 
 from sglang_cdsp.controller.homes import OUTPUT_SHARE, exchanged, home_tokens, output_tokens
 from sglang_cdsp.controller.phases import Phase
-from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.protocol.messages import SlotsTaken
-from tests.controller.any_order import SETTINGS, AnyOrder
+from tests.controller.any_order import SETTINGS
 from tests.controller.cases import TWO_CHUNKS, empty, phase_is
 from tests.controller.fake_pool import Demanded
 from tests.controller.one_server import OneServerPool
-
-
-class AnyOrderOfOneServer(AnyOrder):
-    """As with decode servers, but every request is decoded at its home."""
-
-    make_pool = OneServerPool
-    # An abort may cross with the last chunk's end: home then ends what decodes already.
-    own_answers = ("stock", "home")
-
-    def _submit(self, request: PoolRequest, plan: Demanded | None, pages: str) -> None:
-        super()._submit(request, plan, "no decode")
-
+from tests.controller.one_server_order import ENDS, AnyOrderOfOneServer
 
 AnyOrderOfOneServer.TestCase.settings = SETTINGS
 TestAnyOrderOfOneServer = AnyOrderOfOneServer.TestCase
@@ -136,175 +123,35 @@ def test_an_instance_with_room_takes_a_members_place() -> None:
     assert empty(pool)
 
 
-# -- instances that are lost ------------------------------------------------------------------
-
-
-def assert_lost(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
-    """Its client has its error, which names what was lost."""
-    assert pool.answers[request.tokenized] == ["controller"]
-    assert pool.statuses[request.tokenized] == HTTPStatus.SERVICE_UNAVAILABLE
-    assert f"instance {seat} was lost" in request.error
-    assert pool.lost_requests == [request]
-
-
-def assert_ends_with_confirmation(pool: OneServerPool, request: PoolRequest, seat: int) -> None:
-    """What it holds counts until the end of the lost process is confirmed."""
-    phase = request.phase
-    assert phase is not Phase.ENDED
-    pool.confirm(seat)
-    pool.settle()
-    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
-    pool.fill(seat)
-    assert empty(pool)
-
-
-def test_what_decodes_on_a_lost_instance_ends(pool: OneServerPool) -> None:
+def test_the_id_of_what_goes_on_is_its_own(pool: OneServerPool) -> None:
     request = pool.submit(100, plan=TWO_CHUNKS)
     pool.until(lambda: phase_is(request, Phase.DECODING))
     pool.lose(0)
-    assert_lost(pool, request, 0)
-    assert pool.lifecycle.busy_instances == frozenset(), "nobody waits for it to come on"
-    assert not pool.lifecycle.needs_start
-    assert_ends_with_confirmation(pool, request, 0)
-
-
-def test_so_does_a_short_prompt_after_its_first_token(pool: OneServerPool) -> None:
-    request = pool.submit(50, plan=[(50, [2])])
-    pool.until(lambda: request.first_token_s is not None)
-    pool.lose(2)
-    assert_lost(pool, request, 2)
-    assert_ends_with_confirmation(pool, request, 2)
-
-
-@pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RELEASING])
-def test_so_does_what_others_still_hold_slots_of(pool: OneServerPool, phase: Phase) -> None:
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: phase_is(request, phase))
-    pool.lose(0)
-    assert_lost(pool, request, 0)
-    assert_ends_with_confirmation(pool, request, 0)
-
-
-def test_so_does_what_its_home_alone_has(pool: OneServerPool) -> None:
-    """Home has told that it decodes; the other member has yet to free its slots."""
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: phase_is(request, Phase.RELEASING))
-    pool.until(lambda: request.joined)
-    assert phase_is(request, Phase.RELEASING)
-    pool.lose(0)
-    assert_lost(pool, request, 0)
-    pool.happen("1 takes an order")
-    pool.until(lambda: request.phase is not Phase.RELEASING)
-    assert phase_is(request, Phase.DECODING)
-    assert_ends_with_confirmation(pool, request, 0)
-
-
-@pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RELEASING, Phase.DECODING])
-def test_a_member_is_not_missed_once_home_has_all_kv(pool: OneServerPool, phase: Phase) -> None:
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: phase_is(request, phase))
-    pool.lose(1)
-    assert pool.lost_requests == []
-    pool.confirm(1)
+    assert "is in use" in pool.submit(50, rid=request.rid).error
+    pool.confirm(0)
+    assert "is in use" in pool.submit(50, rid=request.rid).error
     pool.settle()
-    assert pool.answers[request.tokenized] == ["home finished"]
     assert request.outcome == "finished"
-    pool.fill(1)
-    assert empty(pool)
 
 
-def in_the_last_chunk(pool: OneServerPool, *, home_is_done: bool) -> PoolRequest:
-    """A request whose last chunk runs at both of its instances, or at the other one only."""
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: request.next_chunk == 1 and request.phase is Phase.RUNNING)
-    if home_is_done:
-        for name in ("0 takes an order", "1 takes an order", "0 ends chunk 1 of 0"):
-            pool.happen(name)
-        pool.until(lambda: bool(request.times[1].done))
-        assert request.times[1].done == {0}
-    return request
-
-
-def test_a_member_inside_the_last_chunk_is_missed(pool: OneServerPool) -> None:
-    request = in_the_last_chunk(pool, home_is_done=False)
-    pool.lose(1)
-    assert_lost(pool, request, 1)
-    pool.confirm(1)
-    pool.settle()
-    assert (request.phase, request.outcome) == (Phase.ENDED, "failed")
-    pool.fill(1)
-    assert empty(pool)
-
-
-def test_a_member_inside_the_last_chunk_is_not_missed_once_home_is_done(
-    pool: OneServerPool,
+@pytest.mark.parametrize("plan", [TWO_CHUNKS, [(50, [0])]], ids=["chunks", "own queue"])
+def test_an_id_is_free_when_its_client_has_the_whole_answer(
+    pool: OneServerPool, plan: Demanded
 ) -> None:
-    request = in_the_last_chunk(pool, home_is_done=True)
-    pool.lose(1)
-    assert pool.lost_requests == []
-    pool.confirm(1)
-    pool.until(lambda: phase_is(request, Phase.DECODING))
+    assert isinstance(plan, list)
+    request = pool.submit(sum(tokens for tokens, _ in plan), plan=plan)
+    pool.until(lambda: request.first_token_s is not None)
+    pool.until(lambda: any(move.name.endswith(ENDS) for move in pool.moves()))
+    second = pool.request(50, rid=request.rid)
+    pool.lifecycle.on_request(second, None)
+    assert "is in use" in second.error
+    request.output.complete = request.answered = True  # which its home tells
+    third = pool.request(50, rid=request.rid)
+    pool.lifecycle.on_request(third, None)
+    assert not third.error
     pool.settle()
-    assert pool.answers[request.tokenized] == ["home finished"]
-    assert request.outcome == "finished"
-    pool.fill(1)
+    assert (request.outcome, third.outcome) == ("finished", "finished")
     assert empty(pool)
-
-
-def test_so_is_what_fails_at_another_member(pool: OneServerPool) -> None:
-    request = in_the_last_chunk(pool, home_is_done=True)
-    pool.happen("1 fails in chunk 1 of 0")
-    pool.settle()
-    assert pool.answers[request.tokenized] == ["home finished"]
-    assert (request.outcome, request.error) == ("finished", "")
-    assert empty(pool)
-
-
-def test_an_abort_after_that_ends_it_at_home(pool: OneServerPool) -> None:
-    request = in_the_last_chunk(pool, home_is_done=True)
-    pool.happen("1 fails in chunk 1 of 0")
-    pool.until(lambda: phase_is(request, Phase.DRAINING))
-    pool.lifecycle.on_abort(request.rid, "aborted by the client", everything=False)
-    pool.settle()
-    assert pool.answers[request.tokenized] == ["home failed"]
-    assert request.outcome == "aborted"
-    assert empty(pool)
-
-
-def test_an_aborted_request_is_answered_although_its_home_is_lost(pool: OneServerPool) -> None:
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: request.joined)
-    pool.lifecycle.on_abort(request.rid, "no longer wanted", everything=False)
-    assert pool.answers[request.tokenized] == []
-    pool.lose(0)
-    assert pool.answers[request.tokenized] == ["controller"]
-    pool.confirm(0)
-    pool.settle()
-    assert request.outcome == "aborted"
-    pool.fill(0)
-    assert empty(pool)
-
-
-def test_an_aborted_plan_that_was_recalled_is_answered_at_once(pool: OneServerPool) -> None:
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.turn()
-    pool.lose(1)
-    assert (request.phase, request.recalled) == (Phase.DRAINING, True)
-    pool.lifecycle.abort(request, "no longer wanted")
-    assert pool.answers[request.tokenized] == ["controller"]
-    pool.settle()
-    assert (request.phase, request.outcome) == (Phase.ENDED, "aborted")
-
-
-def test_the_id_of_what_was_lost_is_free_at_once(pool: OneServerPool) -> None:
-    request = pool.submit(100, plan=TWO_CHUNKS)
-    pool.until(lambda: phase_is(request, Phase.DECODING))
-    pool.lose(0)
-    again = pool.submit(50, rid=request.rid, plan=[(50, [1])])
-    assert not again.error
-    pool.confirm(0)
-    pool.settle()
-    assert [request.outcome, again.outcome] == ["failed", "finished"]
 
 
 def test_a_seat_that_drains_is_idle_when_nothing_decodes_there(pool: OneServerPool) -> None:
@@ -316,15 +163,6 @@ def test_a_seat_that_drains_is_idle_when_nothing_decodes_there(pool: OneServerPo
     assert pool.lifecycle.seat_idle(1)
     pool.settle()
     assert pool.lifecycle.seat_idle(0)
-
-
-def test_what_a_lost_instance_told_of_its_slots_is_forgotten(pool: OneServerPool) -> None:
-    pool.hear(SlotsTaken(instance=0, tp_rank=0, at_s=0.0, tokens=500))
-    assert pool.ledger.free_tokens()[0] == pool.capacity - 500
-    pool.lose(0)
-    pool.confirm(0)
-    pool.fill(0)
-    assert empty(pool)
 
 
 def test_a_plan_that_goes_elsewhere_gets_a_home_with_room() -> None:
@@ -357,13 +195,15 @@ def test_a_plan_without_a_home_that_names_a_lost_instance_is_made_again() -> Non
     pool.lose(0)
     pool.confirm(0)
     pool.settle()
-    assert [request.outcome for request in running] == ["failed", *["finished"] * 3]
+    assert [request.outcome for request in running] == ["finished"] * 4
     assert [request.outcome for request in waiting] == ["finished"] * 2
     assert waiting[0].seq < waiting[1].seq
     for request in waiting:
         assert request.plan is not None
         assert 0 not in request.plan.instances
     pool.fill(0)
+    pool.settle()  # the first brought a plan that names the lost instance, and waits for it
+    assert running[0].recalls == 1
     assert empty(pool)
 
 

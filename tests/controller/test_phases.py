@@ -18,13 +18,13 @@ LEGAL_REPORTS = {
     Phase.BOUND: {"Ready", "Failed", "WriteLost"},
     Phase.RUNNING: {
         *("Ready", "ChunkDone", "FirstToken", "PromptLogprobs"),
-        *("Failed", "WriteLost", "Drained", "DecodeEnded"),
+        *("Failed", "WriteLost", "Drained", "DecodeEnded", "Retracted"),
     },
     Phase.DRAINING: {
         *("Ready", "ChunkDone", "FirstToken", "PromptLogprobs"),
-        *("Failed", "WriteLost", "Drained", "DecodeEnded"),
+        *("Failed", "WriteLost", "Drained", "DecodeEnded", "Retracted"),
     },
-    Phase.RELEASING: {"Failed", "Released", "DecodeEnded"},
+    Phase.RELEASING: {"Failed", "Released", "DecodeEnded", "Retracted"},
 }
 
 
@@ -99,7 +99,7 @@ def test_a_stock_request_takes_none_of_a_tasks_reports() -> None:
         pool = FakePool()
         request = with_pages(pool, [(10, [2])])
         assert request.phase is Phase.STOCK
-        if type(report).__name__ in ("FirstToken", "StockEnded"):
+        if type(report).__name__ in ("FirstToken", "StockEnded", "Retracted"):
             pool.lifecycle.on_report(report)
             continue
         with pytest.raises(IllegalEventError, match="stock"):

@@ -51,8 +51,10 @@ def test_times_count_from_the_arrival() -> None:
             },
         ],
         "recalls": 0,
+        "resumed_tokens": 0,
         "lost_instances": [],
         "replans": [],
+        "moves": [],
         "outcome": "finished",
         "error": "",
     }

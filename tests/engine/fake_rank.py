@@ -73,13 +73,21 @@ class FakeWrite:
 class FakeJoining:
     """Computed prompts that wait for a row, which they never get."""
 
-    def __init__(self) -> None:
+    def __init__(self, free: Callable[[torch.Tensor], None]) -> None:
+        self.free = free
         self.reqs: list[Any] = []
         self.slots: list[torch.Tensor] = []
 
     def add(self, req: Any, slots: torch.Tensor) -> None:
         self.reqs.append(req)
         self.slots.append(slots)
+
+    def withdraw(self, req: Any) -> bool:
+        """Free a request's slots."""
+        at = self.reqs.index(req)
+        self.reqs.pop(at)
+        self.free(self.slots.pop(at))
+        return True
 
 
 def only_prefill_servers_have(scheduler: FakeScheduler) -> None:
@@ -113,7 +121,6 @@ class Rank:
     def __init__(self, instance: int = 0, tp_rank: int = 0, *, decodes: bool = False) -> None:
         """``decodes``: it is of one server that prefills and decodes."""
         self.instance, self.tp_rank = instance, tp_rank
-        self.joining = FakeJoining() if decodes else None
         self.cancelled: list[str] = []
         self.said: list[tuple[type[Report], dict[str, Any]]] = []
         self.written: dict[int, str] = {}
@@ -129,6 +136,7 @@ class Rank:
         self.dropped: list[int] = []
         self.no_room = ""
         self.allocator = StrictAllocator(PAGES, 1)
+        self.joining = FakeJoining(self.allocator.free) if decodes else None
         self.scheduler = FakeScheduler(token_to_kv_pool_allocator=self.allocator)
         if decodes:
             only_prefill_servers_have(self.scheduler)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import Mock
 
+import pytest
+
+from sglang_cdsp.engine import home_requests
+from sglang_cdsp.engine.req_state import STAYS
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     DecodeEnded,
     Drained,
+    Failed,
     FirstToken,
     LogprobPart,
     LogprobSpec,
+    OutputState,
     PlanOrder,
     Ready,
     Released,
     ReleaseOrder,
     RestOrder,
+    ResumeOrder,
+    Retracted,
     StopOrder,
 )
 from tests.engine.fake_rank import CHUNKS, PAGES, FakeJoining, Rank
@@ -66,7 +75,6 @@ def test_a_request_that_has_joined_is_not_answered_by_the_engine() -> None:
     joining(rank).reqs.clear()  # SGLang has it, and it ends
     rank.engine.step()
     assert rank.last(DecodeEnded)["seq"] == 0
-    assert rank.last(DecodeEnded)["output_tokens"] == 3
     assert rank.engine.idle
 
 
@@ -224,3 +232,101 @@ def test_a_home_before_the_first_chunk_gives_the_request_back() -> None:
     rank.engine.on_release(ReleaseOrder(seq=0))
     assert rank.last(Released) == {"seq": 0, "joined": False}
     assert rank.allocator.available_size() == PAGES
+
+
+# -- requests that are computed anew, here or at another home----------------------------------
+
+
+def test_a_long_request_that_sglang_retracts_goes_back_with_its_output() -> None:
+    rank = Rank(decodes=True)
+    computed(rank)
+    rank.engine.step()
+    (req,) = joining(rank).reqs
+    retracted(req)
+    assert rank.engine.gives_back(req)
+    assert rank.last(Retracted) == {
+        "seq": 0,
+        "output": OutputState(tokens=[7, 8], sent=1, cached_tokens=3, retractions=1),
+    }
+    joining(rank).reqs.clear()  # SGLang has it no more
+    rank.engine.step()
+    assert DecodeEnded not in rank.kinds()
+    rank.engine.on_release(ReleaseOrder(seq=0))
+    assert rank.last(Released) == {"seq": 0, "joined": False}
+    assert rank.engine.idle
+
+
+def test_what_is_short_aborted_strange_or_nobodys_stays_with_sglang() -> None:
+    rank = Rank(decodes=True)
+    computed(rank)
+    rank.engine.step()
+    (req,) = joining(rank).reqs
+    retracted(req)
+    rank.engine._home._stock_tokens = TOKENS + 2
+    assert not rank.engine.gives_back(req)
+    rank.engine._home._stock_tokens = 0
+    for field, value in (("to_finish", "an abort"), ("custom_logit_processor", "a processor")):
+        before = getattr(req, field)
+        setattr(req, field, value)
+        assert not rank.engine.gives_back(req)
+        setattr(req, field, before)
+    assert not rank.engine.gives_back(retracted(Mock()))
+    assert Retracted not in rank.kinds()
+    assert rank.engine.gives_back(req)
+
+
+def retracted(req: Any) -> Any:
+    """SGLang has taken a request out of its batch, with two tokens, one of which was sent."""
+    req.origin_input_ids, req.output_ids = [0] * TOKENS, [7, 8]
+    req.send_token_offset, req.cached_tokens, req.retraction_count = 1, 3, 1
+    for field in STAYS:
+        setattr(req, field, None)
+    return req
+
+
+def test_home_lets_go_of_what_is_to_be_computed_anew() -> None:
+    rank = Rank(decodes=True)
+    computed(rank)
+    rank.engine.step()
+    rank.engine.on_stop(StopOrder(seq=0, resumes=True))
+    assert joining(rank).reqs == []
+    assert rank.allocator.available_size() == PAGES
+    assert rank.cancelled == []
+    rank.engine.step()
+    rank.engine.on_release(ReleaseOrder(seq=0, silent=True))
+    assert rank.last(Released) == {"seq": 0, "joined": False}
+    assert DecodeEnded not in rank.kinds()
+    assert rank.engine.idle
+
+
+def test_nor_does_it_join_when_the_order_comes_before() -> None:
+    rank = Rank(decodes=True)
+    computed(rank)
+    rank.engine.on_stop(StopOrder(seq=0, resumes=True))
+    rank.engine.step()
+    assert joining(rank).reqs == []
+    rank.engine.on_release(ReleaseOrder(seq=0, silent=True))
+    assert rank.allocator.available_size() == PAGES
+    rank.scheduler.output_streamer.stream_output.assert_not_called()
+
+
+def test_a_request_goes_on_from_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[Any] = []
+    monkeypatch.setattr(home_requests, "restore", lambda *what: restored.append(what[1:]))
+    rank = Rank(decodes=True)
+    rank.plan()
+    output = OutputState(tokens=[5, 6], sent=2)
+    rank.engine.on_resume(ResumeOrder(rid="r", seq=0, output=output))
+    req = rank.request()
+    assert restored == [(req, output)]
+
+
+def test_a_request_that_cannot_go_on_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home_requests, "restore", Mock(side_effect=ValueError("a bad grammar")))
+    rank = Rank(decodes=True)
+    rank.plan()
+    order = ResumeOrder(rid="r", seq=0, output=OutputState(tokens=[5], sent=1))
+    rank.engine.on_resume(order)
+    req = rank.request()
+    assert "a bad grammar" in req.set_finish_with_abort.call_args.args[0]
+    assert rank.last(Failed)["bad_request"]

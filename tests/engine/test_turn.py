@@ -57,7 +57,8 @@ def scheduler(*, overlap: bool, computes: bool, penalties: bool = False) -> Any:
     joining: Any = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
     slots: Any = SimpleNamespace(tell=lambda held, step_s: made.told.append((held, step_s)))
     made.told = []
-    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, slots)
+    moving: Any = SimpleNamespace(take_out=lambda running: made.happened.append("out"))
+    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, moving, slots)
     return made
 
 
@@ -70,14 +71,14 @@ def test_who_joins_is_there_when_stock_chooses(asked: list[dict[str, Any]]) -> N
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
     assert asked == [{"running_batch": "running and joined", "last_batch": last}]
     assert one.last_batch is last
-    assert one.happened == ["turn"]
+    assert one.happened == ["turn", "out"]
 
 
 def test_with_overlap_results_do_not_wait_for_a_chunk(asked: list[dict[str, Any]]) -> None:
     one = scheduler(overlap=True, computes=True)
     last = one.last_batch
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
-    assert one.happened == ["result", "turn"]
+    assert one.happened == ["result", "turn", "out"]
     assert one._cdsp.seen == [last], "its requests are still followed"
     assert asked[0]["last_batch"] is last, "a prefill batch is merged as ever"
     assert one.last_batch is None, "its loop has no results to look after"
@@ -94,6 +95,7 @@ def test_with_overlap_and_no_chunk_or_penalties_everything_is_stocks(
     one.get_next_batch_to_run(running_batch=RUNNING, last_batch=last)
     assert len(one.result_queue) == 1
     assert one.last_batch is last
+    assert one.happened == ["turn", "out"]
 
 
 def test_chunks_go_on_for_as_long_as_their_share_allows(asked: list[dict[str, Any]]) -> None:

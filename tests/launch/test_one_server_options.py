@@ -53,6 +53,7 @@ def test_the_command_line_of_one_server_passes() -> None:
         ("null", CdspArgs(decode_max_total_tokens=9000), "--cdsp-decode-max-total-tokens"),
         ("prefill", CdspArgs(decode_share=0.4), "--cdsp-decode-share"),
         ("prefill", CdspArgs(tpot_target=0.1), "--cdsp-tpot-target"),
+        ("prefill", CdspArgs(roles="1p1d"), "--cdsp-roles"),
     ],
 )
 def test_a_flag_of_the_other_form_is_named(mode: str, cdsp: CdspArgs, flag: str) -> None:

@@ -23,8 +23,10 @@ GOOD_MODEL = {"sp": {"1": ROW, "4": ROW}}
 GOOD_RATES = {"0.5": 0.3, "2": 0.1}
 
 
-def found(cdsp: CdspArgs, *, dp_size: int = 4, page_size: int | None = None) -> list[str]:
-    mode = {"disaggregation_mode": "prefill"}
+def found(
+    cdsp: CdspArgs, *, dp_size: int = 4, page_size: int | None = None, form: str = "prefill"
+) -> list[str]:
+    mode = {"disaggregation_mode": form}
     lines = problems(cdsp, SimpleNamespace(dp_size=dp_size, page_size=page_size, **mode))
     assert all(line and "\n" not in line for line in lines)
     return lines
@@ -61,6 +63,23 @@ def test_sizes_beyond_the_pool() -> None:
     line = one(CdspArgs(sp_sizes=(2, 8, 16)))
     assert "--cdsp-sp-sizes [8, 16] exceed the pool of 4" in line
     assert "lower them or raise --dp-size" in line
+
+
+@pytest.mark.parametrize(
+    ("cdsp", "says"),
+    [
+        (CdspArgs(roles="6p2d"), "gives roles to 8 instances, the pool has 4"),
+        (CdspArgs(roles="2p2d", policy="fixed-sp:4"), "exceed the 2 that --cdsp-roles 2p2d"),
+    ],
+)
+def test_roles_that_do_not_fit_the_pool(cdsp: CdspArgs, says: str) -> None:
+    line = one(cdsp, form="null")
+    assert says in line
+    assert line.startswith(("--cdsp-roles", "--cdsp-policy"))
+
+
+def test_roles_of_the_pool_pass() -> None:
+    assert found(CdspArgs(roles="2p1d1b"), form="null") == []
 
 
 def test_nodes_that_do_not_divide_the_pool() -> None:

@@ -16,7 +16,14 @@ from sglang_cdsp.controller.seats.states import PRESENT, Cause, SeatState
 from sglang_cdsp.controller.seats.table import SeatTable
 from sglang_cdsp.controller.seats.watch import SeatWatch
 from sglang_cdsp.controller.seats.ways import SeatObserver, SeatRequests, Wires
-from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello, Invitation, LeaveOrder
+from sglang_cdsp.protocol.messages import (
+    Answered,
+    AnyReport,
+    Hello,
+    Invitation,
+    LeaveOrder,
+    Streamed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +189,9 @@ class SeatKeeper:
                 return
             case Answered():
                 self._wires.answered(report)
+            case Streamed():
+                self._requests.on_report(report)
+                self._wires.streamed(report)
             case _:
                 self._requests.on_report(report)
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import Answered, AnyReport
+from sglang_cdsp.protocol.messages import Answered, AnyReport, Streamed
 
 
 class SeatRequests(Protocol):
@@ -58,6 +58,9 @@ class Wires(Protocol):
 
     def answered(self, report: Answered) -> None:
         """A life answers a question of SGLang's to all of them."""
+
+    def streamed(self, report: Streamed) -> None:
+        """A life's output is passed on to the detokenizer."""
 
 
 class SeatObserver(Protocol):

@@ -12,7 +12,9 @@ a prompt the caller may ask `replan` whether the rest should run otherwise.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 
 
@@ -84,6 +86,18 @@ class Policy(ABC):
             current: the plan for it now in force, times from now.
             pool: as if that plan were not bound: its queue times and slots are free. Instances
                 that the rest may not join are marked as down.
+        """
+        return None
+
+    def turn(self, pool: PoolView, roles: Roles, decoding: Sequence[int]) -> Roles | None:
+        """Roles that the seats are to have from now on; None = as they are.
+
+        Asked about once a second where one server prefills and decodes. Changes nothing.
+
+        Args:
+            pool: as the planner sees it: seats that only decode are down in it.
+            roles: those in force.
+            decoding: requests that decode on each seat.
         """
         return None
 

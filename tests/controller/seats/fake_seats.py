@@ -11,7 +11,14 @@ from sglang_cdsp.controller.seats.keeper import SeatKeeper
 from sglang_cdsp.controller.seats.launcher import Ended, LifeEvent, Started, Vitals
 from sglang_cdsp.controller.seats.table import SeatTable
 from sglang_cdsp.planner.types import Plan
-from sglang_cdsp.protocol.messages import Answered, AnyReport, Hello, Invitation, InviteOrder
+from sglang_cdsp.protocol.messages import (
+    Answered,
+    AnyReport,
+    Hello,
+    Invitation,
+    InviteOrder,
+    Streamed,
+)
 
 SLOTS = 500
 
@@ -107,6 +114,7 @@ class FakeWires:
         self.is_quiet = False
         self.behind: str | None = ""
         self.answers: list[Answered] = []
+        self.outputs: list[Streamed] = []
         self.repeated: list[int] = []
         self.empty: list[int] = []
 
@@ -133,6 +141,9 @@ class FakeWires:
 
     def answered(self, report: Answered) -> None:
         self.answers.append(report)
+
+    def streamed(self, report: Streamed) -> None:
+        self.outputs.append(report)
 
 
 class FakeObserver:

@@ -1,0 +1,1 @@
+"""Requests that are computed anew, on real servers: lost instances, and retraction."""
