@@ -6,6 +6,7 @@ before weights are loaded, by the built model and its memory after.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,12 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang_cdsp import architectures
 from sglang_cdsp.architectures import LATENT, READ, REMEDY
 from sglang_cdsp.attention.families.claims import Claims, claim
+from sglang_cdsp.attention.families.types import Component
 from sglang_cdsp.engine.plain_model import odd_parts
 from sglang_cdsp.engine.stock import KVPool, ModelConfig, StockScheduler
 from sglang_cdsp.parallel.rebalancer import rows_of_layer
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN = "sglang.srt.models."
 PLATFORM = "sglang_cdsp.platforms."
@@ -98,6 +102,7 @@ def check_model(scheduler: StockScheduler) -> None:
     _check_pool(runner.token_to_kv_pool, runner.dtype, latent)
     _refuse(_odd_buffers(runner.token_to_kv_pool, claims))
     _check_backend(runner.attn_backend, LATENT_BACKENDS if latent else BACKENDS)
+    logger.info("sglang-cdsp computes the attention of chunks: %s", claims.described())
 
 
 def _refuse(reasons: Any) -> None:
@@ -141,7 +146,13 @@ def _check_pool(pool: KVPool, dtype: Any, latent: bool) -> None:
 
 def _odd_buffers(pool: KVPool, claims: Claims) -> list[str]:
     """Layers whose rows in the pool are not those that their family has."""
-    odd = []
+    odd = [
+        f"layer {layer} has {spec.leaves.value} to send, while the pool sends KV pages alone"
+        for layer, spec in claims.specs.items()
+        if spec.leaves is not Component.KV
+    ]
+    if odd:
+        return odd[:1]
     for layer, spec in claims.specs.items():
         shapes = [tuple(buffer.shape) for buffer in rows_of_layer(pool, layer)]
         if tuple(shape[1:] for shape in shapes) != spec.buffers:

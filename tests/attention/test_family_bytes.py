@@ -89,7 +89,7 @@ def sent(lanes: list[Lane], layer: RadixAttention, family: Family | None) -> int
         q = torch.zeros(own, layer.tp_q_head_num * layer.qk_head_dim, dtype=torch.bfloat16)
         k = torch.zeros(own, layer.tp_k_head_num * layer.qk_head_dim, dtype=torch.bfloat16)
         v = torch.zeros(own, layer.tp_v_head_num * layer.v_head_dim, dtype=torch.bfloat16)
-        attention.forward(q, k, v, layer, SimpleNamespace(out_cache_loc=None))  # type: ignore[arg-type]
+        attention.forward(q, k, v, layer, SimpleNamespace(out_cache_loc=None))
 
     in_threads(member, range(MEMBERS))
     return sum(links.sent for links in counting)

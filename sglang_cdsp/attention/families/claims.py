@@ -41,6 +41,13 @@ class Claims:
         """What the engine has to know, by layer."""
         return {m.layer_id: self.families[m.layer_id].spec(m) for m in self.modules}
 
+    def described(self) -> str:
+        """The model's attention in a few words, for the log."""
+        kinds = Counter(self.specs.values())
+        return ", ".join(
+            f"{count} layers of {spec.family} ({_words(spec)})" for spec, count in kinds.items()
+        )
+
     def faults(self) -> list[str]:
         """What the families would get wrong, in words; [] where they run every layer."""
         by_fault: dict[str, list[int]] = {}
@@ -65,3 +72,9 @@ def claim(model: nn.Module) -> Claims:
     rest = Grouped()
     numbers = sorted({module.layer_id for module in modules})
     return Claims({number: known.get(number, rest) for number in numbers}, modules)
+
+
+def _words(spec: LayerSpec) -> str:
+    exchanges = " and ".join(exchange.value for exchange in spec.exchanges)
+    window = "" if spec.window is None else f", {spec.window} rows before each"
+    return f"{exchanges}, {spec.row} numbers a token{window}"

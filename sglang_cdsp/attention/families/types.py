@@ -34,7 +34,8 @@ class Exchange(Enum):
     """Each member gets the rows just before each of its pieces (``halo.exchange``)."""
 
     PASS_ON = "pass on"
-    """A state of fixed size goes through the pieces in token order (``streams.pass_on``)."""
+    """A state of fixed size goes through the pieces in token order (``streams.pass_on``). No family
+    here has one."""
 
 
 class Component(Enum):
