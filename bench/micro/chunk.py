@@ -4,7 +4,8 @@
 
 Each tree has a process of its own, on one thread; they take turns, so that whatever else the
 machine does concerns both. A case is a chunk's 32 attention layers as SGLang calls them, with small
-heads, so that what surrounds attention shows. Times are medians of the turns, with the quartiles.
+heads, so that what surrounds attention shows. Times are medians of the turns, with the quartiles: of
+the wall clock, and of the processor, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Pool:
         self.kv[layer.layer_id, 1, where.loc] = v.view(-1, KV_HEADS, DIM)
 
 
-def chunk_of(case: Case) -> Callable[[], float]:
-    """Prepare a case; what is returned runs it once and says how long it took, in seconds."""
+def chunk_of(case: Case) -> Callable[[], tuple[float, float]]:
+    """Prepare a case; what is returned runs it once: seconds of the wall clock and of the CPU."""
     import torch
     from sglang.srt.layers.radix_attention import RadixAttention
 
@@ -99,13 +100,13 @@ def chunk_of(case: Case) -> Callable[[], float]:
             for layer in layers:
                 attention.forward(q, k, k, layer, batch)
 
-    def run() -> float:
-        started = time.perf_counter()
+    def run() -> tuple[float, float]:
+        started, used = time.perf_counter(), time.process_time()
         if case.members == 1:
             member(0)
         else:
             in_threads(member, range(case.members))
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - used
 
     return run
 
@@ -156,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     trees = {"this": Path(__file__).resolve().parents[2], "other": options.against.resolve()}
     workers = {name: worker(tree) for name, tree in trees.items()}
-    times: dict[str, list[list[float]]] = {name: [] for name in trees}
+    times: dict[str, list[list[list[float]]]] = {name: [] for name in trees}
     try:
         for turn in range(options.turns):
             order = list(workers) if turn % 2 else list(reversed(workers))
@@ -170,12 +171,18 @@ def main() -> None:
         for process in workers.values():
             process.kill()
     for number, case in enumerate(CASES):
-        told = {"case": asdict(case)}
+        told: dict[str, Any] = {"case": asdict(case)}
         for name in trees:
-            of_case = sorted(1e3 * turn[number] for turn in times[name])
-            low, middle, high = statistics.quantiles(of_case, n=4)
-            told[name] = {"ms": round(middle, 2), "quartiles": [round(low, 2), round(high, 2)]}
+            told[name] = {
+                clock: spread([1e3 * turn[number][which] for turn in times[name]])
+                for which, clock in enumerate(("wall_ms", "cpu_ms"))
+            }
         print(json.dumps(told))
+
+
+def spread(numbers: list[float]) -> list[float]:
+    """Lower quartile, median and upper quartile."""
+    return [round(number, 2) for number in statistics.quantiles(numbers, n=4)]
 
 
 if __name__ == "__main__":
