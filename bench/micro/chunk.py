@@ -4,8 +4,8 @@
 
 Each tree has a process of its own, on one thread; they take turns, so that whatever else the
 machine does concerns both. A case is a chunk's 32 attention layers as SGLang calls them, with small
-heads, so that what surrounds attention shows. Times are medians of the turns, with the quartiles: of
-the wall clock, and of the processor, which other programs disturb less.
+heads, so that what surrounds attention shows. Times are quartiles of the turns, by the wall clock
+and by the processor's, which other programs disturb less.
 """
 
 from __future__ import annotations
