@@ -203,12 +203,15 @@ class _Run:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
         moved = False
+        alone = True
         for rid, plan in self._policy.step(self._pool.view(now), now):
             waiting = self._waiting.pop(rid, None)
             if waiting is None:
                 raise InvariantError(now, rid, "bound, but it was not waiting")
-            # Who passes may do so on these instances at this moment, if all is as planned.
-            stale = plan.passes and moved
+            # Who passes may do so on these instances at this moment, if all is as planned: one that
+            # was bound a moment ago may stand behind those that are passed, with less to spare.
+            stale = plan.passes and (moved or not (alone or self._pool.may_pass(now, plan)))
+            alone = False
             if self._homeless or stale or not self._settle(now, waiting, plan):
                 self._homeless.append((waiting, plan))
                 self._changed = self._changed or stale
