@@ -15,7 +15,8 @@ wrongly, so what is served was read first. Of each class in ``PLAIN``, in SGLang
 
 Those in ``LATENT`` build ``DeepseekV2AttentionMLA``, which asks the attention backend in which form
 it shall compute. Of those in ``WINDOWS`` the same holds as of plain ones, but for windows and
-sinks.
+sinks. Those in ``SEEING`` have a tower for images beside a language model that is one of the
+others; of them the text is served, where SGLang serves the model as one of text.
 ``tests/engine/test_architectures.py`` holds this against SGLang's source.
 """
 
@@ -95,7 +96,28 @@ WINDOWS: Mapping[str, str] = {
 }
 """The same, of models in which layers with a sliding window, or with sinks, stand beside others."""
 
-READ: Mapping[str, str] = {**PLAIN, **LATENT, **WINDOWS}
+SEEING: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "gemma3_mm",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
+}
+"""The same, of models that take images too and whose text is served."""
+
+TOLD: frozenset[str] = frozenset(
+    {"Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"}
+)
+"""Those of them that SGLang serves with images unless the configuration says otherwise."""
+
+TEXT_ALONE = "language_model_only"
+TOLD_BY = (
+    "takes images, and a pool serves its text alone: add --json-model-override-args "
+    f"'{{\"{TEXT_ALONE}\": true}}', here and to decode servers"
+)
+
+IMAGE_PARTS: tuple[str, ...] = ("vision_tower", "multi_modal_projector", "visual")
+"""Attributes of models in ``SEEING`` that see images and no text."""
+
+READ: Mapping[str, str] = {**PLAIN, **LATENT, **WINDOWS, **SEEING}
 """All of them."""
 
 OF_LATENT = "multi-head latent attention"
@@ -132,7 +154,11 @@ def fault(names: Sequence[str] | None, config: Mapping[str, Any]) -> str:
             f"the model's architecture {', '.join(unread)} is not among those that were read and "
             f"found to have attention that chunk tasks compute (docs/support.md); {REMEDY}"
         )
-    tricks = {what for key, what in TRICKS.items() if config.get(key)}
+    if any(name in TOLD for name in names) and not config.get(TEXT_ALONE):
+        return f"the model {TOLD_BY}"
+    # A model that takes images has a configuration of its language model inside.
+    parts = (config, config.get("text_config") or {})
+    tricks = {what for key, what in TRICKS.items() if any(part.get(key) for part in parts)}
     if all(name in LATENT for name in names):
         tricks.discard(OF_LATENT)
     if tricks:
@@ -158,4 +184,6 @@ def table() -> str:
 def _kind(name: str) -> str:
     if name in LATENT:
         return "latent"
+    if name in SEEING:
+        return "of its text: windows" if name not in TOLD else "of its text: plain"
     return "windows" if name in WINDOWS else "plain"

@@ -147,6 +147,13 @@ class ExpandedRows(AbsorbedRows):
     tile = EXPANDED_AT_ONCE  # type: ignore[assignment]
 
     @property
+    def made(self) -> int:
+        """Numbers that one tile makes: latents, what they expand to, and keys with both parts."""
+        sizes = self.sizes
+        expanded = sizes.heads * (2 * sizes.nope + sizes.rope + sizes.value)
+        return EXPANDED_AT_ONCE * (sizes.rank + expanded)
+
+    @property
     def value_dim(self) -> int:
         """See ``RowShape``."""
         return self.sizes.value

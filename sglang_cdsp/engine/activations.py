@@ -50,6 +50,7 @@ class Widths:
         routed: copies of a token on its way through experts, 1 without them.
         vocabulary: columns of the logits.
         element: bytes of an element.
+        reading: numbers that reading a block makes, however long the shard is.
     """
 
     hidden: int
@@ -62,6 +63,7 @@ class Widths:
     routed: int
     vocabulary: int
     element: int
+    reading: int = 0
 
     @property
     def token_bytes(self) -> int:
@@ -100,9 +102,9 @@ class Widths:
         return self.row * self.element
 
     @property
-    def logits_bytes(self) -> int:
-        """Home's last row, as the model gives it and in float32."""
-        return self.vocabulary * (self.element + FLOAT32)
+    def fixed_bytes(self) -> int:
+        """Whatever the shard: home's last row of logits, as the model gives it and in float32."""
+        return self.vocabulary * (self.element + FLOAT32) + self.reading * self.element
 
 
 def largest_shard(free_bytes: int, capacity: int, widths: Widths) -> int:
@@ -113,7 +115,7 @@ def largest_shard(free_bytes: int, capacity: int, widths: Widths) -> int:
         capacity: KV slots of the rank: no more rows are in a block.
         widths: of the model.
     """
-    shared = SHARE * free_bytes - widths.logits_bytes
+    shared = SHARE * free_bytes - widths.fixed_bytes
     block = capacity * widths.kv_bytes
     return int(
         min(
@@ -145,6 +147,7 @@ def widths_of(scheduler: StockScheduler, tp_size: int) -> Widths:
         routed=max(1, experts),
         vocabulary=int(config.vocab_size),
         element=runner.dtype.itemsize,
+        reading=max(spec.reading for spec in claims.specs.values()),
     )
 
 

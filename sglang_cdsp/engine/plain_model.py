@@ -6,6 +6,7 @@ import re
 
 from torch import nn
 
+from sglang_cdsp.architectures import IMAGE_PARTS, SEEING
 from sglang_cdsp.attention.families.claims import Claims, claim
 from sglang_cdsp.engine.call_keywords import odd_calls, passes_sinks
 
@@ -58,9 +59,16 @@ def _sinks(model: nn.Module) -> list[str]:
 
 
 def _mixers(model: nn.Module) -> list[str]:
-    kinds = {type(m) for m in model.modules()}
+    kinds = {type(module) for part in _of_text(model) for module in part.modules()}
     odd = sorted(k.__name__ for k in kinds if issubclass(k, nn.Conv1d) or MIXERS.search(k.__name__))
     return [f"it has parts of the kind {', '.join(odd)}, which look at other tokens"] if odd else []
+
+
+def _of_text(model: nn.Module) -> list[nn.Module]:
+    """The model, or its parts without those that see images alone."""
+    if type(model).__name__ not in SEEING:
+        return [model]
+    return [part for name, part in model.named_children() if name not in IMAGE_PARTS]
 
 
 def _short(numbers: list[int]) -> str:

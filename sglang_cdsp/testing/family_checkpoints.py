@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp.architectures import TEXT_ALONE
 from sglang_cdsp.testing.checkpoint import COMPLETE
 from sglang_cdsp.testing.tokenizer import (
     BOS_ID,
@@ -87,21 +88,55 @@ _GEMMA: Mapping[str, Any] = {
 }
 
 
+# Towers for images, of which nothing is computed.
+_GEMMA_AROUND: Mapping[str, Any] = {
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "tie_word_embeddings": True,
+}
+_QWEN_AROUND: Mapping[str, Any] = {
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 128,
+        "deepstack_visual_indexes": [],
+    },
+    "tie_word_embeddings": False,
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a checkpoint is made.
 
     Attributes:
         config_class: of transformers.
-        fields: of the configuration, beside those that all have.
+        fields: of the configuration, beside those that all have. Of a model that takes images they
+            are its language model's.
         extra: what the real ``config.json`` says and transformers does not write.
         flags: that servers of the model need.
+        around: the configuration around the language model's; None for a model of text.
     """
 
     config_class: str
     fields: Mapping[str, Any]
     extra: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    around: Mapping[str, Any] | None = None
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that makes and loads the model."""
+        return "AutoModelForCausalLM" if self.around is None else "AutoModelForImageTextToText"
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -134,6 +169,27 @@ RECIPES: Mapping[str, Recipe] = {
             "final_logit_softcapping": None,
         },
         flags=("--disable-hybrid-swa-memory",),
+    ),
+    "gemma-3-vision": Recipe(
+        "Gemma3Config",
+        {**_GEMMA, "query_pre_attn_scalar": 32},
+        around=_GEMMA_AROUND,
+    ),
+    "qwen3-vl": Recipe(
+        "Qwen3VLConfig",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+        },
+        flags=("--json-model-override-args", json.dumps({TEXT_ALONE: True})),
+        around=_QWEN_AROUND,
     ),
     "qwen3-moe": Recipe(
         "Qwen3MoeConfig",
@@ -183,10 +239,13 @@ def _write_model(directory: Path, recipe: Recipe, seed: int) -> None:
     import torch
     import transformers
 
-    config = getattr(transformers, recipe.config_class)(**{**_COMMON, **recipe.fields})
+    fields = {**_COMMON, **recipe.fields}
+    if recipe.around is not None:
+        fields = {**recipe.around, "text_config": fields}
+    config = getattr(transformers, recipe.config_class)(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = getattr(transformers, recipe.auto_class).from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for key, weight in model.named_parameters():
                 _draw(key, weight)

@@ -10,6 +10,7 @@ FORMS = "sglang.srt.models.deepseek_common.attention_forward_methods"
 HANDLER = "sglang.srt.models.deepseek_common.attention_backend_handler"
 POOL = "sglang.srt.mem_cache.memory_pool"
 NATIVE = "sglang.srt.layers.attention.torch_native_backend"
+TOKENIZER = "sglang.srt.managers.tokenizer_manager"
 
 ROWS = (
     row(
@@ -138,5 +139,37 @@ ROWS = (
         "engine.model_check",
         "windows and plain layers in one pool, where asked for",
         Names("sglang.srt.configs.model_config", ("is_hybrid_swa_model",)),
+    ),
+    row(
+        "engine.forward",
+        "adds 1 to its positions in place, so a chunk gives a copy",
+        Order(
+            "sglang.srt.models.gemma3_mm",
+            "Gemma3ForConditionalGeneration.forward",
+            ("positions += 1",),
+        ),
+    ),
+    row(
+        "architectures",
+        "builds no part that sees images, and has places as a model of text has",
+        Order(
+            "sglang.srt.models.qwen3_vl",
+            "Qwen3VLForConditionalGeneration.__init__",
+            (
+                "self.language_model_only = getattr(config, 'language_model_only', False)",
+                "self.visual = None",
+                "not self.language_model_only and 'mrope_section' in self.config.rope_scaling",
+            ),
+        ),
+    ),
+    row(
+        "hooks control.text_only",
+        "replaced: tokenizes a request, and leaves out images that a model does not take",
+        Signature(TOKENIZER, "TokenizerManager._tokenize_one_request", ("obj",), exact=True),
+    ),
+    row(
+        "control.text_only",
+        "whether a request has more than text",
+        Attributes("sglang.srt.managers.io_struct", "GenerateReqInput", ("contains_mm_input",)),
     ),
 )

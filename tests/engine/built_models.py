@@ -82,6 +82,18 @@ EXAONE4: dict[str, Any] = {
     "sliding_window_pattern": "LLG",
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
 }
+AROUND_GEMMA: dict[str, Any] = {
+    "text_config": {**SHAPE, **GEMMA},
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+}
 # A name, the architecture, its configuration's class, and what it has beside the shape.
 MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("llama", "LlamaForCausalLM", "LlamaConfig", {}),
@@ -104,6 +116,7 @@ MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("deepseek v3", "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT),
     ("glm 4.7 flash", "Glm4MoeLiteForCausalLM", "Glm4MoeLiteConfig", LATENT),
     ("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA),
+    ("gemma3's text", "Gemma3ForConditionalGeneration", "Gemma3Config", AROUND_GEMMA),
     ("gemma4", "Gemma4ForCausalLM", "Gemma4TextConfig", {**GEMMA, **GEMMA4}),
     (
         "gpt-oss",

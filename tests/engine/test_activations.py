@@ -66,7 +66,7 @@ def test_guests_are_reckoned_where_q_circulates() -> None:
 def test_the_way_that_needs_more_bounds_the_shard(capacity: int, by_kv: bool) -> None:
     """Guests where there is little KV, two blocks where there is much."""
     tokens = largest_shard(10 * GIB, capacity, LLAMA)
-    shared = activations.SHARE * 10 * GIB - LLAMA.logits_bytes
+    shared = activations.SHARE * 10 * GIB - LLAMA.fixed_bytes
     block = capacity * LLAMA.kv_bytes
     ways = {
         True: (shared - activations.BLOCKS * block) // LLAMA.token_bytes,
@@ -86,6 +86,12 @@ def test_what_is_reckoned_fits(free: int, capacity: int) -> None:
         assert max(by_kv, by_q) <= activations.SHARE * free
     more = largest_shard(free + GIB, capacity, LLAMA)
     assert more > tokens
+
+
+def test_what_expands_beside_a_shard_is_reckoned() -> None:
+    expanding = replace(LLAMA, reading=100_000_000)
+    less = largest_shard(10 * GIB, 1000, LLAMA) - largest_shard(10 * GIB, 1000, expanding)
+    assert less == pytest.approx(200_000_000 / LLAMA.q_ring_bytes, abs=1)
 
 
 def test_a_host_has_no_largest_shard() -> None:

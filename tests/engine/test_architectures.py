@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import sglang.srt.models
 
-from sglang_cdsp.architectures import LATENT, PLAIN, READ, TRICKS, WINDOWS, fault
+from sglang_cdsp.architectures import (
+    LATENT,
+    PLAIN,
+    READ,
+    SEEING,
+    TEXT_ALONE,
+    TOLD,
+    TRICKS,
+    WINDOWS,
+    fault,
+)
 
 MODELS = Path(next(iter(sglang.srt.models.__path__)))
 
@@ -61,7 +71,7 @@ def test_the_registry_is_read() -> None:
 
 
 def test_every_architecture_is_served_or_refused() -> None:
-    served = {name for name in registered() if not fault([name], {})}
+    served = {name for name in registered() if not fault([name], {TEXT_ALONE: True})}
     assert served == set(READ)
     for name in set(registered()) - served:
         assert name in fault([name], {})
@@ -102,6 +112,38 @@ def test_latent_models_have_sglangs_one_latent_attention(module: str) -> None:
     """It asks the backend in force for its form, see ``engine/latent_form.py``."""
     source = (MODELS / f"{module}.py").read_text(encoding="utf-8")
     assert "DeepseekV2AttentionMLA" in source or "(DeepseekV3ForCausalLM)" in source
+
+
+@pytest.mark.parametrize("module", sorted(SEEING.values()))
+def test_models_that_take_images_have_the_language_model_of_one_that_does_not(module: str) -> None:
+    source = (MODELS / f"{module}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    inside = {
+        "gemma3_mm": ("sglang.srt.models.gemma3_causal", "Gemma3ForCausalLM"),
+        "qwen3_vl": ("sglang.srt.models.qwen3", "Qwen3Model"),
+        "qwen3_vl_moe": ("sglang.srt.models.qwen3_moe", "Qwen3MoeModel"),
+    }[module]
+    imported = {
+        (node.module, name.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    assert inside in imported
+    assert not list(calls(module, "RadixAttention"))
+
+
+@pytest.mark.parametrize("name", sorted(TOLD))
+def test_a_model_that_takes_images_is_served_where_it_is_told_not_to(name: str) -> None:
+    refused = fault([name], {})
+    assert "--json-model-override-args" in refused
+    assert TEXT_ALONE in refused
+    assert fault([name], {TEXT_ALONE: True}) == ""
+
+
+def test_what_a_language_model_inside_does_counts() -> None:
+    config = {"text_config": {"attn_logit_softcapping": 50.0}}
+    assert "a soft cap" in fault(["Gemma3ForConditionalGeneration"], config)
 
 
 def test_latent_rows_are_served_where_they_were_read() -> None:

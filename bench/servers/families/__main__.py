@@ -2,10 +2,11 @@
 
     python -m bench.servers.families [--families deepseek-v3,gemma-3] [--forms prefill,one]
                                      [--cases 50] [--out bench/results/families.json]
+                                     [--tp 1,2] [--again]
 
 Each family and form has servers of its own, beside a stock one with the same checkpoint; the pool
-is shaken. A cell that is tried again takes the place of the former one. The table is printed and
-written beside the file. Exit status 1 if a cell does not hold.
+is shaken. What is there already and holds is not tried again, but for ``--again``. The table is
+printed and written beside the file. Exit status 1 if a cell does not hold.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,10 @@ from sglang_cdsp.testing.stack import (
 )
 
 RESULTS = Path("bench/results/families.json")
-INSTANCES, CAPACITY = 3, 8192
+CAPACITY = 8192
+INSTANCES = {"1": 3, "2": 2}
+"""Of a pool, by ranks of an instance; decode servers have as many ranks."""
+
 FORMS = ("prefill", "one")
 
 
@@ -59,8 +64,8 @@ def some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     return read
 
 
-def plan_of(checkpoint: Path, family: str, form: str) -> Deployment:
-    """A pool of the form and a stock server."""
+def plan_of(checkpoint: Path, family: str, form: str, tp: str) -> Deployment:
+    """A pool of the form and a stock server, which has one rank."""
     common = (
         *("--context-length", "16384", "--page-size", str(PAGE), "--enable-custom-logit-processor"),
         *RECIPES[family].flags,
@@ -73,24 +78,29 @@ def plan_of(checkpoint: Path, family: str, form: str) -> Deployment:
     LatencyModel(rows).save(measured)
     pool = (
         *("--cdsp-latency-model", str(measured)),
-        *("--dp-size", str(INSTANCES), "--cdsp-allow-request-plans"),
+        *("--dp-size", str(INSTANCES[tp]), "--cdsp-allow-request-plans"),
         *("--max-total-tokens", str(CAPACITY), "--cdsp-stock-tokens", "64"),
     )
     stock = single(checkpoint, flags=common)
+    ranks = (*common, "--tp-size", tp)
     if form == "one":
-        return together(one_server(checkpoint, flags=(*common, *pool)), stock)
-    return together(disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=common), stock)
+        return together(one_server(checkpoint, flags=(*ranks, *pool)), stock)
+    return together(disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=ranks), stock)
 
 
 @contextmanager
-def asked_of(family: str, form: str, seed: int, cases: int, scratch: Path) -> Iterator[Asked]:
+def asked_of(
+    family: str, form: str, seed: int, cases: int, scratch: Path, tp: str = "1"
+) -> Iterator[Asked]:
     """Start the servers of a family and a form."""
     checkpoint = write_family_checkpoint(scratch / family, family)
-    with running(
-        plan_of(checkpoint, family, form), scratch / f"{family}-{form}", progress=say
-    ) as s:
+    plan = plan_of(checkpoint, family, form, tp)
+    with running(plan, scratch / f"{family}-{form}-{tp}", progress=say) as s:
         info = s.urls["pool"] if form == "one" else s.urls["prefill"]
-        yield Asked(s.url, s.urls["single"], checkpoint, INSTANCES, CAPACITY, seed, cases, info)
+        kind = RECIPES[family].auto_class
+        yield Asked(
+            s.url, s.urls["single"], checkpoint, INSTANCES[tp], CAPACITY, seed, cases, kind, info
+        )
 
 
 def tried(asked: Asked, features: Sequence[str]) -> dict[str, str]:
@@ -130,32 +140,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m bench.servers.families", description=__doc__)
     parser.add_argument("--families", type=some_of(RECIPES), default=tuple(RECIPES))
     parser.add_argument("--forms", type=some_of(FORMS), default=FORMS)
+    parser.add_argument("--tp", type=some_of(INSTANCES), default=("1",))
     parser.add_argument("--features", type=some_of(FEATURES), default=tuple(FEATURES))
     parser.add_argument("--cases", type=int, default=50, help="prompts with drawn plans")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="try what is there already, too")
     options = parser.parse_args(arguments)
     check(parser, options, files=("out",))
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     os.environ.setdefault(SHAKE_VAR, str(options.seed))
     held = True
     with kept_on_failure("bench-families") as scratch:
-        for family in options.families:
-            for form in options.forms:
-                say(f"{family}, {form}")
-                with asked_of(family, form, options.seed, options.cases, scratch) as asked:
-                    features = tried(asked, options.features)
-                    results[f"{family}/{form}"] = {
-                        "features": features,
-                        "worst": asked.worst,
-                        **asked.notes,
-                        "cases": options.cases,
-                        "seed": options.seed,
-                        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    }
-                held = held and set(features.values()) <= {"ok"}
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-                options.out.with_suffix(".md").write_text(markdown(results))
+        for family, form, tp in product(options.families, options.forms, options.tp):
+            name = f"{family}/{form}" + (f", TP {tp}" if tp != "1" else "")
+            known = results.get(name, {"features": {}})["features"]
+            if not options.again and all(known.get(f) == "ok" for f in options.features):
+                continue
+            say(name)
+            with asked_of(family, form, options.seed, options.cases, scratch, tp) as asked:
+                features = tried(asked, options.features)
+                results[name] = {
+                    "features": {**known, **features},
+                    "worst": asked.worst,
+                    **asked.notes,
+                    "cases": options.cases,
+                    "seed": options.seed,
+                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+            held = held and set(features.values()) <= {"ok"}
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            options.out.with_suffix(".md").write_text(markdown(results))
     print(markdown(results))
     return 0 if held else 1
 

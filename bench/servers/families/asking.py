@@ -42,6 +42,8 @@ class Asked:
         capacity: KV slots of each.
         seed: of everything that is drawn.
         cases: prompts with plans.
+        auto_class: of transformers, that loads the checkpoint.
+        info: URL of the pool's own server; in one server the same as ``pool``.
         worst: largest gap between log-probabilities so far.
     """
 
@@ -52,6 +54,7 @@ class Asked:
     capacity: int
     seed: int
     cases: int
+    auto_class: str
     info: str
     worst: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
@@ -175,9 +178,11 @@ def as_transformers(asked: Asked) -> None:
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        asked.checkpoint, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model = (
+        getattr(transformers, asked.auto_class)
+        .from_pretrained(asked.checkpoint, dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
     worst = 0.0
     for number, length in enumerate(REFERENCE_LENGTHS):
         tokens = cut_ids(asked.checkpoint, length, 20 + number)
@@ -200,6 +205,31 @@ def _spread(length: int, instances: int) -> Plan:
     return [(half, [0]), (length - half, list(range(instances)))]
 
 
+def turns(asked: Asked) -> None:
+    """A prompt that goes on where another one and its answer ended; one server has that cached."""
+    home, other = asked.instances - 1, 0
+    prompt = cut_ids(asked.checkpoint, 700, 30)
+    for more in range(2):
+        plan = {"custom_params": {"cdsp_plan": [[len(prompt), [home, other]]]}}
+        ours = generate(asked.pool, prompt, sampling_params=plan)
+        agree(asked, generate(asked.stock, prompt), ours)
+        if more and asked.pool == asked.info:
+            assert ours["meta_info"]["cached_tokens"] >= 700 // PAGE * PAGE
+        prompt = [*prompt, *Answer.of(ours).tokens, *cut_ids(asked.checkpoint, 500, 31)]
+
+
+def images(asked: Asked) -> None:
+    """A request with an image is refused, whatever model is served."""
+    dot = (
+        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+        "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+    body = {"text": "What is this?", "image_data": dot, "sampling_params": {"max_new_tokens": 1}}
+    response = requests.post(f"{asked.info}/generate", json=body, timeout=60)
+    assert response.status_code == requests.codes.bad, response.text[:300]
+    assert "images, audio or video" in response.text
+
+
 def slots(asked: Asked) -> None:
     """Every slot is free, or cached for whoever comes, a while after the last answer."""
     deadline = time.monotonic() + 30
@@ -220,6 +250,8 @@ FEATURES: Mapping[str, Callable[[Asked], None]] = {
     "grammar": grammar,
     "aborts": aborts,
     "as transformers": as_transformers,
+    "turns": turns,
+    "images": images,
     "slots": slots,
 }
 """In the order in which they are tried; the last one looks at what the others left."""

@@ -101,8 +101,10 @@ class Latent:
 
     def spec(self, layer: RadixAttention) -> LayerSpec:
         """See ``Family``."""
-        row = self.layers[layer.layer_id].sizes.row
-        return LayerSpec(self.name, (Exchange.CIRCULATE,), ((1, row),))
+        sizes = self.layers[layer.layer_id].sizes
+        return LayerSpec(
+            self.name, (Exchange.CIRCULATE,), ((1, sizes.row),), reading=ExpandedRows(sizes).made
+        )
 
     def begin(self, chunk: ShardChunk) -> LatentAtWork:
         """See ``Family``."""

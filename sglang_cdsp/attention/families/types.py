@@ -56,6 +56,7 @@ class LayerSpec:
             this rank. It lies in one slot, and moves with it when a group grows.
         window: rows before a query that it sees; None for all. The next chunk needs no others.
         leaves: what of it goes to decode.
+        reading: numbers that reading a block makes on this rank at most, whatever its rows are.
     """
 
     family: str
@@ -63,6 +64,7 @@ class LayerSpec:
     buffers: tuple[tuple[int, int], ...]
     window: int | None = None
     leaves: Component = Component.KV
+    reading: int = 0
 
     @property
     def row(self) -> int:
