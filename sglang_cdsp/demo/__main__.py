@@ -151,7 +151,9 @@ def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) 
 
 def ask_burst(stack: RunningStack, checkpoint: Path, output_tokens: int) -> list[Answer]:
     """Send one request alone, then the burst; tells of each answer."""
-    send_burst(stack.url, cut_prompts(checkpoint, [WARM_UP_TOKENS]), output_tokens=4, rid_prefix="first-")
+    send_burst(
+        stack.url, cut_prompts(checkpoint, [WARM_UP_TOKENS]), output_tokens=4, rid_prefix="first-"
+    )
     lengths = [prompt.tokens for prompt in BURST]
     prompts = cut_prompts(checkpoint, lengths)
     seconds = max(prompt.at_s for prompt in BURST)
