@@ -284,8 +284,7 @@ def test_a_scheduler_refuses_by_the_configuration_before_it_loads(
 
     monkeypatch.setattr(PoolScheduler.__mro__[1], "init_model_config", stocks)
     monkeypatch.setattr("sglang_cdsp.engine.scheduler.this_life", lambda: Life("pool", 0, 1))
-    monkeypatch.setattr(
-        "sglang_cdsp.engine.scheduler.get_parallel", lambda: SimpleNamespace(tp_rank=0)
-    )
+    parallel = SimpleNamespace(tp_rank=0, tp_size=1)
+    monkeypatch.setattr("sglang_cdsp.engine.scheduler.get_parallel", lambda: parallel)
     with pytest.raises(UnsupportedModel, match="Llama4ForCausalLM"):
         object.__new__(PoolScheduler).init_model_config()
