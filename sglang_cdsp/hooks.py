@@ -18,6 +18,7 @@ CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelControlle
 CONTROL_MIXIN = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 LOADS = "sglang.srt.managers.tokenizer_manager.create_load_snapshot_reader"
+TOKENIZE = "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request"
 ACCELERATORS = "sglang.srt.entrypoints.v1_loads._num_accelerators_per_dp_rank"
 COLLECTOR = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
 
@@ -90,6 +91,12 @@ LAUNCHER_HOOKS = (
         "sglang_cdsp.control.fan_out:execute_profile",
         Kind.ASSIGN,
         "a profile is told as what all instances did",
+    ),
+    Hook(
+        TOKENIZE,
+        "sglang_cdsp.control.text_only:tokenize_one_request",
+        Kind.ASSIGN,
+        "images are refused, not left out",
     ),
 )
 

@@ -19,6 +19,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "docs/one_server.md",
         "docs/features.md",
         "docs/control.md",
+        "docs/models.md",
         "docs/support.md",
         "docs/survive.md",
         "docs/metrics.md",

@@ -45,6 +45,7 @@ class PoolParts:
         gate: says what may start.
         max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
+        expands: whether the model's history costs something of its own, see ``Coefficients``.
         identity: what the model is, see `launch.model.identity`; its name and its digest.
         settings: options of SGLang's that change how long a forward takes.
         form: of the pool.
@@ -62,6 +63,7 @@ class PoolParts:
     gate: QuietGate[Any]
     model: str
     device: str
+    expands: bool = False
     max_shard_tokens: int | None = None
     identity: tuple[str, str] = ("", "")
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class PoolParts:
                     run,
                     model=self.model,
                     device=self.hello.device or self.device,
+                    expands=self.expands,
                 ),
                 anew=self.args.measure_anew,
             )

@@ -38,6 +38,7 @@ from sglang.srt.runtime_context import (
 )
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
+from sglang_cdsp import architectures
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
@@ -82,6 +83,7 @@ from sglang_cdsp.controller.startup import (
 from sglang_cdsp.controller.turns import KEY as ROLES
 from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.launch.model import config_of
 from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
@@ -303,6 +305,7 @@ class PoolController(DataParallelController):
             gate=self._control.gate,
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
+            expands=architectures.expands(config_of(self.server_args)),
             max_shard_tokens=self._max_shard_tokens,
             identity=model_identity(self.server_args),
             settings={

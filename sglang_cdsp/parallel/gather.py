@@ -15,7 +15,7 @@ import torch
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.links.types import Exchanger
 from sglang_cdsp.parallel.moves import MoveHandle, start_moves
-from sglang_cdsp.parallel.rebalancer import LayerBuffers
+from sglang_cdsp.parallel.rebalancer import LayerBuffers, rows_of_layer
 from sglang_cdsp.parallel.spans import Move, Span
 
 
@@ -86,8 +86,7 @@ class Gather:
         # One layer at a time: more would pile up in front of a slower partner.
         self.finish()
         self._running = start_moves(
-            self._pool.get_key_buffer(layer),
-            self._pool.get_value_buffer(layer),
+            rows_of_layer(self._pool, layer),
             self._moves,
             self._instance,
             self._slots_of,

@@ -27,6 +27,7 @@ from sglang_cdsp.parallel.links.types import LinkShape
 from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
+from tests.engine.family_models import Kind
 from tests.engine.plans import Chunks
 
 INSTANCES, LAYERS = 3, 2
@@ -112,13 +113,21 @@ class Instance:
     """One instance of one rank, with its slots, KV, links, coroutines and runner."""
 
     def __init__(
-        self, number: int, page: int, board: Switchboard, shake: random.Random, *, shared: bool
+        self,
+        number: int,
+        page: int,
+        board: Switchboard,
+        shake: random.Random,
+        *,
+        shared: bool,
+        kind: Kind | None = None,
     ) -> None:
         self.number = number
         self.allocator = StrictAllocator(LONGEST * 4 // page, page)
-        self.pool = Pool(LONGEST * 4 + 2 * page)
+        slots = LONGEST * 4 + 2 * page
+        self.pool: Any = kind.pool(slots) if kind else Pool(slots)
         model_runner = SimpleNamespace(
-            model=Model(shared=shared),
+            model=kind.model() if kind else Model(shared=shared),
             device="cpu",
             dtype=torch.float32,
             token_to_kv_pool=self.pool,
@@ -192,10 +201,14 @@ class Instance:
         return self.outputs.pop(task.seq)
 
 
-def pool_of(page: int, seed: int, *, shared: bool = False) -> list[Instance]:
+def pool_of(
+    page: int, seed: int, *, shared: bool = False, kind: Kind | None = None
+) -> list[Instance]:
     board = Switchboard()
     shake = random.Random(seed)
-    instances = [Instance(i, page, board, shake, shared=shared) for i in range(INSTANCES)]
+    instances = [
+        Instance(i, page, board, shake, shared=shared, kind=kind) for i in range(INSTANCES)
+    ]
     said = {(i.number, j): i.hub.invite(j) for i in instances for j in range(INSTANCES)
             if j != i.number}  # fmt: skip
     for (me, other), invitation in said.items():

@@ -14,14 +14,17 @@ from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import GoOrder
+from tests.engine.family_models import LATENT, WINDOWS, Kind
 from tests.engine.one_thread import INSTANCES, LAYERS, Instance, pool_of, task_on
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
 
 
-def run(chunks: Chunks, page: int, seed: int) -> tuple[list[Instance], list[ChunkTask]]:
+def run(
+    chunks: Chunks, page: int, seed: int, kind: Kind | None = None
+) -> tuple[list[Instance], list[ChunkTask]]:
     """Run a plan whose home decodes, members in a drawn order."""
     draw = random.Random(seed)
-    instances = pool_of(page, seed)
+    instances = pool_of(page, seed, kind=kind)
     tasks = [task_on(instance, 0, chunks, page) for instance in instances]
     for number, (_, group) in enumerate(chunks):
         order = GoOrder(seq=0, chunk=number, lane=0, serial=number + 1)
@@ -53,6 +56,23 @@ def test_home_holds_what_one_instance_alone_would(
     expected = kv_of(alone[0], one[0].slot_table.slots([Span(0, tokens)]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert tasks[home].slot_table.tokens == 0
+
+
+@pytest.mark.parametrize("kind", [WINDOWS, LATENT], ids=["windows and sinks", "latent"])
+@settings(max_examples=25, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES, st.integers(0, 2**32))
+def test_so_it_does_in_every_family(kind: Kind, data: st.DataObject, page: int, seed: int) -> None:
+    """Blocks of window layers come past nobody, and latent rows are one buffer."""
+    chunks = data.draw(plans(page, instances=INSTANCES, longest=6))
+    tokens = sum(count for count, _ in chunks)
+    home = chunks[0][1][0]
+    instances, tasks = run(chunks, page, seed, kind)
+    slots = tasks[home].slot_table.hand_over(tokens)
+    alone, one = run([(tokens, [0])], page, seed, kind)
+    places = one[0].slot_table.slots([Span(0, tokens)])
+    for found, expected in zip(instances[home].pool.buffers, alone[0].pool.buffers, strict=True):
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine[slots], theirs[places], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
