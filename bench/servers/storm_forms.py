@@ -15,6 +15,7 @@ LENGTHS = (1, 2, 17, 130, 400, 900, 2000, 4096, 8000)
 WEIGHTS = (4, 4, 8, 10, 8, 6, 4, 2, 1)
 CONTEXT_LENGTH = 40_960
 FORMS = ("disaggregated", "one-server")
+ONE_SERVER = FORMS[1]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ CASES = [
     ("servers.storm", ("--abort", "1.5"), "not from 0 to 1"),
     ("servers.storm", ("--at-once", "0"), "not from 1"),
     ("servers.storm", ("--form", "one-server", "--slots", "100"), "not from 512"),
+    ("servers.storm", ("--turn-roles", "5"), "give --form one-server too"),
+    ("servers.storm", ("--longest", "9000"), "not from 1 to 8000"),
 ]
 
 

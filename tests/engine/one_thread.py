@@ -228,3 +228,23 @@ def task_on(instance: Instance, seq: int, chunks: Chunks, page: int) -> ChunkTas
         slot_table=SlotTable(instance.allocator, page),
         next_chunk=0,
     )
+
+
+def run_plan(
+    chunks: Chunks, page: int, seed: int, *, gathers: bool = True, kind: Kind | None = None
+) -> tuple[list[Instance], list[ChunkTask]]:
+    """Run a plan alone, members in a drawn order; with ``gathers`` home ends with all KV.
+
+    A chunk's serial is its number and one.
+    """
+    draw = random.Random(seed)
+    instances = pool_of(page, seed, kind=kind)
+    tasks = [task_on(instance, 0, chunks, page) for instance in instances]
+    for number, (_, group) in enumerate(chunks):
+        order = GoOrder(seq=0, chunk=number, lane=0, serial=number + 1)
+        for member in group:
+            tasks[member].gathers = gathers
+            instances[member].begin(tasks[member], order, {})
+        while any(len(instance.coroutines) for instance in instances):
+            draw.choice(instances).coroutines.turn()
+    return instances, tasks

@@ -1,10 +1,12 @@
 """Runs a scenario of faults against real servers, and checks that only what was lost failed.
 
-    python -m bench.servers.chaos --scenario FILE [--seed N] [--out FILE] [--show]
+    python -m bench.servers.chaos --scenario FILE [--form one-server] [--seed N] [--out FILE]
+                                  [--show]
 
 A scenario is TOML: load, events, killer, checks; see ``bench/servers/chaos/scenarios`` and
 ``scenario.py``. A stock server answers all prompts first; then the pool does, with a decode server
-and a router, while the events happen. Exit status 1 if a check does not hold.
+and a router or, with ``--form one-server``, by itself, while the events happen. Exit status 1 if a
+check does not hold.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from bench.servers.chaos.report import json_lines, table
 from bench.servers.chaos.run import load_of, pool_of, questions_to, run, stock_answers
 from bench.servers.chaos.scenario import Scenario
 from bench.servers.flags import check
+from bench.servers.storm_forms import FORMS
 from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.scratch import kept_on_failure
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the scenario, run it, report."""
     parser = OneLineParser(prog="python -m bench.servers.chaos", description=__doc__)
     parser.add_argument("--scenario", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--form", choices=FORMS, help="in place of the scenario's own")
     parser.add_argument("--seed", type=integer(0, 1 << 31), help="in place of the scenario's own")
     parser.add_argument("--out", type=Path, metavar="FILE", help="every fact, JSON lines")
     parser.add_argument(
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", action="store_true", help="print the events and start nothing")
     options = parser.parse_args(arguments)
     try:
-        scenario = read(options.scenario)
+        scenario = read(options.scenario, options.form)
     except ScenarioError as error:
         for line in error.lines:
             print(f"{parser.prog}: {line}", file=sys.stderr)

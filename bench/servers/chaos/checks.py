@@ -73,6 +73,7 @@ def judge(run: Run, checks: Checks) -> list[Verdict]:
         ),
         _verdict("errors say what was lost", _unclear(run, losses), f"{_failed(run)} failed"),
         _verdict("most are right", _too_few(run, checks), _share(run)),
+        _verdict("tokens go on", _none_resumed(run, checks), f"{len(resumed(run))} computed anew"),
         _verdict("deaths are those that were caused", _deaths(run), f"{len(run.deaths)} deaths"),
         _verdict("seats come back", _back(run, checks), f"{len(run.seats)} seats"),
         _verdict("slots are free", _slots(run), f"{len(run.slots_after)} seats and decode"),
@@ -215,6 +216,24 @@ def _too_few(run: Run, checks: Checks) -> Iterator[str]:
         yield "there was no request to answer: give the load more seconds or a higher rate"
     elif right < checks.right * len(wanted):
         yield f"{right} of {len(wanted)} are right, less than {checks.right:.0%}"
+
+
+def resumed(run: Run) -> tuple[Outcome, ...]:
+    """Right answers that had another plan before: they were computed anew."""
+    return tuple(
+        outcome
+        for outcome in run.outcomes
+        if outcome.right and any(rid in run.plans and run.plans[rid].recalls for rid in outcome.ids)
+    )
+
+
+def _none_resumed(run: Run, checks: Checks) -> Iterator[str]:
+    found = len(resumed(run))
+    if found < checks.resumed:
+        yield (
+            f"{found} right answers were computed anew, not {checks.resumed}: give the load longer "
+            "outputs, or more faults"
+        )
 
 
 def _deaths(run: Run) -> Iterator[str]:

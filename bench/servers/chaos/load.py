@@ -9,18 +9,18 @@ from typing import Any
 
 from bench.servers.chaos.scenario import MIX, Load
 from bench.servers.mix import poisson
-from bench.servers.storm import DISCONNECT_SHARE, Job, Prompt, draw_prompt
+from bench.servers.storm_jobs import DISCONNECT_SHARE, Job, Prompt, draw_prompt
 
 SHORT, SHARED, LONG = (1, 2, 17, 130, 400), (400, 900, 2000), (4096, 8000)
 """Tokens of the prompts, by kind of request; a batch has short ones, a grammar too."""
 
-REGEX = "[a-z ]{800}"
+REGEX = "[a-z ]{1600,}"
 """Longer than any answer: all end by their length, as the storm's do."""
 
 LATEST_LEAVE_S = 4.0
 
-TOKENS, STREAMED_TOKENS = 4, 24
-"""Of an answer, and of one that streams: a stream is still under way when a seat dies."""
+TOKENS = 4
+"""Of an answer that does not stream."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _job(rng: random.Random, kind: str, rid: str, load: Load, instances: int) ->
     plans = tuple(_plan(rng, len(p), instances) if kind == "shared" else None for p in prompts)
     stream = rng.random() < load.stream
     leave_s = rng.random() ** 2 * LATEST_LEAVE_S if rng.random() < load.abort else None
-    asks: dict[str, Any] = {"max_new_tokens": STREAMED_TOKENS if stream else TOKENS}
+    asks: dict[str, Any] = {"max_new_tokens": load.streamed_tokens if stream else TOKENS}
     if kind == "grammar":
         asks["regex"] = REGEX
     return Job(

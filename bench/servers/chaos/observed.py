@@ -18,7 +18,9 @@ from bench.servers.chaos.record import Outcome, Run, Seat, Strike, read_plans
 from bench.servers.chaos.scenario import Checks
 from bench.servers.chaos.seats import SeatWatch, deaths_of, decode_used, free_slots, seats_of
 from bench.servers.chaos.strikes import Striker
-from bench.servers.storm import End, Job, ask
+from bench.servers.storm_clients import End, ask
+from bench.servers.storm_forms import DISAGGREGATED, StormForm
+from bench.servers.storm_jobs import Job, demands_of
 from sglang_cdsp.testing.first_token import prompt_tokens
 from sglang_cdsp.testing.stack import RunningStack
 
@@ -34,16 +36,23 @@ class Pool:
     """A running pool with what a scenario needs of it.
 
     Attributes:
-        stack: pool, decode and router.
+        stack: pool, decode and router; in one server the pool alone.
         plan_log: of the pool.
         faults: the folder that its fault hook looks into.
         disk: the plan log's, None where it is not to be filled.
+        form: of the pool.
     """
 
     stack: RunningStack
     plan_log: Path
     faults: Path
     disk: SmallDisk | None = None
+    form: StormForm = DISAGGREGATED
+
+    @property
+    def url(self) -> str:
+        """Of the server whose seats these are."""
+        return self.stack.urls[self.form.asked]
 
 
 def probe_question() -> Question:
@@ -64,9 +73,11 @@ class Observed:
         self._instances = instances
         self._forgive()
         self._since_s = time.time()
-        self._before = free_slots(pool.stack)
-        self.watch = SeatWatch(pool.stack.urls["prefill"])
-        self.striker = Striker(pool.stack, self.watch, pool.faults, pool.disk)
+        self._before = free_slots(pool.stack, pool.form)
+        self.watch = SeatWatch(pool.url)
+        self.striker = Striker(
+            pool.stack, self.watch, pool.faults, pool.disk, asked=pool.form.asked
+        )
 
     def __enter__(self) -> Observed:
         self.watch.__enter__()
@@ -76,13 +87,14 @@ class Observed:
         self.watch.__exit__(*rest)
 
     def ask(self, kind: str, job: Job, references: References) -> Outcome:
-        """Send a request through the router, once there is a decode server, and wait for its end.
+        """Send a request to where clients do, once all servers are there, and wait for its end.
 
-        Without one the router refuses everything, and nothing of the pool would be tried.
+        Without a decode server the router refuses everything, and nothing of the pool would be
+        tried.
         """
         self.striker.decode_is_there.wait()
         sent_s = time.time()
-        end = ask(self._pool.stack, job)
+        end = ask(self._pool.stack, job, form=self._pool.form)
         return Outcome(
             rid=job.rid,
             ids=ids_of(job),
@@ -117,7 +129,7 @@ class Observed:
         seats = seats_of(self.watch.status)
         after = {seat.seat: self._answers(seat, references) for seat in seats if seat.state == "up"}
         self._wait_for_slots([seat for seat, state in states.items() if state == "up"])
-        health = requests.get(f"{stack.urls['prefill']}/health_generate", timeout=60)
+        health = requests.get(f"{self._pool.url}/health_generate", timeout=60)
         return Run(
             outcomes=tuple(outcomes),
             plans=read_plans([*sorted(log.parent.glob(f"{log.name}.*")), log]),
@@ -127,11 +139,11 @@ class Observed:
             unlogged=tuple(self.striker.unlogged),
             seats=seats,
             slots_before=self._before,
-            slots_after=free_slots(stack),
-            decode_used=decode_used(stack),
+            slots_after=free_slots(stack, self._pool.form),
+            decode_used=decode_used(stack, self._pool.form),
             after=after,
             health=health.status_code,
-            degraded="sglang-cdsp: degraded" in stack.servers["prefill"].log_text(),
+            degraded="sglang-cdsp: degraded" in self._log_text(),
             broken=tuple(
                 f"{name} has ended: see {server.log}"
                 for name, server in stack.servers.items()
@@ -139,12 +151,14 @@ class Observed:
             ),
         )
 
+    def _log_text(self) -> str:
+        """What the pool's server has said."""
+        return self._pool.stack.servers[self._pool.form.asked].log_text()
+
     def _forgive(self) -> None:
         """Let earlier deaths not count for the restart limit: starting a seat says so."""
         body = {"seats": {str(seat): "start" for seat in range(self._instances)}}
-        answer = requests.post(
-            f"{self._pool.stack.urls['prefill']}/cdsp/update", json=body, timeout=30
-        )
+        answer = requests.post(f"{self._pool.url}/cdsp/update", json=body, timeout=30)
         answer.raise_for_status()
 
     def _wait_for_notice(self, strikes: Sequence[Strike]) -> None:
@@ -169,9 +183,9 @@ class Observed:
     def _wait_for_slots(self, seats: Sequence[int]) -> None:
         deadline = time.monotonic() + SLOTS_WITHIN_S
         while time.monotonic() < deadline:
-            free = free_slots(self._pool.stack)
+            free = free_slots(self._pool.stack, self._pool.form)
             all_free = all(free.get(seat) == self._before.get(seat) for seat in seats)
-            if all_free and not decode_used(self._pool.stack):
+            if all_free and not decode_used(self._pool.stack, self._pool.form):
                 return
             time.sleep(0.2)
 
@@ -193,9 +207,3 @@ def _right(job: Job, end: End, references: References) -> bool:
         is_right(references[question], tokens)
         for question, tokens in zip(questions_of(job), end.tokens, strict=True)
     )
-
-
-def demands_of(job: Job) -> tuple[int, ...]:
-    """The seats of the plans that a request brings."""
-    chunks = [chunk for plan in job.plans if plan for chunk in plan]
-    return tuple(sorted({seat for _, seats in chunks for seat in seats}))

@@ -12,7 +12,6 @@ from typing import Any
 
 from bench.servers.chaos.killer import HEAD_S, TAIL, most_faults
 from bench.servers.chaos.scenario import (
-    KILLER_KINDS,
     KINDS,
     MIX,
     STATES,
@@ -22,7 +21,9 @@ from bench.servers.chaos.scenario import (
     Load,
     Scenario,
     Servers,
+    killer_kinds,
 )
+from bench.servers.storm_forms import FORMS
 from sglang_cdsp.engine.fault_orders import MOMENTS
 
 BACKENDS = ("nixl", "mooncake")
@@ -38,8 +39,12 @@ class ScenarioError(ValueError):
         super().__init__("\n".join(self.lines))
 
 
-def read(path: Path) -> Scenario:
+def read(path: Path, form: str | None = None) -> Scenario:
     """Read a file.
+
+    Args:
+        path: of it.
+        form: of the pool, in place of the file's own.
 
     Raises:
         ScenarioError: it cannot be read, or a value does not fit.
@@ -48,11 +53,11 @@ def read(path: Path) -> Scenario:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError([f"{path}: {error}"]) from error
-    return parse(text, name=path.stem)
+    return parse(text, name=path.stem, form=form)
 
 
-def parse(text: str, *, name: str) -> Scenario:
-    """Read TOML; ``name`` is the scenario's unless it has one. Errors as ``read``."""
+def parse(text: str, *, name: str, form: str | None = None) -> Scenario:
+    """Read TOML; ``name`` is the scenario's unless it has one. The rest as ``read``."""
     try:
         toml = importlib.import_module("tomllib")
     except ImportError:
@@ -64,7 +69,7 @@ def parse(text: str, *, name: str) -> Scenario:
     problems: list[str] = []
     whole = _Table(data, "", problems)
     known = [field.name for field in fields(Scenario)]
-    servers = _servers(whole.table("servers"))
+    servers = _servers(whole.table("servers"), form)
     load = _load(whole.table("load"))
     events = [
         _event(table, servers, load, DRAWN) for table in whole.tables("events") if table is not None
@@ -164,9 +169,11 @@ class _Table:
         return self._data.get(key)
 
 
-def _servers(table: _Table) -> Servers:
+def _servers(table: _Table, form: str | None) -> Servers:
     table.only([field.name for field in fields(Servers)])
+    own = table.text("form", FORMS[0], FORMS)
     found = Servers(
+        form=form or own,
         instances=table.integer("instances", 4, 2, 16),
         tp=table.integer("tp", 1, 1, 8),
         backend=table.text("backend", "nixl", BACKENDS),
@@ -193,6 +200,7 @@ def _load(table: _Table) -> Load:
         mix=weights if any(weights.values()) else plain.mix,
         stream=table.number("stream", plain.stream, 0.0, 1.0),
         abort=table.number("abort", plain.abort, 0.0, 1.0),
+        streamed_tokens=table.integer("streamed_tokens", plain.streamed_tokens, 1, 4096),
     )
 
 
@@ -202,6 +210,9 @@ def _event(table: _Table, servers: Servers, load: Load, drawn: str) -> Event | N
         table.wrong("do", f"give one of {', '.join(KINDS)}")
         return None
     kind = KINDS[do]
+    if kind.decode and servers.one:
+        table.wrong("do", "one server has no decode server: leave the event out")
+        return None
     table.only(["at_s", "do", *(["seat"] if kind.seat else []), *kind.fields])
     if "at_s" not in table:
         table.wrong("at_s", "say when, in seconds after the load's begin")
@@ -222,11 +233,12 @@ def _event(table: _Table, servers: Servers, load: Load, drawn: str) -> Event | N
 
 def _killer(table: _Table, servers: Servers, load: Load) -> Killer:
     table.only([field.name for field in fields(Killer)])
-    kinds = tuple(dict.fromkeys(table.texts("kinds", KILLER_KINDS, KILLER_KINDS)))
+    able = killer_kinds(servers.form)
+    kinds = tuple(dict.fromkeys(table.texts("kinds", able, able)))
     killer = Killer(table.integer("faults", max(12, len(kinds)), 1, 10_000), kinds)
     if not kinds:
-        table.wrong("kinds", f"give some of {', '.join(KILLER_KINDS)}")
-        return Killer()
+        table.wrong("kinds", f"give some of {', '.join(able)}")
+        return Killer(kinds=able)
     if killer.faults < len(kinds):
         table.wrong("faults", f"there are {len(kinds)} kinds and each comes once: give more")
     most = most_faults(killer, servers.instances)
@@ -249,9 +261,13 @@ def _checks(table: _Table, servers: Servers) -> Checks:
     if not isinstance(down, list) or any(seat not in seats for seat in down):
         table.wrong("down", f"give a list of seats from 0 to {servers.instances - 1}")
         down = []
+    resumed = table.integer("resumed", plain.resumed, 0, 1_000_000)
+    if resumed and not servers.one:
+        table.wrong("resumed", 'only one server computes anew: set servers.form to "one-server"')
     return Checks(
         right=table.number("right", plain.right, 0.0, 1.0),
         error_within_s=table.number("error_within_s", plain.error_within_s, 0.1, 600.0),
         back_within_s=table.number("back_within_s", plain.back_within_s, 1.0, 3600.0),
         down=tuple(sorted(set(down))),
+        resumed=resumed,
     )

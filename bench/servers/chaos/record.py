@@ -59,6 +59,10 @@ class PlanLine:
 
     Attributes:
         bound_s: when it got its plan, the last one if it had several; None if it got none.
+        lost: instances that were lost since then, while it had a part there.
+        recalls: how many plans it had before that one.
+        resumed_tokens: of output that it had when it got that one.
+        moves: how often it moved to another home.
     """
 
     rid: str
@@ -67,10 +71,14 @@ class PlanLine:
     outcome: str = ""
     error: str = ""
     bound_s: float | None = None
+    lost: frozenset[int] = frozenset()
+    recalls: int = 0
+    resumed_tokens: int = 0
+    moves: int = 0
 
     def touched(self, at_s: float) -> frozenset[int]:
         """The instances that held KV of it, or ran a chunk of it or were about to, at a time."""
-        seats: set[int] = set()
+        seats = set(self.lost)
         if self.bound_s is not None and self.bound_s > at_s:
             return frozenset()
         for chunk in self.chunks:
@@ -202,4 +210,8 @@ def _plan_line(text: str) -> PlanLine | None:
         str(data.get("outcome", "")),
         str(data.get("error") or ""),
         None if bound_s is None else arrival_s + bound_s,
+        lost=frozenset(data.get("lost_instances", ())),
+        recalls=int(data.get("recalls", 0)),
+        resumed_tokens=int(data.get("resumed_tokens", 0)),
+        moves=len(data.get("moves", ())),
     )

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.servers.chaos.checks import SHOWN, Verdict, excuse, losses_of
-from bench.servers.chaos.record import Death, Run, Strike
+from bench.servers.chaos.checks import SHOWN, Verdict, excuse, losses_of, resumed
+from bench.servers.chaos.record import Death, Outcome, Run, Strike
 from bench.servers.chaos.scenario import Scenario
 
 
@@ -57,6 +57,17 @@ def _ends(run: Run) -> str:
         "right" if o.right else "wrong" if o.how == "answered" else o.how for o in run.outcomes
     )
     text = ", ".join(f"{count} {how}" for how, count in counts.most_common())
+    moved = sum(outcome.right is True and _moves(outcome, run) > 0 for outcome in run.outcomes)
+    again = resumed(run)
+    if moved or again:
+        in_middle = sum(
+            any(rid in run.plans and run.plans[rid].resumed_tokens for rid in outcome.ids)
+            for outcome in again
+        )
+        text += (
+            f"; of those that are right {len(again)} were computed anew ({in_middle} had output), "
+            f"{moved} moved"
+        )
     losses = losses_of(run)
     late = [
         outcome.ended_s - loss.from_s
@@ -66,6 +77,11 @@ def _ends(run: Run) -> str:
     if not late:
         return text
     return f"{text}; errors {statistics.median(late):.1f} s (most {max(late):.1f} s) after the loss"
+
+
+def _moves(outcome: Outcome, run: Run) -> int:
+    """How often an answer moved to another home."""
+    return sum(run.plans[rid].moves for rid in outcome.ids if rid in run.plans)
 
 
 def _events(run: Run) -> Iterator[str]:

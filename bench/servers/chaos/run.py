@@ -15,12 +15,12 @@ from bench.servers.chaos.killer import resolved
 from bench.servers.chaos.load import Question, Timed, questions_of, requests_of
 from bench.servers.chaos.observed import Observed, Pool, References, probe_question
 from bench.servers.chaos.record import Run, Strike
-from bench.servers.chaos.scenario import Event, Scenario
+from bench.servers.chaos.scenario import Event, Scenario, Servers
 from bench.servers.chaos.strikes import Striker
-from bench.servers.storm_forms import CONTEXT_LENGTH
+from bench.servers.storm_forms import CONTEXT_LENGTH, DISAGGREGATED, one_server_form
 from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.engine.fault_orders import FOLDER_VAR
-from sglang_cdsp.testing.stack import disaggregated, running, single
+from sglang_cdsp.testing.stack import Deployment, disaggregated, one_server, running, single
 
 Say = Callable[[str], None]
 
@@ -76,7 +76,7 @@ def stock_answers(
 
 @contextlib.contextmanager
 def pool_of(scenario: Scenario, checkpoint: Path, scratch: Path, say: Say) -> Iterator[Pool]:
-    """Start the scenario's pool, decode and router; they end with the block."""
+    """Start the scenario's servers; they end with the block."""
     servers = scenario.servers
     faults, logs = scratch / "faults", scratch / "log"
     faults.mkdir()
@@ -85,20 +85,23 @@ def pool_of(scenario: Scenario, checkpoint: Path, scratch: Path, say: Say) -> It
         disk = None
         if any(event.do == "full-disk" for event in resolved(scenario)):
             disk = opened.enter_context(small_disk(logs))
-        deployment = disaggregated(
-            checkpoint,
-            prefill_flags=(
-                *("--cdsp", "--dp-size", str(servers.instances), "--cdsp-allow-request-plans"),
-                *("--cdsp-plan-log", str(logs / "plans.jsonl"), *servers.flags),
-            ),
-            flags=(
-                *("--context-length", str(CONTEXT_LENGTH), "--tp-size", str(servers.tp)),
-                *("--disaggregation-transfer-backend", servers.backend),
-            ),
-        )
+        deployment = _deployment(servers, checkpoint, logs / "plans.jsonl")
         opened.enter_context(environment(faults))
         stack = opened.enter_context(running(deployment, scratch / "servers", progress=say))
-        yield Pool(stack, logs / "plans.jsonl", faults, disk)
+        form = one_server_form(CONTEXT_LENGTH) if servers.one else DISAGGREGATED
+        yield Pool(stack, logs / "plans.jsonl", faults, disk, form)
+
+
+def _deployment(servers: Servers, checkpoint: Path, plan_log: Path) -> Deployment:
+    pool = (
+        *("--dp-size", str(servers.instances), "--cdsp-allow-request-plans"),
+        *("--cdsp-plan-log", str(plan_log), *servers.flags),
+    )
+    every = ("--context-length", str(CONTEXT_LENGTH), "--tp-size", str(servers.tp))
+    if servers.one:
+        return one_server(checkpoint, flags=(*pool, *every))
+    backend = ("--disaggregation-transfer-backend", servers.backend)
+    return disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=(*every, *backend))
 
 
 def run(scenario: Scenario, pool: Pool, references: References, say: Say) -> Run:

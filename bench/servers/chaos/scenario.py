@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bench.servers.storm_forms import FORMS, ONE_SERVER
+
 DEATHS_A_SEAT = 2
 """How often the killer ends one seat: at the third death within ten minutes it stays down."""
 
@@ -19,6 +21,7 @@ class Kind:
         deadly: whether it ends that seat's life, or may.
         fields: of ``Event``, beside ``at_s``, ``do`` and ``seat``.
         lasts_s: seconds, where ``for_s`` is left open; None for as long as nobody ends it.
+        decode: whether it happens to the decode server, which one server has not.
     """
 
     about: str
@@ -26,6 +29,7 @@ class Kind:
     deadly: bool = False
     fields: tuple[str, ...] = ()
     lasts_s: float | None = None
+    decode: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
@@ -65,6 +69,7 @@ KINDS: Mapping[str, Kind] = {
         seat=False,
         fields=("for_s",),
         lasts_s=1.0,
+        decode=True,
     ),
     "drain": Kind("the seat is asked to leave", fields=("state",)),
     "start": Kind("the seat is asked to come back", fields=("state",)),
@@ -80,20 +85,32 @@ STATES = ("up", "starting", "joining", "down", "any")
 """States of a seat that an event may wait for; ``any`` waits for none."""
 
 
+def killer_kinds(form: str) -> tuple[str, ...]:
+    """What the killer can draw for a pool of this form."""
+    return tuple(do for do in KILLER_KINDS if form != ONE_SERVER or not KINDS[do].decode)
+
+
 @dataclass(frozen=True)
 class Servers:
-    """What is started: a pool with a decode server and a router.
+    """What is started: a pool with a decode server and a router, or one server that decodes.
 
     Attributes:
+        form: of the pool, see ``storm_forms.FORMS``.
         instances, tp: seats, and ranks of each.
-        backend: SGLang's transfer backend.
-        flags: more of the prefill server's flags.
+        backend: SGLang's transfer backend; one server has none.
+        flags: more of the pool's flags.
     """
 
+    form: str = FORMS[0]
     instances: int = 4
     tp: int = 1
     backend: str = "nixl"
     flags: tuple[str, ...] = ()
+
+    @property
+    def one(self) -> bool:
+        """Whether it is one server."""
+        return self.form == ONE_SERVER
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,8 @@ class Load:
         mix: weight of each kind of ``MIX``.
         stream: share of requests that stream.
         abort: share of requests that their clients give up, half of them by closing a stream.
+        streamed_tokens: of the answer to a request that streams, which is to be under way still
+            when a seat dies.
     """
 
     seconds: float = 60.0
@@ -117,6 +136,7 @@ class Load:
     )
     stream: float = 0.4
     abort: float = 0.1
+    streamed_tokens: int = 24
 
 
 @dataclass(frozen=True)
@@ -181,12 +201,15 @@ class Checks:
         error_within_s: from a death to the last error that it causes.
         back_within_s: from a death to the seat's next life taking part.
         down: seats that are to be down at the end, the others up.
+        resumed: least number of right answers that were computed anew after a loss; above 0 only
+            for one server.
     """
 
     right: float = 0.9
     error_within_s: float = 5.0
     back_within_s: float = 120.0
     down: tuple[int, ...] = ()
+    resumed: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import psutil
 import requests
 
 from bench.servers.chaos.record import Death, Seat
+from bench.servers.storm_forms import DISAGGREGATED, StormForm
 from sglang_cdsp.stack.processes import ServerProcess
 from sglang_cdsp.testing.stack import RunningStack
 
@@ -168,18 +169,21 @@ def place_of(title: str) -> tuple[int, int] | None:
     return int(parts.get("DP", 0)), int(parts.get("TP", 0))
 
 
-def free_slots(stack: RunningStack) -> dict[int, int]:
-    """Free KV slots of every seat that answers for itself."""
-    info = requests.get(f"{stack.urls['prefill']}/server_info", timeout=30).json()
+def free_slots(stack: RunningStack, form: StormForm = DISAGGREGATED) -> dict[int, int]:
+    """KV slots that nobody needs, of every seat that answers for itself."""
+    info = requests.get(f"{stack.urls[form.asked]}/server_info", timeout=30).json()
     found = {}
     for state in info["internal_states"]:
         own = state.get("cdsp") or {}
         if "links" in own and "free_tokens" in own:
-            found[int(own["links"]["instance"])] = int(own["free_tokens"])
+            free = int(own["free_tokens"]) + int(own.get("cached_tokens", 0))
+            found[int(own["links"]["instance"])] = free
     return found
 
 
-def decode_used(stack: RunningStack) -> int:
-    """KV slots in use on the decode server."""
+def decode_used(stack: RunningStack, form: StormForm = DISAGGREGATED) -> int:
+    """KV slots in use on the decode server, 0 where there is none."""
+    if "decode" not in form.told:
+        return 0
     loads = requests.get(f"{stack.urls['decode']}/v1/loads", timeout=30).json()["loads"]
     return sum(int(load["num_used_tokens"]) for load in loads)

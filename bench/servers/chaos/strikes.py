@@ -17,6 +17,7 @@ from bench.servers.chaos.disk import SmallDisk
 from bench.servers.chaos.record import Away, Strike
 from bench.servers.chaos.scenario import Event
 from bench.servers.chaos.seats import SeatWatch, ranks_of
+from bench.servers.storm_forms import DISAGGREGATED
 from sglang_cdsp.engine.fault_orders import WAYS, FaultFolder, FaultOrder
 from sglang_cdsp.stack.processes import ServerFailedError
 from sglang_cdsp.testing.stack import RunningStack
@@ -43,20 +44,28 @@ class Striker:
     """
 
     def __init__(
-        self, stack: RunningStack, watch: SeatWatch, faults: Path, disk: SmallDisk | None
+        self,
+        stack: RunningStack,
+        watch: SeatWatch,
+        faults: Path,
+        disk: SmallDisk | None,
+        *,
+        asked: str = DISAGGREGATED.asked,
     ) -> None:
         """Make ready.
 
         Args:
-            stack: pool, decode and router.
+            stack: pool, decode and router; in one server the pool alone.
             watch: looks at the pool's seats.
             faults: the folder that the pool's fault hook looks into.
             disk: where the plan log lies, None where it is not to be filled.
+            asked: name of the server whose seats these are.
         """
         self._stack = stack
         self._watch = watch
         self._faults = FaultFolder(faults)
         self._disk = disk
+        self._asked = asked
         self.decode_is_there = threading.Event()
         self.decode_is_there.set()
         self.away: list[Away] = []
@@ -89,7 +98,7 @@ class Striker:
 
     def _signal(self, event: Event) -> Strike:
         assert event.seat is not None
-        pid = ranks_of(self._stack.servers["prefill"]).get((event.seat, event.rank))
+        pid = ranks_of(self._stack.servers[self._asked]).get((event.seat, event.rank))
         if pid is None:
             return Strike(event, time.time(), "there is no such process")
         os.kill(pid, _SIGNALS[event.do])
@@ -151,7 +160,9 @@ class Striker:
     def _ask(self, event: Event) -> Strike:
         body = {"seats": {str(event.seat): event.do}}
         at_s = time.time()
-        answer = requests.post(f"{self._stack.urls['prefill']}/cdsp/update", json=body, timeout=30)
+        answer = requests.post(
+            f"{self._stack.urls[self._asked]}/cdsp/update", json=body, timeout=30
+        )
         note = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200]}"
         return Strike(event, at_s, note)
 

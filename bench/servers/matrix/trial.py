@@ -13,7 +13,7 @@ from bench.servers.chaos.observed import Observed, Pool, References
 from bench.servers.chaos.record import Death, Outcome, Run, Strike
 from bench.servers.chaos.scenario import Checks, Event
 from bench.servers.matrix.cells import Cell, Result, Told
-from bench.servers.storm import Job, Prompt
+from bench.servers.storm_jobs import Job, Prompt
 from sglang_cdsp.testing.first_token import prompt_tokens
 
 INSTANCES = {1: 3, 2: 2}

@@ -100,6 +100,29 @@ def test_a_failure_that_the_plan_log_does_not_know_is_no_excuse() -> None:
     assert broken_rules(silent) == {"who fails had a lost part"}
 
 
+def test_a_home_that_it_had_moved_to_is_a_part_of_it() -> None:
+    run = good_run()
+    name, plan = line(19, [((0, 2), 99.0)], 98.0)
+    assert broken_rules(dataclasses.replace(run, plans={**run.plans, name: plan})) == {
+        "who fails had a lost part"
+    }
+    moved = dataclasses.replace(plan, lost=frozenset({1}))
+    assert broken_rules(dataclasses.replace(run, plans={**run.plans, name: moved})) == set()
+
+
+def test_right_answers_that_were_computed_anew_are_counted() -> None:
+    run, two = good_run(), Checks(resumed=2)
+    plans = dict(run.plans)
+    for number in (3, 5):
+        assert broken_rules(dataclasses.replace(run, plans=plans), two) == {"tokens go on"}
+        plans[f"r{number}"] = dataclasses.replace(plans[f"r{number}"], recalls=1)
+    again = dataclasses.replace(run, plans=plans)
+    assert broken_rules(again, two) == set()
+    # One that is wrong does not count for it, and one that failed does not.
+    assert "tokens go on" in broken_rules(changed(again, 3, right=False), two)
+    assert "tokens go on" in broken_rules(changed(again, 5, **FAILED), two)
+
+
 def test_an_error_that_comes_late_does_not_pass() -> None:
     assert broken_rules(changed(good_run(), 19, ended_s=KILLED_S + 5.2)) == {"errors come in time"}
 

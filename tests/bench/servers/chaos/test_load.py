@@ -20,7 +20,7 @@ from bench.servers.chaos.answers import (
 from bench.servers.chaos.load import Question, ids_of, questions_of, requests_of
 from bench.servers.chaos.record import PlanLine, Planned, read_plans
 from bench.servers.chaos.scenario import MIX, Load
-from bench.servers.storm import Job, body_of
+from bench.servers.storm_jobs import Job, body_of
 
 
 @settings(deadline=None, max_examples=20)

@@ -146,6 +146,8 @@ def test_what_is_left_open_has_a_value() -> None:
         ),
         ("[killer]\n[load]\nseconds = 4", "killer.faults is None; load.seconds is 4: give at"),
         ("[checks]\ndown = [7]", "checks.down is [7]; give a list of seats from 0 to 3"),
+        ("[checks]\nresumed = 1", "checks.resumed is 1; only one server computes anew"),
+        ("[servers]\nform = 'two'", "servers.form is 'two'; give one of disaggregated, one-server"),
         ("[check]\nright = 1", "check: there is no such key; did you mean checks?"),
         ("[load", "this is no TOML: "),
     ],
@@ -153,6 +155,30 @@ def test_what_is_left_open_has_a_value() -> None:
 def test_a_mistake_is_told_in_a_line_with_its_remedy(text: str, line: str) -> None:
     (told,) = wrong_lines(text)
     assert told.startswith(line)
+
+
+ONE_SERVER = '[servers]\nform = "one-server"\n'
+
+
+def test_one_server_has_no_decode_server_that_is_killed() -> None:
+    scenario = parse(f"{ONE_SERVER}[killer]\n", name="x")
+    assert scenario.servers.one
+    assert scenario.killer is not None
+    assert set(Killer().kinds) - set(scenario.killer.kinds) == {"decode-restart"}
+    (told,) = wrong_lines(f"{ONE_SERVER}[[events]]\nat_s = 1\ndo = 'decode-restart'")
+    assert told.startswith("events[0].do is 'decode-restart'; one server has no decode server")
+    (told,) = wrong_lines(f"{ONE_SERVER}[killer]\nkinds = ['decode-restart']")
+    assert told.startswith("killer.kinds is ['decode-restart']; give some of kill")
+
+
+def test_the_form_that_is_given_beside_the_file_goes_before_its_own() -> None:
+    assert parse("", name="x", form="one-server").servers.one
+    assert not parse(ONE_SERVER, name="x", form="disaggregated").servers.one
+
+
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_scenario_can_be_run_by_one_server(path: Path) -> None:
+    assert read(path, "one-server").servers.one
 
 
 def test_all_mistakes_are_told_together() -> None:
