@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from sglang_cdsp.controller.request import PoolRequest
@@ -15,31 +13,7 @@ pytestmark = [needs_browser, pytest.mark.slow]
 
 PLAN = [(1000, [1]), (3000, [1, 0])]
 HOSTILE = "<img src=x onerror=alert(1)>"
-PHONE, DESK = (390, 844), (1280, 900)
-
-
-@pytest.fixture(scope="module")
-def shown() -> Iterator[Stage]:
-    with stage() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def tab(shown: Stage) -> Iterator[Window]:
-    with window(shown.url) as made:
-        yield made
-
-
-@pytest.fixture
-def page(tab: Window, shown: Stage) -> Iterator[Window]:
-    """The page, opened anew; in the end it has not complained, and has asked nobody else."""
-    tab.size(*DESK)
-    tab.scheme("light")
-    tab.open()
-    tab.until(lambda: tab.text("#link") == "live", "the page does not come alive")
-    yield tab
-    assert tab.complaints() == []
-    assert tab.hosts() == {tab.host()}
+PHONE = (390, 844)
 
 
 def running(page: Window, request: PoolRequest, shown: Stage) -> list[dict[str, object]]:
@@ -81,56 +55,6 @@ def test_a_running_requests_chunk_appears_widens_and_ends(page: Window, shown: S
         "it does not end",
     )
     page.until(lambda: "finished" in page.text(f'.request[data-n="{number}"]'), "it has no end")
-
-
-def test_a_seat_that_turns_is_marked_and_its_requests_go_on_elsewhere(
-    page: Window, shown: Stage
-) -> None:
-    request = shown.submit("goes-on", [(500, [1]), (500, [1])])
-    shown.decodes(request)
-    number = shown.pool.recent.number(request)
-    page.until(lambda: page.text('.row[data-row="1"] .count') == "1 decoding", "nobody decodes")
-    assert [role["text"] for role in page.all(".row .role")] == [""] * 4
-    shown.turns("1b1p1b1d")
-    page.until(lambda: page.text('.row[data-row="1"] .role') == "prefill", "it has no role")
-    assert [role["text"] for role in page.all(".row .role")] == ["", "prefill", "", "decode"]
-    (row,) = page.all('.row[data-row="1"]')
-    assert "prefill only" in row["label"]
-    page.until(lambda: len(page.all(".role-change")) == 2, "the changes are not marked")
-    told = {mark["label"] for mark in page.all(".role-change")}
-    assert told == {
-        "Instance 1 is to prefill only from here on: asked for",
-        "Instance 3 is to decode only from here on: asked for",
-    }
-    assert page.run("return document.querySelector('#legend-moves').hidden")
-    shown.leaves(request)
-    shown.arrives(request, 3)
-
-    def at(instance: int, kind: str) -> list[dict[str, object]]:
-        return page.all(f'.row[data-row="{instance}"] .mark.{kind}[data-n="{number}"]')
-
-    page.until(lambda: at(1, "leaves") and at(3, "arrives"), "the move is not marked")
-    assert at(1, "arrives") == at(3, "leaves") == []
-    assert str(at(1, "leaves")[0]["label"]).startswith("goes-on leaves for instance 3: 1,000 tok")
-    assert "arrives from instance 1" in str(at(3, "arrives")[0]["label"])
-    page.until(lambda: page.text('.row[data-row="3"] .count') == "1 decoding", "it does not go on")
-    assert page.text('.row[data-row="1"] .count') == ""
-    page.run("document.querySelector('.row[data-row=\"1\"]').focus()")
-    labels = []
-    for _ in range(20):
-        page.keys("ARROW_RIGHT")
-        labels.append(page.focused()["label"])
-        if "leaves for" in labels[-1]:
-            break
-    assert "leaves for instance 3" in labels[-1], labels
-    page.keys("ENTER")
-    page.until(lambda: "1 → 3" in page.text("#details"), "the details do not tell of the move")
-    page.until(lambda: len(page.all(".row .selected[d]")) == 2, "it has its colour on both rows")
-    page.keys("ESCAPE")
-    assert "leaves for instance 3" in page.focused()["label"]
-    shown.turns("4b")
-    shown.ends(request)
-    page.until(lambda: page.all(".row .role")[1]["text"] == "", "the role stays")
 
 
 def test_what_a_client_wrote_is_text(page: Window, shown: Stage) -> None:
