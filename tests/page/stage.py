@@ -128,9 +128,10 @@ class Stage:
             pool.until(lambda: request.travels)
 
     def arrives(self, request: PoolRequest, instance: int) -> None:
-        """Another home goes on with it."""
+        """Another home goes on with it, and its last one has freed what it held."""
         with self.now() as pool:
-            pool.until(lambda: request.home == instance and not request.travels)
+            moves = pool.lifecycle._moves
+            pool.until(lambda: request.home == instance and len(moves) == 0)
 
     def ends(self, request: PoolRequest) -> None:
         """It is over."""

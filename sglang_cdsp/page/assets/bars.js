@@ -119,7 +119,7 @@ export class Bars {
     for (const other of this.timeline.rows) set(other.group, { tabindex: other === row ? 0 : -1 });
   }
 
-  /** Arrows move among rows, and among a row's bars and marks; Enter opens, Escape goes back to the row. */
+  /** Arrows move among rows, bars and marks, Enter opens, Escape goes back to the row. */
   key(event) {
     const { rows } = this.timeline;
     const row = rows.find(({ group }) => group.contains(document.activeElement));

@@ -62,7 +62,9 @@ export class Marks {
     if (!mark.role) {
       made.group.addEventListener("click", () => this.timeline.open(mark.record.n, made.group));
     }
-    row.marked.append(made.group);
+    // Letters lie below the requests' marks, which say more.
+    if (mark.role) row.marked.prepend(made.group);
+    else row.marked.append(made.group);
     return made;
   }
 
@@ -72,13 +74,13 @@ export class Marks {
     made.n = mark.record?.n ?? null;
     const foot = shape.row - FOOT;
     set(made.group, { transform: `translate(${this.timeline.x(mark.at).toFixed(1)} ${foot})` });
-    set(made.finger, { x: -FINGER / 2, y: -1, width: FINGER, height: FOOT });
+    set(made.finger, { x: mark.role ? 3 - FINGER : -FINGER / 2, y: -1, width: FINGER, height: FOOT });
     let label;
     if (mark.role) {
       label = roleWords(mark.change);
       set(made.group, { class: "mark role-change", "data-role": mark.role });
       const [line, , letter] = made.shape;
-      set(line, { y1: 2 - foot, y2: 0 });
+      set(line, { y1: 2 - foot, y2: TAG });
       say(letter, mark.role[0]);
     } else {
       label = movesWords(mark.record, mark.move, mark.leaves);
@@ -101,10 +103,11 @@ const leavingShape = () => [svg("path", { class: "shape" })];
 
 const arrivingShape = () => [svg("circle", { class: "shape", cx: 0, cy: MIDDLE, r: 4 })];
 
+/** The letter stands left of its moment: right of it are the requests that leave for that. */
 const roleShape = () => [
   svg("line", { x1: 0, x2: 0 }),
-  svg("rect", { class: "tag", x: -TAG / 2, y: 0, width: TAG, height: TAG, rx: 3 }),
-  svg("text", { x: 0, y: TAG - 3, "text-anchor": "middle" }),
+  svg("rect", { class: "tag", x: -TAG, y: 0.5, width: TAG, height: TAG, rx: 3 }),
+  svg("text", { x: -TAG / 2, y: TAG - 3, "text-anchor": "middle" }),
 ];
 
 /** The marks of each row between two moments: roles first, then requests by their number. */

@@ -12,8 +12,12 @@ const DOES = { prefill: "to prefill only", decode: "to decode only", both: "to p
 export const roleWords = (change) =>
   `Instance ${change.seat} is ${DOES[change.role] ?? change.role} from here on: ${change.why}`;
 
-/** How long a request stood still for a move. */
-export const pause = (move) => seconds(move.arrived_s - move.left_s);
+/** How long a request stood still for a move: "37 ms", "0.41 s". */
+export function pause(move) {
+  const stood = move.arrived_s - move.left_s;
+  if (stood >= 0.1) return seconds(stood);
+  return stood < 0.0005 ? "under 1 ms" : `${Math.round(stood * 1000)} ms`;
+}
 
 /** "chat-7 leaves for instance 2: 1,234 tokens of KV, pause of 0.04 s" */
 export function movesWords(record, move, leaves) {

@@ -214,17 +214,18 @@ export class Timeline {
     const { narrow, row: height, bar, width, decodes } = this.shape;
     set(row.frame, { x: 1, y: 1, width: width - 2, height: height - 2 });
     set(row.line, { x1: 0, x2: width, y1: height, y2: height });
-    set(row.name, { x: narrow ? 8 : 12, y: 4 + bar / 2 + 5 });
-    say(row.name, narrow ? `${i}` : `instance ${i}`);
     const role = roleOf(instance);
-    set(row.role, { x: narrow ? 8 : 12, y: bar / 2 + 22, "data-role": role || null });
+    const x = narrow ? 8 : 12;
+    set(row.name, { x, y: (role ? 3 : 9) + bar / 2 });
+    say(row.name, narrow ? `${i}` : `instance ${i}`);
+    set(row.role, { x, y: bar / 2 + 17, "data-role": role || null });
     say(row.role, role);
     const state = STATE_WORDS[instance.state] ?? instance.state;
     const below = role ? height - 6 : bar / 2 + 22;
-    set(row.state, { x: narrow ? 8 : 12, y: below, "data-state": instance.state });
+    set(row.state, { x, y: below, "data-state": instance.state });
     say(row.state, narrow ? cut(state, 5) : state);
     const decoding = decodes ? instance.decoding : 0;
-    set(row.count, { x: narrow ? 8 : 12, y: height - 6, visibility: state ? "hidden" : null });
+    set(row.count, { x, y: height - 6, visibility: state ? "hidden" : null });
     say(row.count, decoding ? (narrow ? `${decoding} dec` : `${decoding} decoding`) : "");
     const running = bars.filter((found) => found.state === "running").map((found) => {
       const layer = this.pool.layer(found.record.n, found.index);

@@ -215,7 +215,7 @@ def test_of_many_moves_the_last_are_shown_and_all_are_counted() -> None:
         page.poll()
         home = 1 - number % 2
         pool.lifecycle.on_roles(parse_roles("1p1d" if home else "1d1p"), "a test")
-        pool.until(lambda home=home: request.home == home and not len(pool.lifecycle._moves))
+        pool.until(lambda home=home: request.home == home and len(pool.lifecycle._moves) == 0)
     page.poll()
     (record,) = page.records.values()
     assert (record["moved"], len(record["moves"])) == (times, MOST_MOVES)
@@ -230,7 +230,7 @@ def test_a_move_there_and_back_is_something_new() -> None:
 
     def move_to(home: int) -> None:
         pool.lifecycle.on_roles(parse_roles("1p1d" if home else "1d1p"), "a test")
-        pool.until(lambda: request.home == home and not len(pool.lifecycle._moves))
+        pool.until(lambda: request.home == home and len(pool.lifecycle._moves) == 0)
 
     move_to(1)
     answer = pool.feed.answer(0)
