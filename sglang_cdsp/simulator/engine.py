@@ -187,10 +187,7 @@ class _Run:
     def _wait(self, now: float, task: Task) -> None:
         self._changed = True
         self._waiting[task.rid] = task
-        request = task.request
-        self._policy.arrive(
-            PromptView(request.rid, request.prompt_tokens, arrival_s=request.arrival_s), now
-        )
+        self._policy.arrive(_prompt(task), now)
 
     def _step(self, now: float) -> None:
         """Ask the policy, and start what it starts."""
@@ -198,10 +195,16 @@ class _Run:
         while self._homeless:
             task, plan = self._homeless[0]
             # Its times are long over.
-            anew = timed_plan(plan.placement, self._setup.model, self._pool.view(now))
-            if not self._settle(now, task, replace(anew, policy=plan.policy)):
+            view = self._pool.view(now)
+            anew = replace(timed_plan(plan.placement, self._setup.model, view), policy=plan.policy)
+            settled = self._homes.settled(now, task, anew) if self._homes else anew
+            if settled is None:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
+            # Other instances may be free by now than when it was made.
+            better = self._policy.replan(_prompt(task), settled, view)
+            if not (better and self._settle(now, task, replace(better, replanned=""))):
+                self._settle(now, task, settled)
         moved = False
         alone = True
         for rid, plan in self._policy.step(self._pool.view(now), now):
@@ -350,3 +353,8 @@ class _Run:
             self._homes.check_empty(now, last)
         if self._router:
             self._router.check_empty(now, last)
+
+
+def _prompt(task: Task) -> PromptView:
+    request = task.request
+    return PromptView(request.rid, request.prompt_tokens, arrival_s=request.arrival_s)

@@ -11,6 +11,7 @@ from sglang_cdsp.controller.feed.recent import MOST_ROLE_CHANGES
 from sglang_cdsp.controller.feed.records import MOST_MOVES
 from sglang_cdsp.controller.feed.samples import FIELDS, MOST
 from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_log import LONGEST_RID
 from sglang_cdsp.planner.roles import parse_roles
 from tests.controller.cases import TWO_CHUNKS, phase_is
@@ -21,6 +22,12 @@ def run(pool: WatchedPool, tokens: int = 100, **more: object) -> None:
     """A request from arrival to end."""
     pool.submit(tokens, **more)  # type: ignore[arg-type]
     pool.settle()
+
+
+def move_to(pool: WatchedOneServer, request: PoolRequest, home: int) -> None:
+    """The other one of two seats decodes from now on, and a request goes on there."""
+    pool.lifecycle.on_roles(parse_roles("1p1d" if home else "1d1p"), "a test")
+    pool.until(lambda: request.home == home and len(pool.lifecycle._moves) == 0)
 
 
 def test_a_chunk_appears_comes_on_and_ends() -> None:
@@ -188,8 +195,7 @@ def test_what_moves_is_told_when_from_where_and_where_to() -> None:
     page.poll()
     (record,) = page.records.values()
     assert (record["moved"], record["moves"]) == (0, [])
-    pool.lifecycle.on_roles(parse_roles("1p1d"), "a test")
-    pool.until(lambda: request.home == 1)
+    move_to(pool, request, 1)
     page.poll()
     (record,) = page.records.values()
     assert (record["state"], record["home"], record["moved"]) == ("decoding", 1, 1)
@@ -213,9 +219,7 @@ def test_of_many_moves_the_last_are_shown_and_all_are_counted() -> None:
     times = MOST_MOVES + 3
     for number in range(times):
         page.poll()
-        home = 1 - number % 2
-        pool.lifecycle.on_roles(parse_roles("1p1d" if home else "1d1p"), "a test")
-        pool.until(lambda home=home: request.home == home and len(pool.lifecycle._moves) == 0)
+        move_to(pool, request, 1 - number % 2)
     page.poll()
     (record,) = page.records.values()
     assert (record["moved"], len(record["moves"])) == (times, MOST_MOVES)
@@ -227,15 +231,10 @@ def test_a_move_there_and_back_is_something_new() -> None:
     pool = WatchedOneServer(size=2)
     request = pool.submit(100, plan=[(50, [0]), (50, [0])])
     pool.until(lambda: phase_is(request, Phase.DECODING))
-
-    def move_to(home: int) -> None:
-        pool.lifecycle.on_roles(parse_roles("1p1d" if home else "1d1p"), "a test")
-        pool.until(lambda: request.home == home and len(pool.lifecycle._moves) == 0)
-
-    move_to(1)
+    move_to(pool, request, 1)
     answer = pool.feed.answer(0)
-    move_to(0)
-    move_to(1)
+    move_to(pool, request, 0)
+    move_to(pool, request, 1)
     (record,) = pool.feed.answer(answer["next"])["requests"]
     assert [move["to"] for move in record["moves"]] == [1, 0, 1]
     pool.settle()
