@@ -88,6 +88,8 @@ class WaitingQueue:
 
         It was made for the pool of an earlier moment: other instances may be free by now.
         """
+        if not self._policy.replans:
+            return plan
         found = self._policy.replan(_prompt(request), plan, view)
         better = found and self._homes.settled(request, replace(found, replanned=""), view)
         return better or plan

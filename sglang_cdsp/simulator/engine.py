@@ -202,7 +202,9 @@ class _Run:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
             # Other instances may be free by now than when it was made.
-            better = self._policy.replan(_prompt(task), settled, view)
+            better = None
+            if self._policy.replans:
+                better = self._policy.replan(_prompt(task), settled, view)
             if not (better and self._settle(now, task, replace(better, replanned=""))):
                 self._settle(now, task, settled)
         moved = False

@@ -62,8 +62,7 @@ class DrawnRests:
         assert current.tokens == rest.tokens
         assert pool.free_tokens is not None
         held = list(rest.history_instances)
-        able = pool.up or (True,) * pool.size
-        up = [i for i, ok in enumerate(able) if ok and i not in held]
+        up = [i for i in range(pool.size) if (pool.up is None or pool.up[i]) and i not in held]
         if self._draw.random() < 0.3 or not (held or up):
             return None
         # A plan that has waited for a home has no history: somebody has to begin.
