@@ -14,11 +14,12 @@ from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.calibration import measured_model, probe_runner
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
-from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
+from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request_checks import LIMITS, unsupported
@@ -43,6 +44,7 @@ class PoolParts:
         max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
         form: of the pool.
+        reuses_prefixes: whether SGLang's prefix caches are on.
     """
 
     args: CdspArgs
@@ -59,6 +61,7 @@ class PoolParts:
     device: str
     max_shard_tokens: int | None = None
     form: Form = Form.PREFILL
+    reuses_prefixes: bool = False
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
@@ -74,6 +77,9 @@ class PoolParts:
         known = self.args.latency_model
         model = LatencyModel.load(known) if known is not None else None
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
+        prefixes = None
+        if self.form is Form.ONE_SERVER and self.reuses_prefixes:
+            prefixes = PoolPrefixes(self.ledger.capacity, page_size, _first_logprob)
         run = probe_runner(self.lifecycle(stand_in), self.reports)
         all_sizes = tuple(sorted({*sizes, instances}))
         warm_up(warm_up_plans(instances, all_sizes, page_size, longest), run)
@@ -86,7 +92,7 @@ class PoolParts:
                 model=self.model,
                 device=self.device,
             )
-        return make_planning(self.args, model, sizes, page_size)
+        return make_planning(self.args, model, sizes, page_size, prefixes)
 
     def lifecycle(self, planning: Planning) -> Lifecycle:
         """A life cycle whose effects reach the schedulers, decode and the clients."""
@@ -117,3 +123,8 @@ class PoolParts:
             gate=self.gate,
             seat_timeout_s=self.args.seat_timeout,
         )
+
+
+def _first_logprob(tokenized: Any) -> int | None:
+    spec = logprob_spec(tokenized)
+    return None if spec is None else spec.start

@@ -43,6 +43,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool decodes
     itself, ``output_tokens`` were sent until ``end_s``, when its home was done with it.
     ``moves`` are its ways to other instances after its first token, with the KV rows that moved.
+    ``prefix`` tells of the cached tokens in front of its chunks, which its home had: how many some
+    instance had, how many its plan reused and why, and whether an earlier plan ``missed`` them.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -79,6 +81,14 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "end_s": _since(request.last_token_s, request.arrival_s) if request.decodes else None,
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
+        "prefix": {
+            "cached_tokens": request.plan.cached,
+            "reused_tokens": request.plan.reused,
+            "choice": request.plan.choice,
+            "missed": request.missed,
+        }
+        if request.plan
+        else None,
         "recalls": request.recalls,
         "resumed_tokens": len(request.resumes.tokens) if request.resumes else 0,
         "lost_instances": sorted(request.lost),

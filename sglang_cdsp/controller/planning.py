@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.policy_guard import GuardedPolicy
+from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.measured_range import MeasuredRange
@@ -31,12 +32,14 @@ class Planning:
         correction: the latency model, corrected from measured chunk times.
         regulator: the improvement rate, by arrival rate.
         measured: which prompts the latency model was measured on.
+        prefixes: what is cached where; None where nothing is reused.
     """
 
     policy: GuardedPolicy
     correction: OnlineCorrection
     regulator: Regulator
     measured: MeasuredRange
+    prefixes: PoolPrefixes | None = None
 
     @property
     def model(self) -> LatencyModel:
@@ -80,9 +83,13 @@ class Planning:
 
 
 def make_planning(
-    args: CdspArgs, model: LatencyModel, sizes: tuple[int, ...], page_size: int
+    args: CdspArgs,
+    model: LatencyModel,
+    sizes: tuple[int, ...],
+    page_size: int,
+    prefixes: PoolPrefixes | None = None,
 ) -> Planning:
-    """Put a server's planner together.
+    """Put a server's planner together; plans start from cached ``prefixes``, if there are any.
 
     Raises:
         PlannerError: an option does not fit the model; names the remedy.
@@ -101,6 +108,7 @@ def make_planning(
         improvement_rate=args.improvement_rate,
         regulator=regulator,
         correction=correction,
+        prefixes=prefixes.held if prefixes is not None else None,
     )
     policy = GuardedPolicy(make_policy(args.policy, options), lambda: make_policy(INSTEAD, options))
-    return Planning(policy, correction, regulator, MeasuredRange(model))
+    return Planning(policy, correction, regulator, MeasuredRange(model), prefixes)

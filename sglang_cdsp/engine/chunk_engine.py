@@ -136,7 +136,7 @@ class ChunkEngine:
 
     def on_plan(self, order: PlanOrder) -> None:
         """A plan that this instance takes part in joins the queue."""
-        layouts = plan_layout(order.chunks, self._page)
+        layouts = plan_layout(order.chunks, self._page, order.reused)
         task = ChunkTask(
             seq=order.seq,
             rid=order.rid or "",
@@ -152,6 +152,7 @@ class ChunkEngine:
             urgency=order.urgency,
             passes=order.passes,
             gathers=self._joining is not None and not order.probe,
+            reused=order.reused,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
@@ -161,7 +162,8 @@ class ChunkEngine:
         task = self._tasks.get(order.seq)
         if task is None or task.over:
             return
-        self._work.take_rest(task, order, plan_layout(order.chunks, self._page))
+        layouts = plan_layout(order.chunks, self._page, task.reused)
+        self._work.take_rest(task, order, layouts)
 
     def on_forget(self, order: ForgetOrder) -> None:
         """A task goes on without this instance, which has run nothing of it."""
@@ -439,7 +441,8 @@ class ChunkEngine:
         assert self._joining is not None
         assert task.req is not None
         task.joined = True
-        self._joining.add(task.req, task.slot_table.hand_over(int(task.tokens.numel())))
+        prefix = task.slot_table.prefix
+        self._joining.add(task.req, task.slot_table.hand_over(int(task.tokens.numel())), prefix)
         now_s = time.monotonic()
         self._admitted.join(
             StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)

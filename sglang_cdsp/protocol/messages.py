@@ -96,6 +96,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         urgency: its place among the chunks that run at once, the largest goes first; alike at all
             members.
         passes: it may start while tasks before it in the order have not ended.
+        reused: tokens in front of the first chunk that home has cached: they are not computed.
     """
 
     seq: int
@@ -108,6 +109,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     logprobs: LogprobSpec | None = None
     urgency: float = 0.0
     passes: bool = False
+    reused: int = 0
 
 
 class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -394,12 +396,15 @@ class Invitation(Report, frozen=True, kw_only=True):
 class Ready(Report, frozen=True, kw_only=True):
     """The instance can start chunk ``chunk`` of ``seq`` at once.
 
-    ``revision`` is that of the plan by which it got ready.
+    ``revision`` is that of the plan by which it got ready. ``found``: tokens of the cached prefix
+    that home found and locked, None elsewhere; with fewer than the plan reuses it cannot start, and
+    holds nothing.
     """
 
     seq: int
     chunk: int
     revision: int = 0
+    found: int | None = None
 
 
 class ChunkDone(Report, frozen=True, kw_only=True):
@@ -608,6 +613,24 @@ class SlotsTaken(Report, frozen=True, kw_only=True):
     step_s: float | None = None
 
 
+class CacheChange(msgspec.Struct, frozen=True):
+    """Something that happened to an instance's prefix cache.
+
+    Attributes:
+        kind: ``"stored"``, ``"removed"`` or ``"cleared"``.
+        pages: names of pages, int64 in this machine's byte order; see ``prefixes/hashes.py``.
+    """
+
+    kind: str
+    pages: bytes = b""
+
+
+class CacheChanged(Report, frozen=True, kw_only=True):
+    """The instance's prefix cache holds other pages, by what happened, in order."""
+
+    changes: list[CacheChange]
+
+
 class GrammarRefused(Report, frozen=True, kw_only=True):
     """The grammar of request ``rid`` cannot be compiled."""
 
@@ -651,6 +674,7 @@ AnyReport = (
     | Streamed
     | Retracted
     | SlotsTaken
+    | CacheChanged
     | GrammarRefused
     | Answered
 )

@@ -1,0 +1,142 @@
+"""Cached prefixes of the pool: what instances tell of their caches, and what prompts find there."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sglang_cdsp.controller.homes import home_tokens
+from sglang_cdsp.controller.prefixes.hashes import PageHashes
+from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.prefixes.index import PrefixIndex
+from sglang_cdsp.planner.types import HeldPrefix
+from sglang_cdsp.protocol.messages import CacheChange
+
+WHOLE_PROMPTS = ("return_hidden_states", "return_routed_experts", "return_indexer_topk")
+"""What a request may ask for of every token of its prompt: then all are computed."""
+
+
+class PoolPrefixes:
+    """The prefix index, fed by the schedulers, and the pages of prompts that have no end yet."""
+
+    def __init__(
+        self,
+        capacity: Sequence[int],
+        page_size: int,
+        first_logprob: Callable[[Any], int | None] = lambda tokenized: None,
+    ) -> None:
+        """Nothing is cached.
+
+        Args:
+            capacity: KV slots by instance.
+            first_logprob: the prompt position from which on a request wants log-probabilities,
+                None for none.
+        """
+        self._page = page_size
+        self._index = PrefixIndex([-(-tokens // page_size) for tokens in capacity])
+        self._first_logprob = first_logprob
+        self._waiting: dict[str, tuple[PoolRequest, PageHashes]] = {}
+        self._pages: WeakKeyDictionary[PoolRequest, PageHashes] = WeakKeyDictionary()
+        self._hits = self._misses = self._reused = self._cached = 0
+
+    # -- as the planner sees it -------------------------------------------------------------
+
+    def held(self, rid: str) -> tuple[HeldPrefix, ...]:
+        """Who has what of a prompt that waits; a ``PrefixSource``."""
+        known = self._waiting.get(rid)
+        if known is None:
+            return ()
+        request, pages = known
+        need = home_tokens(request, self._page)
+        return tuple(
+            HeldPrefix(instance, found.pages * self._page, need)
+            for found in self._index.lookup(pages)
+            for instance in found.instances
+        )
+
+    # -- a request's way --------------------------------------------------------------------
+
+    def waits(self, request: PoolRequest) -> None:
+        """A request waits for the policy's plan."""
+        reusable = self._reusable(request) // self._page * self._page
+        if reusable and not request.missed:
+            more = request.resumes.tokens if request.resumes is not None else ()
+            tokens = islice(chain(request.tokenized.input_ids, more), reusable)
+            salt = getattr(request.tokenized, "cache_salt", None)
+            self._waiting[request.rid] = request, PageHashes(tokens, self._page, salt)
+
+    def _reusable(self, request: PoolRequest) -> int:
+        """So many of its first tokens may come from a cache.
+
+        At least the last one is computed, and none whose log-probabilities are wanted.
+        """
+        if any(getattr(request.tokenized, name, None) for name in WHOLE_PROMPTS):
+            return 0
+        most = request.tokens - 1
+        first = None if request.resumes is not None else self._first_logprob(request.tokenized)
+        return most if first is None else min(most, first)
+
+    def leaves(self, request: PoolRequest) -> None:
+        """A request waits no longer: it has a plan, or has ended."""
+        known = self._waiting.get(request.rid)
+        if known is None or known[0] is not request:
+            return
+        del self._waiting[request.rid]
+        if request.plan is None:
+            return
+        self._cached += request.plan.cached
+        self._reused += request.plan.reused
+        if request.plan.reused:
+            self._hits += 1
+            self._pages[request] = known[1]
+
+    def missed(self, request: PoolRequest, found: int) -> None:
+        """A request's home found less of its prefix than the index said."""
+        assert request.plan is not None
+        self._misses += 1
+        self._hits -= 1
+        self._reused -= request.plan.reused
+        pages = self._pages.pop(request, None)
+        if pages is not None:
+            gone = pages[found // self._page : request.plan.reused // self._page]
+            self._index.removed(request.plan.home, gone)
+
+    # -- from the instances -----------------------------------------------------------------
+
+    def changed(self, instance: int, changes: Iterable[CacheChange]) -> None:
+        """An instance tells what has happened to its cache, in order."""
+        for change in changes:
+            pages = array("q", change.pages)
+            if change.kind == "stored":
+                self._index.stored(instance, pages)
+            elif change.kind == "removed":
+                self._index.removed(instance, pages)
+            else:
+                self._index.emptied(instance)
+
+    def gone(self, instance: int) -> None:
+        """An instance's process is lost; its next one has nothing cached."""
+        self._index.emptied(instance)
+
+    def tidy(self) -> None:
+        """Take some memory back that emptied instances have left."""
+        self._index.scrub()
+
+    def snapshot(self) -> dict[str, Any]:
+        """For status pages, JSON-ready.
+
+        ``plans_reusing`` started from a cached prefix, of ``reused_tokens`` in all, out of
+        ``cached_tokens`` that some instance had. ``misses``: plans that did not find theirs.
+        """
+        return {
+            "plans_reusing": self._hits,
+            "reused_tokens": self._reused,
+            "cached_tokens": self._cached,
+            "misses": self._misses,
+            "pages": len(self._index),
+            "pages_by_instance": self._index.counts,
+            "lost_events": self._index.lost_events,
+        }

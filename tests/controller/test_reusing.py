@@ -1,0 +1,80 @@
+"""Plans that start from cached prefixes, in any order of what may happen to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.plan_log import record
+from tests.controller.any_order import SETTINGS
+from tests.controller.cases import phase_is
+from tests.controller.reusing import ReusingPool
+from tests.controller.test_one_server import AnyOrderOfOneServer
+
+
+class AnyOrderReusing(AnyOrderOfOneServer):
+    """As without, but most plans start from a prefix, and some homes do not find it."""
+
+    make_pool = ReusingPool
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "pool"):
+            assert isinstance(self.pool, ReusingPool)
+            assert not self.pool.prefixes._drawn, "a request that has ended is not forgotten"
+
+
+AnyOrderReusing.TestCase.settings = SETTINGS
+TestAnyOrderReusing = AnyOrderReusing.TestCase
+
+
+@pytest.fixture
+def pool() -> ReusingPool:
+    return ReusingPool(size=4, policy="cdsp", page_size=16)
+
+
+def reusing(pool: ReusingPool, tokens: int = 1500):  # type: ignore[no-untyped-def]
+    """A request whose plan starts from a prefix."""
+    for _ in range(20):
+        request = pool.submit(tokens)
+        pool.turn()
+        if request.plan is not None and request.plan.reused:
+            return request
+    raise AssertionError("no plan reuses anything")
+
+
+def test_home_holds_the_prefix_and_decodes(pool: ReusingPool) -> None:
+    request = reusing(pool)
+    assert request.plan.tokens + request.plan.reused == 1500
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    assert request.home == request.plan.home
+    pool.settle()
+    assert request.outcome == "finished"
+    told = record(request, unix_offset_s=0.0)["prefix"]
+    assert told["reused_tokens"] == request.plan.reused
+    assert "cached tokens on instance" in told["choice"]
+    assert not told["missed"]
+
+
+def test_a_home_that_misses_costs_another_plan_and_nothing_else(pool: ReusingPool) -> None:
+    request = reusing(pool)
+    home, seq = request.plan.home, request.seq
+    name = f"{home} misses the prefix of {seq}"
+    pool.until(lambda: any(move.name == name for move in pool.moves()))
+    pool.happen(name)
+    pool.until(lambda: request.seq != seq and request.plan is not None)
+    assert pool.prefixes.misses == [request]
+    assert request.plan.reused == 0
+    assert request.losses == 0
+    pool.settle()
+    assert request.outcome == "finished"
+    assert record(request, unix_offset_s=0.0)["prefix"]["missed"]
+
+
+def test_a_holder_that_is_lost_before_anything_ran_costs_another_plan(pool: ReusingPool) -> None:
+    request = reusing(pool)
+    assert phase_is(request, Phase.BOUND)
+    pool.lose(request.plan.home)
+    pool.confirm(request.plan.home)
+    pool.settle()
+    assert request.outcome == "finished"
