@@ -61,6 +61,7 @@ class PoolPrefixes:
 
     def waits(self, request: PoolRequest) -> None:
         """A request waits for the policy's plan."""
+        self._waiting.pop(request.rid, None)
         reusable = self._reusable(request) // self._page * self._page
         if reusable and not request.missed:
             more = request.resumes.tokens if request.resumes is not None else ()

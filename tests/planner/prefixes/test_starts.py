@@ -132,7 +132,7 @@ def test_the_chosen_start_is_the_cheapest_of_all(case: Case, data: st.DataObject
 
 def test_late_binds_behind_a_busy_holder_and_lets_others_go_on() -> None:
     policy = with_prefixes(HeldPrefix(2, 32_000), name="cdsp-late")
-    pool = PoolView((5.0, 0.0, 0.05, 5.0), (200_000,) * 4, 4)
+    pool = PoolView((0.0, 0.0, 0.05, 0.0), (200_000,) * 4, 4)
     policy.arrive(PromptView("a", 33_000), 0.0)
     policy.options = replace(policy.options, prefixes=None)
     policy.arrive(PromptView("b", 40_000), 0.0)
