@@ -67,26 +67,33 @@ class Chunkwise(FirstComePolicy):
         held = self.held(prompt)
         if not held:
             return (Start(None, prompt, 0.0),)
-        return starts(held, prompt, pool, self._least, self._asked(price))
+        return starts(held, prompt, pool, self._least_of_start, self._asked(price))
 
     def held(self, prompt: PromptView) -> tuple[HeldPrefix, ...]:
         """Who has what of a prompt cached, as far as this policy's plans may use it."""
         source = self.options.prefixes
         if source is None or not self.reuses or prompt.history_tokens:
             return ()
-        return source(prompt.rid)
+        # A holder may go on alone, which must have been measured.
+        return source(prompt.rid) if self.options.current_model().sp_sizes[0] == 1 else ()
 
     def _asked(self, price: float | None) -> float:
         """Seconds of TTFT for an instance-second."""
         return search_price(self.options.current_rate()) if price is None else price
 
-    def _least(self, tokens: int, history: int) -> tuple[float, float]:
-        """Seconds and instance-seconds that a prompt takes at least, in an idle pool."""
-        model = self.options.current_model()
-        times = [
-            (model.predict(size, history, tokens), size) for size in self.options.current_sizes()
-        ]
+    def _least(self, tokens: int, history: int, *, alone: bool = False) -> tuple[float, float]:
+        """Seconds and instance-seconds that a prompt takes at least, in an idle pool.
+
+        `alone`: one instance may compute it whatever the candidate sizes: it has the history.
+        """
+        model, sizes = self.options.current_model(), self.options.current_sizes()
+        if alone and sizes[0] != 1:
+            sizes = (1, *sizes)
+        times = [(model.predict(size, history, tokens), size) for size in sizes]
         return min(times)[0], min([seconds * size for seconds, size in times])
+
+    def _least_of_start(self, tokens: int, history: int) -> tuple[float, float]:
+        return self._least(tokens, history, alone=history > 0)
 
     def _searched(self, prompt: PromptView, pool: PoolView, price: float | None) -> Plan | None:
         """The compiled search's plan for a prompt with or without history."""

@@ -271,7 +271,10 @@ class CdspLate(Chunkwise):
         if known is not None:
             return known
         cached = max([prefix.tokens for prefix in self.held(prompt)], default=0)
-        return self._need(prompt.tokens - cached, prompt.history_tokens + cached)
+        if cached:
+            seconds, work = self._least(prompt.tokens - cached, cached, alone=True)
+            return Need(max(seconds, LEAST_S), work)
+        return self._need(prompt.tokens, prompt.history_tokens)
 
     def _need(self, tokens: int, history_tokens: int) -> Need:
         seconds, work = self._least(tokens, history_tokens)

@@ -109,7 +109,7 @@ def test_the_chosen_start_is_the_cheapest_of_all(case: Case, data: st.DataObject
     held = [HeldPrefix(i, pages[i] * page, data.draw(st.integers(0, 90_000))) for i in instances]
     policy = Cdsp(case.options)
     asked = policy._asked(None)
-    ways = starts(held, case.prompt, case.pool, policy._least, asked)
+    ways = starts(held, case.prompt, case.pool, policy._least_of_start, asked)
     chosen = best_start(ways, case.pool, lambda p: policy._searched(p, case.pool, None), asked)
     found = [policy._searched(way.prompt, case.pool, None) for way in ways]
     costs = [cost(plan, case.pool, asked) for plan in found if plan is not None]
