@@ -74,7 +74,8 @@ def test_a_home_that_misses_costs_another_plan_and_nothing_else(pool: ReusingPoo
 def test_a_holder_that_is_lost_before_anything_ran_costs_another_plan(pool: ReusingPool) -> None:
     request = reusing(pool)
     assert phase_is(request, Phase.BOUND)
-    pool.lose(request.plan.home)
-    pool.confirm(request.plan.home)
+    home = request.plan.home
+    pool.lose(home)
+    pool.confirm(home)
     pool.settle()
     assert request.outcome == "finished"
