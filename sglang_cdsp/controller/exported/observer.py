@@ -21,6 +21,9 @@ PLAIN_COUNTERS = (
     "stopped_tasks_total",
     "kv_transferred_tokens_total",
     "lost_requests_total",
+    "reused_tokens_total",
+    "unused_cached_tokens_total",
+    "prefix_misses_total",
 )
 SEAT_COUNTERS = (
     "give_ways_total",
@@ -99,8 +102,13 @@ class ExportedMetrics(Observer):
         outcome = request.outcome
         self._to.count("requests_total", outcome=outcome, cause=cause_of(request))
         self._to.count("prompt_tokens_total", request.tokens, outcome=outcome)
+        self._to.count("prefix_misses_total", float(request.missed))
         if request.plan is None:
             return
+        if outcome == "finished":
+            reused = request.plan.reused
+            self._to.count("reused_tokens_total", reused)
+            self._to.count("unused_cached_tokens_total", max(0, request.plan.cached - reused))
         # Members report one by one; a chunk in which one was lost has times, but is not computed.
         computed = 1 if request.one_instance else request.next_chunk
         for planned, times in zip(request.plan.chunks[:computed], request.times, strict=False):
