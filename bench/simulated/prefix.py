@@ -7,7 +7,7 @@ One server, LLaMA3-8B on A100s (the Table I fit; the step-time model is reckoned
 highest that is stable without reuse: among the rates of a bisection the highest at which the
 requests of the run's last third have a mean TTFT of at most twice that of those of its middle third
 (or `--rate`). At it runs `cdsp-late` without reuse, `cdsp-late` and `cdsp` with it, and
-`cache-aware` routing of whole prompts to one instance each. Every seed draws the noise of chunk
+`cache-aware` routing of whole prompts to one instance each. No prompt passes another. Every seed draws the noise of chunk
 times anew, and of drawn workloads the requests, too; a trace has the requests that it has.
 """
 
@@ -72,6 +72,7 @@ def setup_of(kind: Kind, instances: int, seed: int) -> Setup:
         cache_block=BLOCK,
         noise=NOISE,
         seed=seed,
+        preempt_budget=0.0,
     )
 
 

@@ -59,8 +59,12 @@ class Chunkwise(FirstComePolicy):
         if len(ways) == 1:
             return self._searched(prompt, pool, price)
         return best_start(
-            ways, pool, lambda rest: self._searched(rest, pool, price), self._asked(price)
+            ways, pool, lambda rest: self._from_start(rest, pool, price), self._asked(price)
         )
+
+    def _from_start(self, rest: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+        """The plan of one start."""
+        return self._searched(rest, pool, price)
 
     def _starts(self, prompt: PromptView, pool: PoolView, price: float | None) -> Sequence[Start]:
         """The ways to begin a prompt; one, which reuses nothing, where there is no other."""
@@ -95,8 +99,17 @@ class Chunkwise(FirstComePolicy):
     def _least_of_start(self, tokens: int, history: int) -> tuple[float, float]:
         return self._least(tokens, history, alone=history > 0)
 
-    def _searched(self, prompt: PromptView, pool: PoolView, price: float | None) -> Plan | None:
-        """The compiled search's plan for a prompt with or without history."""
+    def _searched(
+        self,
+        prompt: PromptView,
+        pool: PoolView,
+        price: float | None,
+        sizes: tuple[int, ...] | None = None,
+    ) -> Plan | None:
+        """The compiled search's plan for a prompt with or without history.
+
+        `sizes`: the candidates, those of now if not given.
+        """
         options = self.options
         model = options.current_model()
         if model is not self._fast.model:
@@ -109,12 +122,12 @@ class Chunkwise(FirstComePolicy):
             options.spread_cost,
             price,
         )
-        sizes = options.current_sizes()
+        candidates = sizes or options.current_sizes()
         if not pool.running:
-            return self._fast.plan(prompt, pool, sizes, settings)
+            return self._fast.plan(prompt, pool, candidates, settings)
 
         def planned(seen: PoolView, factor: float) -> Plan | None:
-            return self._slowed(factor).plan(prompt, seen, sizes, settings)
+            return self._slowed(factor).plan(prompt, seen, candidates, settings)
 
         return borrowed(planned, pool)
 

@@ -36,7 +36,8 @@ are the tail of the distribution: they are spared, unless the delay is tiny.
 
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
 later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it. A
-plan that starts from a cached prefix is bound at once all the same, behind what its holder does.
+plan that starts from a cached prefix whose holder is busy runs on that holder alone, which is kept
+for it; it waits unbound, and others do not wait with it.
 What a prompt needs is what it needs with the longest prefix that was cached when it arrived.
 """
 
@@ -93,6 +94,9 @@ MEMORY = 1 / 64
 LEAD_S = 0.02
 """A plan that starts within this time is bound, so that its orders arrive before its instances are
 free."""
+
+MOST_KEPT = 16
+"""So many prompts at most wait for their holders while others go on."""
 
 LEAST_S = 1e-9
 """What a prompt needs at least, should the latency model promise nothing."""
@@ -167,6 +171,7 @@ class CdspLate(Chunkwise):
         started: list[tuple[str, Plan]] = []
         if not self._any_room(pool):
             return started
+        kept = 0
         behind = sum([1.0 / need.seconds for need in self._needs.values()])
         for *_, rid in self._order:
             seconds = self._needs[rid].seconds
@@ -178,9 +183,13 @@ class CdspLate(Chunkwise):
             plan = self.plan_at(prompt, pool, price)
             if self._may_pass(pool) and (plan is None or not _starts_now(plan)):
                 plan = self._pass(prompt, plan, pool, price, now_s) or plan
-            # Who waits for a prefix waits for its holder: nobody else need stand behind it.
-            if plan is None or not (_starts_now(plan) or plan.reused):
-                break
+            if plan is None or not _starts_now(plan):
+                if plan is None or not plan.reused or kept == MOST_KEPT:
+                    break
+                # Its holder is kept for it: it has the first choice when that is free.
+                pool = after_plan(pool, plan, prompt, self.options.page_size)
+                kept += 1
+                continue
             pool = after_plan(pool, plan, prompt, self.options.page_size)
             started.append((rid, plan))
             if not self._any_room(pool):
@@ -257,6 +266,11 @@ class CdspLate(Chunkwise):
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         need = self._need(problem.tokens, problem.history_tokens)
         return plan_priced(problem, self._price(need.seconds, 0.0), report=report)
+
+    def _from_start(self, rest: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+        # Its holder is kept for it, and others must not stand idle until that is free.
+        waits = any(pool.queue_s[i] > LEAD_S for i in rest.history_instances)
+        return self._searched(rest, pool, price, (1,) if waits else None)
 
     def _search_for(self, prompt: PromptView) -> Search:
         price = self._idle_price(prompt)

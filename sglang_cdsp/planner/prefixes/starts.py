@@ -44,8 +44,13 @@ def usable(held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView) -> li
     """The prefixes that a plan can start from now.
 
     Their holder is up and has the slots to be home. Of what is held equally long, that on the
-    instance that is free first.
+    instance that is free first, and among these on the one where least decodes.
     """
+
+    def busy(i: int) -> tuple[float, int, int]:
+        running = pool.running[i].requests if pool.running else 0
+        return pool.queue_s[i], running, -(pool.free_tokens[i] if pool.free_tokens else 0)
+
     best: dict[int, HeldPrefix] = {}
     for prefix in held:
         i = prefix.instance
@@ -54,7 +59,7 @@ def usable(held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView) -> li
         if not (room and up and 0 < prefix.tokens < prompt.tokens):
             continue
         other = best.get(prefix.tokens)
-        if other is None or pool.queue_s[i] < pool.queue_s[other.instance]:
+        if other is None or busy(i) < busy(other.instance):
             best[prefix.tokens] = prefix
     return list(best.values())
 

@@ -130,7 +130,7 @@ def test_the_chosen_start_is_the_cheapest_of_all(case: Case, data: st.DataObject
     assert after.free_tokens is None or min(after.free_tokens) >= 0
 
 
-def test_late_binds_behind_a_busy_holder_and_lets_others_go_on() -> None:
+def test_late_keeps_a_busy_holder_and_lets_others_go_on() -> None:
     policy = with_prefixes(HeldPrefix(2, 32_000), name="cdsp-late")
     pool = PoolView((0.0, 0.0, 0.05, 0.0), (200_000,) * 4, 4)
     policy.arrive(PromptView("a", 33_000), 0.0)
@@ -140,9 +140,13 @@ def test_late_binds_behind_a_busy_holder_and_lets_others_go_on() -> None:
         policy.options, prefixes=lambda rid: (HeldPrefix(2, 32_000),) if rid == "a" else ()
     )
     bound = dict(policy.step(pool, 0.0))
-    assert bound["a"].reused == 32_000
-    assert bound["a"].chunks[0].start_s == pytest.approx(0.05)
+    assert policy.waiting() == ("a",)
     assert bound["b"].chunks[0].start_s == 0.0
+    assert 2 not in bound["b"].instances
+    pool = replace(after_plan(pool, bound["b"], PromptView("b", 40_000), 16))
+    pool = replace(pool, queue_s=(*pool.queue_s[:2], 0.0, pool.queue_s[3]))
+    bound = dict(policy.step(pool, 0.05))
+    assert (bound["a"].reused, bound["a"].home) == (32_000, 2)
 
 
 def test_late_orders_by_what_is_left_to_compute() -> None:
