@@ -4,12 +4,12 @@
         [--instances 16] [--requests 2000] [--seeds 5] [--rate R]
 
 One server, LLaMA3-8B on A100s (the Table I fit; the step-time model is reckoned). The rate is the
-highest that is stable without reuse: among the rates of a bisection the highest at which the
-requests of a run's second half have a mean TTFT of at most 1.5 times that of those of its first half
-(where queues grow without end it is three times), or `--rate`. At it runs `cdsp-late` without reuse, `cdsp-late` and `cdsp` with it, and
-`cache-aware` routing of whole prompts to one instance each. No prompt passes another. Every seed
-draws the noise of chunk times anew, and of drawn workloads the requests, too; a trace has the
-requests that it has.
+highest that is stable without reuse: by bisection, the highest at which the requests of a run's
+second half have a mean TTFT of at most 1.5 times that of those of its first half (where queues grow
+without end it is three times); or `--rate`. At it runs `cdsp-late` without reuse, `cdsp-late` and
+`cdsp` with it, and `cache-aware` routing of whole prompts to one instance each. No prompt passes
+another. Every seed draws the noise of chunk times anew, and of drawn workloads the requests, too; a
+trace has the requests that it has.
 """
 
 from __future__ import annotations

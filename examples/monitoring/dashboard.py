@@ -172,6 +172,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {
                 "planned anew": rate("replans_total"),
                 "recalled": rate("recalls_total"),
+                "computed anew": rate("resumed_requests_total"),
                 "passed others": rate("passing_requests_total"),
                 "stopped": rate("stopped_tasks_total"),
             },
@@ -254,6 +255,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {"tokens/s": rate("kv_transferred_tokens_total")},
         ),
         Panel("From first token to all KV", "s", quantiles("kv_transfer_seconds")),
+        Panel(
+            "Running requests that moved",
+            "short",
+            {
+                "moves/s": rate("moved_requests_total"),
+                "tokens/s": rate("moved_tokens_total"),
+                "seconds a second on their way": rate("move_seconds_total"),
+            },
+            "one server: from instances that turn or drain to those that decode",
+        ),
     ),
     "Decode servers": (
         Panel(

@@ -37,14 +37,16 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     ``arrival_unix_s``, on the wall clock; None for what never came. ``bound_s`` is when the policy
     gave it its plan, ``kv_drained_s`` when all instances' writes to decode had ended. Planned times
     and the predicted TTFT are those of the last plan; ``replans`` tells of the changes. ``recalls``
-    counts earlier plans. Nothing of them had run when an instance was lost, but in one server,
-    where ``resumed_tokens`` of output were computed anew with the prompt. ``lost_instances`` are
-    those that were lost since it was bound. ``passes``: its chunk ran between the layers of others.
-    A chunk's ``passed_s`` is for how long it stood while others passed it. Where the pool decodes
-    itself, ``output_tokens`` were sent until ``end_s``, when its home was done with it.
-    ``moves`` are its ways to other instances after its first token, with the KV rows that moved.
-    ``prefix`` tells of the cached tokens in front of its chunks, which its home had: how many some
-    instance had, how many its plan reused and why, and whether an earlier plan ``missed`` them.
+    counts earlier plans. Nothing of them had run when an instance was lost, but in one server:
+    there the last plan's chunks are the prompt and ``resumed_tokens`` of output after it, and where
+    these are not 0, the first token was of an earlier plan and no TTFT is predicted.
+    ``lost_instances`` are those that were lost since it was bound. ``passes``: its chunk ran
+    between the layers of others. A chunk's ``passed_s`` is for how long it stood while others
+    passed it. Where the pool decodes itself, ``output_tokens`` were sent to its client, each once,
+    until ``end_s``, when its last home was done with it. ``moves`` are its ways to other instances
+    after its first token, with the KV rows that moved. ``prefix`` tells of the cached tokens in
+    front of its chunks, which its home had: how many some instance had, how many its plan reused
+    and why, and whether an earlier plan ``missed`` them.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -64,10 +66,11 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
                 "passed_s": times.passed_s if times else 0.0,
             }
         )
-    predicted = offset + request.plan.ttft_s if request.plan else None
+    resumed = len(request.resumes.tokens) if request.resumes else 0
+    predicted = offset + request.plan.ttft_s if request.plan and not resumed else None
     return {
         "rid": request.rid,
-        "prompt_tokens": request.tokens,
+        "prompt_tokens": request.prompt_tokens,
         "policy": request.policy,
         "arrival_s": request.arrival_s,
         "arrival_unix_s": request.arrival_s + unix_offset_s,
@@ -81,21 +84,27 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "end_s": _since(request.last_token_s, request.arrival_s) if request.decodes else None,
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
-        "prefix": {
-            "cached_tokens": request.plan.cached,
-            "reused_tokens": request.plan.reused,
-            "choice": request.plan.choice,
-            "missed": request.missed,
-        }
-        if request.plan
-        else None,
+        "prefix": _prefix(request),
         "recalls": request.recalls,
-        "resumed_tokens": len(request.resumes.tokens) if request.resumes else 0,
+        "resumed_tokens": resumed,
         "lost_instances": sorted(request.lost),
         "replans": [change.to_dict(request.arrival_s) for change in request.replans],
         "moves": [move.to_dict(request.arrival_s) for move in request.moves],
         "outcome": request.outcome,
         "error": request.error,
+    }
+
+
+def _prefix(request: PoolRequest) -> dict[str, Any] | None:
+    """What its plan took from a cache."""
+    plan = request.plan
+    if plan is None:
+        return None
+    return {
+        "cached_tokens": plan.cached,
+        "reused_tokens": plan.reused,
+        "choice": plan.choice,
+        "missed": request.missed,
     }
 
 

@@ -37,7 +37,7 @@ def line(request: PoolRequest, now_s: float) -> str:
     Args:
         now_s: its end, on the clock of its arrival.
     """
-    words = [f"{_shown(request.rid, LONGEST_RID)}: {request.tokens} tokens"]
+    words = [f"{_shown(request.rid, LONGEST_RID)}: {request.prompt_tokens} tokens"]
     plan = request.plan
     if plan is not None:
         words.append(" then ".join(f"{chunk.tokens}@{chunk.sp_size}" for chunk in plan.chunks))
@@ -50,9 +50,14 @@ def line(request: PoolRequest, now_s: float) -> str:
         times = len(request.replans)
         words.append("planned anew" if times == 1 else f"planned anew {times} times")
     if plan is not None and request.first_token_s is not None:
-        planned_s = request.bound_s - request.arrival_s + plan.ttft_s
-        measured_s = request.first_token_s - request.arrival_s
-        words.append(f"TTFT {measured_s:.2f} s (planned {planned_s:.2f})")
+        words.append(f"TTFT {request.first_token_s - request.arrival_s:.2f} s")
+        if request.resumes is None:  # else its first token was of an earlier plan
+            planned_s = request.bound_s - request.arrival_s + plan.ttft_s
+            words[-1] += f" (planned {planned_s:.2f})"
+    if request.resumes is not None:
+        words.append(f"computed anew after {len(request.resumes.tokens)} tokens of output")
+    if request.moves:
+        words.append(f"moved {' -> '.join(_homes(request))}")
     if request.decodes and request.last_token_s is not None:
         seconds = request.last_token_s - request.arrival_s
         words.append(f"{len(request.output.tokens)} tokens out by {seconds:.2f} s")
@@ -60,6 +65,12 @@ def line(request: PoolRequest, now_s: float) -> str:
         why = _shown(request.error, LONGEST_WORDS)
         words.append(f"{request.outcome} after {now_s - request.arrival_s:.2f} s: {why}")
     return ", ".join(words)
+
+
+def _homes(request: PoolRequest) -> Sequence[str]:
+    """Where a request was decoded, one instance after the other."""
+    moves = request.moves
+    return [str(moves[0].source), *(str(move.target) for move in moves)]
 
 
 def start_line(

@@ -128,6 +128,7 @@ class Resuming:
         """A request of whose plan nothing is left is to be planned over prompt and output."""
         request.resumes = state = resumed_state(request)
         if state is None:
+            request.first_token_s = None  # which nobody has seen, and which is sampled again
             return
         done = len(state.tokens)
         longest = request.longest_output

@@ -6,7 +6,6 @@ chunk takes is done elsewhere (``chunk_work.py``).
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,11 @@ from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
-from sglang_cdsp.engine.joining import Joining, withdraw
+from sglang_cdsp.engine.home_requests import HomeRequests
+from sglang_cdsp.engine.joining import Joining
+from sglang_cdsp.engine.link_orders import LinkOrders
 from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.engine.req_state import StaysError, restore, state_of
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import Batch, StockScheduler
 from sglang_cdsp.engine.stock_numbers import Load
@@ -28,23 +28,17 @@ from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.task_queue import TaskQueue
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.parallel.chunk_layout import plan_layout
-from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
     ForgetOrder,
     GoOrder,
     GrammarOrder,
-    Invitation,
-    InviteOrder,
-    LeaveOrder,
-    LinkOrder,
     LogprobOrder,
     PeerOrder,
     PlanOrder,
     ReleaseOrder,
     RestOrder,
     ResumeOrder,
-    Retracted,
     RoomOrder,
     StockEnded,
     StockOrder,
@@ -58,11 +52,13 @@ if TYPE_CHECKING:
     from sglang_cdsp.parallel.links.lanes import LinkHub
     from sglang_cdsp.transfer.manager import PoolKVManager
 
-logger = logging.getLogger(__name__)
-
 
 class ChunkEngine:
-    """The chunk tasks and one-instance requests of one rank, from their order to their end."""
+    """The chunk tasks and one-instance requests of one rank, from their order to their end.
+
+    Attributes:
+        links: takes the orders about links to other instances.
+    """
 
     def __init__(
         self,
@@ -109,11 +105,21 @@ class ChunkEngine:
         self._worked = False
         self._joining = joining
         self._moving = moving
-        self._stock_tokens = stock_tokens
         self._admitted = StockTracker(scheduler, reporter, abort, self._between_batches)
         if moving is not None:
             moving.follow(self._admitted)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
+        self._home = HomeRequests(
+            tasks=self._tasks,
+            scheduler=scheduler,
+            reporter=reporter,
+            work=work,
+            admitted=self._admitted,
+            joining=joining,
+            moving=moving,
+            stock_tokens=stock_tokens,
+        )
+        self.links = LinkOrders(hub, reporter)
 
     def _between_batches(self) -> list[Req]:
         """Requests that SGLang decodes and that are in none of its batches now."""
@@ -219,39 +225,12 @@ class ChunkEngine:
         """A task ends before its last chunk has."""
         task = self._tasks.get(order.seq)
         if task is not None and order.resumes:
-            self._withdraw(task)
+            self._home.withdraw(task)
         if task is not None and task.joined:
             if not task.withdrawn:
                 self._admitted.cancel(order.seq)
         elif task is not None and not task.over:
             self._work.stop(task)
-
-    def on_link(self, order: LinkOrder) -> None:
-        """Another instance can be reached. If it has ended meanwhile, the next chunk will tell."""
-        if order.tp_rank == self._reporter.tp_rank:
-            try:
-                self._hub.join(order.seat, order.incarnation, order.invitation)
-            except LinkError as error:
-                logger.error("no link to instance %d: %s", order.seat, error)
-
-    def on_leave(self, order: LeaveOrder) -> None:
-        """A life of another instance is given up: what needs it fails, the rest goes on.
-
-        Its memory here stays as it is until its end is known, see ``on_invite``.
-        """
-        if self._hub.incarnation_of(order.seat) == order.incarnation:
-            self._hub.drop(order.seat, f"its life {order.incarnation} was given up")
-
-    def on_invite(self, order: InviteOrder) -> None:
-        """All processes of another instance's former life have ended; its next life may link up."""
-        words, error = b"", ""
-        try:
-            words = self._hub.invite(order.seat)
-        except LinkError as failure:
-            error = str(failure)
-        self._reporter.send(
-            Invitation, seat=order.seat, life=order.incarnation, invitation=words, error=error
-        )
 
     def on_release(self, order: ReleaseOrder) -> None:
         """Every holder's writes have drained: free the slots and answer the client at home."""
@@ -260,11 +239,7 @@ class ChunkEngine:
             return
         task.over = True
         self._queue.remove(task)
-        error = order.error
-        if not (task.joined or error or order.silent) and self._may_join(task):
-            error = self._work.collect_logprobs(task)
-            if not error:
-                self._join(task)
+        error = self._home.join_released(task, order)
         self._work.release(task, error, silent=order.silent)
 
     # -- SGLang's requests ----------------------------------------------------------------
@@ -288,88 +263,15 @@ class ChunkEngine:
 
     def adopt(self, req: Req) -> bool:
         """Take SGLang's request object at home; False for a request of the stock path."""
-        task = next(iter(self._awaiting(req.rid)), None)
-        if task is None and self._moving is not None and self._moving.adopt(req):
-            return True
-        if task is None:
-            self._admitted.adopt(req)
-            return False
-        if req.to_finish is not None or req.finished():
-            reason = getattr(req.to_finish or req.finished_reason, "message", "rejected")
-            self._scheduler.retire_unadmitted_request(req)
-            self._work.fail(task, str(reason), bad_request=True)
-        elif not self._restored(task, req):
-            self._scheduler.retire_unadmitted_request(req)
-        else:
-            if self._joining is None:
-                req.sampling_params.max_new_tokens = 1
-            # It never enters a queue of SGLang's: it waits from when it reached the pool. Both
-            # clocks are the system's monotonic one.
-            req.time_stats.wait_queue_entry_time = task.arrival_s
-            task.req = req
-        return True
-
-    def _restored(self, task: ChunkTask, req: Req) -> bool:
-        """Put a request's earlier output back; False where that fails the task."""
-        try:
-            if task.output is not None:
-                restore(self._scheduler, req, task.output)
-        except Exception as error:
-            logger.exception("%s cannot go on from its output", task.rid)
-            words = f"the request could not go on from its output: {error}: send it again"
-            req.set_finish_with_abort(words)
-            self._work.fail(task, words, bad_request=True)
-            return False
-        return True
+        return self._home.adopt(req)
 
     def gives_back(self, req: Req) -> bool:
-        """Whether a request that SGLang has retracted goes back to the controller, with its output.
-
-        A short one stays: its prefill blocks the loop no longer than another short prompt's, and
-        this instance's prefix cache may still have its prompt.
-        """
-        request = self._admitted.of(req)
-        long = len(req.origin_input_ids) + len(req.output_ids) > self._stock_tokens
-        if request is None or not long or req.to_finish is not None:
-            return False
-        try:
-            output = state_of(req)
-        except StaysError as why:
-            logger.info("request %s is prefilled again where it is: %s", req.rid, why)
-            return False
-        self._admitted.let_go(request)
-        if request.seq in self._tasks:
-            self._tasks[request.seq].withdrawn = True
-        self._reporter.send_from_leader(Retracted, seq=request.seq, output=output)
-        return True
-
-    def _withdraw(self, task: ChunkTask) -> None:
-        """The task's request is computed anew, from what its client has seen."""
-        request = self._admitted.find(task.seq)
-        if request is None or request.req is None:
-            task.withdrawn = not task.joined  # else it has ended, or has been given back
-            return
-        assert self._joining is not None
-        if self._joining.withdraw(request.req) or withdraw(self._scheduler, request.req):
-            self._admitted.let_go(request)
-            task.withdrawn = True
+        """Whether a request that SGLang has retracted goes back to the controller."""
+        return self._home.gives_back(req)
 
     def intake_over(self, rid: str) -> None:
-        """SGLang has seen a request: at home it was adopted, waits for its grammar, or is refused.
-
-        Where SGLang answers a refusal without queueing the request, nobody else would tell, and
-        the task would hold up the queue for ever.
-        """
-        if self._moving is not None:
-            self._moving.intake_over(rid)
-        for task in self._awaiting(rid):
-            if not task.over and not self._admitted.awaits_grammar(rid):
-                self._work.fail(task, "SGLang refused the request", bad_request=True)
-
-    def _awaiting(self, rid: str) -> list[ChunkTask]:
-        """The tasks of this home that wait for SGLang's request object with that id."""
-        at_home = (task for task in self._tasks.values() if task.home == self._instance)
-        return [task for task in at_home if task.rid == rid and task.req is None]
+        """SGLang has seen a request."""
+        self._home.intake_over(rid)
 
     def stamp_start(self, batch: Batch) -> None:
         """A stock batch starts."""
@@ -418,35 +320,9 @@ class ChunkEngine:
         self._grammars.poll()
         self._advance()
         self._worked = self._coroutines.turn()
-        self._join_computed()
+        self._home.join_computed()
         if self._moving is not None:
             self._moving.step()
-
-    def _join_computed(self) -> None:
-        """Let computed prompts join SGLang's running batch; all ranks of the instance do alike.
-
-        Prompt log-probabilities that other members compute are complete at the task's release only.
-        """
-        for task in self._tasks.values():
-            if task.logprob_spec is None and not task.joined and self._may_join(task):
-                self._join(task)
-
-    def _may_join(self, task: ChunkTask) -> bool:
-        """Whether a task's request can be decoded here."""
-        computed = task.gathers and task.computed and not (task.error or task.withdrawn)
-        return computed and task.answers_at(self._instance)
-
-    def _join(self, task: ChunkTask) -> None:
-        """SGLang decodes the task's request from now on, and owns its slots."""
-        assert self._joining is not None
-        assert task.req is not None
-        task.joined = True
-        prefix = task.slot_table.prefix
-        self._joining.add(task.req, task.slot_table.hand_over(int(task.tokens.numel())), prefix)
-        now_s = time.monotonic()
-        self._admitted.join(
-            StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)
-        )
 
     @property
     def computes(self) -> bool:

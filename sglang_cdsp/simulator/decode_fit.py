@@ -19,6 +19,9 @@ from sglang_cdsp.simulator.setup import DecodeModel
 FEWEST_TOKENS = 8
 """Outputs shorter than this say little of a step."""
 
+LEAST_THERE = 0.95
+"""Of a request's decode time, at one instance: less, and it says little of a step there."""
+
 MOST_BESIDE = 0.02
 """Of a request's decode time, with a chunk beside it: more, and it does not count as alone."""
 
@@ -73,13 +76,16 @@ def decode_samples(recorded: Sequence[Recorded]) -> list[Sample]:
     for mine in recorded:
         if mine.tpot_s is None or mine.request.output_tokens < FEWEST_TOKENS:
             continue
-        if beside(recorded, mine.home, mine.decode_span) > MOST_BESIDE:
+        home, span = max(mine.decode_spans, key=lambda there: there[1][1] - there[1][0])
+        if _overlap(mine.decode_span, span) < LEAST_THERE:
+            continue
+        if beside(recorded, home, span) > MOST_BESIDE:
             continue
         batch = tokens = 0.0
         for other in recorded:
-            if other.home != mine.home or other.tpot_s is None:
+            if other.tpot_s is None:
                 continue
-            share = _overlap(mine.decode_span, other.decode_span)
+            share = sum(_overlap(span, also) for at, also in other.decode_spans if at == home)
             batch += share
             tokens += share * (other.request.prompt_tokens + other.request.output_tokens / 2)
         found.append(Sample(batch, tokens, mine.tpot_s))
@@ -101,9 +107,11 @@ def decoded_beside(recorded: Sequence[Recorded], chunk: int, mine: Recorded) -> 
     group, span = mine.chunks[chunk][1], mine.chunk_spans[chunk]
     by_member = [
         sum(
-            _overlap(span, other.decode_span)
+            _overlap(span, there)
             for other in recorded
-            if other.home == member and other.tpot_s is not None
+            if other.tpot_s is not None
+            for at, there in other.decode_spans
+            if at == member
         )
         for member in group
     ]

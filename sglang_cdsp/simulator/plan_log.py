@@ -27,7 +27,8 @@ class Recorded:
     chunk_s: how long each chunk took, without the time for which it stood while others passed.
     passes: it ran between the layers of others. Logs of servers without passing do not say it.
     chunk_spans: when each chunk ran, on the clock of the arrivals. end_s: when its last token came,
-    on the same clock; None where a decode server had it, or it has only one token.
+    on the same clock; None where a decode server had it, or it has only one token. moves: when it
+    left an instance after its first token, when it went on at the next, and which that was.
     """
 
     request: Request
@@ -39,11 +40,22 @@ class Recorded:
     passes: bool = False
     chunk_spans: tuple[tuple[float, float], ...] = ()
     end_s: float | None = None
+    moves: tuple[tuple[float, float, int], ...] = ()
 
     @property
     def home(self) -> int:
-        """The instance that sampled its first token, and in one server all others."""
+        """The instance that sampled its first token."""
         return self.chunks[0][1][0]
+
+    @property
+    def decode_spans(self) -> tuple[tuple[int, tuple[float, float]], ...]:
+        """Where it was decoded from when to when: its home, then where it moved to."""
+        at, since_s = self.home, self.decode_span[0]
+        found = []
+        for left_s, arrived_s, target in self.moves:
+            found.append((at, (since_s, left_s)))
+            at, since_s = target, arrived_s
+        return (*found, (at, (since_s, max(since_s, self.decode_span[1]))))
 
     @property
     def decode_span(self) -> tuple[float, float]:
@@ -67,6 +79,7 @@ class Recorded:
             bound_s=self.bound_s - seconds,
             chunk_spans=tuple((start - seconds, end - seconds) for start, end in self.chunk_spans),
             end_s=None if self.end_s is None else self.end_s - seconds,
+            moves=tuple((left - seconds, came - seconds, at) for left, came, at in self.moves),
         )
 
 
@@ -102,13 +115,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_plan_log(path: Path) -> tuple[Recorded, ...]:
     """The finished requests of a plan log, by arrival; forced plans count like any other.
 
+    What was computed anew after its first token is left out: the log has only its last plan.
+
     Raises:
         PlanLogError: a line is not the server's, or nothing finished.
     """
     found: list[Recorded] = []
     for number, record in enumerate(read_lines(path), 1):
         try:
-            if record["outcome"] == "finished" and record["ttft_s"]["measured"] is not None:
+            finished = record["outcome"] == "finished" and record["ttft_s"]["measured"] is not None
+            if finished and not record.get("resumed_tokens"):
                 found.append(_recorded(record))
         except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise _bad_line(path, number, error) from error
@@ -121,7 +137,12 @@ def read_plan_log(path: Path) -> tuple[Recorded, ...]:
 
 def instances_named(recorded: Iterable[Recorded]) -> int:
     """The least pool that has every instance that the plans name."""
-    return 1 + max(i for r in recorded for _, group in r.chunks for i in group)
+    return 1 + max(
+        i
+        for r in recorded
+        for group in (*(group for _, group in r.chunks), tuple(at for _, _, at in r.moves))
+        for i in group
+    )
 
 
 def _recorded(record: dict[str, Any]) -> Recorded:
@@ -139,6 +160,14 @@ def _recorded(record: dict[str, Any]) -> Recorded:
         bool(record.get("passes", False)),
         tuple((arrival_s + float(c["start_s"]), arrival_s + float(c["end_s"])) for c in chunks),
         arrival_s + float(record["end_s"]) if output_tokens > 1 else None,
+        tuple(
+            (
+                arrival_s + float(move["left_s"]),
+                arrival_s + float(move["arrived_s"]),
+                int(move["to"]),
+            )
+            for move in record.get("moves", ())
+        ),
     )
     times = (recorded.ttft_s, *recorded.chunk_s)
     if not all(0 < seconds < math.inf for seconds in times) or not math.isfinite(recorded.bound_s):
@@ -147,6 +176,8 @@ def _recorded(record: dict[str, Any]) -> Recorded:
         raise ValueError("the chunks are not the prompt")
     if recorded.passes and len(recorded.chunks) > 1:
         raise ValueError("passes with several chunks")
+    if not all(0 <= at < MOST_INSTANCES for _, _, at in recorded.moves):
+        raise ValueError("no pool has an instance to which it moved")
     for tokens, group in recorded.chunks:
         if tokens < 1 or not group or len(set(group)) < len(group):
             raise ValueError("a chunk without tokens, or whose instances are not a group")

@@ -173,8 +173,10 @@ def _load(run: Run) -> Iterator[dict[str, Any]]:
         begins_s = request.end_s if waited_s is None else request.arrival_s + waited_s
         steps += [(request.arrival_s, 1, 0), (begins_s, -1, 0)]
         if waited_s is not None:
-            ends_s = request.first_token_s
-            steps += [(begins_s, 0, 1), (request.end_s if ends_s is None else ends_s, 0, -1)]
+            token_s = request.first_token_s
+            # What is computed anew has its first token before the chunks that are told of.
+            ends_s = request.end_s if token_s is None or token_s < begins_s else token_s
+            steps += [(begins_s, 0, 1), (ends_s, 0, -1)]
     waiting = running = 0
     for at_s, more_wait, more_run in sorted(steps):
         waiting, running = waiting + more_wait, running + more_run

@@ -61,7 +61,7 @@ class Request:
         tokens: prompt length.
         policy: what planned it, "" if nothing did.
         arrival_s, bound_s, first_token_s, drained_s: moments; None for those that never came.
-        planned_s: when its first token was expected by the last plan, None without one.
+        planned_s: when its first token was expected by the last plan before it, None without one.
         chunks: of the last plan.
         changes: of the plan.
         lost: instances that were lost while its plan named them.

@@ -22,9 +22,9 @@ from sglang_cdsp.controller.exported.instruments import (
 )
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
-from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.controller.request import ChunkTimes, MoveTimes, PoolRequest
 from sglang_cdsp.planner.types import PlannedChunk
-from sglang_cdsp.protocol.messages import ChunkDone, Ready
+from sglang_cdsp.protocol.messages import ChunkDone, OutputState, Ready
 from tests.controller.ended import finished
 from tests.controller.fake_pool import FakePool
 
@@ -93,6 +93,37 @@ def test_a_request_of_sglangs_own_batches_counts_as_one_chunk(scraped: Scraped) 
     scraped.metrics.ended(request)
     assert scraped("chunks_total", sp_size="1") == 1
     assert scraped("chunk_tokens_total", sp_size="1") == 100
+
+
+def test_what_is_computed_anew_counts_its_chunks_again_and_waits_but_once(
+    scraped: Scraped,
+) -> None:
+    request = finished()
+    request.output.tokens = [5] * 12
+    scraped.metrics.recalled(request)
+    assert scraped("chunk_tokens_total", sp_size="2") == 36
+    assert scraped("resumed_requests_total") == 1
+    assert scraped("ttft_seconds_count") is None
+    request.resumes, request.tokens = OutputState(tokens=[5] * 12, sent=12), 112
+    assert request.plan is not None
+    chunks = (PlannedChunk(112, (1, 0), 0.5, 1.0),)
+    request.plan, request.times = replace(request.plan, chunks=chunks), [ChunkTimes(109.0, 110.0)]
+    request.bound_s, request.next_chunk = 108.0, 1
+    scraped.metrics.ended(request)
+    assert scraped("prompt_tokens_total", outcome="finished") == 100
+    assert scraped("chunk_tokens_total", sp_size="2") == 36 + 112
+    assert scraped("ttft_seconds_sum") == pytest.approx(4.5)
+    assert scraped("queue_seconds_count", stage="plan") is None
+    assert scraped("planned_ttft_seconds_count") is None
+
+
+def test_moves_count_when_the_next_instance_goes_on(scraped: Scraped) -> None:
+    request = finished()
+    request.moves = [MoveTimes(1, 2, 105.0, 106.0, 106.5, 120)]
+    scraped.metrics.moved(request)
+    assert scraped("moved_requests_total") == 1
+    assert scraped("moved_tokens_total") == 120
+    assert scraped("move_seconds_total") == pytest.approx(0.5)
 
 
 def test_each_rank_sends_as_much_as_its_leading_one() -> None:

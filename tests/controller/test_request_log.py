@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
-from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.controller.request import MoveTimes, PoolRequest
 from sglang_cdsp.controller.request_log import RequestLog, line, start_line
+from sglang_cdsp.protocol.messages import OutputState
 from tests.controller.ended import finished
 
 
@@ -20,6 +21,19 @@ def test_what_decodes_here_says_how_much_came_out() -> None:
     one = finished()
     one.decodes, one.output.tokens, one.last_token_s = True, [5] * 32, one.arrival_s + 6.25
     assert line(one, 107.0).endswith("TTFT 4.50 s (planned 4.00), 32 tokens out by 6.25 s")
+
+
+def test_what_moved_or_was_computed_anew_says_so() -> None:
+    one = finished()
+    one.resumes = OutputState(tokens=[5] * 12, sent=12)
+    one.tokens += 12
+    one.moves = [
+        MoveTimes(0, 2, 105.0, 106.0, 106.5, 120),
+        MoveTimes(2, 1, 107.0, 107.5, 108.0, 130),
+    ]
+    said = line(one, 109.0)
+    assert said.startswith("r1: 100 tokens, ")
+    assert said.endswith("TTFT 4.50 s, computed anew after 12 tokens of output, moved 0 -> 2 -> 1")
 
 
 def test_a_failed_request_says_why() -> None:

@@ -25,6 +25,8 @@ from sglang_cdsp.timeline.read import read_run
 from sglang_cdsp.timeline.trace import trace
 from tests.controller.any_order import SETTINGS, AnyOrder
 from tests.controller.fake_pool import FakePool
+from tests.controller.one_server import OneServerPool
+from tests.controller.one_server_order import AnyOrderOfOneServer
 from tests.controller.strict_instruments import StrictInstruments
 from tests.timeline.logs import write
 
@@ -35,20 +37,24 @@ class SeenPool(FakePool):
     """A pool that is watched; observers hear of an effect after it, as from the dispatcher.
 
     Attributes:
-        seen: what is exported.
+        exported: its metrics.
         records: its plan log.
         lines: its log.
         done: members that told of a chunk's end, by ``(seq, chunk)``.
         fills: how often a seat came back.
+        resumed: how often a request was to go on from output.
     """
 
     def __init__(self, *, size: int = 4, tp_size: int = 1, **more: Any) -> None:
-        self.seen = StrictInstruments()
-        self._metrics = ExportedMetrics(self.seen, seats=size, tp_size=tp_size, sp_sizes=(1, 2, 4))
+        self.exported = StrictInstruments()
+        self._metrics = ExportedMetrics(
+            self.exported, seats=size, tp_size=tp_size, sp_sizes=(1, 2, 4)
+        )
         self.records: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self.done: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.fills: Counter[int] = Counter()
+        self.resumed = 0
         super().__init__(size=size, tp_size=tp_size, **more)
 
     def hear(self, report: AnyReport) -> None:
@@ -80,18 +86,34 @@ class SeenPool(FakePool):
 
     def recalled(self, request: PoolRequest) -> None:
         super().recalled(request)
+        before = self.exported.total(CHUNK_TOKENS)
         self._metrics.recalled(request)
+        self._check_chunks(request, self.exported.total(CHUNK_TOKENS) - before)
+        self.resumed += bool(request.output.tokens or request.carried)
+
+    def move_over(self, request: PoolRequest) -> None:
+        super().move_over(request)
+        self._metrics.moved(request)
 
     def ended(self, request: PoolRequest) -> None:
         super().ended(request)
-        before = self.seen.total(CHUNK_TOKENS)
+        before = self.exported.total(CHUNK_TOKENS)
         self._metrics.ended(request)
-        counted = self.seen.total(CHUNK_TOKENS) - before
-        if request.outcome == "finished" and not request.one_instance:
+        counted = self.exported.total(CHUNK_TOKENS) - before
+        if request.outcome == "finished" and not request.one_instance and self._all_ran(request):
             assert counted == request.tokens, "every token is in a chunk that was counted"
-        assert counted <= self._computed(request), "a chunk is computed by all of its members"
+        self._check_chunks(request, counted)
         self.records.append(record(request, unix_offset_s=0.0))
         self.lines.append(line(request, self.now_s))
+
+    def _all_ran(self, request: PoolRequest) -> bool:
+        """Whether a request that finished needed all members to run all chunks."""
+        return True
+
+    def _check_chunks(self, request: PoolRequest, counted: float) -> None:
+        """SGLang's own batches tell of no chunk of theirs."""
+        if not request.one_instance:
+            assert counted <= self._computed(request), "a chunk is computed by all of its members"
 
     def _computed(self, request: PoolRequest) -> int:
         """Tokens of the chunks of which every member has told that it ran."""
@@ -123,16 +145,16 @@ class Seen(AnyOrder):
             return
         super().teardown()
         self._each_end_is_counted_once()
-        assert self.pool.seen.total("seat_restarts_total") == self.pool.fills.total()
-        assert self.pool.seen.total("lost_requests_total") == len(self.pool.lost_requests)
+        assert self.pool.exported.total("seat_restarts_total") == self.pool.fills.total()
+        assert self.pool.exported.total("lost_requests_total") == len(self.pool.lost_requests)
         assert all(told.isprintable() for told in self.pool.lines)
         self._the_log_can_be_drawn()
 
     def _each_end_is_counted_once(self) -> None:
-        seen, ends = self.pool.seen, self.pool.ends
+        seen, ends = self.pool.exported, self.pool.ends
         assert seen.total("requests_total") == len(ends)
         for outcome in ("finished", "aborted", "failed"):
-            tokens = sum(request.tokens for request in ends if request.outcome == outcome)
+            tokens = sum(r.prompt_tokens for r in ends if r.outcome == outcome)
             assert seen.counted[("prompt_tokens_total", outcome)] == tokens
         refused = [r for r in ends if r.outcome == "failed" and r.status is HTTPStatus.BAD_REQUEST]
         assert seen.counted[("requests_total", "failed", "request")] >= len(refused)
@@ -147,5 +169,41 @@ class Seen(AnyOrder):
         assert trace(run)["traceEvents"]
 
 
+class SeenOneServerPool(SeenPool, OneServerPool):
+    """One server that is watched."""
+
+    def ended(self, request: PoolRequest) -> None:
+        super().ended(request)
+        told = self.records[-1]
+        if self.alone(request.rid):
+            assert told["output_tokens"] == self.seen[request.rid], "what its client has"
+        if request.plan is not None:
+            chunks = sum(chunk["tokens"] for chunk in told["chunks"])
+            assert chunks == told["prompt_tokens"] + told["resumed_tokens"]
+        if told["resumed_tokens"]:
+            assert told["ttft_s"]["predicted"] is None
+
+    def _all_ran(self, request: PoolRequest) -> bool:
+        """Home goes on without the others, once it has all KV."""
+        assert request.plan is not None
+        return request.next_chunk == len(request.plan.chunks)
+
+
+class SeenOneServer(Seen, AnyOrderOfOneServer):
+    """One server takes the same turns, with requests that move and that are computed anew."""
+
+    make_pool = SeenOneServerPool
+    pool: SeenOneServerPool
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "pool"):
+            seen = self.pool.exported
+            assert seen.total("moved_requests_total") == len(self.pool.moves_seen)
+            assert seen.total("resumed_requests_total") == self.pool.resumed
+
+
 Seen.TestCase.settings = settings(SETTINGS, max_examples=50)
 TestSeen = Seen.TestCase
+SeenOneServer.TestCase.settings = settings(SETTINGS, max_examples=50)
+TestSeenOneServer = SeenOneServer.TestCase

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from sglang_cdsp.engine import chunk_engine
+from sglang_cdsp.engine import home_requests
 from sglang_cdsp.engine.req_state import STAYS
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.protocol.messages import (
@@ -262,9 +262,9 @@ def test_what_is_short_aborted_strange_or_nobodys_stays_with_sglang() -> None:
     rank.engine.step()
     (req,) = joining(rank).reqs
     retracted(req)
-    rank.engine._stock_tokens = TOKENS + 2
+    rank.engine._home._stock_tokens = TOKENS + 2
     assert not rank.engine.gives_back(req)
-    rank.engine._stock_tokens = 0
+    rank.engine._home._stock_tokens = 0
     for field, value in (("to_finish", "an abort"), ("custom_logit_processor", "a processor")):
         before = getattr(req, field)
         setattr(req, field, value)
@@ -312,7 +312,7 @@ def test_nor_does_it_join_when_the_order_comes_before() -> None:
 
 def test_a_request_goes_on_from_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
     restored: list[Any] = []
-    monkeypatch.setattr(chunk_engine, "restore", lambda *what: restored.append(what[1:]))
+    monkeypatch.setattr(home_requests, "restore", lambda *what: restored.append(what[1:]))
     rank = Rank(decodes=True)
     rank.plan()
     output = OutputState(tokens=[5, 6], sent=2)
@@ -322,7 +322,7 @@ def test_a_request_goes_on_from_its_output(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_request_that_cannot_go_on_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_engine, "restore", Mock(side_effect=ValueError("a bad grammar")))
+    monkeypatch.setattr(home_requests, "restore", Mock(side_effect=ValueError("a bad grammar")))
     rank = Rank(decodes=True)
     rank.plan()
     order = ResumeOrder(rid="r", seq=0, output=OutputState(tokens=[5], sent=1))

@@ -17,16 +17,18 @@ from sglang_cdsp.testing.answers import Answer
 from tests.serving.client import difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving_unified.client import OneServerClient
+from tests.serving_unified.penalties import penalties
+from tests.serving_unified.streams import Stream, no_repetition
 
 TOLERANCE = 1e-3
 OUTPUT = 48
 TURNS = ("2p2d", "2d2p", "1p3d", "1d2p1d", "3b1d")
 ASKED: tuple[tuple[int, dict[str, Any]], ...] = (
     (60, {}),
-    (300, {"frequency_penalty": 0.4, "presence_penalty": 0.3}),
-    (700, {"repetition_penalty": 1.3, "min_new_tokens": 20}),
+    (300, penalties(frequency_penalty=0.4, presence_penalty=0.3)),
+    (700, penalties(repetition_penalty=1.3) | {"min_new_tokens": 20}),
     (1500, {}),
-    (2600, {"frequency_penalty": 0.4}),
+    (2600, penalties(frequency_penalty=0.4)),
     (4000, {}),
 )
 
@@ -84,14 +86,20 @@ def test_tokens_are_stocks_while_seats_turn(client: OneServerClient, checkpoint:
 
 
 def test_a_grammar_and_a_stream_move_along(client: OneServerClient, checkpoint: Path) -> None:
+    sampling = {"temperature": 0, "max_new_tokens": 300, "regex": "[a-f ]{1200,}"}
     body: dict[str, Any] = {
         "input_ids": text_tokens(checkpoint, 400, 9),
-        "sampling_params": {"temperature": 0, "max_new_tokens": 40, "regex": "[a-f ]{60,80}"},
+        "sampling_params": sampling,
     }
     stock = requests.post(f"{client.servers.urls['single']}/generate", json=body, timeout=120)
-    with turning(client, 0.5):
-        ours = client.post("/generate", body).json()
+    before = status(client)["counters"]["requests_moved"]
+    stream = Stream(client.servers.urls["pool"], body)
+    with turning(client, 0.2):
+        ours = stream.read()
     assert ours["output_ids"] == stock.json()["output_ids"]
+    assert ours["text"] == stock.json()["text"]
+    no_repetition(stream.events)
+    assert status(client)["counters"]["requests_moved"] > before
 
 
 def test_a_turned_seat_is_left_by_what_decodes_there(

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.simulator.plan_log import PlanLogError, read_lines, read_plan_log
+from sglang_cdsp.simulator.plan_log import (
+    PlanLogError,
+    instances_named,
+    read_lines,
+    read_plan_log,
+)
 from sglang_cdsp.simulator.types import Request
 from tests.simulator.plan_logs import line, write
 
@@ -21,6 +26,26 @@ def test_the_log_is_read_by_arrival_from_the_first(tmp_path: Path) -> None:
     assert late.request == Request("late", 1.0, 1000, 1)
     assert (late.bound_s, late.ttft_s, late.chunk_s) == (1.25, 1.0, (0.5,))
     assert first.chunks == ((500, (1,)), (800, (1, 0)))
+
+
+def test_where_a_request_was_decoded_from_when_to_when(tmp_path: Path) -> None:
+    moved = line("moved", 0.0, 0.0, 2.0, (500, [1], 0.0, 2.0))
+    moved |= {"output_tokens": 20, "end_s": 9.0}
+    moved["moves"] = [{"from": 1, "to": 4, "left_s": 3.0, "arrived_s": 3.5, "tokens": 510}]
+    stays = line("stays", 1.0, 0.0, 2.0, (500, [2], 0.0, 2.0))
+    stays |= {"output_tokens": 5, "end_s": 4.0, "moves": []}
+    first, second = read_plan_log(write(tmp_path / "log", [moved, stays]))
+    assert first.decode_spans == ((1, (2.0, 3.0)), (4, (3.5, 9.0)))
+    assert second.decode_spans == ((2, (3.0, 5.0)),)
+    assert instances_named([first]) == 5
+
+
+def test_what_was_computed_anew_is_left_out(tmp_path: Path) -> None:
+    anew = line("anew", 0.0, 9.0, 2.0, (520, [1], 9.0, 10.0))
+    anew |= {"prompt_tokens": 500, "resumed_tokens": 20}
+    other = line("other", 1.0, 0.0, 2.0, (500, [2], 0.0, 2.0))
+    (read,) = read_plan_log(write(tmp_path / "log", [anew, other]))
+    assert read.request.rid == "other"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"outcome": "aborted"}\n[]'])

@@ -80,16 +80,18 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         _gauge(
             "running_requests",
             "Requests with a plan: queued for their next chunk, computing, in SGLang's own "
-            "batches, or ending (writes to decode in flight, slots not free yet).",
+            "batches from their prompt on, decoding at their home, or ending (writes to decode in "
+            "flight, slots not free yet).",
             "state",
         ),
         _histogram(
             "queue_seconds",
-            "From arrival to the plan (stage plan), and from there to the first chunk (turn).",
+            "From arrival to the plan (stage plan), and from there to the first chunk (turn); "
+            "without requests that were computed anew after their first token.",
             "stage",
         ),
         _histogram("ttft_seconds", "From arrival to the first token, on the prefill side."),
-        _histogram("planned_ttft_seconds", "The same as the last plan expected it."),
+        _histogram("planned_ttft_seconds", "The same as the last plan before it expected it."),
         _histogram(
             "ttft_ratio",
             "Measured TTFT by planned TTFT of each request: 1 is as planned.",
@@ -99,7 +101,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Plans and chunks": (
         _histogram("request_chunks", "Chunks of a finished request.", buckets=CHUNKS),
         _counter("chunks_total", "Computed chunks by SP size.", "sp_size"),
-        _counter("chunk_tokens_total", "Prompt tokens of computed chunks by SP size.", "sp_size"),
+        _counter("chunk_tokens_total", "Tokens of computed chunks by SP size.", "sp_size"),
         _histogram(
             "chunk_seconds",
             "Time of a chunk, without that in which it stood aside for others.",
@@ -115,7 +117,12 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         _counter("replans_total", "Rests of plans that were planned anew."),
         _counter(
             "recalls_total",
-            "Plans taken back: an instance went, or a cached prefix was not there any more.",
+            "Plans taken back whose requests got another one: an instance went, SGLang retracted "
+            "them, or a cached prefix was not there any more.",
+        ),
+        _counter(
+            "resumed_requests_total",
+            "Requests that were computed anew from their prompt and the output that they had.",
         ),
         _counter("passing_requests_total", "Requests that ran between the layers of others."),
         _counter("stopped_tasks_total", "Tasks that were ended before their last chunk had."),
@@ -163,6 +170,12 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         _counter("kv_transferred_tokens_total", "Prompt tokens whose KV is with decode."),
         _histogram(
             "kv_transfer_seconds", "From the first token until all writes to decode had ended."
+        ),
+        _counter("moved_requests_total", "Times that a running request went to another instance."),
+        _counter("moved_tokens_total", "Tokens whose KV went along."),
+        _counter(
+            "move_seconds_total",
+            "Seconds in which requests were on their way, out of one batch and not in the next.",
         ),
         _gauge("decode_ranks", "Ranks of decode servers that can be reached."),
     ),

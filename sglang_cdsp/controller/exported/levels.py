@@ -23,6 +23,7 @@ RUNNING = {
     Phase.BOUND: "queued",
     Phase.RUNNING: "computing",
     Phase.STOCK: "batched",
+    Phase.DECODING: "decoding",
     Phase.DRAINING: "ending",
     Phase.RELEASING: "ending",
 }

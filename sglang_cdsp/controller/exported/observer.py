@@ -21,6 +21,10 @@ PLAIN_COUNTERS = (
     "stopped_tasks_total",
     "kv_transferred_tokens_total",
     "lost_requests_total",
+    "resumed_requests_total",
+    "moved_requests_total",
+    "moved_tokens_total",
+    "move_seconds_total",
     "reused_tokens_total",
     "unused_cached_tokens_total",
     "prefix_misses_total",
@@ -92,8 +96,19 @@ class ExportedMetrics(Observer):
             self._to.count("lost_requests_total")
 
     def recalled(self, request: PoolRequest) -> None:
-        """The request is back among those that wait for a plan."""
+        """The request is back among those that wait for a plan; chunks of its old one had run."""
         self._to.count("recalls_total")
+        if not request.probe:
+            self._chunks(request)
+            if request.output.tokens or request.carried is not None:
+                self._to.count("resumed_requests_total")
+
+    def moved(self, request: PoolRequest) -> None:
+        """Another instance goes on with a request, by the last of its ``moves``."""
+        move = request.moves[-1]
+        self._to.count("moved_requests_total")
+        self._to.count("moved_tokens_total", move.rows)
+        self._to.count("move_seconds_total", move.arrived_s - move.left_s)
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over: all that is known of it is counted now."""
@@ -101,24 +116,30 @@ class ExportedMetrics(Observer):
             return
         outcome = request.outcome
         self._to.count("requests_total", outcome=outcome, cause=cause_of(request))
-        self._to.count("prompt_tokens_total", request.tokens, outcome=outcome)
+        self._to.count("prompt_tokens_total", request.prompt_tokens, outcome=outcome)
         self._to.count("prefix_misses_total", float(request.missed))
         if request.plan is None:
             return
+        self._chunks(request)
+        if request.resumes is None:  # else these waits are not from its arrival
+            self._waits(request)
         if outcome == "finished":
+            self._to.observe("request_chunks", len(request.plan.chunks))
             reused = request.plan.reused
             self._to.count("reused_tokens_total", reused)
             self._to.count("unused_cached_tokens_total", max(0, request.plan.cached - reused))
+            if request.plan.passes:
+                self._to.count("passing_requests_total")
+        self._first_token(request)
+
+    def _chunks(self, request: PoolRequest) -> None:
+        """Count the chunks of a plan that is over."""
+        if request.plan is None:
+            return
         # Members report one by one; a chunk in which one was lost has times, but is not computed.
         computed = 1 if request.one_instance else request.next_chunk
         for planned, times in zip(request.plan.chunks[:computed], request.times, strict=False):
             self._chunk(planned, times)
-        self._waits(request)
-        if outcome == "finished":
-            self._to.observe("request_chunks", len(request.plan.chunks))
-            if request.plan.passes:
-                self._to.count("passing_requests_total")
-        self._first_token(request)
 
     def _chunk(self, planned: PlannedChunk, times: ChunkTimes) -> None:
         if times.start_s is None or times.end_s is None:
@@ -143,11 +164,12 @@ class ExportedMetrics(Observer):
         if request.first_token_s is None or request.plan is None:
             return
         ttft_s = request.first_token_s - request.arrival_s
-        planned_s = request.bound_s - request.arrival_s + request.plan.ttft_s
         self._to.observe("ttft_seconds", ttft_s)
-        self._to.observe("planned_ttft_seconds", planned_s)
-        if planned_s > 0:
-            self._to.observe("ttft_ratio", ttft_s / planned_s)
+        if request.resumes is None:  # else it was of an earlier plan
+            planned_s = request.bound_s - request.arrival_s + request.plan.ttft_s
+            self._to.observe("planned_ttft_seconds", planned_s)
+            if planned_s > 0:
+                self._to.observe("ttft_ratio", ttft_s / planned_s)
         if request.room is not None and request.outcome == "finished":
             self._to.count("kv_transferred_tokens_total", request.tokens)
             if request.drained_s is not None:

@@ -1,0 +1,110 @@
+"""Orders and reports about running requests that move from one instance to another."""
+
+from __future__ import annotations
+
+from sglang.srt.managers.io_struct import BaseReq
+
+from sglang_cdsp.protocol.reporting import (
+    Report,
+)
+from sglang_cdsp.protocol.values import (
+    OutputState,
+)
+
+
+class MoveInOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Get ready to go on with request ``seq``, which ``source`` decodes; the request follows.
+
+    Attributes:
+        lane, serial: the buffers of the links that are promised to the move, as in ``GoOrder``.
+    """
+
+    seq: int
+    source: int
+    lane: int
+    serial: int
+
+
+class MoveOutOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Take request ``seq`` out of the running batch between two steps and send its KV.
+
+    Attributes:
+        target: the instance that goes on with it, which is ready.
+        lane, serial: as in ``MoveInOrder``.
+    """
+
+    seq: int
+    target: int
+    lane: int
+    serial: int
+
+
+class MovedOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Request ``seq`` has left its source, and its KV is on its way.
+
+    Attributes:
+        rows: KV rows that come, of all its tokens but the last.
+        output: what else there is of it.
+    """
+
+    seq: int
+    rows: int
+    output: OutputState
+
+
+class MoveEndOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """The move of request ``seq`` is over for this instance.
+
+    ``moved``: it goes on at the target, and its source frees what it holds. Else the source goes on
+    with it, and the target forgets it. A target that goes on with it already has said so
+    (``MovedIn``), and takes no notice; so its source hears of the end after the target has.
+    """
+
+    seq: int
+    moved: bool
+
+
+class MoveReady(Report, frozen=True, kw_only=True):
+    """The instance could go on with request ``seq`` at once; ``MoveInOrder`` asked it to."""
+
+    seq: int
+
+
+class MovedOut(Report, frozen=True, kw_only=True):
+    """The instance took request ``seq`` out of its batch; ``rows`` and ``output``: ``MovedOrder``.
+
+    Attributes:
+        start_s, end_s: of a one-instance request, as in ``StockEnded``.
+    """
+
+    seq: int
+    rows: int
+    output: OutputState
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+class MovedIn(Report, frozen=True, kw_only=True):
+    """The instance has all of request ``seq`` and goes on with it."""
+
+    seq: int
+
+
+class MoveFailed(Report, frozen=True, kw_only=True):
+    """The instance cannot do its part of a move, and has nothing of the move any more.
+
+    But a source that has taken the request out keeps it until it hears how the move has ended.
+
+    Attributes:
+        stays: the request has a state that cannot be moved, now or later.
+    """
+
+    seq: int
+    error: str
+    stays: bool = False
+
+
+class MoveEnded(Report, frozen=True, kw_only=True):
+    """The instance has nothing of a move any more; its source has freed the request or goes on."""
+
+    seq: int
