@@ -14,7 +14,9 @@ from sglang_cdsp.simulator import engine
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.one_server import OneServer, parse_roles
+from sglang_cdsp.simulator.plan_log import Recorded
 from sglang_cdsp.simulator.prefixes import Cache, Prefixes
+from sglang_cdsp.simulator.replay import chunk_errors, replay
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
 from sglang_cdsp.simulator.sharing import Conversations, Documents, conversations, questions
 from sglang_cdsp.simulator.traces import TraceError, read_trace
@@ -194,3 +196,27 @@ def test_blocks_of_a_trace(tmp_path: Path) -> None:
     path.write_text(line % '"x"')
     with pytest.raises(TraceError, match="line 1: blocks are not a list of integers"):
         read_trace(path)
+
+
+def test_a_recorded_run_with_reuse_is_replayed_with_its_history() -> None:
+    first = Request("1", 0.0, 5000, 5, tuple(range(50)))
+    second = Request("2", 100.0, 6000, 5, tuple(range(60)))
+    setup = server()
+    real = simulate(setup, (first, second)).records
+    recorded = tuple(
+        Recorded(
+            one.request,
+            "cdsp",
+            one.bound_s or 0.0,
+            tuple((chunk.tokens, chunk.instances) for chunk in one.chunks),
+            one.ttft_s or 0.0,
+            tuple(chunk.end_s - chunk.start_s for chunk in one.chunks),
+            end_s=one.end_s,
+            reused=one.reused,
+        )
+        for one in real
+    )
+    assert recorded[1].reused == 5000
+    found = replay(recorded, replace(setup, prefix_cache=False), plans=True)
+    assert list(found.simulated) == pytest.approx(list(found.real), rel=1e-6)
+    assert chunk_errors(recorded, setup.model) == pytest.approx(0.0, abs=1e-9)
