@@ -3,7 +3,8 @@
 As in SGLang: when a prompt is computed, its whole blocks are in its home's cache, and with the
 answer's when it has ended; blocks that a request uses are locked; the others take only slots that
 are promised to nobody, and the least recently used go first, leaves before what they follow. The
-index is the server's own. What a plan reuses is locked when the plan is bound, where a server locks
+index is the server's own, and so a running prompt counts at its home, where a plan that starts from
+it waits for it. What a plan reuses is locked when the plan is bound, where a server locks
 it when the task heads its queue and plans anew what has gone meanwhile.
 
 Blocks stand for their whole prefix: two requests that have a block in common have all before it in
@@ -80,6 +81,7 @@ class Prefixes:
         self._index = PrefixIndex([setup.slots // self._block + 1] * n)
         self._asked: dict[str, Task] = {}
         self._locked: dict[Task, Sequence[int]] = {}
+        self._coming: dict[Task, Sequence[int]] = {}
         self.free: Sequence[int] = [setup.slots] * n
         self.reused_tokens = self.cached_tokens = self.evicted_blocks = 0
 
@@ -93,11 +95,14 @@ class Prefixes:
         request = task.request
         blocks = request.blocks[: (request.prompt_tokens - 1) // self._block]
         need = pages(request.prompt_tokens, self._page) + pages(request.output_tokens, self._page)
-        return tuple(
-            HeldPrefix(instance, held.pages * self._block, need * self._page)
-            for held in self._index.lookup(blocks)
-            for instance in held.instances
-        )
+        most = {i: held.pages for held in self._index.lookup(blocks) for i in held.instances}
+        for leader, theirs in self._coming.items():
+            home = leader.decode_instance
+            there = _in_common(blocks, theirs)
+            if home is not None and there > most.get(home, 0):
+                most[home] = there
+        ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
+        return tuple(HeldPrefix(i, count * self._block, need * self._page) for i, count in ordered)
 
     # -- a request's way --------------------------------------------------------------------
 
@@ -113,10 +118,13 @@ class Prefixes:
         self.reused_tokens += plan.reused
         if plan.reused:
             self._use(task, plan.home, plan.reused)
+        if task.request.blocks:
+            self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
 
     def computed(self, task: Task) -> None:
         """Its home has all of its prompt."""
         assert task.decode_instance is not None
+        self._coming.pop(task, None)
         self._leave(task)
         self._use(task, task.decode_instance, task.request.prompt_tokens)
 
@@ -162,3 +170,15 @@ class Prefixes:
                     f"instance {instance}: {known} blocks indexed, {len(set(blocks))} kept"
                 )
         return found
+
+
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many blocks two prompts begin with alike: equal blocks have equal ones before them."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[middle - 1] == other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

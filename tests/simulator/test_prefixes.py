@@ -220,3 +220,14 @@ def test_a_recorded_run_with_reuse_is_replayed_with_its_history() -> None:
     found = replay(recorded, replace(setup, prefix_cache=False), plans=True)
     assert list(found.simulated) == pytest.approx(list(found.real), rel=1e-6)
     assert chunk_errors(recorded, setup.model) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["cdsp", "cdsp-late"])
+def test_questions_that_come_together_compute_their_document_once(policy: str) -> None:
+    document = tuple(range(120))
+    asked = [Request(str(n), 0.001 * n, 12_050, 1, document) for n in range(10)]
+    setup = server(policy=policy, instances=1, sp_sizes=(1,), kv_tokens=200_000)
+    records = simulate(setup, asked).records
+    computed = sum(chunk.tokens for record in records for chunk in record.chunks)
+    assert computed == 12_050 + 9 * 50
+    assert sorted(record.reused for record in records) == [0] + 9 * [12_000]

@@ -39,6 +39,7 @@ class PageHashes(Sequence[int]):
         self._width = ids.itemsize * page_size
         self._count = len(ids) // page_size
         self._names = array("q")
+        self.salt = salt or None
         # What is no text in UTF-8 has names that no tree uses, and so is found nowhere.
         seed = SALT_SEED + salt.encode(errors="surrogatepass") if salt else b""
         self._digest = hashlib.sha256(seed).digest() if seed else b""
@@ -62,6 +63,19 @@ class PageHashes(Sequence[int]):
         place = index % self._count
         self._hash_to(place + 1)
         return self._names[place]
+
+    def in_common(self, other: PageHashes) -> int:
+        """How many pages two prompts of one page size begin with alike; nothing is hashed."""
+        mine, theirs = self._bytes, other._bytes
+        low, high = 0, min(self._count, other._count)
+        while low < high:
+            middle = (low + high + 1) // 2
+            start, stop = low * self._width, middle * self._width
+            if mine[start:stop] == theirs[start:stop]:
+                low = middle
+            else:
+                high = middle - 1
+        return low if self.salt == other.salt else 0
 
     @property
     def hashed(self) -> int:

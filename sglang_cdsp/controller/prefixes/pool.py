@@ -1,4 +1,8 @@
-"""Cached prefixes of the pool: what instances tell of their caches, and what prompts find there."""
+"""Cached prefixes of the pool: what instances tell of their caches, and what prompts find there.
+
+What a running prompt will leave at its home counts, too: its instances are busy until then, so a
+plan that starts from it there is timed right, and finds it when its turn comes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sglang_cdsp.controller.homes import home_tokens
+from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.prefixes.index import PrefixIndex
@@ -40,6 +45,8 @@ class PoolPrefixes:
         self._first_logprob = first_logprob
         self._waiting: dict[str, tuple[PoolRequest, PageHashes]] = {}
         self._pages: WeakKeyDictionary[PoolRequest, PageHashes] = WeakKeyDictionary()
+        # Prompts that chunk tasks compute, until their home's own events tell of them.
+        self._coming: dict[PoolRequest, PageHashes] = {}
         self._hits = self._misses = self._reused = self._cached = 0
 
     # -- as the planner sees it -------------------------------------------------------------
@@ -51,11 +58,20 @@ class PoolPrefixes:
             return ()
         request, pages = known
         need = home_tokens(request, self._page)
-        return tuple(
-            HeldPrefix(instance, found.pages * self._page, need)
+        most = {
+            instance: found.pages
             for found in self._index.lookup(pages)
             for instance in found.instances
-        )
+        }
+        for leader, theirs in list(self._coming.items()):
+            if not _will_be_cached(leader):
+                del self._coming[leader]
+                continue
+            there = pages.in_common(theirs)
+            if there > most.get(leader.home, 0):
+                most[leader.home] = there
+        ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
+        return tuple(HeldPrefix(i, count * self._page, need) for i, count in ordered)
 
     # -- a request's way --------------------------------------------------------------------
 
@@ -88,6 +104,8 @@ class PoolPrefixes:
         del self._waiting[request.rid]
         if request.plan is None:
             return
+        if not (request.one_instance or request.joins_late):
+            self._coming[request] = known[1]
         self._cached += request.plan.cached
         self._reused += request.plan.reused
         if request.plan.reused:
@@ -104,6 +122,11 @@ class PoolPrefixes:
         if pages is not None:
             gone = pages[found // self._page : request.plan.reused // self._page]
             self._index.removed(request.plan.home, gone)
+
+    def forget_ended(self) -> None:
+        """Keep nothing of requests whose home tells of them itself, or that have ended."""
+        for leader in [one for one in self._coming if not _will_be_cached(one)]:
+            del self._coming[leader]
 
     # -- from the instances -----------------------------------------------------------------
 
@@ -123,8 +146,9 @@ class PoolPrefixes:
         self._index.emptied(instance)
 
     def tidy(self) -> None:
-        """Take some memory back that emptied instances have left."""
+        """Take some memory back: what emptied instances have left, and what requests that ended."""
         self._index.scrub()
+        self.forget_ended()
 
     def snapshot(self) -> dict[str, Any]:
         """For status pages, JSON-ready.
@@ -141,3 +165,12 @@ class PoolPrefixes:
             "pages_by_instance": self._index.counts,
             "lost_events": self._index.lost_events,
         }
+
+
+COMING = frozenset((Phase.BOUND, Phase.RUNNING, Phase.DRAINING, Phase.RELEASING))
+
+
+def _will_be_cached(leader: PoolRequest) -> bool:
+    """Whether a prompt that chunk tasks compute will be in its home's cache when they are done."""
+    ends = leader.error or leader.recalled or leader.aborted or leader.plan is None
+    return leader.phase in COMING and not ends

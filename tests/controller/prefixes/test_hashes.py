@@ -67,3 +67,14 @@ def test_pages_of_two_salts_have_no_name_in_common() -> None:
 
 def test_a_salt_that_is_no_utf8_text_is_hashed_all_the_same() -> None:
     assert len(set(PageHashes([1, 2], 1, "\ud800"))) == 2
+
+
+@given(tokens, st.integers(1, 9), st.integers(0, 300))
+def test_pages_in_common_are_those_of_equal_tokens(ids: list[int], page: int, cut: int) -> None:
+    other = [*ids[:cut], *[7] * 50]
+    same = next((n for n, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), None)
+    length = min(len(ids), len(other)) if same is None else same
+    one = PageHashes(ids, page)
+    assert one.in_common(PageHashes(other, page)) == length // page
+    assert one.in_common(PageHashes(other, page, "salt")) == 0
+    assert one.hashed == 0

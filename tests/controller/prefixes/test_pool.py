@@ -6,6 +6,7 @@ from array import array
 from dataclasses import replace
 from typing import Any
 
+from sglang_cdsp.controller.phases import Event
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.request import PoolRequest
@@ -129,3 +130,40 @@ def test_a_request_that_ends_without_a_plan_is_forgotten() -> None:
     assert prefixes.held("r")
     prefixes.leaves(one)
     assert prefixes.held("r") == ()
+
+
+def leading(prefixes: PoolPrefixes, ids: list[int], home: int) -> PoolRequest:
+    """A request that chunk tasks compute."""
+    leader = request(ids, **NO_LOGPROBS)
+    leader.rid = "leader"
+    prefixes.waits(leader)
+    leader.plan = Plan((PlannedChunk(len(ids), (home, 2), 0, 1),), 1, "p")
+    leader.advance(Event.PAGES)
+    leader.advance(Event.BIND)
+    prefixes.leaves(leader)
+    return leader
+
+
+def test_what_is_being_computed_counts_at_its_home() -> None:
+    prefixes = pool()
+    leader = leading(prefixes, IDS, 1)
+    follower = request([*IDS[:30], 1, 2, 3, 4], **NO_LOGPROBS)
+    assert held(prefixes, follower) == {1: 28}
+    prefixes.changed(0, [stored(IDS[:8])])
+    prefixes.changed(1, [stored(IDS[:4])])
+    assert held(prefixes, follower) == {1: 28, 0: 8}
+    assert held(prefixes, request(IDS, cache_salt="a", **NO_LOGPROBS)) == {}
+    leader.error = "it failed"
+    assert held(prefixes, follower) == {0: 8, 1: 4}
+
+
+def test_a_prompt_that_its_home_decodes_is_told_of_by_its_home() -> None:
+    prefixes = pool()
+    leader = leading(prefixes, IDS, 1)
+    leader.advance(Event.GO)
+    leader.advance(Event.COMPUTED)
+    assert held(prefixes, request(IDS, **NO_LOGPROBS)) == {1: 36}
+    leader.advance(Event.ALL_DRAINED)
+    leader.advance(Event.JOINED)
+    prefixes.tidy()
+    assert held(prefixes, request(IDS, **NO_LOGPROBS)) == {}
