@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import record
@@ -16,6 +18,11 @@ class AnyOrderReusing(AnyOrderOfOneServer):
     """As without, but most plans start from a prefix, and some homes do not find it."""
 
     make_pool = ReusingPool
+
+    @rule(tokens=st.integers(1, 1500))
+    def arrive_with_plan(self, tokens: int) -> None:  # type: ignore[override]
+        """Those that bring their plans reuse nothing: others come in their place."""
+        self._submit(self.pool.request(tokens), None, "no decode")
 
     def teardown(self) -> None:
         super().teardown()
