@@ -90,7 +90,7 @@ def plans(instances: int, prompt: int, rounds: int, rng: random.Random) -> tuple
     found: list[list[float]] = []
     for reuse in (False, True):
         held: dict[str, tuple[HeldPrefix, ...]] = {}
-        source = (lambda rid, held=held: held[rid]) if reuse else None  # type: ignore[misc]
+        source = (lambda rid, held=held: held[rid]) if reuse else None
         policy = make_policy("cdsp-late", replace(base, prefixes=source))
         seconds = []
         draw = random.Random(1)

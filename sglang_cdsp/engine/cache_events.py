@@ -98,7 +98,7 @@ def hashing_works(tree: Any) -> bool:
     SGLang's Python tree compiles a small extension for that at its first event, which would end the
     scheduler where no compiler is.
     """
-    recorder = getattr(getattr(tree, "tree_core", None), "kv_events", None)
+    recorder: Any = getattr(getattr(tree, "tree_core", None), "kv_events", None)
     if not getattr(recorder, "enabled", False):
         return False
     if type(recorder).__name__ != "KVCacheEventRecorder":
