@@ -177,8 +177,9 @@ def shown(found: dict[str, dict[str, Any]]) -> str:
     lines.append(f"{ASKED} questions: pool {mine:.3f} s, stock {theirs:.3f} s: {mine / theirs:.2f}")
     on, without = np.array(pool["mix_s"]), np.array(off["mix_s"])
     lines.append(
-        f"mix without reuse: cache on {on.mean():.3f} s (spread {on.std(ddof=1):.3f}), off "
-        f"{without.mean():.3f} s (spread {without.std(ddof=1):.3f}): {on.mean() / without.mean():.2f}"
+        f"mix without reuse: cache on {on.mean():.3f} s (spread {on.std(ddof=1):.3f}), "
+        f"off {without.mean():.3f} s (spread {without.std(ddof=1):.3f}): "
+        f"{on.mean() / without.mean():.2f}"
     )
     return "\n".join(lines)
 
