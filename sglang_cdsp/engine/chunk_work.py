@@ -111,16 +111,15 @@ class ChunkWork:
         if task.announced or task.error or not self._has_arrived(task):
             return
         chunk = task.next_chunk
-        found = self._find_prefix(task)
-        short = found is not None and found < task.reused
-        if task.prepared != chunk and not short:
-            try:
-                if not self._take_slots(task):
-                    self._leave_prefix(task)
-                    return
-            except Exception as error:
-                self.fail(task, str(error))
+        try:
+            found = self._find_prefix(task)
+            missed = found is not None and found < task.reused
+            if task.prepared != chunk and not missed and not self._take_slots(task):
+                self._leave_prefix(task)
                 return
+        except Exception as error:
+            self.fail(task, str(error))
+            return
         task.announced = True
         if task.passes:
             self._await_order(task)

@@ -66,16 +66,18 @@ class PageHashes(Sequence[int]):
 
     def in_common(self, other: PageHashes) -> int:
         """How many pages two prompts of one page size begin with alike; nothing is hashed."""
-        mine, theirs = self._bytes, other._bytes
+        mine, theirs, width = self._bytes, other._bytes, self._width
+        if self.salt != other.salt or mine[:width] != theirs[:width]:
+            return 0  # as most prompts
         low, high = 0, min(self._count, other._count)
         while low < high:
             middle = (low + high + 1) // 2
-            start, stop = low * self._width, middle * self._width
+            start, stop = low * width, middle * width
             if mine[start:stop] == theirs[start:stop]:
                 low = middle
             else:
                 high = middle - 1
-        return low if self.salt == other.salt else 0
+        return low
 
     @property
     def hashed(self) -> int:
