@@ -5,13 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --no-deps
 INSTALLED := $(VENV)/.installed
-REQUIREMENTS := $(filter-out %/mooncake.txt,$(sort $(wildcard requirements/*.txt)))
+REQUIREMENTS := $(filter-out %/mooncake.txt %/docs.txt,$(sort $(wildcard requirements/*.txt)))
 
 export PIP_ROOT_USER_ACTION := ignore
 # torch keeps caches in the home directory and fails where it cannot.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/build/home")
 
-.PHONY: install mooncake demo serve lint structure format check test matrix clean
+.PHONY: install mooncake demo serve lint structure site format check test matrix clean
 
 install: $(INSTALLED)
 
@@ -38,8 +38,23 @@ mooncake: install
 demo: install
 	$(RUN) -m sglang_cdsp.demo
 
+# A model with a pool: make serve MODEL=/models/llama PORT=30000 DP=4 FLAGS='--enable-metrics'.
+# Without MODEL the demonstration's small checkpoint, and all that is written stays in build/.
+PORT ?= 30000
+DP ?= 2
+SERVE = $(RUN) -m sglang_cdsp serve --port $(PORT) --dp-size $(DP)
+SMALL := build/demo/checkpoint
+SMALL_FLAGS := --max-total-tokens 20000 --enable-metrics --cdsp-allow-request-plans \
+  --cdsp-plan-log build/serve/plans.jsonl --cdsp-cache build/serve --log-directory build/serve/logs
+
 serve: install
-	$(RUN) -m sglang_cdsp.demo --serve
+ifneq ($(MODEL),)
+	@$(SERVE) --model-path '$(MODEL)' $(FLAGS)
+else
+	@mkdir -p build/serve
+	@$(RUN) -m sglang_cdsp.testing.checkpoint $(SMALL)
+	@$(SERVE) --model-path $(SMALL) $(SMALL_FLAGS) $(FLAGS)
+endif
 
 # Style, types, and which part may import which.
 lint: install
@@ -60,6 +75,14 @@ structure: install
 WORKERS ?= 2
 ON_WORKERS := -n $(WORKERS) --dist loadfile
 SLOWEST := --durations=15 --durations-min=3
+
+# The documentation as a site, in build/site. A link that leads nowhere is an error.
+site: $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+
+$(VENV)/.site: requirements/docs.txt $(INSTALLED)
+	$(PIP) --quiet -r requirements/docs.txt
+	@touch $@
 
 # A quick answer, under 3 minutes: no servers, nothing that imports SGLang once more.
 check: lint

@@ -1,7 +1,8 @@
 """``python -m sglang_cdsp COMMAND``: every module of `sglang_cdsp.cli` is a command.
 
 A command's module has a docstring, whose first line is its help; `add_arguments(parser)`; and
-`run(options) -> int`, the exit status. Only the command that was asked for is imported.
+`run(options) -> int`, the exit status. Only the command that was asked for is imported. One with
+`TAKES_OTHERS` finds the words that it does not know in `options.others`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=f"python -m sglang_cdsp {command}", description=known[command], allow_abbrev=False
     )
     module.add_arguments(own)
-    options = own.parse_args(given[1:])
+    if getattr(module, "TAKES_OTHERS", False):
+        options, others = own.parse_known_args(given[1:])
+        options.others = [word for word in others if word != "--"]
+    else:
+        options = own.parse_args(given[1:])
     try:
         status: int = module.run(options)
         sys.stdout.flush()

@@ -28,6 +28,9 @@ from sglang_cdsp.planner.roles import parse_roles
 
 ENV_VAR = "SGLANG_CDSP_CONFIG"
 
+CACHE_VAR = "SGLANG_CDSP_CACHE"
+"""Names the folder of what is kept from one start to the next."""
+
 # The namespace's attribute for complaints about ``--cdsp-*`` flags that there are not.
 UNKNOWN_FLAGS = "cdsp_unknown_flags"
 
@@ -100,7 +103,8 @@ class CdspArgs:
         roles: who takes chunks and who decodes, in the form of ``planner.roles``; "" for both
             everywhere.
         max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
-        latency_model: path of a latency model file; None means the server measures itself.
+        latency_model: path of a latency model file; None means one that an earlier start has
+            measured and kept, or else that the server measures itself.
         instances_per_node: instances that share a node; None means the whole pool.
         plan_log: file that receives one JSON line per ended request; None means no log.
         allow_request_plans: accept ``sampling_params.custom_params.cdsp_plan``.
@@ -109,6 +113,8 @@ class CdspArgs:
         seat_timeout: how long a prompt that fits only with an instance which is coming back waits
             for it, in seconds.
         improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
+        cache: folder of kept latency models; None for ``SGLANG_CDSP_CACHE``, or the user's.
+        measure_anew: measure even where a latency model was kept.
         admin: where the controller answers the HTTP process; chosen at start.
         admin_key: what the HTTP process proves itself with; chosen at start.
     """
@@ -131,6 +137,8 @@ class CdspArgs:
     decode_max_total_tokens: int | None = None
     seat_timeout: float = DEFAULT_SEAT_TIMEOUT_S
     improvement_rates: str | None = None
+    cache: str | None = None
+    measure_anew: bool = False
     admin: str = ""
     admin_key: str = ""
 
@@ -246,7 +254,20 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--cdsp-latency-model",
         default=None,
         metavar="FILE",
-        help="Latency model (JSON). Without it the server measures its own pool at start.",
+        help="Latency model (JSON). Without it the server measures its own pool at its first start "
+        "and keeps that model for the next ones.",
+    )
+    group.add_argument(
+        "--cdsp-cache",
+        default=None,
+        metavar="DIR",
+        help="Folder of kept latency models (default: SGLANG_CDSP_CACHE, or sglang-cdsp in the "
+        "user's cache directory).",
+    )
+    group.add_argument(
+        "--cdsp-measure-anew",
+        action="store_true",
+        help="Measure the pool even where an earlier start has kept its latency model.",
     )
     group.add_argument(
         "--cdsp-instances-per-node",
@@ -403,6 +424,11 @@ def active_args() -> CdspArgs | None:
 def activate(args: CdspArgs) -> None:
     """Make ``args`` the options of this process and of every process it spawns."""
     os.environ[ENV_VAR] = args.to_json()
+
+
+def deactivate() -> None:
+    """This process, and what it spawns from here on, has no pool any more."""
+    os.environ.pop(ENV_VAR, None)
 
 
 def with_admin(args: CdspArgs) -> CdspArgs:

@@ -10,8 +10,10 @@ from sglang_cdsp.hook_table import Hook, Kind
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 KV_CLASS = "sglang.srt.disaggregation.utils.get_kv_class"
-CONTROLLER_TARGET = "sglang.srt.entrypoints.engine.run_data_parallel_controller_process"
-LAUNCH = "sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes"
+ENGINE_MODULE = "sglang.srt.entrypoints.engine"
+ENGINE = f"{ENGINE_MODULE}.Engine"
+CONTROLLER_TARGET = f"{ENGINE_MODULE}.run_data_parallel_controller_process"
+LAUNCH = f"{ENGINE}._launch_scheduler_processes"
 CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelController"
 CONTROL_MIXIN = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -33,6 +35,22 @@ OPTION_HOOKS = (
         "sglang_cdsp.plugin:read_options",
         Kind.AROUND,
         "--cdsp is read and takes effect",
+    ),
+)
+
+# The same where ``sgl.Engine`` is at hand: a program that makes one.
+ENGINE_HOOKS = (
+    Hook(
+        f"{ENGINE}.server_args_class",
+        "sglang_cdsp.offline:ENGINE_ARGS",
+        Kind.ASSIGN,
+        "an engine takes cdsp=True",
+    ),
+    Hook(
+        f"{ENGINE}.shutdown",
+        "sglang_cdsp.offline:shut_down",
+        Kind.AROUND,
+        "a pool's controller may end with its engine",
     ),
 )
 

@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from typing import Any
 
-from sglang_cdsp import hook_table, hooks, routes
-from sglang_cdsp.args import (
-    activate,
-    active_args,
-    add_cli_args,
-    from_namespace,
-    with_admin,
-)
+from sglang_cdsp import hook_table, hooks
+from sglang_cdsp.args import active_args, add_cli_args, from_namespace
+from sglang_cdsp.begin import begin
 from sglang_cdsp.checks import forced_settings
 from sglang_cdsp.hook_table import HookNotLive
-from sglang_cdsp.launch import controller_watch
 from sglang_cdsp.launch.command_line import problems_of
-from sglang_cdsp.launch.defaults import open_settings
+from sglang_cdsp.launch.defaults import access_log_settings, open_settings
 from sglang_cdsp.launch.unknown_flags import keep_unknown_flags
-from sglang_cdsp.protocol.heartbeat import Heartbeat
 from sglang_cdsp.protocol.parent import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -39,6 +33,9 @@ def register() -> None:
     """
     if active_args() is None:
         hook_table.apply(hooks.OPTION_HOOKS)
+        # `sgl.Engine` loads plugins itself; who has not loaded it has no engine to make.
+        if hooks.ENGINE_MODULE in sys.modules:
+            hook_table.apply(hooks.ENGINE_HOOKS)
         return
     # The controller and its schedulers, the processes that load plugins in a pool.
     end_with_parent()
@@ -73,21 +70,12 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
         _end(problems)
         return original(cls, namespace)
     forced = forced_settings(namespace.disaggregation_mode)
-    for name, value in {**open_settings(namespace), **forced}.items():
+    chosen = {**open_settings(namespace), **access_log_settings(namespace)}
+    for name, value in {**chosen, **forced}.items():
         setattr(namespace, name, value)
     server_args = original(cls, namespace)
     _end(problems + problems_of(cdsp, server_args))
-    cdsp = with_admin(cdsp)
-    activate(cdsp)
-    heartbeat = Heartbeat.create()
-    heartbeat.publish()
-    shares_weights = getattr(server_args, "weight_cache_mode", "off") != "off"
-    routes.install(
-        cdsp.admin, cdsp.admin_key, excuse=heartbeat.excuse, shares_weights=shares_weights
-    )
-    hook_table.apply(hooks.LAUNCHER_HOOKS)
-    hooks.verify(hooks.LAUNCHER_HOOKS)
-    controller_watch.start(heartbeat, controller_watch.limit_s())
+    begin(cdsp, server_args)
     return server_args
 
 

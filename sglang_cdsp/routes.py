@@ -1,4 +1,4 @@
-"""The pool's own routes on SGLang's HTTP server: ``/cdsp/status``, ``/cdsp/update`` and so on.
+"""The pool's own routes on SGLang's HTTP server: ``/cdsp``, ``/cdsp/status`` and so on.
 
 SGLang's FastAPI application is a module attribute of the launching process, where the plugin is
 loaded before the server starts: routes that are added to it inherit the server's TLS, and its
@@ -18,9 +18,12 @@ from fastapi.responses import JSONResponse
 
 from sglang_cdsp.control import guards
 from sglang_cdsp.control.memory import Memory
+from sglang_cdsp.page import serving
 from sglang_cdsp.protocol.admin import AdminReply, AdminRequest
 
 ANSWER_WITHIN_MS = 5000
+MOST_DIGITS = 15
+"""Of a version: it stays a whole number in every browser."""
 
 
 async def ask(endpoint: str, request: AdminRequest) -> AdminReply:
@@ -66,6 +69,12 @@ def add_routes(
         """The pool, queue times, policy, latency model, improvement rate and its table."""
         return await answer(AdminRequest(key))
 
+    async def timeline(since: str = "0") -> JSONResponse:
+        """What the page shows: all that changed after version ``since``, see ``Feed.answer``."""
+        if not (since.isascii() and since.isdigit() and len(since) <= MOST_DIGITS):
+            return _error(400, "since is what the last answer had as its next: since=0 for all")
+        return await answer(AdminRequest(key, since=int(since)))
+
     async def update(request: Request) -> JSONResponse:
         """Change the regulation at run time; answers with the new status."""
         try:
@@ -85,6 +94,7 @@ def add_routes(
 
     admin = auth_level(AuthLevel.ADMIN_OPTIONAL)
     app.add_api_route("/cdsp/status", admin(status), methods=["GET"])
+    app.add_api_route("/cdsp/timeline", admin(timeline), methods=["GET"])
     app.add_api_route("/cdsp/update", admin(update), methods=["POST"])
     app.add_api_route("/cdsp/announce_stop", admin(announce_stop), methods=["POST"])
 
@@ -128,3 +138,4 @@ def install(
 
     if not any(getattr(route, "path", "") == "/cdsp/status" for route in app.routes):
         add_routes(app, endpoint, key, excuse)
+        serving.install(app)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 
 # Tests and checks that stand outside of test modules say as much when they fail.
@@ -35,6 +36,14 @@ SLOW_FIXTURES = {"looks": "imports SGLang in processes of its own"}
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demonstration's checkpoint, written once a session."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers of a test run keep latency models to themselves, and nothing of the user's counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VAR, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:

@@ -71,6 +71,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         *("--cdsp-improvement-rates", str(rates), "--cdsp-instances-per-node", "2"),
         *("--cdsp-plan-log", "plans.jsonl"),
         *("--cdsp-allow-request-plans", "--cdsp-any-sglang-version"),
+        *("--cdsp-cache", "kept", "--cdsp-measure-anew"),
     ) == CdspArgs(
         policy="loongserve",
         sp_sizes=(1, 2, 4),
@@ -82,6 +83,8 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         plan_log="plans.jsonl",
         allow_request_plans=True,
         any_sglang_version=True,
+        cache="kept",
+        measure_anew=True,
     )
 
 
@@ -194,6 +197,7 @@ def test_every_field_survives_json() -> None:
     args = CdspArgs(
         *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 0.2, "1p1d"),
         *(99, "m", 3, "log", True, True, 900, 60.0, "rates"),
+        *("cache", True),
         admin="ipc://x",
         admin_key="key",
     )

@@ -162,6 +162,7 @@ def test_the_controller_process_runs_our_controller(looks: dict[str, Look]) -> N
 
 TABLES = (
     hooks.OPTION_HOOKS,
+    hooks.ENGINE_HOOKS,
     hooks.LAUNCHER_HOOKS,
     hooks.CONTROLLER_HOOKS,
     hooks.SCHEDULER_HOOKS,

@@ -35,6 +35,7 @@ class Controller:
             SOCKET_KEY,
             status=lambda: {"updates": len(self.updates)},
             update=self.updates.append,
+            timeline=lambda since: {"since": since},
         )
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -85,11 +86,13 @@ def test_the_servers_key_is_needed(
     wrong = [key for key in (API, ADMIN, "a guess") if key != right]
     for headers in ({}, *({"Authorization": f"Bearer {key}"} for key in wrong)):
         assert client.get("/cdsp/status", headers=headers).status_code == 401
+        assert client.get("/cdsp/timeline?since=0", headers=headers).status_code == 401
         assert client.post("/cdsp/update", json={"a": 1}, headers=headers).status_code == 401
         assert client.post("/cdsp/announce_stop", json=STOP, headers=headers).status_code == 401
     assert controller.updates == [], "an update without the key is not applied"
     headers = {"Authorization": f"Bearer {right}"}
     assert client.get("/cdsp/status", headers=headers).json() == {"updates": 0}
+    assert client.get("/cdsp/timeline?since=7", headers=headers).json() == {"since": 7}
     assert client.post("/cdsp/update", json={"a": 1}, headers=headers).status_code == 200
     assert controller.updates == [{"a": 1}]
 
@@ -118,3 +121,13 @@ def test_a_stop_of_unknown_length_is_refused(controller: Controller, body: Any) 
     assert answer.status_code == 400
     assert "second" in answer.json()["error"]["message"]
     assert heartbeat.excused_until_s == 0.0
+
+
+def test_the_timeline_is_asked_for_all_or_from_a_version_on(controller: Controller) -> None:
+    client = client_of(controller, api=None, admin=None)
+    assert client.get("/cdsp/timeline").json() == {"since": 0}
+    assert client.get("/cdsp/timeline?since=12").json() == {"since": 12}
+    for wrong in ("-1", "1.5", "x", "", "9" * 16, "\u0664"):
+        answer = client.get("/cdsp/timeline", params={"since": wrong})
+        assert answer.status_code == 400
+        assert "since=0" in answer.json()["error"]["message"]

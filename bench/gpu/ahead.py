@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bench.gpu.steps import ROOT, Step
-from sglang_cdsp.testing import reaper
+from sglang_cdsp.stack import reaper
 
 WAIT_S = 60.0
 """For work that is not done when its step's turn comes; after that the step does it itself."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.gpu.child import SKIPPED, skip_file
 from bench.gpu.record import Check, line_of, read_checks
 from bench.gpu.steps import ROOT, Step
-from sglang_cdsp.testing import reaper
+from sglang_cdsp.stack import reaper
 
 GRACE_S = 12.0
 """For a step that is over its limit, to end its servers, before it is killed."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bench.paper.curves import Study, p50, p99
+from sglang_cdsp.simulator.colours import looks
 from sglang_cdsp.simulator.plots import cdf, curves, figure, save
 
 
@@ -40,4 +41,20 @@ def draw_cdfs(studies: Sequence[Study], baseline: str, path: Path) -> None:
         cdf(panel, ttfts, f"{study.load.name}, {rate:g} requests/s")
         panel.set(xlim=(0.1, 100))
     axes[0, 0].legend(fontsize="x-small")
+    save(drawn, path)
+
+
+def draw_bars(values: Mapping[str, Mapping[str, float]], path: Path, label: str) -> None:
+    """A group of bars a load, a bar a policy; every load has the same policies."""
+    drawn, axes = figure(1)
+    panel = axes[0, 0]
+    names = list(next(iter(values.values())))
+    width = 0.8 / len(names)
+    places = np.arange(len(values))
+    for index, (name, look) in enumerate(looks(names).items()):
+        heights = [by_policy[name] for by_policy in values.values()]
+        panel.bar(places + index * width, heights, width, label=name, color=look.colour)
+    panel.set_xticks(places + 0.4 - width / 2, list(values))
+    panel.set(ylabel=label)
+    panel.legend(fontsize="x-small")
     save(drawn, path)

@@ -49,8 +49,8 @@ from sglang_cdsp.cli.parser import (
     positive_integers,
     positive_numbers,
 )
+from sglang_cdsp.stack.processes import Command
 from sglang_cdsp.testing.checkpoint import write_checkpoint
-from sglang_cdsp.testing.processes import Command
 from sglang_cdsp.testing.prompts import cut_prompts
 from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import RunningStack, Side, running, side_by_side

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import requests
 
-from sglang_cdsp.testing.processes import ServerProcess
+from sglang_cdsp.stack.processes import ServerProcess
 
 BENCHMARK = "sglang.benchmark.serving"
 LONGEST_STOP_S = 3600.0

@@ -29,8 +29,8 @@ from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, fit_model
 from sglang_cdsp.planner.latency import MEASURED_KEY, LatencyModel, builtin_model
 from sglang_cdsp.simulator.plan_log import read_lines
+from sglang_cdsp.stack.processes import ServerFailedError
 from sglang_cdsp.testing.first_token import post_prompt
-from sglang_cdsp.testing.processes import ServerFailedError
 from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import prefill_only, running
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 LINE_EVERY_S = 20.0
 
@@ -35,15 +36,14 @@ class Progress:
         self._clock = clock
         self._done = 0
         self._start_s = self._said_s = clock()
-        terminal = self._file.isatty()
-        self._bar = tqdm(total=total, desc=name, file=self._file, leave=False) if terminal else None
+        self._bars = _bars(name, total, self._file) if self._file.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._bars is not None:
+            self._bars.stop()
 
     @property
     def done(self) -> int:
@@ -53,8 +53,8 @@ class Progress:
     def update(self, count: int = 1) -> None:
         """So many more are done."""
         self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
+        if self._bars is not None:
+            self._bars.advance(self._bars.task_ids[0], count)
             return
         now_s = self._clock()
         if now_s - self._said_s >= LINE_EVERY_S:
@@ -67,6 +67,25 @@ class Progress:
         left_s = spent_s / self._done * (self._total - self._done) if self._done else 0.0
         about = f", about {left_s:.0f} s left" if self._done else ""
         return f"{self._name}: {self._done} of {self._total} done in {spent_s:.0f} s{about}"
+
+
+def _bars(name: str, total: int | None, file: TextIO) -> Bars:
+    """A bar on a terminal, shown from now until it is stopped, when it vanishes."""
+    from rich import progress
+    from rich.console import Console
+
+    bars = progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(file=file),
+        transient=True,
+    )
+    bars.add_task(name, total=total)
+    bars.start()
+    return bars
 
 
 def over(items: Iterable[Item], name: str, total: int | None = None) -> Iterator[Item]:

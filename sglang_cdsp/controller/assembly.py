@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import zmq
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.admission import Admission
-from sglang_cdsp.controller.calibration import measured_model, probe_runner
+from sglang_cdsp.controller.calibration import measured_model, probe_lengths, probe_runner
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.kept_models import MeasuredOn, kept_or_measured, place
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
@@ -43,6 +46,8 @@ class PoolParts:
         gate: says what may start.
         max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
+        identity: what the model is, see `launch.model.identity`; its name and its digest.
+        settings: options of SGLang's that change how long a forward takes.
         form: of the pool.
         reuses_prefixes: whether SGLang's prefix caches are on.
     """
@@ -60,6 +65,8 @@ class PoolParts:
     model: str
     device: str
     max_shard_tokens: int | None = None
+    identity: tuple[str, str] = ("", "")
+    settings: Mapping[str, str] = field(default_factory=dict)
     form: Form = Form.PREFILL
     reuses_prefixes: bool = False
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
@@ -74,8 +81,8 @@ class PoolParts:
         instances = len(self.ledger.capacity)
         sizes = self.args.sp_sizes or default_sp_sizes(instances)
         page_size, longest = self.hello.page_size, self.ledger.smallest_instance
-        known = self.args.latency_model
-        model = LatencyModel.load(known) if known is not None else None
+        given = self.args.latency_model
+        model = LatencyModel.load(given) if given is not None else None
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
         prefixes = None
         if self.form is Form.ONE_SERVER and self.reuses_prefixes:
@@ -83,16 +90,43 @@ class PoolParts:
         run = probe_runner(self.lifecycle(stand_in), self.reports)
         all_sizes = tuple(sorted({*sizes, instances}))
         warm_up(warm_up_plans(instances, all_sizes, page_size, longest), run)
+        source = f"from {given}"
         if model is None:
-            model = measured_model(
-                all_sizes,
-                min(self.hello.max_input_tokens, longest),
-                page_size,
-                run,
-                model=self.model,
-                device=self.device,
+            longest = min(self.hello.max_input_tokens, longest)
+            model, source = kept_or_measured(
+                place(self.args.cache),
+                self._measured_on(all_sizes, longest),
+                lambda: measured_model(
+                    all_sizes,
+                    longest,
+                    page_size,
+                    run,
+                    model=self.model,
+                    device=self.hello.device or self.device,
+                ),
+                anew=self.args.measure_anew,
             )
-        return make_planning(self.args, model, sizes, page_size, prefixes)
+        return make_planning(self.args, model, sizes, page_size, source, prefixes)
+
+    def _measured_on(self, sizes: tuple[int, ...], longest: int) -> MeasuredOn:
+        """What a model depends on that is measured now, with prompts up to ``longest`` tokens."""
+        model, config = self.identity
+        return MeasuredOn(
+            model=model,
+            config=config,
+            device=self.hello.device,
+            dtype=self.hello.dtype,
+            tp_size=self.tp_size,
+            sglang=version("sglang"),
+            torch=version("torch"),
+            sp_sizes=sizes,
+            longest_chunk=max(probe_lengths(longest, self.hello.page_size), default=0),
+            settings={
+                **self.settings,
+                "kv_cache_dtype": self.hello.kv_cache_dtype,
+                "page_size": str(self.hello.page_size),
+            },
+        )
 
     def lifecycle(self, planning: Planning) -> Lifecycle:
         """A life cycle whose effects reach the schedulers, decode and the clients."""

@@ -26,6 +26,9 @@ from sglang_cdsp.protocol.messages import Answered
 PAUSED = frozenset({"paused"})
 BUSY = "requests are in the pool: wait until they have ended, or give a timeout"
 LATE = "timed out: there are still requests in the pool"
+SETTLE_S = 0.25
+"""What a flush waits at least: a client has its answer a moment before the instance has freed what
+the request held, and the controller has heard so."""
 STANDS = (
     "requests that are paused hold KV, which the update is to flush: call /continue_generation "
     'first, pause with mode "abort", or send "flush_cache": false'
@@ -200,11 +203,11 @@ class ControlMessages:
         self.serve(pool)
 
     def _keep_flush(self, message: FlushCacheReqInput) -> None:
-        timeout_s = float(message.timeout_s or 0.0)
-        if timeout_s <= 0.0 or self._flush is not None:
+        if self._flush is not None:
             self._answer(FlushCacheReqOutput(success=False, message=BUSY))
-        else:
-            self._flush = (message, self._clock() + timeout_s)
+            return
+        timeout_s = max(SETTLE_S, float(message.timeout_s or 0.0))
+        self._flush = (message, self._clock() + timeout_s)
 
     def serve(self, pool: Pool) -> None:
         """Forward and answer what is due."""
@@ -221,7 +224,8 @@ class ControlMessages:
             self._forward(message)
         elif self._clock() >= deadline_s:
             self._flush = None
-            self._answer(FlushCacheReqOutput(success=False, message=LATE))
+            why = LATE if message.timeout_s else BUSY
+            self._answer(FlushCacheReqOutput(success=False, message=why))
 
     def _refuse(self) -> bool:
         """Answer an update that could wait for ever; whether there was one."""

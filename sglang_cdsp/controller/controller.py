@@ -53,6 +53,9 @@ from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.exported.instruments import make_instruments
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
+from sglang_cdsp.controller.feed.feed import Facts, Feed
+from sglang_cdsp.controller.feed.reasons import reasons_of
+from sglang_cdsp.controller.feed.recent import Recent
 from sglang_cdsp.controller.health import PoolHealth
 from sglang_cdsp.controller.homes import output_tokens
 from sglang_cdsp.controller.launch_watch import LaunchWatch
@@ -81,6 +84,7 @@ from sglang_cdsp.controller.startup import (
 from sglang_cdsp.controller.turns import KEY as ROLES
 from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
 from sglang_cdsp.planner.roles import Roles, roles_of
@@ -96,6 +100,9 @@ logger = logging.getLogger(__name__)
 POLL_MS = 100
 LOOPBACK = "127.0.0.1"
 TELL_LOAD_EVERY_S = 0.25
+
+SETTINGS_OF_TIMES = ("attention_backend", "prefill_attention_backend", "quantization")
+"""Options of SGLang's by which the same forward takes another time."""
 
 
 class PoolController(DataParallelController):
@@ -134,7 +141,12 @@ class PoolController(DataParallelController):
         outputs = port_args.detokenizer_ipc_name if text else port_args.tokenizer_ipc_name
         self._outputs = get_zmq_socket(self._zmq, zmq.PUSH, outputs, False)
         self._admin = AdminServer(
-            self._zmq, args.admin, args.admin_key, status=self._status, update=self._update
+            self._zmq,
+            args.admin,
+            args.admin_key,
+            status=self._status,
+            update=self._update,
+            timeline=lambda since: self._feed.answer(since),
         )
         self._poller = zmq.Poller()
         for socket in (
@@ -157,7 +169,14 @@ class PoolController(DataParallelController):
             tp_size=self._tp_size,
             sp_sizes=args.sp_sizes or default_sp_sizes(int(get_parallel().dp_size)),
         )
-        self._observers = (self._log, self._metrics, self._exported, RequestLog())
+        self._recent = Recent(
+            lambda request: reasons_of(request, self._planning, self._ledger.page_size),
+            time.monotonic,
+        )
+        self._observers = (
+            *(self._log, self._metrics, self._exported, RequestLog()),
+            self._recent,
+        )
         self._limits = queue_limits()
         self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
@@ -287,6 +306,10 @@ class PoolController(DataParallelController):
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
             max_shard_tokens=self._max_shard_tokens,
+            identity=model_identity(self.server_args),
+            settings={
+                name: str(getattr(self.server_args, name, None)) for name in SETTINGS_OF_TIMES
+            },
             form=self._form,
             reuses_prefixes=reuses_prefixes() and not get_memory().disable_radix_cache,
         )
@@ -312,6 +335,21 @@ class PoolController(DataParallelController):
             decode=self._decode,
             up=lambda: self._seats.up,
         )
+        self._feed = Feed(
+            self._recent,
+            requests=self._lifecycle,
+            ledger=self._ledger,
+            planning=self._planning,
+            layers=self._progress.layers,
+            seats=self._seats.snapshot,
+            decode_ranks=lambda: len(self._decode.ranks),
+            facts=Facts(
+                model=str(get_serving().served_model_name),
+                form=self._form.name.lower(),
+                tp_size=self._tp_size,
+                layers=hello.layers,
+            ),
+        )
 
     def _say_what_runs(self, hello: messages.Hello) -> None:
         """One line of SGLang's log; all ranks' greetings say the same of links."""
@@ -322,7 +360,7 @@ class PoolController(DataParallelController):
             policy=self._planning.policy.name,
             sp_sizes=regulation.sp_sizes,
             improvement_rate=regulation.rate,
-            latency_model=self._cdsp.latency_model,
+            latency_model=self._planning.source,
             links=hello.links,
             transfer=(
                 get_disagg().disaggregation_transfer_backend if self._form is Form.PREFILL else None
@@ -518,6 +556,7 @@ class PoolController(DataParallelController):
             self._lifecycle.on_loop()
             self._tell_load()
             self._levels.tick(time.monotonic(), self._observe())
+            self._feed.tick(time.monotonic())
             self._admin.serve()
 
     def _read_requests(self) -> None:

@@ -32,6 +32,7 @@ class Planning:
         correction: the latency model, corrected from measured chunk times.
         regulator: the improvement rate, by arrival rate.
         measured: which prompts the latency model was measured on.
+        source: where the latency model comes from, as it follows the words "latency model".
         prefixes: what is cached where; None where nothing is reused.
     """
 
@@ -39,6 +40,7 @@ class Planning:
     correction: OnlineCorrection
     regulator: Regulator
     measured: MeasuredRange
+    source: str = ""
     prefixes: PoolPrefixes | None = None
 
     @property
@@ -77,6 +79,7 @@ class Planning:
             "policy_error": self.policy.error,
             "waiting": len(self.policy.waiting()),
             "latency_model": self.model.to_json(),
+            "latency_model_source": self.source,
             "correction": self.correction.snapshot(),
             "regulation": self.regulator.snapshot(now_s),
         }
@@ -87,9 +90,14 @@ def make_planning(
     model: LatencyModel,
     sizes: tuple[int, ...],
     page_size: int,
+    source: str = "",
     prefixes: PoolPrefixes | None = None,
 ) -> Planning:
-    """Put a server's planner together; plans start from cached ``prefixes``, if there are any.
+    """Put a server's planner together.
+
+    Args:
+        source: where the latency model comes from.
+        prefixes: from which plans may start; None where nothing is reused.
 
     Raises:
         PlannerError: an option does not fit the model; names the remedy.
@@ -111,4 +119,4 @@ def make_planning(
         prefixes=prefixes.held if prefixes is not None else None,
     )
     policy = GuardedPolicy(make_policy(args.policy, options), lambda: make_policy(INSTEAD, options))
-    return Planning(policy, correction, regulator, MeasuredRange(model), prefixes)
+    return Planning(policy, correction, regulator, MeasuredRange(model), source, prefixes)

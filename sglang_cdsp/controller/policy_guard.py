@@ -1,4 +1,4 @@
-"""A policy whose faults cost nobody: one that raises is replaced while the pool goes on.
+"""A policy whose faults cost nobody: one that raises, or whose plan is none, is replaced.
 
 A policy may be anybody's code, and it runs in the controller, whose end is the server's.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sglang_cdsp.planner.errors import PlannerError
+from sglang_cdsp.planner.plan_fault import plan_fault
 from sglang_cdsp.planner.policies import Policy
 from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
 
@@ -74,7 +75,7 @@ class GuardedPolicy(Policy):
         self._ask(lambda policy: policy.finish(rid, now_s))
 
     def step(self, pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
-        plans = self._ask(lambda policy: self._known(policy.step(pool, now_s)))
+        plans = self._ask(lambda policy: self._sound(policy.step(pool, now_s), pool))
         for rid, _ in plans:
             self._waiting.pop(rid, None)
         return plans
@@ -82,11 +83,12 @@ class GuardedPolicy(Policy):
     def waiting(self) -> tuple[str, ...]:
         return self._ask(lambda policy: policy.waiting())
 
-    def _known(self, plans: list[tuple[str, Plan]]) -> list[tuple[str, Plan]]:
-        """The plans of a policy, each for a prompt that waits."""
-        for rid, _ in plans:
+    def _sound(self, plans: list[tuple[str, Plan]], pool: PoolView) -> list[tuple[str, Plan]]:
+        """The plans of a policy, each sound and for a prompt that waits."""
+        for rid, plan in plans:
             if rid not in self._waiting:
                 raise ValueError(f"it planned {rid!r}, which does not wait")
+            _refuse_fault(plan, self._waiting[rid][0], pool)
         return plans
 
     def check(self, prompt: PromptView, pool: PoolView) -> None:
@@ -99,9 +101,21 @@ class GuardedPolicy(Policy):
         return self._ask(lambda policy: policy.plan(prompt, pool))
 
     def replan(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
-        return self._ask(lambda policy: policy.replan(rest, current, pool))
+        def ask(policy: Policy) -> Plan | None:
+            plan = policy.replan(rest, current, pool)
+            if plan is not None:
+                _refuse_fault(plan, rest, pool)
+            return plan
+
+        return self._ask(ask)
 
     def explain(
         self, prompt: PromptView, pool: PoolView
     ) -> tuple[Plan | None, tuple[Considered, ...]]:
         return self._ask(lambda policy: policy.explain(prompt, pool))
+
+
+def _refuse_fault(plan: Plan, prompt: PromptView, pool: PoolView) -> None:
+    fault = plan_fault(plan, prompt, pool)
+    if fault:
+        raise ValueError(f"it planned {fault}")

@@ -19,6 +19,11 @@ class PoolState:
         return self._table.requests
 
     @property
+    def planned(self) -> tuple[PoolRequest, ...]:
+        """Requests that have a plan, also those that have lost their id, in the order of tasks."""
+        return self._table.with_plan
+
+    @property
     def waiting(self) -> tuple[int, int]:
         """Requests that have no plan yet, and their prompt tokens together."""
         tokens = [request.tokens for request in self._table.without_plan]

@@ -82,6 +82,7 @@ class Progress:
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
         now_s = self._clock()
         request.plan, request.policy, request.bound_s = plan, plan.policy, now_s
+        request.found = None if request.probe else self._ledger.view(now_s)
         request.times = [ChunkTimes() for _ in chunks]
         request.one_instance = request.fits_stock(self._stock_tokens)
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)

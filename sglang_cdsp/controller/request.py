@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_cdsp.controller.phases import Event, Phase, after
 from sglang_cdsp.planner.forced import ForcedPlan
-from sglang_cdsp.planner.types import Plan, PlannedChunk
+from sglang_cdsp.planner.types import Plan, PlannedChunk, PoolView
 from sglang_cdsp.protocol.messages import OutputState
 
 
@@ -139,6 +139,7 @@ class PoolRequest:
         room: bootstrap room; None when no decode server takes the KV.
         forced: plan demanded by the request.
         plan: what the policy decided, times relative to ``bound_s``; what ran of it included.
+        found: the pool as the plan found it, None for a probe and before.
         revision: how often its rest was planned anew; orders and reports carry it.
         replans: those changes.
         left: instances that its plan lost, and the last revision that lost them.
@@ -192,6 +193,7 @@ class PoolRequest:
     urgency: int = 0
     forced: ForcedPlan | None = None
     plan: Plan | None = None
+    found: PoolView | None = None
     revision: int = 0
     replans: list[Replan] = field(default_factory=list)
     left: dict[int, int] = field(default_factory=dict)
@@ -305,6 +307,7 @@ class PoolRequest:
     def forget_plan(self) -> None:
         """Nothing is left of its plan on any instance; it is as it was before it had one."""
         self.plan, self.policy, self.bound_s, self.seq = None, "", 0.0, -1
+        self.found = None
         self.one_instance = False
         self.next_chunk = self.lane = self.serial = 0
         self.ready, self.times = {}, []

@@ -37,7 +37,7 @@ def line(request: PoolRequest, now_s: float) -> str:
     Args:
         now_s: its end, on the clock of its arrival.
     """
-    words = [f"{_shown(request.rid, LONGEST_RID)}: {request.prompt_tokens} tokens"]
+    words = [f"{shown(request.rid, LONGEST_RID)}: {request.prompt_tokens} tokens"]
     plan = request.plan
     if plan is not None:
         if plan.reused:
@@ -64,7 +64,7 @@ def line(request: PoolRequest, now_s: float) -> str:
         seconds = request.last_token_s - request.arrival_s
         words.append(f"{len(request.output.tokens)} tokens out by {seconds:.2f} s")
     if request.outcome != "finished":
-        why = _shown(request.error, LONGEST_WORDS)
+        why = shown(request.error, LONGEST_WORDS)
         words.append(f"{request.outcome} after {now_s - request.arrival_s:.2f} s: {why}")
     return ", ".join(words)
 
@@ -82,7 +82,7 @@ def start_line(
     policy: str,
     sp_sizes: Sequence[int],
     improvement_rate: float,
-    latency_model: str | None,
+    latency_model: str,
     links: str,
     transfer: str | None,
     capacity_tokens: int,
@@ -90,22 +90,21 @@ def start_line(
     """What runs, in one line.
 
     Args:
-        latency_model: the file that it was read from, None for one that was measured at start.
+        latency_model: where it comes from: given, kept or measured; follows its name.
         links: their kind.
         transfer: SGLang's transfer backend, to decode; None where instances decode themselves.
         capacity_tokens: KV slots of an instance.
     """
     ranks = f" of {tp_size} ranks each" if tp_size > 1 else ""
     decode = f"KV to decode over {transfer}" if transfer else "each decodes"
-    source = f"from {latency_model}" if latency_model else "measured at start"
     return (
         f"sglang-cdsp: {instances} instances{ranks}, {capacity_tokens} KV tokens each; policy "
         f"{policy}, SP sizes {', '.join(map(str, sp_sizes))}, improvement rate "
-        f"{improvement_rate:g}; latency model {source}; links {links or 'none'}, {decode}"
+        f"{improvement_rate:g}; latency model {latency_model}; links {links or 'none'}, {decode}"
     )
 
 
-def _shown(words: str, longest: int) -> str:
+def shown(words: str, longest: int) -> str:
     """One line of printable characters: ids and some errors are the clients' own."""
-    shown = " ".join("".join(c if c.isprintable() else " " for c in words).split())
-    return shown if len(shown) <= longest else f"{shown[: longest - 2]}.."
+    line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    return line if len(line) <= longest else f"{line[: longest - 2]}.."

@@ -1,4 +1,4 @@
-"""The demonstration: ``python -m sglang_cdsp.demo``; with ``--serve`` the server stays.
+"""The demonstration: ``python -m sglang_cdsp.demo``.
 
 The same burst of long and short prompts goes to stock SGLang with as many replicas on the same
 cores, then to a pool: one server that prefills and decodes.
@@ -27,9 +27,9 @@ try:
     )
     from sglang_cdsp.demo.deployments import instances, pool, scaled_out, stock
     from sglang_cdsp.simulator.plan_log import read_lines
+    from sglang_cdsp.stack.directory_lock import locked
+    from sglang_cdsp.stack.processes import ServerFailedError, check_ports
     from sglang_cdsp.testing.checkpoint import write_checkpoint
-    from sglang_cdsp.testing.directory_lock import locked
-    from sglang_cdsp.testing.processes import ServerFailedError, check_ports
     from sglang_cdsp.testing.prompts import cut_prompts
     from sglang_cdsp.testing.stack import Deployment, RunningStack, running
 except ImportError as error:
@@ -38,7 +38,6 @@ except ImportError as error:
 BURST = (8000, 150, 6500, 400, 7200, 100, 1000, 2500, 250, 5000, 700, 3600)
 """Prompt lengths in tokens, sent at once: long ones and short ones mixed."""
 
-SERVE_PORT = 30_000
 FORMS = ("one-server", "scale-out", "stock")
 PREFIX = "burst-"
 
@@ -81,9 +80,6 @@ def demonstrate(options: argparse.Namespace) -> int:
         started = time.monotonic()
     say(f"starting {', '.join(command.name for command in plan.commands)}")
     with running(plan, options.directory / "logs", progress=say) as stack:
-        if options.serve:
-            serve(stack)
-            return 0
         say(f"ready after {time.monotonic() - started:.0f} s")
         answers = ask_burst(stack, checkpoint, options.output_tokens)
     say("all servers ended")
@@ -94,7 +90,6 @@ def demonstrate(options: argparse.Namespace) -> int:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(prog=PROGRAM, description=__doc__)
-    parser.add_argument("--serve", action="store_true", help="keep the server until Ctrl-C")
     parser.add_argument(
         "--form",
         choices=FORMS,
@@ -122,7 +117,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--port",
         type=integer(1, 65535),
-        help=f"where clients ask; default {SERVE_PORT} with --serve, else free",
+        help="where clients ask; default a free one",
     )
     parser.add_argument(
         "--directory",
@@ -137,7 +132,7 @@ def parse_options() -> argparse.Namespace:
         parser.error(gone)
     if options.form == "stock" and options.flags:
         parser.error("--form stock has no pool to give further flags to")
-    options.compare = options.compare and not options.serve and options.form != "stock"
+    options.compare = options.compare and options.form != "stock"
     try:
         check_folder(options.directory, "--directory")
     except OutputError as error:
@@ -147,11 +142,10 @@ def parse_options() -> argparse.Namespace:
 
 def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) -> Deployment:
     """Plan the servers that ``options`` ask for."""
-    port = options.port or (SERVE_PORT if options.serve else None)
     if options.form == "stock":
-        return stock(checkpoint, options.dp_size, port=port)
+        return stock(checkpoint, options.dp_size, port=options.port)
     plan = pool if options.form == "one-server" else scaled_out
-    return plan(checkpoint, options.dp_size, plan_log, port=port, flags=options.flags)
+    return plan(checkpoint, options.dp_size, plan_log, port=options.port, flags=options.flags)
 
 
 def ask_burst(stack: RunningStack, checkpoint: Path, output_tokens: int) -> list[Answer]:
@@ -190,21 +184,6 @@ def show(
         f"\n{len(answers)} requests with {tokens} prompt tokens answered in {seconds:.1f} s{beside}"
     )
     print("\n".join(summary.lines(answers, others)), flush=True)
-
-
-def serve(stack: RunningStack) -> None:
-    """Say how to send a request, then wait until interrupted or until a server ends."""
-    print(
-        f"\nready; logs: {next(iter(stack.servers.values())).log.parent}\ntry:\n\n"
-        f"curl {stack.url}/v1/completions -H 'Content-Type: application/json' -d "
-        """'{"model": "default", "prompt": "The import statement", "max_tokens": 16}'"""
-        "\n\nCtrl-C ends everything",
-        flush=True,
-    )
-    while True:
-        time.sleep(1)
-        for server in stack.servers.values():
-            server.check_alive()
 
 
 def say(line: str) -> None:

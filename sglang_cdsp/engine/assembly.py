@@ -17,7 +17,7 @@ from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decoding import Decoding
-from sglang_cdsp.engine.device import events_of
+from sglang_cdsp.engine.device import device_name, events_of
 from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
@@ -61,14 +61,15 @@ class Callbacks:
         admit: hands a one-instance request to SGLang's own intake.
         abort: ends the requests that SGLang has whose id begins with a text.
         chunk_starts: hears of each forward.
-        layer_begins: hears of each layer of a chunk, with what lets others go on.
+        layer_begins: hears of each layer of a chunk, with what lets others go on and the serial of
+            its order.
         interrupted: whether the loop has something to do while all chunks wait.
     """
 
     admit: Callable[[TokenizedGenerateReqInput], None]
     abort: Callable[[str], None]
     chunk_starts: Callable[[], None]
-    layer_begins: Callable[[GiveWay], None]
+    layer_begins: Callable[[GiveWay, int], None]
     interrupted: Callable[[], bool]
 
 
@@ -122,7 +123,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         hub,
         instance,
         coroutines.give_way,
-        lambda: callbacks.layer_begins(coroutines.give_way),
+        lambda serial: callbacks.layer_begins(coroutines.give_way, serial),
         lambda: decoding is not None and decoding.decodes,
     )
     moving = None
@@ -204,6 +205,8 @@ def greet(scheduler: RankScheduler, parts: RankParts) -> None:
         max_input_tokens=scheduler.max_req_input_len,
         vocab_size=int(scheduler.model_config.vocab_size),
         layers=int(scheduler.model_config.num_hidden_layers),
+        device=device_name(scheduler.device),
+        dtype=str(scheduler.model_config.dtype).removeprefix("torch."),
         kv_cache_dtype="" if parts.manager is None else parts.manager.kv_cache_dtype_str,
         max_shard_tokens=measured_shard(scheduler, int(parallel.tp_size), capacity),
         links=pool_links(scheduler.device),

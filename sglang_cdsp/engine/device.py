@@ -6,9 +6,12 @@ between the pieces that it launches. Where the host computes itself there are no
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -47,6 +50,22 @@ class Events(Protocol):
 def events_of(device: str) -> Events | None:
     """Events of a device, None where the host computes itself."""
     return cast(Events, torch.cuda.Event) if torch.device(device).type == "cuda" else None
+
+
+def device_name(device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What this process computes on, so that two of one name take the same time for the same.
+
+    A CPU's has the threads and the cores that this process has of it.
+    """
+    if torch.device(device).type == "cuda":
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads on {len(os.sched_getaffinity(0))} cores"
 
 
 class Pace:

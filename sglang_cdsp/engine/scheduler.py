@@ -251,8 +251,10 @@ class PoolScheduler(Scheduler):
         if self._progress is not None:
             self._progress.advance(self._rank)
 
-    def _layer_begins(self, give_way: GiveWay) -> None:
+    def _layer_begins(self, give_way: GiveWay, serial: int) -> None:
         self._come_on()
+        if self._progress is not None:
+            self._progress.begin_layer(self._rank, serial)
         if self._faults is not None:
             self._faults.layer(give_way)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,7 +91,7 @@ class ShardRunner:
         hub: LinkHub,
         instance: int,
         give_way: Callable[[Ready | None], None],
-        on_layer: Callable[[], None],
+        on_layer: Callable[[int], None],
         decodes: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make ready.
@@ -100,7 +101,7 @@ class ShardRunner:
             hub: this rank's links to the same rank of the other instances.
             instance: this instance's number.
             give_way: lets others go on, see ``Coroutines.give_way``.
-            on_layer: called before each layer of a forward.
+            on_layer: called before each layer of a forward, with the serial of its order.
             decodes: whether requests wait for their next token on this instance.
         """
         self._decodes = decodes
@@ -136,7 +137,7 @@ class ShardRunner:
             task.lane = self._hub.open(order.lane, order.serial, group)
         enter_forward_stream(self._scheduler, self._model_runner.device)
         watch = Stopwatch(self._events) if self._events is not None else None
-        forward = self._prepare(task, order.chunk, stored)
+        forward = self._prepare(task, order, stored)
         logits = run_forward(self._model_runner, forward.inputs, forward.attention)
         forward.attention.finish()
         # The chunk is over when the device says so, and took as long as the device says.
@@ -147,7 +148,10 @@ class ShardRunner:
         """What has gone over this rank's links since it was asked last."""
         return self._hub.traffic.taken()
 
-    def _prepare(self, task: ChunkTask, chunk: int, stored: Callable[[int], None]) -> ShardForward:
+    def _prepare(
+        self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]
+    ) -> ShardForward:
+        chunk = order.chunk
         layout = task.layouts[chunk]
         sampling = None
         if task.is_final(chunk) and task.answers_at(self._instance):
@@ -165,7 +169,7 @@ class ShardRunner:
         attention = LayerSteps(
             self._attention(task, chunk, shard.slots, stored, pace, gather),
             pace,
-            self._on_layer,
+            partial(self._on_layer, order.serial),
             gather,
         )
         return ShardForward(inputs, attention, positions, sampling, spec)

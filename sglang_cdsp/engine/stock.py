@@ -72,6 +72,7 @@ class ModelConfig(Protocol):
     hidden_size: int
     context_len: int
     vocab_size: int
+    dtype: torch.dtype
 
 
 class ModelRunner(Protocol):

@@ -13,11 +13,12 @@ from sglang_cdsp.launch.one_server_options import ONE_SERVER_OPTIONS
 SGLANG_DEFAULT_BACKEND = "mooncake"
 
 
-def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
+def problems_of(cdsp: CdspArgs, server_args: Any, *, listens: bool = True) -> list[str]:
     """One line each with the remedy; nothing for a command line that can be served.
 
     Args:
         server_args: SGLang's, as given on the command line: not resolved yet.
+        listens: whether the ports that they name will be listened on.
     """
     from sglang import __version__
 
@@ -31,7 +32,7 @@ def problems_of(cdsp: CdspArgs, server_args: Any) -> list[str]:
         *stock_options.problems(server_args, _options(server_args)),
         *_transfer(server_args),
         *options.problems(cdsp, server_args),
-        *ports.problems(server_args),
+        *(ports.problems(server_args) if listens else ()),
         *model.problems(server_args),
         *controller_watch.problems(),
     ]

@@ -194,15 +194,34 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
-def start(heartbeat: Heartbeat, limit_s: float) -> None:
-    """Watch from a thread of its own for as long as this process lives."""
-    watch = ControllerWatch(heartbeat, limit_s)
+class WatchThread(threading.Thread):
+    """Watches until the server has to end, or nobody wants it watched any more."""
 
-    def run() -> None:
-        while not (reason := watch.look()):
-            time.sleep(LOOK_EVERY_S)
+    def __init__(self, watch: ControllerWatch) -> None:
+        super().__init__(daemon=True, name="cdsp-controller-watch")
+        self._watch = watch
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not (reason := self._watch.look()):
+            if self._stopping.wait(LOOK_EVERY_S):
+                return
         # An orderly end begins a moment before the controller's.
-        if not shutting_down():
+        if not self._stopping.is_set() and not shutting_down():
             end_server(reason)
 
-    threading.Thread(target=run, daemon=True, name="cdsp-controller-watch").start()
+    def stop(self) -> None:
+        """The controller may end from here on."""
+        self._stopping.set()
+
+
+def start(heartbeat: Heartbeat, limit_s: float) -> None:
+    """Watch from a thread of its own for as long as this process lives, or until `stop`."""
+    WatchThread(ControllerWatch(heartbeat, limit_s)).start()
+
+
+def stop() -> None:
+    """This process watches no controller any more."""
+    for thread in threading.enumerate():
+        if isinstance(thread, WatchThread):
+            thread.stop()

@@ -15,6 +15,10 @@ times its layers.
 """
 
 
+UNLOGGED = "/cdsp/timeline"
+"""What an open page at ``/cdsp`` asks every second: the access log leaves it out."""
+
+
 def open_settings(namespace: Any) -> dict[str, object]:
     """``ServerArgs`` fields that the command line leaves open and the pool does not.
 
@@ -23,6 +27,12 @@ def open_settings(namespace: Any) -> dict[str, object]:
     """
     left_open = getattr(namespace, "page_size", None) is None
     return {"page_size": CUDA_PAGE_SIZE} if left_open and _on_cuda(namespace) else {}
+
+
+def access_log_settings(namespace: Any) -> dict[str, object]:
+    """The same of SGLang's access log, which stays readable while somebody watches the pool."""
+    given = getattr(namespace, "uvicorn_access_log_exclude_prefixes", None) or []
+    return {"uvicorn_access_log_exclude_prefixes": [*given, UNLOGGED]}
 
 
 def _on_cuda(namespace: Any) -> bool:

@@ -5,6 +5,7 @@ The instances check it again before they load weights, with whatever SGLang make
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,23 @@ def problems(server_args: Any) -> list[str]:
     names = config.get("architectures")
     fault = architectures.fault(names, config) if names else ""
     return [f"--model-path {server_args.model_path}: {fault}"] if fault else []
+
+
+def identity(server_args: Any) -> tuple[str, str]:
+    """What the model is: its folder or its name, and a digest of its configuration.
+
+    Two models of one configuration take the same time. The digest is "" where there is no
+    configuration on this machine.
+    """
+    path = str(server_args.model_path)
+    name = str(Path(path).resolve()) if Path(path).is_dir() else path
+    revision = server_args.revision
+    try:
+        content = _config_file(path, revision).read_bytes()
+    except (OSError, ValueError):
+        return (f"{name}@{revision}" if revision else name), ""
+    content += str(server_args.json_model_override_args).encode()
+    return name, hashlib.sha256(content).hexdigest()
 
 
 def _config_file(model: str, revision: str | None) -> Path:

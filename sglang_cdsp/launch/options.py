@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.args import CACHE_VAR, CdspArgs
 from sglang_cdsp.form import Form
+from sglang_cdsp.launch.outside_policy import outside_problem
 from sglang_cdsp.planner.errors import OptionError, PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies.options import default_sp_sizes
@@ -107,6 +108,12 @@ def _policy(asked: Asked) -> list[str]:
     return []
 
 
+def _outside_policy(asked: Asked) -> list[str]:
+    policy, instances = asked.cdsp.policy, max(1, asked.instances)
+    problem = outside_problem(policy, instances, asked.sp_sizes, asked.page_size or 1)
+    return [f"--cdsp-policy {policy}: {problem}"] if problem else []
+
+
 def _latency_model(asked: Asked) -> list[str]:
     path = asked.cdsp.latency_model
     if path is None:
@@ -129,6 +136,28 @@ def _latency_model(asked: Asked) -> list[str]:
         f"--cdsp-policy {asked.cdsp.policy} need {missing}; profile them, name others with "
         "--cdsp-sp-sizes, or leave the option out"
     ]
+
+
+def _cache(asked: Asked) -> list[str]:
+    found = []
+    if asked.cdsp.measure_anew and asked.cdsp.latency_model is not None:
+        found.append(
+            "--cdsp-measure-anew has nothing to measure where --cdsp-latency-model gives a model; "
+            "remove one of them"
+        )
+    named = (("--cdsp-cache", asked.cdsp.cache), (CACHE_VAR, os.environ.get(CACHE_VAR)))
+    flag, folder = next(((flag, text) for flag, text in named if text), ("", ""))
+    if folder and (reason := _unusable(Path(folder).expanduser())):
+        found.append(f"{flag} {folder}: {reason}; name a folder that you may write to")
+    return found
+
+
+def _unusable(folder: Path) -> str:
+    """Why nothing can be kept in a folder, which need not be there yet; "" if it can."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written"
 
 
 def _rates(asked: Asked) -> list[str]:
@@ -222,7 +251,9 @@ CHECKS: tuple[Callable[[Asked], list[str]], ...] = (
     _nodes,
     _chunk,
     _policy,
+    _outside_policy,
     _latency_model,
+    _cache,
     _rates,
     _form,
     _roles,

@@ -1,4 +1,4 @@
-"""The controller's end of ``/cdsp/status`` and ``/cdsp/update``.
+"""The controller's end of ``/cdsp/status``, ``/cdsp/update`` and ``/cdsp/timeline``.
 
 The HTTP process asks over one request/reply socket; the controller answers between two turns of
 its loop, so a reader always sees a consistent state.
@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class AdminRequest(msgspec.Struct, frozen=True):
-    """``update`` None asks for the status; else it is the body of an update."""
+    """Asks for the status, or for what the timeline has had since, or is the body of an update."""
 
     key: str
     update: Any = None
+    since: int | None = None
 
 
 class AdminReply(msgspec.Struct, frozen=True):
@@ -44,10 +45,14 @@ class AdminServer:
         *,
         status: Callable[[], dict[str, Any]],
         update: Callable[[Any], None],
+        timeline: Callable[[int], dict[str, Any]],
     ) -> None:
         """Bind ``endpoint`` for those who know ``key``.
 
-        ``update`` raises ``ValueError`` for a body that is refused.
+        Args:
+            status: what is told.
+            update: is given the body of an update; ``ValueError`` where that is refused.
+            timeline: is given where the asker's last answer ended.
         """
         self.socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -55,6 +60,7 @@ class AdminServer:
         self._key = key
         self._status = status
         self._update = update
+        self._timeline = timeline
 
     def serve(self) -> None:
         """Answer what waits; never blocks."""
@@ -63,14 +69,19 @@ class AdminServer:
                 request = msgspec.msgpack.decode(self.socket.recv(), type=AdminRequest)
                 if not hmac.compare_digest(request.key.encode(), self._key.encode()):
                     raise ValueError("this is not the server's own HTTP process")
-                if request.update is not None:
-                    self._update(request.update)
-                reply = AdminReply(self._status())
+                reply = AdminReply(self._answer(request))
             except (ValueError, msgspec.MsgspecError) as error:
                 reply = AdminReply(None, str(error), 400)
             except Exception as error:
                 # Nobody's question may take the pool along.
-                logger.exception("a status or an update failed")
+                logger.exception("a question of the HTTP process failed")
                 reply = AdminReply(None, f"this failed, see the server's log: {error!r}", 500)
             with contextlib.suppress(zmq.ZMQError):  # the asker is gone
                 self.socket.send(msgspec.msgpack.encode(reply))
+
+    def _answer(self, request: AdminRequest) -> dict[str, Any]:
+        if request.since is not None:
+            return self._timeline(request.since)
+        if request.update is not None:
+            self._update(request.update)
+        return self._status()

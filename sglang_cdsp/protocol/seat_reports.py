@@ -13,6 +13,8 @@ class Hello(Report, frozen=True, kw_only=True):
 
     Attributes:
         invitations: by instance, how the same rank of it reaches this one.
+        device: what the rank computes on, by the name that the device gives itself.
+        dtype: of weights and activations.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
         links: the kind of its links to other instances.
     """
@@ -22,6 +24,8 @@ class Hello(Report, frozen=True, kw_only=True):
     page_size: int
     max_input_tokens: int
     vocab_size: int
+    device: str = ""
+    dtype: str = ""
     layers: int
     kv_cache_dtype: str
     max_shard_tokens: int | None = None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sglang_cdsp.simulator.colours import looks
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -41,10 +43,19 @@ def save(drawn: Figure, path: Path) -> None:
 
 def cdf(axes: Axes, ttfts_s: Mapping[str, np.ndarray], title: str) -> None:
     """One curve a policy: the share of requests with at most that TTFT, on a log axis."""
+    drawn = looks(ttfts_s)
     for name, values in ttfts_s.items():
         if len(values):
             shares = np.arange(1, len(values) + 1) / len(values)
-            axes.step(np.sort(values), shares, label=name, linewidth=1.2, where="post")
+            axes.step(
+                np.sort(values),
+                shares,
+                label=name,
+                linewidth=1.2,
+                where="post",
+                color=drawn[name].colour,
+                linestyle=drawn[name].line,
+            )
     axes.set(title=title, xlabel="TTFT (s)", ylabel="share of requests (0 to 1)", xscale="log")
     _label(axes.xaxis)
     axes.grid(alpha=0.3)
@@ -54,8 +65,18 @@ def curves(
     axes: Axes, xs: Sequence[float], ys: Mapping[str, Sequence[float]], title: str, ylabel: str
 ) -> None:
     """One curve a policy over arrival rates, on a log axis."""
+    drawn = looks(ys)
     for name, values in ys.items():
-        axes.plot(xs, values, marker=".", label=name, linewidth=1.2)
+        look = drawn[name]
+        axes.plot(
+            xs,
+            values,
+            marker=".",
+            label=name,
+            linewidth=1.2,
+            color=look.colour,
+            linestyle=look.line,
+        )
     axes.set(title=title, xlabel="requests/s", ylabel=ylabel, yscale="log")
     _label(axes.yaxis)
     axes.grid(alpha=0.3)
@@ -81,8 +102,11 @@ def run_plots(
     distribution, scatter, sizes = grid[0]
     cdf(distribution, ttfts_s, "TTFT, all requests")
     distribution.legend(fontsize="small")
+    colours = {name: look.colour for name, look in looks(ttfts_s).items()}
     for name, values in ttfts_s.items():
-        scatter.scatter(lengths[name] / 1024, values, s=4, alpha=0.5, label=name)
+        scatter.scatter(
+            lengths[name] / 1024, values, s=4, alpha=0.5, label=name, color=colours[name]
+        )
     scatter.set(
         title="TTFT by prompt length",
         xlabel="prompt length (1024 tokens)",
@@ -95,7 +119,8 @@ def run_plots(
     width = 0.8 / max(1, len(histograms))
     for index, (name, histogram) in enumerate(histograms.items()):
         places = np.arange(len(present)) + index * width
-        sizes.bar(places, [histogram.get(s, 0) for s in present], width, label=name)
+        heights = [histogram.get(s, 0) for s in present]
+        sizes.bar(places, heights, width, label=name, color=colours.get(name))
     sizes.set_xticks(np.arange(len(present)) + 0.4 - width / 2, [str(size) for size in present])
     sizes.set(title="Chunks by SP size", xlabel="SP size (instances)", ylabel="chunks (number)")
     save(drawn, path)

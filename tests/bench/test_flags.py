@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.testing import processes
+from sglang_cdsp.stack import processes
 
 MODEL = str(Path(__file__).parents[2] / "bench" / "results" / "profile-cpu.json")
 FIDELITY = ("--latency-model", MODEL)

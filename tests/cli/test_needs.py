@@ -34,7 +34,7 @@ def run_without(gone: str, module: str, *arguments: str) -> tuple[int, str]:
     ("gone", "module", "arguments", "says"),
     [
         ("requests", "sglang_cdsp", ("profile", "--help"), "pip install 'sglang-cdsp[demo]'"),
-        ("tqdm", "sglang_cdsp", ("simulate", "--help"), "needs tqdm: pip install tqdm"),
+        ("numpy", "sglang_cdsp", ("simulate", "--help"), "needs numpy: pip install numpy"),
         ("openai", "sglang_cdsp.demo", (), "needs openai: pip install 'sglang-cdsp[demo]'"),
         ("tokenizers", "sglang_cdsp.demo", (), "pip install 'sglang-cdsp[demo]'"),
         ("sglang_router", "sglang_cdsp.demo", (), "pip install 'sglang-cdsp[demo]'"),

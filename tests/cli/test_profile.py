@@ -19,7 +19,7 @@ from sglang_cdsp.cli.profile import measure
 from sglang_cdsp.cli.profile_checks import ProfileError, check_fit
 from sglang_cdsp.planner.fit import fit_model
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
-from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.stack.processes import ServerFailedError
 from sglang_cdsp.testing.stack import prefill_only
 from tests.cli.calls import call
 from tests.stand_in import QuietHandler, answering

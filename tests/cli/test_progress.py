@@ -5,6 +5,13 @@ import io
 from sglang_cdsp.cli.progress import LINE_EVERY_S, Progress, over
 
 
+class Terminal(io.StringIO):
+    """Takes what is written, and is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Clock:
     """Seconds that the test decides."""
 
@@ -43,3 +50,21 @@ def test_what_is_quick_says_nothing(capsys: object) -> None:
         progress.update()
     assert log.getvalue() == ""
     assert list(over(iter("abc"), "letters", 3)) == ["a", "b", "c"]
+
+
+def test_on_a_terminal_it_is_a_bar_that_vanishes() -> None:
+    terminal = Terminal()
+    with Progress("runs [of all]", 3, file=terminal) as progress:
+        progress.update(2)
+    shown = terminal.getvalue()
+    assert "runs [of all]" in shown
+    assert "2/3" in shown
+    assert shown.endswith("\x1b[2K"), "the bar's line is erased at its end"
+
+
+def test_a_bar_without_a_total_counts() -> None:
+    terminal = Terminal()
+    assert list(over(iter("abc"), "letters")) == ["a", "b", "c"]
+    with Progress("letters", file=terminal) as progress:
+        progress.update(3)
+    assert "3/?" in terminal.getvalue()

@@ -307,6 +307,7 @@ ROWS = (
                 "hidden_size",
                 "context_len",
                 "vocab_size",
+                "dtype",
             ),
         ),
     ),

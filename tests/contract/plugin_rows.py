@@ -27,6 +27,30 @@ ROWS = (
         Signature("sglang.srt.server_args", "ServerArgs.from_cli_args", ("args",), exact=True),
     ),
     row(
+        "serve.flags",
+        "a server's command line is read as the server will read it, without resolving anything",
+        Signature("sglang.srt.server_args", "ServerArgs.add_cli_args", ("parser",), exact=True),
+    ),
+    row(
+        "serve.flags",
+        "nothing is imported or asked of a device before the arguments are resolved",
+        Signature("sglang.srt.server_args", "ServerArgs.resolve_once", (), exact=True),
+    ),
+    row(
+        "plugin hooks",
+        "an engine loads plugins, then makes its arguments with this attribute",
+        Order(
+            "sglang.srt.entrypoints.engine",
+            "Engine.__init__",
+            ("load_plugins()", "self.server_args_class(**kwargs)"),
+        ),
+    ),
+    row(
+        "hooks offline",
+        "hooked: ends what the engine has started",
+        Signature("sglang.srt.entrypoints.engine", "Engine.shutdown", (), exact=True),
+    ),
+    row(
         "hook_table",
         "how hooks are handed over",
         Signature(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type"), ("source",)),
@@ -74,6 +98,11 @@ ROWS = (
             "_get_auth_level_from_app_and_scope",
             ('getattr(route, "endpoint", None)', 'getattr(endpoint, "_auth_level", None)'),
         ),
+    ),
+    row(
+        "launch.defaults",
+        "what an open page asks is left out of the access log",
+        Options("sglang.srt.arg_groups.fields", ("uvicorn_access_log_exclude_prefixes",)),
     ),
     row("launch.command_line hook_table", "the release", Names("sglang", ("__version__",))),
     row(
@@ -147,6 +176,14 @@ ROWS = (
                 "json_model_override_args",
                 "revision",
             ),
+        ),
+    ),
+    row(
+        "controller.controller",
+        "options by which the same forward takes another time: kept latency models tell them apart",
+        Options(
+            "sglang.srt.arg_groups.fields",
+            ("attention_backend", "prefill_attention_backend", "quantization"),
         ),
     ),
     row(

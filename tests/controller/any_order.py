@@ -48,7 +48,7 @@ class DecodeSide:
 class AnyOrder(RuleBasedStateMachine):
     """Clients, decode and the pool's insides take turns as hypothesis likes."""
 
-    make_pool = FakePool
+    make_pool: type[FakePool] = FakePool
     own_answers: tuple[str, ...] = ("stock", "home refused")
 
     @initialize(

@@ -128,7 +128,11 @@ class FakePool:
         sizes = tuple(s for s in (1, 2, 4) if s <= size)
         args = CdspArgs(policy=policy, min_chunk=min_chunk, preempt_budget=PREEMPT_BUDGET)
         self.planning = planning = make_planning(
-            args, builtin_model(), sizes, page_size, self.make_prefixes(size, page_size)
+            args,
+            builtin_model(),
+            sizes,
+            page_size,
+            prefixes=self.make_prefixes(size, page_size),
         )
         self.policy = planning.policy.policy
         self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
@@ -203,11 +207,7 @@ class FakePool:
         for (me, _), reports in self.channels.items():
             while me == seat and reports:
                 self._hear_next(reports)
-        named = [
-            r
-            for r in self.lifecycle.requests
-            if r.plan and (seat in r.plan.instances or seat == r.home)
-        ]
+        named = [r for r in self.lifecycle.requests if self._names(r, seat)]
         others = {r: (r.phase, r.error) for r in self.lifecycle.requests if r not in named}
         self.instances[seat].lost = True
         self.lifecycle.on_seat_lost(seat, why)
@@ -216,6 +216,11 @@ class FakePool:
         for request in self.lost_requests:
             heard = request.probe or self.answers[request.tokenized]
             assert heard, "whoever loses something is told at once"
+
+    def _names(self, request: PoolRequest, seat: int) -> bool:
+        """Whether a request may have anything on a seat."""
+        plan = request.plan
+        return plan is not None and (seat in plan.instances or seat == request.home)
 
     def confirm(self, seat: int) -> None:
         """The kernel says that a seat's process has ended."""

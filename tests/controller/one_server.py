@@ -508,6 +508,11 @@ class OneServerPool(FakePool):
             )
             self.seen[part.rid] += len(part.tokens)
 
+    def _names(self, request: PoolRequest, seat: int) -> bool:
+        """What is on its way to a seat may be nowhere else any more."""
+        move = self.lifecycle._moves._moves.get(request.seq)
+        return super()._names(request, seat) or (move is not None and seat == move.target)
+
     def recalled(self, request: PoolRequest) -> None:
         """A request is back among those that wait, whatever of its plan has run."""
         assert request.phase is Phase.WAITING

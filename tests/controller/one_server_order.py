@@ -13,7 +13,7 @@ from sglang_cdsp.controller.presence import Stand
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.roles import Role, Roles
 from tests.controller.any_order import AnyOrder
-from tests.controller.fake_pool import Demanded
+from tests.controller.fake_pool import Demanded, FakePool
 from tests.controller.one_server import OneServerPool
 
 ON_THE_WAY = ("", "source", "target", "both", "abort", "retracts", "cannot send", "its link for")
@@ -27,7 +27,7 @@ ENDS = ("to its end", " ends")
 class AnyOrderOfOneServer(AnyOrder):
     """As with decode servers, but every request is decoded at its home."""
 
-    make_pool = OneServerPool
+    make_pool: type[FakePool] = OneServerPool
     # An abort may cross with the last chunk's end: home then ends what decodes already.
     own_answers = ("stock", "home")
 

@@ -10,6 +10,7 @@ from sglang.srt.managers.io_struct import (
     UpdateWeightFromDiskReqOutput,
 )
 
+from sglang_cdsp.controller.control_messages import SETTLE_S
 from sglang_cdsp.controller.phases import Phase
 from tests.controller.cases import TWO_CHUNKS, with_pages
 from tests.controller.fake_control import (
@@ -120,6 +121,9 @@ def test_nothing_starts_in_released_memory(pool: ControlledPool) -> None:
 def test_a_flush_is_refused_while_there_are_requests(pool: ControlledPool) -> None:
     request = with_pages(pool, TWO_CHUNKS, bound=False)
     pool.send(FLUSH)
+    assert pool.refused == [], "it may be over in a moment"
+    pool.now_s += SETTLE_S
+    pool.control.serve(pool.lifecycle)
     [answer] = pool.refused
     assert isinstance(answer, FlushCacheReqOutput)
     assert not answer.success
@@ -162,8 +166,20 @@ def test_a_flush_is_refused_while_slots_are_freed_of_a_request_that_lost_its_id(
     pool.lifecycle.abort(again, "no longer wanted")
     assert pool.lifecycle.requests == ()
     pool.send(FLUSH)
-    assert [answer.success for answer in pool.refused] == [False]
     assert pool.forwarded == []
-    pool.settle()
+    pool.settle()  # takes seconds
+    assert [answer.success for answer in pool.refused] == [False]
     pool.send(FLUSH)
     assert pool.forwarded == [FLUSH]
+
+
+def test_a_flush_waits_for_what_is_as_good_as_over(pool: ControlledPool) -> None:
+    request = with_pages(pool, TWO_CHUNKS)
+    pool.until(lambda: request.phase is Phase.RELEASING)
+    pool.send(FLUSH)
+    assert pool.forwarded == []
+    while pool.lifecycle.holding:  # at once: no time passes
+        next(move for move in pool.moves() if not move.fault).do()
+    pool.control.serve(pool.lifecycle)
+    assert pool.forwarded == [FLUSH]
+    assert pool.refused == []

@@ -105,6 +105,22 @@ def test_a_target_may_be_the_next_life_of_an_instance_that_was_lost_under_it() -
     assert_finished(pool, request)
 
 
+def test_a_source_may_have_ended_before_the_target_is_lost() -> None:
+    pool = pool_of("4b")
+    request = decoding(pool)
+    on_its_way(pool, request)
+    for seat in (0, 3):
+        pool.lose(seat)
+        pool.confirm(seat)
+    assert phase_is(request, Phase.WAITING), "nobody is left who could write"
+    turn(pool, "4b")
+    for seat in (0, 3):
+        pool.fill(seat)
+    pool.settle()
+    assert (request.recalls, request.losses) == (1, 1)
+    assert_finished(pool, request)
+
+
 def test_source_and_target_may_be_lost_both() -> None:
     pool = pool_of("4b")
     request = decoding(pool)

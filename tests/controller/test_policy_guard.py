@@ -92,6 +92,40 @@ def test_a_plan_for_a_prompt_that_does_not_wait_is_a_fault() -> None:
     assert "'invented', which does not wait" in guarded.error
 
 
+def test_a_plan_that_is_none_is_a_fault() -> None:
+    policy = make_policy("data-parallel", OPTIONS)
+    whole = policy.step
+
+    def halved(pool: PoolView, now_s: float) -> list[tuple[str, Plan]]:
+        return [
+            (rid, replace(plan, chunks=tuple(replace(c, tokens=8) for c in plan.chunks)))
+            for rid, plan in whole(pool, now_s)
+        ]
+
+    policy.step = halved  # type: ignore[method-assign]
+    guarded = guard(policy)
+    guarded.arrive(PromptView("real", 16), 0.0)
+    ((rid, plan),) = guarded.step(POOL, 1.0)
+    assert (rid, plan.tokens, plan.policy) == ("real", 16, "single-chunk")
+    assert "it planned 'real' as chunks of [8] tokens, which has 16" in guarded.error
+
+
+def test_a_rest_that_is_no_plan_is_a_fault() -> None:
+    policy = make_policy("data-parallel", OPTIONS)
+    rest = PromptView("real", 32, 16, (1,))
+    current = policy.plan(rest, POOL)
+    assert current is not None
+    elsewhere = replace(current.chunks[0], instances=(0,))
+
+    def moved(rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
+        return replace(current, chunks=(elsewhere,))
+
+    policy.replan = moved  # type: ignore[method-assign]
+    guarded = guard(policy)
+    assert guarded.replan(rest, current, POOL) is None
+    assert "which does not begin with [1]" in guarded.error
+
+
 def test_the_second_one_is_not_replaced() -> None:
     guarded = GuardedPolicy(broken("step"), lambda: broken("step"))
     with pytest.raises(ZeroDivisionError):

@@ -71,7 +71,7 @@ def test_what_runs() -> None:
         policy="cdsp-late",
         sp_sizes=(1, 2, 4),
         improvement_rate=0.1,
-        latency_model=None,
+        latency_model="measured at this start",
         links="nixl",
         transfer="nixl",
         capacity_tokens=4096,
@@ -80,7 +80,7 @@ def test_what_runs() -> None:
         "4 instances of 2 ranks",
         "cdsp-late",
         "1, 2, 4",
-        "measured at start",
+        "latency model measured at this start; ",
         "links nixl",
     ):
         assert part in said
@@ -95,7 +95,7 @@ def test_one_server_moves_no_kv_to_decode() -> None:
         policy="cdsp-late",
         sp_sizes=(1, 2),
         improvement_rate=0.1,
-        latency_model="model.json",
+        latency_model="from model.json",
         links="shared-memory",
         transfer=None,
         capacity_tokens=4096,

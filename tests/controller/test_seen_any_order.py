@@ -137,7 +137,7 @@ class SeenPool(FakePool):
 class Seen(AnyOrder):
     """The same turns, watched."""
 
-    make_pool = SeenPool
+    make_pool: type[FakePool] = SeenPool
     pool: SeenPool
 
     def teardown(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sglang_cdsp.demo import __main__ as demo
 from sglang_cdsp.protocol.ports import free_ports
-from sglang_cdsp.testing.directory_lock import locked
+from sglang_cdsp.stack.directory_lock import locked
 
 
 @pytest.fixture
@@ -46,17 +46,15 @@ def test_a_directory_in_use_is_refused(
     assert plan_log.read_text() == "a line\n"
 
 
-@pytest.mark.parametrize("serve", [True, False])
 def test_a_port_in_use_is_refused(
-    serve: bool,
     plan_log: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (port,) = free_ports(1)
-    monkeypatch.setattr(demo, "SERVE_PORT", port)
-    how = ["--serve"] if serve else ["--port", str(port)]
     with socket.create_server(("127.0.0.1", port)):
-        said = start(monkeypatch, capsys, ["--directory", str(plan_log.parent), *how])
+        said = start(
+            monkeypatch, capsys, ["--directory", str(plan_log.parent), "--port", str(port)]
+        )
     assert f"port {port}, where pool shall listen, is in use by process {os.getpid()}" in said
     assert plan_log.read_text() == "a line\n"

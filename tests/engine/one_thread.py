@@ -140,13 +140,13 @@ class Instance:
             interrupted=lambda: True,
             shake=shake,
         )
-        self.layers: list[None] = []
+        self.layers: list[int] = []
         self.runner = ShardRunner(
             scheduler,
             self.hub,
             number,
             self.coroutines.give_way,
-            lambda: self.layers.append(None),
+            self.layers.append,
         )
         self.stored: list[int] = []
         self.outputs: dict[int, Any] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.coroutines import Coroutines
-from sglang_cdsp.engine.device import PIECES_AHEAD, Pace, Stopwatch, events_of
+from sglang_cdsp.engine.device import PIECES_AHEAD, Pace, Stopwatch, device_name, events_of
 from sglang_cdsp.engine.forward_state import ForwardSurroundings, enter_forward_stream
 from sglang_cdsp.engine.meters import DeviceMeter
 from tests.engine.fake_device import FakeDevice
@@ -218,3 +220,16 @@ def test_a_chunk_runs_on_the_stream_of_stock_forwards(
 
 def test_without_cuda_there_are_no_streams() -> None:
     enter_forward_stream(FakeScheduler(), "cpu")
+
+
+def test_a_cpu_is_known_by_its_name_and_what_this_process_has_of_it(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nmodel name : Some CPU @ 2 GHz\nmodel name : Another\n")
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    assert device_name("cpu", info) == f"Some CPU @ 2 GHz, {threads} threads on {cores} cores"
+    assert device_name("cpu", tmp_path / "none")
+
+
+def test_a_gpu_is_known_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    assert device_name("cuda:1") == "Some GPU"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_cdsp.launch.defaults import open_settings
+from sglang_cdsp.launch.defaults import access_log_settings, open_settings
 
 
 @pytest.fixture
@@ -43,3 +43,11 @@ def test_the_cpu_stays_as_it_was(
 def test_without_gpus_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert open_settings(SimpleNamespace(page_size=None, device=None)) == {}
+
+
+@pytest.mark.parametrize("given", [None, [], ["/health"]])
+def test_what_an_open_page_asks_is_not_in_the_access_log(given: list[str] | None) -> None:
+    asked = SimpleNamespace(uvicorn_access_log_exclude_prefixes=given)
+    chosen = access_log_settings(asked)
+    assert chosen == {"uvicorn_access_log_exclude_prefixes": [*(given or ()), "/cdsp/timeline"]}
+    assert asked.uvicorn_access_log_exclude_prefixes == given

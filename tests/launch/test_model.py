@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from sglang_cdsp.launch.model import problems
+from sglang_cdsp.launch.model import identity, problems
 
 
 def found(folder: Path, *, override: str = "{}", **config: object) -> list[str]:
@@ -57,3 +58,25 @@ def test_what_a_hub_sent_before_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     [line] = problems(arguments("some/model"))
     assert line.startswith("--model-path some/model: ")
     assert "Llama4ForCausalLM" in line
+
+
+def args_of(model: Path | str, overrides: str = "{}", revision: str | None = None) -> Any:
+    return SimpleNamespace(
+        model_path=str(model), revision=revision, json_model_override_args=overrides
+    )
+
+
+def test_a_model_is_known_by_its_place_and_its_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"architectures": ["LlamaForCausalLM"]}')
+    before = identity(args_of(tmp_path))
+    assert before == identity(args_of(f"{tmp_path}/./"))
+    assert before[0] == str(tmp_path)
+    assert before[1] != identity(args_of(tmp_path, '{"num_hidden_layers": 1}'))[1]
+    config.write_text('{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}')
+    assert before[1] != identity(args_of(tmp_path))[1]
+
+
+def test_a_model_that_is_not_here_is_known_by_its_name() -> None:
+    assert identity(args_of("nobody/nothing")) == ("nobody/nothing", "")
+    assert identity(args_of("nobody/nothing", revision="v2")) == ("nobody/nothing@v2", "")

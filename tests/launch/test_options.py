@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.args import CdspArgs
+from sglang_cdsp.args import CACHE_VAR, CdspArgs
 from sglang_cdsp.launch.options import problems, try_to_append
 from sglang_cdsp.planner import Coefficients, LatencyModel
 
@@ -140,6 +140,16 @@ def test_a_latency_model_that_lacks_sizes(
     [line] = lines
     assert f"--cdsp-latency-model {path} covers SP sizes 1 to 2" in line
     assert f"need {missing}" in line
+
+
+def test_a_policy_from_outside_is_tried(tmp_path: Path) -> None:
+    text = "from sglang_cdsp.planner.policies.rivals import DataParallel as Base\n"
+    name = written(
+        tmp_path / "mine.py", text + "class Mine(Base): ...\nclass Other(Base):\n    step = 5\n"
+    )
+    assert found(CdspArgs(policy=f"{name}:Mine")) == []
+    line = one(CdspArgs(policy=f"{name}:Other"))
+    assert line.startswith(f"--cdsp-policy {name}:Other: planning 1 tokens on an idle pool raised ")
 
 
 # -- files ----------------------------------------------------------------------------------
@@ -271,3 +281,29 @@ def test_a_saved_model_passes(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     LatencyModel(tuple((s, Coefficients(**ROW)) for s in (1, 2, 4))).save(path)
     assert found(CdspArgs(latency_model=str(path))) == []
+
+
+# -- kept latency models --------------------------------------------------------------------
+
+
+def test_a_folder_for_kept_models_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert found(CdspArgs(cache=str(tmp_path / "new" / "folder"))) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_folder_for_kept_models_that_cannot_be(
+    stated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "inside")
+    monkeypatch.setenv(CACHE_VAR, "" if stated else folder)
+    line = one(CdspArgs(cache=folder if stated else None))
+    assert line.startswith(f"{'--cdsp-cache' if stated else CACHE_VAR} {folder}: ")
+    assert "name a folder" in line
+
+
+def test_nothing_is_measured_anew_where_a_model_is_given(tmp_path: Path) -> None:
+    path = written(tmp_path / "model.json", GOOD_MODEL)
+    assert "remove one of them" in one(CdspArgs(latency_model=path, measure_anew=True))
+    assert found(CdspArgs(measure_anew=True)) == []

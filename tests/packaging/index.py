@@ -13,7 +13,7 @@ def index_answers() -> bool:
     """Whether pip's index offers a small package that the wheel needs."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
-        command += ["--quiet", "--no-deps", "--dest", scratch, "tqdm"]
+        command += ["--quiet", "--no-deps", "--dest", scratch, "greenlet"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:

@@ -74,8 +74,9 @@ def metadata(wheel: Path) -> Message:
 
 def installed(path: Path, package: str) -> set[str]:
     """The files of a source folder under the names that they have when installed."""
-    endings = {".py", ".json", ".typed"}
-    files = (file for file in path.rglob("*") if file.suffix in endings or file.name == "py.typed")
+    endings = {".py", ".json", ".typed", ".html", ".css", ".js", ".svg"}
+    names = {"py.typed", "LICENSE"}
+    files = (file for file in path.rglob("*") if file.suffix in endings or file.name in names)
     return {f"{package}/{file.relative_to(path).as_posix()}" for file in files}
 
 
@@ -84,6 +85,8 @@ def test_the_wheel_holds_the_package_and_the_kernels_and_nothing_else(names: set
     expected |= installed(ROOT / "kernels", "sglang_cdsp/kernels")
     assert {"sglang_cdsp/py.typed", "sglang_cdsp/kernels/merge.py"} <= expected
     assert any(name.startswith("sglang_cdsp/planner/models/") for name in expected)
+    assert {"sglang_cdsp/page/assets/index.html", "sglang_cdsp/page/assets/main.js"} <= expected
+    assert "sglang_cdsp/page/assets/vendor/uplot/LICENSE" in expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
@@ -103,9 +106,10 @@ def test_the_metadata_says_what_it_is(wheel: Path, names: set[str]) -> None:
     assert (found["Name"], found["Version"]) == ("sglang-cdsp", sglang_cdsp.__version__)
     assert found["License-Expression"] == "Apache-2.0"
     assert found["Requires-Python"] == ">=3.10"
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    licences = {name.partition("/licenses/")[2] for name in names}
+    assert {"LICENSE", "sglang_cdsp/page/assets/vendor/uplot/LICENSE"} <= licences
     needs = [need for need in found.get_all("Requires-Dist", []) if "extra ==" not in need]
-    assert sorted(needs) == ["greenlet", "numba", "numpy", "tqdm"]
+    assert sorted(needs) == ["greenlet", "numba", "numpy", "platformdirs", "rich"]
     assert str(found.get_payload()).startswith("# sglang-cdsp")
 
 

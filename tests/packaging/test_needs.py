@@ -43,7 +43,7 @@ def test_planner_and_simulator_get_by_with_the_bare_wheel_and_figures() -> None:
 def test_the_demonstration_and_profile_get_by_with_the_extra() -> None:
     found = imported("demo", "testing", "cli") - BESIDE
     assert {"openai", "requests", "safetensors", "tokenizers"} <= found <= BARE | EXTRAS["demo"]
-    assert '"sglang_router.launch_router"' in (PACKAGE / "testing/commands.py").read_text()
+    assert '"sglang_router.launch_router"' in (PACKAGE / "stack/commands.py").read_text()
     assert "sglang-router" in EXTRAS["demo"]
 
 

@@ -1,11 +1,20 @@
 """The fit: exact data gives exact coefficients; noise, bounds, held-out errors, refusals."""
 
+import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_cdsp.planner import Coefficients, LatencyModel, LatencyModelError
-from sglang_cdsp.planner.fit import Sample, fit_coefficients, fit_model, relative_errors, split_grid
+from sglang_cdsp.planner.fit import (
+    Sample,
+    _non_negative,
+    fit_coefficients,
+    fit_model,
+    relative_errors,
+    split_grid,
+)
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 HISTORIES = (0, 2048, 4096, 8192)
@@ -45,6 +54,20 @@ def test_coefficients_never_turn_negative() -> None:
     found = fit_coefficients(falling)
     assert min(found.a, found.c, found.d) >= 0
     assert 0 < found.b < 1e-9  # flat, as far as a model may be
+
+
+@settings(max_examples=60, deadline=None, print_blob=True)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(4, 12))
+def test_it_is_as_good_as_scipys_non_negative_least_squares(
+    seed: int, columns: int, rows: int
+) -> None:
+    """The planner does without scipy; trying every set of free entries costs nothing at four."""
+    draw = np.random.default_rng(seed)
+    design, target = draw.normal(size=(rows, columns)), draw.normal(size=rows)
+    ours = _non_negative(design, target)
+    _, least = scipy.optimize.nnls(design, target)
+    assert (ours >= 0).all()
+    assert np.linalg.norm(design @ ours - target) == pytest.approx(least, rel=1e-9, abs=1e-12)
 
 
 def test_without_history_c_is_twice_d() -> None:

@@ -23,7 +23,12 @@ class Desk:
         self.updates: list[Any] = []
         endpoint = f"inproc://{uuid.uuid4().hex}"
         self.admin = AdminServer(
-            self.context, endpoint, KEY, status=self._status, update=self._update
+            self.context,
+            endpoint,
+            KEY,
+            status=self._status,
+            update=self._update,
+            timeline=lambda since: {"since": since},
         )
         self.client = self.context.socket(zmq.REQ)
         self.client.connect(endpoint)
@@ -61,6 +66,12 @@ def test_status_and_updates(desk: Desk) -> None:
     assert desk.ask(AdminRequest(KEY)) == AdminReply({"updates": 0})
     assert desk.ask(AdminRequest(KEY, {"a": 1})) == AdminReply({"updates": 1})
     assert desk.updates == [{"a": 1}]
+
+
+@pytest.mark.parametrize("since", [0, 17])
+def test_the_timeline_is_asked_from_where_the_last_answer_ended(desk: Desk, since: int) -> None:
+    assert desk.ask(AdminRequest(KEY, since=since)) == AdminReply({"since": since})
+    assert desk.updates == []
 
 
 def test_a_refused_update_says_why_and_the_server_lives_on(desk: Desk) -> None:

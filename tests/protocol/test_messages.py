@@ -119,6 +119,8 @@ REPORTS: list[Report] = [
         layers=4,
         kv_cache_dtype="f",
         max_shard_tokens=5000,
+        device="some GPU, 80 GB",
+        dtype="bfloat16",
     ),
     Invitation(**BY, seat=2, life=4, invitation=b"\x00\xff", error="no room"),
     Answered(**BY, kind="FlushCacheReqOutput", payload=b"\x01", failure="busy"),

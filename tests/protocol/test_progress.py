@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 
-from sglang_cdsp.protocol.progress import ProgressBoard
+from sglang_cdsp.protocol.progress import CHUNKS, ProgressBoard
 
 
 def advance(board: ProgressBoard, rank: int, times: int) -> None:
@@ -51,3 +51,21 @@ def test_beats_are_counted_apart_from_layers() -> None:
     other.advance(0)
     assert board.beats() == (0, 2)
     assert board.read() == (1, 0)
+
+
+def test_layers_of_chunks_at_once_are_told_apart() -> None:
+    board = ProgressBoard.create(2)
+    rank = ProgressBoard(board.path, 2)
+    for serial in (7, 8, 7, 7):
+        rank.begin_layer(1, serial)
+    assert [board.layers(1, serial) for serial in (7, 8, 9)] == [3, 1, 0]
+    assert board.layers(0, 7) == 0
+    assert board.read() == board.beats() == (0, 0), "counted apart"
+
+
+def test_a_chunk_that_gets_the_place_of_an_earlier_one_begins_at_nothing() -> None:
+    board = ProgressBoard.create(1)
+    for _ in range(5):
+        board.begin_layer(0, 3)
+    board.begin_layer(0, 3 + CHUNKS)
+    assert (board.layers(0, 3), board.layers(0, 3 + CHUNKS)) == (0, 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-from sglang_cdsp.testing.processes import ServerProcess
+from sglang_cdsp.stack.processes import ServerProcess
 
 ENOUGH_S = 60.0
 

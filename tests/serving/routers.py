@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from sglang_cdsp.protocol.ports import free_ports
-from sglang_cdsp.testing.commands import router_command
+from sglang_cdsp.stack.commands import router_command
 from sglang_cdsp.testing.stack import Deployment, RunningStack, running
 from tests.patches.tree import PACKAGES, copy_packages, patch_files, patch_tree, touched
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from sglang_cdsp.testing.stack import RunningStack
 
@@ -44,3 +47,17 @@ def test_a_forced_plan_is_followed_and_a_wrong_one_refused(servers: RunningStack
     wrong = run("forced_plan.py", servers, "--plan", "[[512, [1]], [300, [2]]]")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("refused with ")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_gets_answers_through_a_router(servers: RunningStack) -> None:
+    done = subprocess.run(
+        [str(EXAMPLES / "curl.sh"), servers.url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("data: ") >= 5, "four tokens and the end"
+    assert '"output_token_logprobs"' in done.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from sglang_cdsp.testing.processes import ServerProcess
+from sglang_cdsp.stack.processes import ServerProcess
 from tests.serving.client import Client
 
 WILDCARDS = {"0.0.0.0", "::"}

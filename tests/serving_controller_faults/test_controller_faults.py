@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from sglang_cdsp.launch.controller_watch import LIMIT_VAR
-from sglang_cdsp.testing.processes import ServerGroup
+from sglang_cdsp.stack.processes import ServerGroup
 from sglang_cdsp.testing.stack import RunningStack, prefill_only, running
 from tests.serving.client import Client, text_tokens
 from tests.serving.processes import controller_of, family_of, left_of, until

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cdsp.testing import reaper
+from sglang_cdsp.stack import reaper
 from sglang_cdsp.testing.answers import Answer
 from sglang_cdsp.testing.stack import Deployment, RunningStack, disaggregated, running
 from tests.serving.client import Client, difference, read, text_tokens

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.stack.processes import ServerFailedError
 from sglang_cdsp.testing.stack import prefill_only, running
 
 

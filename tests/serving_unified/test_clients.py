@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from tests.serving.shared.frontend import branched, chosen
 from tests.serving.ways import post, same
 from tests.serving_unified.client import OneServerClient
 
+CURL = Path(__file__).parents[2] / "examples" / "curl.sh"
 TEXT = "The import system looks up modules by name. " * 12
 SCORE = {
     "model": "any",
@@ -62,3 +67,12 @@ def test_entries_of_other_models_answer_as_stocks(path: str, client: OneServerCl
         requests.post(f"{url}/{path}", json=body, timeout=60).status_code for url in urls(client)
     )
     assert ours == expected >= 400
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_the_curl_example_shows_the_pools_status(client: OneServerClient) -> None:
+    done = subprocess.run(
+        [str(CURL), urls(client)[0]], capture_output=True, text=True, timeout=120, check=True
+    )
+    status = json.loads(done.stdout.splitlines()[-1])
+    assert len(status["pool"]["queue_s"]) == len(client.pool_states())

@@ -1,12 +1,22 @@
 """The servers that are planned: who talks to whom."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from sglang_cdsp.testing.stack import Deployment, Side, disaggregated, side_by_side
+from sglang_cdsp.args import CACHE_VAR
+from sglang_cdsp.stack import running as starting
+from sglang_cdsp.testing.stack import (
+    Deployment,
+    Side,
+    disaggregated,
+    one_server,
+    running,
+    side_by_side,
+)
 
 BIND = "SGLANG_CPU_OMP_THREADS_BIND"
 CHECKPOINT = Path("checkpoint")
@@ -91,3 +101,24 @@ def test_sides_share_decode_and_nothing_else() -> None:
         if flag in ("--port", "--disaggregation-bootstrap-port", "--nccl-port", "--prometheus-port")
     ]
     assert len(set(ports)) == len(ports)
+
+
+@pytest.mark.parametrize("named", ["", "elsewhere"])
+def test_what_is_measured_is_kept_out_of_the_users_cache(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Deployment] = []
+
+    @contextlib.contextmanager
+    def begin(plan: Deployment, log_directory: Path, **_: object) -> Iterator[None]:
+        begun.append(plan)
+        yield
+
+    monkeypatch.setattr(starting, "running", begin)
+    monkeypatch.setenv(CACHE_VAR, named)
+    with running(one_server(CHECKPOINT), tmp_path):
+        pass
+    environment = begun[0].commands[0].environment
+    # What this process has in its environment is inherited.
+    assert environment.get(CACHE_VAR) == (None if named else str(tmp_path / "cache"))
+    assert environment["HF_HUB_OFFLINE"] == "1"

@@ -18,6 +18,7 @@ from bench.servers.chaos.record import Run, Strike
 from bench.servers.chaos.scenario import Event, Scenario
 from bench.servers.chaos.strikes import Striker
 from bench.servers.storm_forms import CONTEXT_LENGTH
+from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.engine.fault_orders import FOLDER_VAR
 from sglang_cdsp.testing.stack import disaggregated, running, single
 
@@ -139,9 +140,13 @@ def _at(begin_s: float, event: Event, striker: Striker, say: Say) -> Strike:
 
 @contextlib.contextmanager
 def environment(faults: Path) -> Iterator[None]:
-    """What servers that are started in the block inherit, for faults to be ordered in a folder."""
+    """What servers that are started in the block inherit, for faults to be ordered in a folder.
+
+    Latency models are kept beside the folder, not in the user's cache.
+    """
     new = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
     new[FOLDER_VAR] = str(faults)
+    new[CACHE_VAR] = os.environ.get(CACHE_VAR) or str(faults.parent / "cache")
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
     try:

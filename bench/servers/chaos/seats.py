@@ -13,7 +13,7 @@ import psutil
 import requests
 
 from bench.servers.chaos.record import Death, Seat
-from sglang_cdsp.testing.processes import ServerProcess
+from sglang_cdsp.stack.processes import ServerProcess
 from sglang_cdsp.testing.stack import RunningStack
 
 LOOK_EVERY_S = 0.25

@@ -18,7 +18,7 @@ from bench.servers.chaos.record import Away, Strike
 from bench.servers.chaos.scenario import Event
 from bench.servers.chaos.seats import SeatWatch, ranks_of
 from sglang_cdsp.engine.fault_orders import WAYS, FaultFolder, FaultOrder
-from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.stack.processes import ServerFailedError
 from sglang_cdsp.testing.stack import RunningStack
 
 STATE_WAIT_S = 180.0

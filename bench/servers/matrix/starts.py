@@ -13,7 +13,7 @@ from bench.servers.chaos.seats import seats_of, status_of
 from bench.servers.matrix.cells import Cell, Result
 from bench.servers.matrix.trial import PAUSE_S, VICTIM
 from sglang_cdsp.engine.fault_orders import FaultFolder, FaultOrder
-from sglang_cdsp.testing.processes import Command, ServerFailedError, ServerGroup, ServerProcess
+from sglang_cdsp.stack.processes import Command, ServerFailedError, ServerGroup, ServerProcess
 from sglang_cdsp.testing.stack import prefill_only
 
 INSTANCES = 2

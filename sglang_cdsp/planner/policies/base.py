@@ -23,6 +23,10 @@ class Policy(ABC):
 
     name: str
 
+    regulated = False
+    """Whether the improvement rate means anything to it. Of a policy of the package the registry
+    says it."""
+
     replans = False
     """Whether `replan` may ever answer."""
 

@@ -2,7 +2,8 @@
 
 Help texts, checks and the table in the documentation come from here, so a policy is added by its
 class and its entry. Entries name their factory, and only `make_policy` imports it: the command
-line of every server reads the names, and must not load compiled code for them.
+line of every server reads the names, and must not load compiled code for them. Policies from
+outside of the package have no entry here: the user names their class (`outside`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sglang_cdsp.planner.errors import OptionError
+from sglang_cdsp.planner.policies import outside
 from sglang_cdsp.planner.policies.base import Policy
 from sglang_cdsp.planner.policies.options import PolicyOptions
 
@@ -40,6 +42,7 @@ class Origin(Enum):
     OURS = "ours"
     PAPER = "Tetris"
     RIVAL = "rival"
+    OUTSIDE = "outside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Entry:
     Attributes:
         name: what `--cdsp-policy` selects, without the argument.
         factory: "module:attribute" of what makes it, called with the PolicyOptions and, where
-            there is an argument, with that positive integer.
+            there is an argument, with that positive integer; "" for a policy from outside, which
+            its name leads to.
         does: what it does, in one line.
         origin: whose it is.
         argument: of what kind; None for policies without.
@@ -150,8 +154,10 @@ POLICY_NAMES = tuple(entry.usage for entry in POLICIES)
 REGULATED_NAMES = tuple(entry.usage for entry in POLICIES if entry.regulated)
 """Those that have an improvement rate."""
 
-POLICY_HELP = f"{', '.join(POLICY_NAMES)}; " + ", ".join(
-    f"{argument.letter}: {argument.meaning}" for argument in Argument
+POLICY_HELP = (
+    f"{', '.join(POLICY_NAMES)}; "
+    + ", ".join(f"{argument.letter}: {argument.meaning}" for argument in Argument)
+    + f"; or one of your own as {' or '.join(outside.FORMS)}"
 )
 """The names and what the letters mean, for the help of options that take a policy."""
 
@@ -159,15 +165,24 @@ POLICY_HELP = f"{', '.join(POLICY_NAMES)}; " + ", ".join(
 def find(name: str) -> tuple[Entry, int | None]:
     """The entry of a policy's name as users write it, and its argument.
 
+    A policy from outside is imported, and gets an entry from its class.
+
     Raises:
-        OptionError: no policy has the name (the error lists the names there are), or its argument
-            is missing or not a positive integer.
+        OptionError: no policy has the name (the error lists the names there are), its argument
+            is missing or not a positive integer, or it is from outside and cannot be had.
     """
     kind, colon, argument = name.partition(":")
     for entry in POLICIES:
         if entry.name == kind and (entry.argument is not None) == bool(colon):
             return entry, _positive(argument, name) if colon else None
-    raise OptionError(f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
+    if outside.is_outside(name) and all(entry.name != kind for entry in POLICIES):
+        found = outside.load(name)
+        does = (found.__doc__ or "").strip().partition("\n")[0]
+        return Entry(name, "", does, Origin.OUTSIDE, regulated=found.regulated), None
+    raise OptionError(
+        f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}, or name your own as "
+        f"{' or '.join(outside.FORMS)}"
+    )
 
 
 def needed_sizes(name: str, instances: int) -> tuple[int, ...]:
@@ -183,11 +198,17 @@ def needed_sizes(name: str, instances: int) -> tuple[int, ...]:
 def make_policy(name: str, options: PolicyOptions) -> Policy:
     """The policy of that name: the only way the rest of the package creates one.
 
+    A policy from outside bears the name that the user gave it.
+
     Raises:
         OptionError: the name is unknown, or its argument wrong; see `find`.
         PlannerError: the policy cannot do with the options; names the remedy.
     """
     entry, argument = find(name)
+    if entry.origin is Origin.OUTSIDE:
+        policy = outside.load(name)(options)  # type: ignore[call-arg]
+        policy.name = name
+        return policy
     factory: Callable[..., Policy] = pkgutil.resolve_name(entry.factory)
     return factory(options) if argument is None else factory(options, argument)
 

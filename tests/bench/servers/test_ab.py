@@ -18,7 +18,7 @@ from bench.servers.ab import STOCK, arguments_of, plain, sides
 from bench.servers.ab_client import LONGEST_STOP_S, only
 from bench.servers.ab_report import Run, Slo, report
 from bench.servers.mix import LONG, SHORT, is_long, lengths
-from sglang_cdsp.testing.processes import Command, ServerProcess
+from sglang_cdsp.stack.processes import Command, ServerProcess
 
 SLO = Slo(short=1.0, long=4.0, tpot=0.1)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sglang_cdsp.protocol.ports import is_free
-from sglang_cdsp.testing import listeners, reaper
+from sglang_cdsp.stack import listeners, reaper
 
 TERMINATE_GRACE_S = 60.0
 """How long a server may take to end after SIGTERM before its whole session is killed.
@@ -36,6 +36,23 @@ class ServerFailedError(RuntimeError):
     """A server ended or did not become healthy; the message ends with its last log lines."""
 
 
+class ServerEndedError(ServerFailedError):
+    """A server has ended by itself.
+
+    Attributes:
+        server: which.
+        status: as ``subprocess.Popen.returncode``: negative for a signal.
+    """
+
+    def __init__(self, server: "ServerProcess", status: int) -> None:
+        super().__init__(
+            f"{server.command.name} ended with status {status}; "
+            f"see {server.log}\n{server.log_tail()}"
+        )
+        self.server = server
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Command:
     """The command of one server, and how to see that it is healthy.
@@ -47,6 +64,7 @@ class Command:
         cpus: cores that it may use; None for all.
         environment: variables beside this program's own.
         nice: how far its processes give way to others: 0 not at all, 19 to everything.
+        directory: that it works in; None for that of its log.
     """
 
     name: str
@@ -55,6 +73,7 @@ class Command:
     cpus: tuple[int, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     nice: int = 0
+    directory: Path | None = None
 
     @property
     def port(self) -> int:
@@ -68,7 +87,7 @@ class ServerProcess:
     """One running server in a session of its own, its output in a file."""
 
     def __init__(self, command: Command, log: Path):
-        """Start ``command``; its working directory is that of ``log``."""
+        """Start ``command``."""
         self.command = command
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +97,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=log.parent,
+                cwd=command.directory or log.parent,
                 env={**os.environ, **command.environment},
                 start_new_session=True,
             )
@@ -102,12 +121,9 @@ class ServerProcess:
         return self._popen.poll() is None
 
     def check_alive(self) -> None:
-        """Raise ``ServerFailedError`` if the server's first process has ended."""
+        """Raise ``ServerEndedError`` if the server's first process has ended."""
         if not self.running():
-            raise ServerFailedError(
-                f"{self.command.name} ended with status {self._popen.returncode}; "
-                f"see {self.log}\n{self.log_tail()}"
-            )
+            raise ServerEndedError(self, self._popen.returncode)
 
     def healthy(self) -> bool:
         """Say whether this server, and no other, answers 200 at the health URL.
@@ -141,14 +157,20 @@ class ServerGroup:
     """Servers that end with the ``with`` block, and also when this program is killed in it."""
 
     def __init__(
-        self, progress: Callable[[str], None] = lambda line: None, grace_s: float | None = None
+        self,
+        progress: Callable[[str], None] = lambda line: None,
+        grace_s: float | None = None,
+        first: Collection[str] = (),
     ) -> None:
         """Nothing runs yet.
 
         Args:
             progress: is told at the end what is still waited for.
             grace_s: how long servers may take to end by themselves; None: ``TERMINATE_GRACE_S``.
+            first: names of the servers that end before the others are told to: what stands in
+                front of them ends what it has begun.
         """
+        self._first = first
         self.servers: list[ServerProcess] = []
         self._progress = progress
         self._grace_s = TERMINATE_GRACE_S if grace_s is None else grace_s
@@ -178,7 +200,7 @@ class ServerGroup:
         """End every process: SIGTERM to each server, SIGKILL to what is left.
 
         Returns when none is alive. SIGINT and SIGTERM to this program meanwhile are held back, so
-        that a second Ctrl-C cannot leave half of it undone.
+        that a second Ctrl-C cannot leave half of it undone; one that was held back kills at once.
         """
         held = {signal.SIGINT, signal.SIGTERM}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
@@ -190,21 +212,23 @@ class ServerGroup:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _end_servers(self) -> None:
-        for server in self.servers:
-            if server.running():
-                os.kill(server.pid, signal.SIGTERM)
-        self._await_ends()
+        front = [server for server in self.servers if server.command.name in self._first]
+        for together in (front, self.servers):
+            for server in together:
+                if server.running():
+                    os.kill(server.pid, signal.SIGTERM)
+            self._await_ends(together)
         _wait_while(lambda: any(server.members() for server in self.servers), ORPHAN_GRACE_S)
         reaper.kill_sessions({server.pid for server in self.servers})
         for server in self.servers:
             server.members()  # reaps the first process
 
-    def _await_ends(self) -> None:
+    def _await_ends(self, servers: Sequence[ServerProcess]) -> None:
         start = time.monotonic()
         said = 0.0
-        while left := [server.command.name for server in self.servers if server.running()]:
+        while left := [server.command.name for server in servers if server.running()]:
             elapsed = time.monotonic() - start
-            if elapsed > self._grace_s:
+            if elapsed > self._grace_s or _asked_again():
                 self._progress(
                     f"killing {', '.join(left)}: not ended {elapsed:.0f} s after SIGTERM"
                 )
@@ -287,6 +311,11 @@ def _give_way(pid: int, nice: int) -> None:
     # Where Linux shares cores out by session, a process's own value counts within its session only.
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
+def _asked_again() -> bool:
+    """Whether SIGINT or SIGTERM has come while both are held back."""
+    return bool({signal.SIGINT, signal.SIGTERM} & signal.sigpending())
 
 
 def _wait_while(condition: Callable[[], bool], limit_s: float) -> None:

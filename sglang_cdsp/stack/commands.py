@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sglang_cdsp.testing.processes import Command
+from sglang_cdsp.stack.processes import Command
 
 HOST = "127.0.0.1"
 
@@ -17,10 +17,15 @@ def server_command(
     cpus: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
     nice: int = 0,
+    host: str = HOST,
 ) -> tuple[Command, str]:
-    """A server on the next of ``ports``, and its URL; ``checkpoint``: a folder, or a hub's name."""
+    """A server on the next of ``ports``, and its URL.
+
+    ``checkpoint``: a folder, or a hub's name; ``host``: where it listens; the URL is one that this
+    machine reaches.
+    """
     port = next(ports)
-    url = f"http://{HOST}:{port}"
+    url = f"http://{reached(host)}:{port}"
     if isinstance(checkpoint, Path):
         model, offline = str(checkpoint.resolve()), {"HF_HUB_OFFLINE": "1"}
     else:
@@ -30,7 +35,7 @@ def server_command(
         flags = ("--nccl-port", str(next(ports)), *flags)
     arguments = (
         *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
-        *("--host", HOST, "--port", str(port), *flags),
+        *("--host", host, "--port", str(port), *flags),
     )
     command = Command(
         name,
@@ -50,7 +55,10 @@ def as_prefill(bootstrap_port: int, flags: Sequence[str]) -> tuple[str, ...]:
 
 
 def decode_command(
-    checkpoint: Path, ports: Iterator[int], flags: Sequence[str], cpus: Sequence[int] | None = None
+    checkpoint: Path | str,
+    ports: Iterator[int],
+    flags: Sequence[str],
+    cpus: Sequence[int] | None = None,
 ) -> tuple[Command, str]:
     """The decode server "decode", and its URL."""
     mode = ("--disaggregation-mode", "decode")
@@ -63,13 +71,23 @@ def router_command(
     prefill: Sequence[tuple[str, int]],
     decode_url: str,
     flags: Sequence[str],
+    host: str = HOST,
 ) -> tuple[Command, str]:
-    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL."""
-    url = f"http://{HOST}:{port}"
+    """SGLang's router before ``prefill`` servers (URL, bootstrap port); and the router's URL.
+
+    ``host``: where it listens; the URL is one that this machine reaches.
+    """
+    url = f"http://{reached(host)}:{port}"
     behind = [part for address in prefill for part in ("--prefill", address[0], str(address[1]))]
     arguments = (
         *(sys.executable, "-m", "sglang_router.launch_router"),
-        *("--pd-disaggregation", *flags, "--host", HOST, "--port", str(port)),
+        *("--pd-disaggregation", *flags, "--host", host, "--port", str(port)),
         *(*behind, "--decode", decode_url),
     )
     return Command(name, arguments, f"{url}/health"), url
+
+
+def reached(host: str) -> str:
+    """How this machine reaches what listens on ``host``, as a URL names it."""
+    own = {"0.0.0.0": HOST, "": HOST, "::": "::1"}.get(host, host)
+    return f"[{own}]" if ":" in own else own

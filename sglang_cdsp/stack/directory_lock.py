@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sglang_cdsp.testing.processes import ServerFailedError
+from sglang_cdsp.stack.processes import ServerFailedError
 
 LOCK_FILE = ".lock"
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sglang_cdsp.testing.shares import PREFILL_NICE, bound, decode_first
+from sglang_cdsp.stack.shares import PREFILL_NICE, bound, decode_first
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 
 from sglang_cdsp.protocol.ports import free_ports
-from sglang_cdsp.testing import listeners
-from sglang_cdsp.testing.directory_lock import DirectoryInUseError
-from sglang_cdsp.testing.processes import (
+from sglang_cdsp.stack import listeners
+from sglang_cdsp.stack.directory_lock import DirectoryInUseError
+from sglang_cdsp.stack.processes import (
     Command,
     ServerFailedError,
     ServerGroup,
+    ServerProcess,
     wait_until_healthy,
 )
-from sglang_cdsp.testing.reaper import session_members
+from sglang_cdsp.stack.reaper import session_members
 from sglang_cdsp.testing.stack import Deployment, running, together
 
 STUBBORN_SERVER = """
@@ -37,7 +38,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), handler).serve_forever()
 OWNER = """
 import sys, time
 from pathlib import Path
-from sglang_cdsp.testing import processes
+from sglang_cdsp.stack import processes
 from sglang_cdsp.testing.stack import Deployment, running
 processes.TERMINATE_GRACE_S = processes.ORPHAN_GRACE_S = 0.5
 name, port, directory = sys.argv[1:]
@@ -53,8 +54,8 @@ with running(plan, Path(directory)) as stack:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stubborn servers be killed soon."""
-    monkeypatch.setattr("sglang_cdsp.testing.processes.TERMINATE_GRACE_S", 0.5)
-    monkeypatch.setattr("sglang_cdsp.testing.processes.ORPHAN_GRACE_S", 0.5)
+    monkeypatch.setattr("sglang_cdsp.stack.processes.TERMINATE_GRACE_S", 0.5)
+    monkeypatch.setattr("sglang_cdsp.stack.processes.ORPHAN_GRACE_S", 0.5)
 
 
 def stubborn_command(name: str = "stubborn") -> Command:
@@ -192,7 +193,7 @@ def test_two_starts_do_not_share_a_directory_of_logs(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_grace")
 def test_the_end_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang_cdsp.testing.processes._SAY_EVERY_S", 0.0)
+    monkeypatch.setattr("sglang_cdsp.stack.processes._SAY_EVERY_S", 0.0)
     lines: list[str] = []
     with running(plan_of(stubborn_command()), tmp_path, progress=lines.append):
         pass
@@ -240,3 +241,37 @@ def test_progress_names_every_server(tmp_path: Path) -> None:
 def test_servers_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="same name"):
         together(plan_of(stubborn_command()), plan_of(stubborn_command()))
+
+
+def test_what_stands_in_front_ends_before_the_others_are_told(tmp_path: Path) -> None:
+    """The front takes a moment to end; the server behind it must serve until then."""
+    script = (
+        "import http.server, signal, sys, time\n"
+        "def leave(*_):\n"
+        "    time.sleep(float(sys.argv[2])); print('ended', time.monotonic_ns(), flush=True)\n"
+        "    raise SystemExit(0)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "handler = http.server.SimpleHTTPRequestHandler\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), handler).serve_forever()\n"
+    )
+    commands = []
+    for name, moment in (("behind", "0"), ("front", "0.7")):
+        (port,) = free_ports(1)
+        arguments = (sys.executable, "-c", script, str(port), moment)
+        commands.append(Command(name, arguments, f"http://127.0.0.1:{port}/"))
+    plan = dataclasses.replace(together(*map(plan_of, commands)), first_to_end=("front",))
+    with running(plan, tmp_path):
+        pass
+    ended = {name: (tmp_path / f"{name}.log").read_text().split() for name in ("front", "behind")}
+    assert int(ended["front"][-1]) < int(ended["behind"][-1])
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_server_works_where_it_is_told_to(stated: bool, tmp_path: Path) -> None:
+    command = Command(
+        *("place", (sys.executable, "-c", "import os; print(os.getcwd())"), "http://127.0.0.1:1/"),
+        directory=tmp_path if stated else None,
+    )
+    server = ServerProcess(command, tmp_path / "logs" / "place.log")
+    assert eventually(lambda: not server.running())
+    assert server.log_text().strip() == str(tmp_path if stated else tmp_path / "logs")

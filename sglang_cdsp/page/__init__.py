@@ -1,0 +1,1 @@
+"""The page at ``/cdsp``: its files, and how they are served."""

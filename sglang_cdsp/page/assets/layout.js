@@ -1,0 +1,78 @@
+// Where bars lie: who shares a row's height with whom, who decodes when, who was absent when.
+
+/**
+ * Give bars of one row their share of its height: those that overlap one another, directly or by
+ * others, share it; what passes lies, lower, on what it passes. Returns `[bar, top, height]` with
+ * both in fractions of the row.
+ */
+export function stacked(bars) {
+  const placed = bars.filter((bar) => bar.passes).map((bar) => [bar, 0.22, 0.56]);
+  const plain = bars.filter((bar) => !bar.passes).sort((a, b) => a.start - b.start);
+  let cluster = [];
+  let end = -Infinity;
+  const close = () => {
+    placed.unshift(...shared(cluster));
+    cluster = [];
+  };
+  for (const bar of plain) {
+    // What ends where the next one starts may overlap it by the clocks' difference.
+    if (bar.start >= end - 0.01) {
+      close();
+      end = -Infinity;
+    }
+    cluster.push(bar);
+    end = Math.max(end, bar.end);
+  }
+  close();
+  return placed;
+}
+
+function shared(cluster) {
+  const ends = [];
+  const lanes = cluster.map((bar) => {
+    let lane = ends.findIndex((end) => end <= bar.start + 0.01);
+    if (lane < 0) lane = ends.length;
+    ends[lane] = bar.end;
+    return lane;
+  });
+  return cluster.map((bar, i) => [bar, lanes[i] / ends.length, 1 / ends.length]);
+}
+
+/** Steps `[second, how many]` of what decodes on an instance, oldest first. */
+export function decodeSteps(records, instance, now) {
+  const edges = [];
+  for (const record of records) {
+    if (!record.decodes || record.home !== instance || record.first_token_s === null) continue;
+    const end = record.last_token_s ?? record.ended_s ?? now;
+    if (end > record.first_token_s) edges.push([record.first_token_s, 1], [end, -1]);
+  }
+  edges.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
+  let level = 0;
+  return edges.map(([at, change]) => [at, (level += change)]);
+}
+
+/** Periods `[start, end]` in which a seat took nothing; an end of null is still to come. */
+export function absences(changes, seat, state) {
+  const periods = [];
+  let open = null;
+  for (const change of changes) {
+    if (change.seat !== seat) continue;
+    const takesPart = change.state === "up" || change.state === "draining";
+    if (!takesPart && open === null) open = change.at_s;
+    if (takesPart && open !== null) {
+      periods.push([open, change.at_s]);
+      open = null;
+    }
+  }
+  if (open !== null) periods.push([open, null]);
+  else if (state !== "up" && state !== "draining" && periods.length === 0) {
+    periods.push([-Infinity, null]);
+  }
+  return periods;
+}
+
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300];
+
+/** Whole seconds between two ticks, so that there are at most so many in a span. */
+export const tickStep = (span, most) =>
+  STEPS.find((step) => span / step <= most) ?? STEPS[STEPS.length - 1];

@@ -1,0 +1,1 @@
+"""`python -m sglang_cdsp serve`: what it starts, what it checks before, what it shows."""

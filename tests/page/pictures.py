@@ -1,0 +1,146 @@
+"""Takes the pictures of docs/page.md from a real run.
+
+::
+
+    python -m tests.page.pictures docs/pictures
+
+It starts one server with four instances on the demonstration's checkpoint, which every machine with
+two cores can, sends it prompts of all lengths, and looks at its page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.prompts import cut_ids
+from sglang_cdsp.testing.stack import one_server, running
+from tests.page.browser import Window, missing, window
+
+INSTANCES = 4
+LONGEST, SHORTEST = 12_000, 200
+REQUESTS_A_SECOND = 0.9
+FIRST_S = 45.0
+"""Load before the first picture, so that its minute is full."""
+DESK, PHONE = (1440, 1000), (390, 844)
+NAMES = ("report", "chat", "contract", "logs", "mail", "minutes", "paper", "notes")
+FLAGS = (
+    *("--dp-size", str(INSTANCES), "--context-length", "20000"),
+    *("--max-total-tokens", "24576", "--served-model-name", "demo-llama"),
+)
+
+
+class Load:
+    """Requests at random times and of random lengths, mostly short ones, until it is over."""
+
+    def __init__(self, url: str, checkpoint: Path, seed: int) -> None:
+        self._url = f"{url}/generate"
+        self._checkpoint = checkpoint
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+
+    def send(self) -> None:
+        """Send requests until somebody calls ``end``."""
+        with ThreadPoolExecutor(64) as threads:
+            number = 0
+            while not self._over.wait(self._random.expovariate(REQUESTS_A_SECOND)):
+                number += 1
+                threads.submit(self._one, number, self._length(), self._random.randint(24, 160))
+
+    def _length(self) -> int:
+        if self._random.random() < 0.55:
+            return self._random.randint(SHORTEST, 5 * SHORTEST)
+        return self._random.randint(LONGEST // 4, LONGEST)
+
+    def _one(self, number: int, length: int, output: int) -> None:
+        name = NAMES[number % len(NAMES)]
+        body: dict[str, Any] = {
+            "rid": f"{name}-{number}",
+            "input_ids": cut_ids(self._checkpoint, length, number),
+            "sampling_params": {"temperature": 0, "max_new_tokens": output, "ignore_eos": True},
+        }
+        requests.post(self._url, json=body, timeout=600)
+
+    def end(self) -> None:
+        """Send no more."""
+        self._over.set()
+
+
+def moment(page: Window, reached: Callable[[], bool]) -> None:
+    """Wait for something worth a picture."""
+    page.until(reached, "nothing to see")
+
+
+def wide_chunk(page: Window) -> str | None:
+    """The number of a request that runs on several instances after a narrower chunk."""
+    found = page.run(
+        """const seen = {};
+           for (const bar of document.querySelectorAll('.bar.running')) {
+             if (bar.dataset.chunk !== '0') (seen[bar.dataset.n] ??= []).push(bar);
+           }
+           return Object.keys(seen).find((n) => seen[n].length > 1) ?? null"""
+    )
+    return None if found is None else str(found)
+
+
+def take(page: Window, folder: Path) -> None:
+    """All pictures, of a page that has been open for a while."""
+    page.size(*DESK)
+    page.scheme("light")
+    number = page.until(lambda: wide_chunk(page), "no prompt widens")
+    page.picture(folder / "page-light.png")
+    page.scheme("dark")
+    number = page.until(lambda: wide_chunk(page), "no prompt widens")
+    page.run(
+        "document.querySelector(`.bar[data-n='${arguments[0]}']`).dispatchEvent("
+        "new MouseEvent('click', {bubbles: true}))",
+        number,
+    )
+    page.until(lambda: page.text("#details"), "the details do not open")
+    page.picture(folder / "page-dark.png")
+    page.keys("ESCAPE")
+    page.size(*PHONE, scale=2.0)
+    page.until(lambda: wide_chunk(page), "no prompt widens")
+    page.picture(folder / "page-phone.png")
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("--seed", type=int, default=7, help="of the load")
+    args = parser.parse_args()
+    if missing():
+        print(missing(), file=sys.stderr)
+        return 2
+    args.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = write_checkpoint(Path(scratch) / "checkpoint")
+        with running(one_server(checkpoint, flags=FLAGS), Path(scratch) / "logs") as stack:
+            load = Load(stack.url, checkpoint, args.seed)
+            sender = threading.Thread(target=load.send)
+            sender.start()
+            try:
+                with window(stack.url) as page:
+                    page.size(*DESK)
+                    page.open()
+                    threading.Event().wait(FIRST_S)
+                    take(page, args.folder)
+            finally:
+                load.end()
+                sender.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
