@@ -10,10 +10,10 @@ from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 def plan_fault(plan: Plan, prompt: PromptView, pool: PoolView) -> str:
     """The first rule that a plan breaks, in words that follow "it planned"; "" for a sound one.
 
-    A plan's chunks partition the prompt's tokens but for those that it reuses, and its groups are nested instances of
-    the pool that are up, the first of them beginning with the holders of the history. Page borders
-    and free slots are the policy's to respect: what a group cannot hold fails where it is
-    allocated.
+    A plan's chunks partition the prompt's uncached tokens, those that it reuses left out, and its
+    groups are nested instances of the pool that are up, the first of them beginning with the
+    holders of the history. Page borders and free slots are the policy's to respect: what a group
+    cannot hold fails where it is allocated.
     """
     tokens = [chunk.tokens for chunk in plan.chunks]
     left = prompt.tokens - plan.reused
