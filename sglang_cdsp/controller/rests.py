@@ -128,8 +128,10 @@ class Rests:
     def _demanded(self, request: PoolRequest) -> Plan | None:
         """The plan that the request brings for its rest, if it is due and can run."""
         assert request.forced is not None
-        chunks = request.forced.rest_at(self._placed(request).tokens)
-        if chunks is None:
+        placed = self._placed(request)
+        chunks = request.forced.rest_at(placed.tokens)
+        # A rest that was left out may have had this border, and so may a chunk that was cut.
+        if chunks is None or chunks[0][1][: len(placed.group)] != placed.group:
             return None
         plan = self._timed(chunks, self._rest(request))
         return replace(plan, replanned=DEMANDED) if plan is not None else None

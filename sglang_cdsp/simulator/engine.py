@@ -217,19 +217,21 @@ class _Run:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
         moved = False
+        alone = True
         for rid, plan in self._policy.step(self._pool.view(now), now):
             waiting = self._waiting.pop(rid, None)
             if waiting is None:
                 raise InvariantError(now, rid, "bound, but it was not waiting")
-            # Who passes may do so on these instances at this moment, if all is as planned.
-            stale = plan.passes and moved
-            if plan.reused and (self._homeless or not self._settle(now, waiting, plan)):
-                # Its holder has no room any more: it is planned anew, before those behind it.
-                self._waiting[rid] = waiting
-                self._policy.take_back(_prompt(waiting), now)
-                self._changed = True
-                continue
+            # Who passes may do so on these instances at this moment, if all is as planned: one that
+            # was bound a moment ago may stand behind those that are passed, with less to spare.
+            stale = plan.passes and (moved or not (alone or self._pool.may_pass(now, plan)))
+            alone = False
             if plan.reused:
+                if self._homeless or stale or not self._settle(now, waiting, plan):
+                    # Its holder has no room any more: planned anew, before those behind it.
+                    self._waiting[rid] = waiting
+                    self._policy.take_back(_prompt(waiting), now)
+                    self._changed = True
                 continue
             if self._homeless or stale or not self._settle(now, waiting, plan):
                 self._homeless.append((waiting, plan))

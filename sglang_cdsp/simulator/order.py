@@ -91,12 +91,13 @@ class BindingOrder:
     def replace(self, now: float, task: Task, plan: Plan) -> list[Task]:
         """Give a task between two chunks another plan for the rest, chunks that ran included.
 
-        Returns the tasks that may start their next chunk where it is not expected any more.
+        Returns the tasks that may start their next chunk where it is not expected any more, each
+        once.
         """
         assert task.plan is not None
         old, task.plan = task.plan, plan
         numbers, missing = joins(now, task, plan)
-        ready: list[Task] = []
+        ready: dict[Task, None] = {}
         for i in old.instances:
             if i in numbers:
                 continue
@@ -106,7 +107,7 @@ class BindingOrder:
             if first and queue:
                 head = queue[0]
                 head.missing[head.joins[i]] -= 1
-                ready.append(head)
+                ready[head] = None
         for i in plan.instances:
             if i not in old.instances:
                 self.queues[i].append(task)

@@ -116,13 +116,21 @@ class PrefillPool:
             run.left_s(now) / self.instances.pace_of(run),
             boundary - now,
             max(boundary, run.resumes_s) - now if asked else boundary - now,
-            max(0.0, min(self._budget_s(task) for task in self.order.behind(run.task))),
+            max(
+                0.0,
+                min(self._budget_s(task) for task in self.order.behind(run.task))
+                - self._overdue_s(now, run),
+            ),
             tuple(until[i] - now if until[i] > now else 0.0 for i in run.group),
         )
 
     def _budget_s(self, task: Task) -> float:
         """By how much more prompts that pass may delay it."""
         return self._setup.preempt_budget * task.own_s - task.delayed_s
+
+    def _overdue_s(self, now: float, run: Run) -> float:
+        """For how long a chunk has stood still beyond what it was charged for."""
+        return max(0.0, now - run.resumes_s) if run.halts_s <= now else 0.0
 
     # -- a task's way -----------------------------------------------------------------------
 
@@ -214,20 +222,49 @@ class PrefillPool:
         self.instances.let_pass(now, run, (plan.seconds, task.seq))
         self._listener.chunk_started(now, task)  # at most some layers too early
 
+    def may_pass(self, now: float, plan: Plan) -> bool:
+        """Whether those that a plan passes, and those behind them, can still bear the delay.
+
+        Others may stand behind them since the plan was made.
+        """
+        end = now + plan.chunks[-1].end_s
+        rings = [r for r in self.instances.rings() if not set(r.group).isdisjoint(plan.instances)]
+        total = sum([self._delay_s(now, ring, end) for ring in rings])
+        return all(
+            total <= self._budget_s(other) - self._overdue_s(now, ring) + ROUNDING_S
+            for ring in rings
+            for other in self.order.behind(ring.task)
+        )
+
+    def _delay_s(self, now: float, ring: Run, end: float) -> float:
+        """By how much later a ring goes on that does so only at `end`."""
+        return max(0.0, end - self._goes_on_s(now, ring))
+
+    def _goes_on_s(self, now: float, ring: Run) -> float:
+        if ring.halts_s < math.inf:
+            return max(now, ring.resumes_s)
+        return ring.boundary_s(now, self._setup.layers)
+
     def _put_off(self, now: float, task: Task, ring: Run, end: float) -> None:
         """A ring goes on only at `end`: charge its prompt and those behind it."""
-        asked = ring.halts_s < math.inf
-        goes_on = ring.resumes_s if asked else ring.boundary_s(now, self._setup.layers)
-        delay = max(0.0, end - goes_on)
-        ring.resumes_s = max(goes_on, end)
+        overdue = self._overdue_s(now, ring)
+        if overdue > ROUNDING_S:
+            self._delayed(ring.task, overdue)
+        delay = self._delay_s(now, ring, end)
+        ring.resumes_s = max(self._goes_on_s(now, ring), end)
         for other in self.order.behind(ring.task):
             if delay > self._budget_s(other) + ROUNDING_S:
                 left = max(0.0, self._budget_s(other))
                 raise InvariantError(
                     now, task.rid, f"delays {other.rid} by {delay:.6f} s of {left:.6f} s left"
                 )
-            other.delayed_s += delay
-        self.order.shift(ring.task, delay)
+        self._delayed(ring.task, delay)
+
+    def _delayed(self, task: Task, seconds: float) -> None:
+        """A task and those behind it are later than was expected, for prompts that pass."""
+        for other in self.order.behind(task):
+            other.delayed_s += seconds
+        self.order.shift(task, seconds)
 
     def _start(self, now: float, task: Task) -> None:
         assert task.plan is not None
@@ -300,9 +337,7 @@ class PrefillPool:
         """A ring goes on: was it delayed by as much as it was charged for?"""
         late = now - run.resumes_s
         if abs(late) > ROUNDING_S:
-            for other in self.order.behind(run.task):
-                other.delayed_s += late
-            self.order.shift(run.task, late)
+            self._delayed(run.task, late)
 
     def _vacant(self, now: float, instances: list[int]) -> None:
         """Nobody passes there any more: the next task may start."""

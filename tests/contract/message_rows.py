@@ -21,7 +21,7 @@ ROWS = (
         ),
     ),
     row(
-        "protocol.messages",
+        "protocol.messages protocol.task_orders protocol.seat_orders protocol.moving",
         "orders are tagged msgspec structs with a request id",
         Base(IO, "BaseReq", "msgspec.Struct"),
     ),

@@ -60,7 +60,8 @@ ROWS = (
     ),
     # -- requests ------------------------------------------------------------------------------
     row(
-        "engine.chunk_engine engine.stock_requests engine.writes engine.sampling engine.tasks",
+        "engine.chunk_engine engine.home_requests engine.stock_requests engine.writes "
+        "engine.sampling engine.tasks",
         "what is read from or set on SGLang's request",
         Attributes(
             BATCH,

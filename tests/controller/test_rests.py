@@ -222,6 +222,19 @@ def test_a_rest_without_room_is_left_as_it_was() -> None:
     assert empty(pool)
 
 
+def test_a_rest_that_is_not_one_of_what_runs_is_left_out() -> None:
+    """It begins where the shard limit has cut a chunk of the plan that stayed in force."""
+    pool = FakePool(size=3, max_shard_tokens=16)
+    rests = [[(32, [0]), (64, [0, 2])], [(64, [0])]]
+    first = pool.submit(128, plan={"plan": [(32, [0]), (96, [0, 1])], "rests": rests})
+    later = pool.submit(100, plan=[(50, [2]), (50, [2, 0])])
+    pool.settle()
+    assert first.plan is not None
+    assert {chunk.instances for chunk in first.plan.chunks} == {(0,), (0, 1)}
+    assert (first.outcome, later.outcome, first.replans) == ("finished", "finished", [])
+    assert empty(pool)
+
+
 def test_rests_that_no_instance_holds_are_refused() -> None:
     pool = FakePool(size=2, capacity=96)
     request = pool.submit(100, plan={"plan": TWO_CHUNKS, "rests": [[(36, [0])]]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,10 @@ def generate(req: Req, tokens: list[int]) -> None:
 
 def streamed(req: Req) -> Any:
     """What SGLang's own streamer sends of a request now."""
+    known = inspect.signature(_GenerationStreamAccumulator).parameters
+    name = "is_request_level_customized_info_key"  # since 0.5.23
     accumulator = _GenerationStreamAccumulator(
+        **({name: lambda key: False} if name in known else {}),
         return_logprob=req.return_logprob,
         return_hidden_states=False,
         return_routed_experts=False,

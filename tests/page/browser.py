@@ -115,9 +115,9 @@ class Window:
         (found,) = self.all(":focus") or [{"text": "", "label": None}]
         return found
 
-    def until(self, reached: Callable[[], Any], what: str) -> Any:
+    def until(self, reached: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
         """Wait until something is true, and return it."""
-        deadline = time.monotonic() + WITHIN_S
+        deadline = time.monotonic() + within_s
         while not (found := reached()):
             assert time.monotonic() < deadline, f"{what}; the page says {self.text('body')[:2000]}"
             time.sleep(0.05)

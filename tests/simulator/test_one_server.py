@@ -15,7 +15,9 @@ from sglang_cdsp.simulator.metrics import token_gaps
 from sglang_cdsp.simulator.one_server import OneServer, Role, parse_roles
 from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
+from sglang_cdsp.simulator.sweep import UNIFIED_DECODE
 from sglang_cdsp.simulator.types import Request
+from sglang_cdsp.simulator.workload import poisson
 from tests.simulator.small_worlds import Scripted, requests, there, world
 
 # A step takes 0.1 s; beside a chunk it comes after a stretch of 0.4 s, so chunks get 0.8.
@@ -214,3 +216,16 @@ def test_every_request_ends_and_its_gaps_are_its_time(
         for chunk in record.chunks:
             alone = setup.model.predict(chunk.sp_size, 0, chunk.tokens)
             assert chunk.end_s - chunk.start_s >= alone * (1 - 1e-9)
+
+
+def test_a_ring_that_stands_still_for_longer_than_was_expected_is_charged_for_it() -> None:
+    """Decode slows those that pass, too. At this rate many prompts pass."""
+    setup = Setup(
+        one_server=OneServer(),
+        decode=UNIFIED_DECODE,
+        policy="cdsp-late",
+        decode_instances=0,
+        preempt_budget=0.2,
+    )
+    result = simulate(setup, poisson("short", 6.0, 150, 1))
+    assert [record.error for record in result.records] == [""] * 150

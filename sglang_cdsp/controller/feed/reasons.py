@@ -187,7 +187,8 @@ def _in_words(plan: Plan, chosen: Option, others: Sequence[Option]) -> str:
     best = min(ran, key=lambda other: other.ttft_s)
     gain_s = best.ttft_s - chosen.ttft_s
     if gain_s > LEVEL_S:
-        return f"{sentence} That is {gain_s:.2f} s sooner than the best other single chunk."
+        other = "other " if len(plan.chunks) == 1 else ""
+        return f"{sentence} That is {gain_s:.2f} s sooner than the best {other}single chunk."
     if gain_s < -LEVEL_S:
         return (
             f"{sentence} {_named(best.placement[0][1]).capitalize()} would be {-gain_s:.2f} s "

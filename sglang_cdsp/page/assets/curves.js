@@ -28,11 +28,17 @@ const CURVES = [
     title: "Requests a second",
     format: rate,
     series: [
-      ["arriving", "--curve-2", (pool) => pool.column("arrival_rate")],
+      ["arriving", "--curve-2", (pool, at) => slope(at, arrivals(pool))],
       ["ending", "--curve-1", (pool, at) => slope(at, pool.column("ends"))],
     ],
   },
 ];
+
+/** Requests that have arrived: those that have ended, and those that have not. */
+function arrivals(pool) {
+  const columns = ["ends", "waiting", "running", "decoding"].map((name) => pool.column(name));
+  return columns[0].map((_, i) => columns.reduce((sum, column) => sum + column[i], 0));
+}
 
 /** What a counter gains a second, over the last few. */
 function slope(at, counts) {

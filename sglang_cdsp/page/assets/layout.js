@@ -6,15 +6,20 @@
  * both in fractions of the row.
  */
 export function stacked(bars) {
-  const placed = bars.filter((bar) => bar.passes).map((bar) => [bar, 0.22, 0.56]);
-  const plain = bars.filter((bar) => !bar.passes).sort((a, b) => a.start - b.start);
+  const plain = clustered(bars.filter((bar) => !bar.passes));
+  const passing = clustered(bars.filter((bar) => bar.passes));
+  return [...plain, ...passing.map(([bar, top, height]) => [bar, 0.22 + 0.56 * top, 0.56 * height])];
+}
+
+function clustered(bars) {
+  const placed = [];
   let cluster = [];
   let end = -Infinity;
   const close = () => {
-    placed.unshift(...shared(cluster));
+    placed.push(...shared(cluster));
     cluster = [];
   };
-  for (const bar of plain) {
+  for (const bar of [...bars].sort((a, b) => a.start - b.start)) {
     // What ends where the next one starts may overlap it by the clocks' difference.
     if (bar.start >= end - 0.01) {
       close();

@@ -115,9 +115,10 @@ export function ttft(record) {
 
 /**
  * When the chunks of a request ran, run, or are to run: `{chunk, index, start, end, state}`, with
- * state done, running or planned; times in the server's seconds.
+ * state done, running or planned; times in the server's seconds. `free` has for each instance when
+ * what runs there should have ended: what does not pass cannot start before.
  */
-export function chunkTimes(record, pool, now) {
+export function chunkTimes(record, pool, now, free = []) {
   const found = [];
   let before = null;
   for (const [index, chunk] of record.chunks.entries()) {
@@ -136,7 +137,8 @@ export function chunkTimes(record, pool, now) {
       found.push({ chunk, index, start, end: due, state: "running" });
       before = due;
     } else {
-      const from = Math.max(now, before ?? now, chunk.planned[0]);
+      const others = record.passes ? [] : chunk.instances.map((i) => free[i] ?? now);
+      const from = Math.max(now, before ?? now, chunk.planned[0], ...others);
       found.push({ chunk, index, start: from, end: from + planned, state: "planned" });
       before = from + planned;
     }

@@ -159,9 +159,15 @@ export class Timeline {
   #bars() {
     const { now, start } = this.shape;
     const rows = this.pool.instances.map(() => []);
-    for (const record of this.pool.requests.values()) {
-      if (over(record) && record.ended_s < start) continue;
-      for (const found of chunkTimes(record, this.pool, now)) {
+    const records = [...this.pool.requests.values()]
+      .filter((record) => !over(record) || record.ended_s > start)
+      .sort((a, b) => a.n - b.n);
+    const free = this.#freeFrom(records, now);
+    for (const record of records) {
+      for (const found of chunkTimes(record, this.pool, now, free)) {
+        if (found.state === "planned" && !record.passes && !record.one_instance) {
+          for (const i of found.chunk.instances) free[i] = found.end;
+        }
         if (found.end < start || found.start > start + this.span) continue;
         for (const [member, instance] of found.chunk.instances.entries()) {
           rows[instance]?.push({
@@ -174,6 +180,19 @@ export class Timeline {
       }
     }
     return rows;
+  }
+
+  /** When each instance should have ended the chunks that it runs. */
+  #freeFrom(records, now) {
+    const free = this.pool.instances.map(() => now);
+    for (const record of records) {
+      if (over(record) || record.one_instance) continue;
+      for (const { state, end, chunk } of chunkTimes(record, this.pool, now)) {
+        if (state !== "running") continue;
+        for (const i of chunk.instances) free[i] = Math.max(free[i] ?? now, end);
+      }
+    }
+    return free;
   }
 
   #drawLabel(row, i, instance, bars) {
