@@ -6,6 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from sglang_cdsp.controller.feed.reasons import reasons_of
+from sglang_cdsp.controller.feed.recent import computed_tokens
+from sglang_cdsp.controller.feed.records import record as shown
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import record
 from tests.controller.any_order import SETTINGS
@@ -61,6 +64,16 @@ def test_home_holds_the_prefix_and_decodes(pool: ReusingPool) -> None:
     assert told["reused_tokens"] == request.plan.reused
     assert "cached tokens on instance" in told["choice"]
     assert not told["missed"]
+
+
+def test_the_page_tells_what_was_reused_and_counts_what_was_computed(pool: ReusingPool) -> None:
+    request = reusing(pool)
+    why = reasons_of(request, pool.planning, pool.page_size)
+    assert why is not None
+    assert f"Start: {request.plan.choice}." in why["words"]
+    pool.settle()
+    assert shown(request, 1)["reused"] == request.plan.reused
+    assert computed_tokens(request) == 1500 - request.plan.reused
 
 
 def test_a_home_that_misses_costs_another_plan_and_nothing_else(pool: ReusingPool) -> None:

@@ -1,4 +1,4 @@
-"""The controller names pages as SGLang's Rust tree does, and its index follows that tree."""
+"""The controller names pages as SGLang's trees do, and its index follows them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from sglang_cdsp.controller.prefixes.namespaces import salt_of
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.engine.cache_events import changes_of, hashing_works
 from tests.controller.prefixes.test_pool import request
+from tests.engine.stock_pools import CORES
 
 SLOTS = 4096
 
 
-def tree_of(page: int) -> UnifiedRadixCache:
-    """SGLang's tree of a server, with the Rust core, which tells its events."""
+def tree_of(page: int, core: str) -> UnifiedRadixCache:
+    """SGLang's tree of a server, which tells its events."""
     kinds: dict[bool, Any] = {True: TokenToKVPoolAllocator, False: PagedTokenToKVPoolAllocator}
     pool: Any = Mock()
     arguments: list[Any] = [SLOTS, torch.float32, "cpu", pool, False]
@@ -44,7 +45,7 @@ def tree_of(page: int) -> UnifiedRadixCache:
             page,
             enable_kv_cache_events=True,
             tree_components=(ComponentType.FULL,),
-            tree_core_backend="rust",
+            tree_core_backend=core,
         )
     )
 
@@ -57,10 +58,11 @@ def insert(tree: UnifiedRadixCache, tokens: list[int], salt: str | None) -> None
     tree.insert(InsertParams(key=key, value=slots.to(torch.int64)))
 
 
+@pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("page", [1, 16])
 @pytest.mark.parametrize("salt", [None, "tenant", salt_of("key", "tenant")])
-def test_pages_have_the_names_of_their_events(page: int, salt: str | None) -> None:
-    tree, rng = tree_of(page), random.Random(page)
+def test_pages_have_the_names_of_their_events(page: int, salt: str | None, core: str) -> None:
+    tree, rng = tree_of(page, core), random.Random(page)
     assert hashing_works(tree)
     first = [rng.randrange(150_000) for _ in range(200)]
     second = [*first[:100], *(rng.randrange(150_000) for _ in range(100))]
@@ -70,9 +72,10 @@ def test_pages_have_the_names_of_their_events(page: int, salt: str | None) -> No
     assert names == {*PageHashes(first, page, salt), *PageHashes(second, page, salt)}
 
 
-def test_the_index_follows_a_tree_that_stores_and_evicts() -> None:
+@pytest.mark.parametrize("core", CORES)
+def test_the_index_follows_a_tree_that_stores_and_evicts(core: str) -> None:
     page, rng = 16, random.Random(3)
-    tree = tree_of(page)
+    tree = tree_of(page, core)
     prefixes = PoolPrefixes([SLOTS], page)
     tree.take_events()
     known: list[list[int]] = [[]]

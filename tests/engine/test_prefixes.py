@@ -25,7 +25,7 @@ from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.one_thread import INSTANCES, LONGEST, Instance, pool_of, task_on
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-from tests.engine.stock_pools import SLOTS, VOCAB, Scheduler, options
+from tests.engine.stock_pools import CORES, SLOTS, VOCAB, Scheduler, options
 from tests.engine.test_gathering import kv_of, run
 
 assert options, "SGLang's options, as far as they are read here"
@@ -153,9 +153,16 @@ def found(scheduler: Scheduler, req: Req, tokens: list[int]) -> CachedPrefix | N
     return match_in(scheduler.tree_cache)(req, torch.tensor(tokens, dtype=torch.int64))
 
 
-def after_one(tokens: list[int], **more: Any) -> tuple[Scheduler, Joining]:
+@pytest.fixture(params=[None, *CORES])
+def core(request: pytest.FixtureRequest) -> str | None:
+    """The core of SGLang's unified tree, None for its plain tree."""
+    found: str | None = request.param
+    return found
+
+
+def after_one(core: str | None, tokens: list[int], **more: Any) -> tuple[Scheduler, Joining]:
     """A scheduler whose tree has a prompt from a request that has ended."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(core=core)
     joining = Joining(scheduler)
     join(scheduler, joining, request(tokens, limit=1, **more), None)
     joining.admit(ScheduleBatch(reqs=[]))
@@ -166,8 +173,8 @@ def after_one(tokens: list[int], **more: Any) -> tuple[Scheduler, Joining]:
 PROMPT = list(range(2, 42))
 
 
-def test_a_match_is_locked_until_it_is_let_go() -> None:
-    scheduler, _ = after_one(PROMPT)
+def test_a_match_is_locked_until_it_is_let_go(core: str | None) -> None:
+    scheduler, _ = after_one(core, PROMPT)
     prefix = found(scheduler, request([*PROMPT[:30], 9]), PROMPT[:30])
     assert prefix is not None
     assert prefix.tokens == 30
@@ -177,8 +184,8 @@ def test_a_match_is_locked_until_it_is_let_go() -> None:
     assert scheduler.tree_cache.evictable_size() == 40
 
 
-def test_less_is_found_than_was_cached_once() -> None:
-    scheduler, _ = after_one(PROMPT)
+def test_less_is_found_than_was_cached_once(core: str | None) -> None:
+    scheduler, _ = after_one(core, PROMPT)
     prefix = found(scheduler, request([*PROMPT[:20], *PROMPT]), [*PROMPT[:20], *PROMPT])
     assert prefix is not None
     assert prefix.tokens == 20
@@ -188,15 +195,15 @@ def test_less_is_found_than_was_cached_once() -> None:
 
 
 @pytest.mark.parametrize("more", [{"cache_salt": "a"}, {"extra_key": "a"}])
-def test_other_namespaces_are_not_matched(more: dict[str, str]) -> None:
-    scheduler, _ = after_one(PROMPT, **more)
+def test_other_namespaces_are_not_matched(more: dict[str, str], core: str | None) -> None:
+    scheduler, _ = after_one(core, PROMPT, **more)
     assert found(scheduler, request(PROMPT), PROMPT) is None
     prefix = found(scheduler, request(PROMPT, **more), PROMPT)
     assert prefix is not None
 
 
-def test_a_request_joins_with_its_cached_prefix() -> None:
-    scheduler, joining = after_one(PROMPT)
+def test_a_request_joins_with_its_cached_prefix(core: str | None) -> None:
+    scheduler, joining = after_one(core, PROMPT)
     req = request([*PROMPT[:30], *range(60, 80)])
     prefix = found(scheduler, req, PROMPT[:30])
     join(scheduler, joining, req, prefix)
@@ -217,8 +224,8 @@ def test_a_request_joins_with_its_cached_prefix() -> None:
     assert scheduler.tree_cache.evictable_size() == 60
 
 
-def test_a_prompt_that_another_has_inserted_meanwhile_keeps_one_copy() -> None:
-    scheduler, joining = after_one(PROMPT)
+def test_a_prompt_that_another_has_inserted_meanwhile_keeps_one_copy(core: str | None) -> None:
+    scheduler, joining = after_one(core, PROMPT)
     prompt = [*PROMPT[:30], *range(60, 80)]
     one, two = request(prompt), request(prompt)
     for req in (one, two):
@@ -235,8 +242,8 @@ def test_a_prompt_that_another_has_inserted_meanwhile_keeps_one_copy() -> None:
     assert scheduler.free() == SLOTS
 
 
-def test_who_ends_with_the_first_token_unlocks_it() -> None:
-    scheduler, joining = after_one(PROMPT)
+def test_who_ends_with_the_first_token_unlocks_it(core: str | None) -> None:
+    scheduler, joining = after_one(core, PROMPT)
     req = request([*PROMPT[:30], 9], limit=1)
     join(scheduler, joining, req, found(scheduler, req, PROMPT[:30]))
     assert joining.admit(ScheduleBatch(reqs=[])).reqs == []
@@ -244,8 +251,8 @@ def test_who_ends_with_the_first_token_unlocks_it() -> None:
     assert scheduler.free() == SLOTS
 
 
-def test_a_request_that_is_withdrawn_before_its_row_unlocks_it() -> None:
-    scheduler, joining = after_one(PROMPT)
+def test_a_request_that_is_withdrawn_before_its_row_unlocks_it(core: str | None) -> None:
+    scheduler, joining = after_one(core, PROMPT)
     req = request([*PROMPT[:30], *range(60, 80)])
     join(scheduler, joining, req, found(scheduler, req, PROMPT[:30]))
     assert joining.withdraw(req)
