@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,8 @@ TOLERANCE = 1e-3
 OUTPUT = 8
 LIMIT: dict[str, Any] = {"sampling_params": {"max_new_tokens": OUTPUT}}
 TALKS = 8 + len(more_lengths())
+STORM = 1000
+"""Seeds from here on are those of conversations under flushes."""
 
 
 def prefixes(client: OneServerClient) -> dict[str, Any]:
@@ -155,6 +158,28 @@ def test_conversations_eight_at_a_time_under_pressure(
     assert sum(cached) > 0
     after = prefixes(client)
     assert after["plans_reusing"] > before["plans_reusing"]
+
+
+def test_conversations_while_caches_are_flushed(client: OneServerClient, checkpoint: Path) -> None:
+    """A flush happens when no request is in the pool: between two turns, or not at all."""
+    over = threading.Event()
+
+    def flush_now_and_then() -> int:
+        flushed = 0
+        while not over.wait(0.2):
+            flushed += client.post("/flush_cache?timeout=2").status_code == 200
+        return flushed
+
+    with ThreadPoolExecutor(4) as threads:
+        flusher = threads.submit(flush_now_and_then)
+        talks = [threads.submit(talk, client, checkpoint, STORM + seed) for seed in range(3)]
+        try:
+            for one in talks:
+                one.result()
+        finally:
+            over.set()
+        print(f"\n{flusher.result()} flushes")
+    flush(client)
 
 
 def test_index_and_trees_agree_when_all_is_quiet(client: OneServerClient) -> None:

@@ -12,6 +12,8 @@ from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
+
 from sglang_cdsp.controller.homes import home_tokens
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
@@ -104,7 +106,9 @@ class PoolPrefixes:
         del self._waiting[request.rid]
         if request.plan is None:
             return
-        if not (request.one_instance or request.joins_late):
+        # SGLang's tree keeps nothing of a request that names its stand-in for decode.
+        kept = getattr(request.tokenized, "bootstrap_host", None) != FAKE_BOOTSTRAP_HOST
+        if kept and not (request.one_instance or request.joins_late):
             self._coming[request] = known[1]
         self._cached += request.plan.cached
         self._reused += request.plan.reused

@@ -6,6 +6,8 @@ from array import array
 from dataclasses import replace
 from typing import Any
 
+from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
+
 from sglang_cdsp.controller.phases import Event
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
@@ -132,9 +134,9 @@ def test_a_request_that_ends_without_a_plan_is_forgotten() -> None:
     assert prefixes.held("r") == ()
 
 
-def leading(prefixes: PoolPrefixes, ids: list[int], home: int) -> PoolRequest:
+def leading(prefixes: PoolPrefixes, ids: list[int], home: int, **more: Any) -> PoolRequest:
     """A request that chunk tasks compute."""
-    leader = request(ids, **NO_LOGPROBS)
+    leader = request(ids, **NO_LOGPROBS, **more)
     leader.rid = "leader"
     prefixes.waits(leader)
     leader.plan = Plan((PlannedChunk(len(ids), (home, 2), 0, 1),), 1, "p")
@@ -155,6 +157,12 @@ def test_what_is_being_computed_counts_at_its_home() -> None:
     assert held(prefixes, request(IDS, cache_salt="a", **NO_LOGPROBS)) == {}
     leader.error = "it failed"
     assert held(prefixes, follower) == {0: 8, 1: 4}
+
+
+def test_what_its_home_will_not_keep_does_not_count() -> None:
+    prefixes = pool()
+    leading(prefixes, IDS, 1, bootstrap_host=FAKE_BOOTSTRAP_HOST)
+    assert held(prefixes, request(IDS, **NO_LOGPROBS)) == {}
 
 
 def test_a_prompt_that_its_home_decodes_is_told_of_by_its_home() -> None:
