@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -16,7 +17,8 @@ from tests.serving_unified.client import OneServerClient
 
 pytestmark = needs_browser
 
-PLAN = [(3000, [1]), (5000, [1, 0])]
+# A page with nothing to show asks once in half a second: the first chunk takes several times that.
+PLAN = [(9000, [1]), (3000, [1, 0])]
 NEW_TOKENS = 24
 
 
@@ -34,10 +36,25 @@ def rows_of(page: Window, selector: str) -> set[str]:
     return {row["row"] for row in page.all(f".row:has({selector})")}
 
 
+def told_since(client: OneServerClient, since: int) -> tuple[list[dict[str, Any]], int]:
+    """All requests that have changed after a version, and the version that they reach.
+
+    An answer has a bounded number of them: whoever wants all asks until there is no more.
+    """
+    url = f"{client.servers.urls['pool']}/cdsp/timeline"
+    found: list[dict[str, Any]] = []
+    more = True
+    while more:
+        told = requests.get(url, params={"since": since}, timeout=10).json()
+        found += told["requests"]
+        since, more = told["next"], told["more"]
+    return found, since
+
+
 def test_a_running_requests_chunk_appears_widens_and_ends(
     client: OneServerClient, checkpoint: Path, page: Window
 ) -> None:
-    tokens = text_tokens(checkpoint, 8000, 151)
+    tokens = text_tokens(checkpoint, 12_000, 151)
     sampling = {"max_new_tokens": NEW_TOKENS}
     asking = threading.Thread(
         target=client.pool, args=(tokens, PLAN), kwargs={"rid": "seen", "sampling_params": sampling}
@@ -59,7 +76,7 @@ def test_a_running_requests_chunk_appears_widens_and_ends(
         asking.join()
     entry = f'.request[data-n="{number}"]'
     page.until(lambda: "finished" in page.text(entry), "the request does not end")
-    assert "3,000@1 → 5,000@2" in page.text(entry)
+    assert "9,000@1 → 3,000@2" in page.text(entry)
     page.click(entry)
     told = page.text("#details")
     assert "The request brought this plan." in told
@@ -72,13 +89,11 @@ def test_a_running_requests_chunk_appears_widens_and_ends(
 def test_what_the_feed_tells_agrees_with_the_plan_log(
     client: OneServerClient, checkpoint: Path
 ) -> None:
-    url = f"{client.servers.urls['pool']}/cdsp/timeline"
-    since = requests.get(url, timeout=10).json()["next"]
+    since = told_since(client, 0)[1]
     answer = client.pool(text_tokens(checkpoint, 1200, 152), [(600, [2]), (600, [2, 3])])
     deadline = time.monotonic() + 10.0
     while True:  # its client has the answer a moment before the controller hears of the end
-        told = requests.get(url, params={"since": since}, timeout=10).json()
-        ended = [r for r in told["requests"] if r["ended_s"] is not None]
+        ended = [r for r in told_since(client, since)[0] if r["ended_s"] is not None]
         if ended or time.monotonic() > deadline:
             break
     (record,) = ended

@@ -2,7 +2,7 @@
 
 const KEY = "cdsp-key";
 const BUSY_MS = 400;
-const IDLE_MS = 1000;
+const IDLE_MS = 500;
 const AGAIN_MS = 2000;
 const WITHIN_MS = 8000;
 
