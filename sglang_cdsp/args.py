@@ -439,12 +439,3 @@ def with_admin(args: CdspArgs) -> CdspArgs:
     """
     name = f"ipc://@sglang-cdsp-{uuid.uuid4().hex}"
     return replace(args, admin=name, admin_key=secrets.token_hex(16))
-
-
-REUSE_VAR = "SGLANG_CDSP_REUSE"
-"""Environment variable that switches on what is not tried on enough servers yet: "1"."""
-
-
-def reuses_prefixes() -> bool:
-    """Whether plans of one server start from cached prefixes."""
-    return os.environ.get(REUSE_VAR) == "1"

@@ -20,7 +20,6 @@ A start takes a minute or so, a prompt some 15 s; about 20 minutes with the defa
 from __future__ import annotations
 
 import json
-import os
 import random
 import threading
 import time
@@ -35,7 +34,6 @@ import requests
 
 from bench.servers.ab import CORES, say
 from bench.servers.flags import check
-from sglang_cdsp.args import REUSE_VAR
 from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.first_token import prompt_tokens
@@ -196,7 +194,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--out", type=Path, metavar="FILE", help="every run, JSON")
     options = parser.parse_args(arguments)
     check(parser, options, files=("out",))
-    os.environ.setdefault(REUSE_VAR, "1")
     model = options.latency_model
     known = ("--cdsp-latency-model", str(model.resolve())) if model else ()
     found: dict[str, dict[str, Any]] = {}

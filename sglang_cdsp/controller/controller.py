@@ -39,7 +39,7 @@ from sglang.srt.runtime_context import (
 )
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
-from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args, reuses_prefixes
+from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
 from sglang_cdsp.controller.control_messages import PAUSED, ControlMessages
@@ -311,7 +311,7 @@ class PoolController(DataParallelController):
                 name: str(getattr(self.server_args, name, None)) for name in SETTINGS_OF_TIMES
             },
             form=self._form,
-            reuses_prefixes=reuses_prefixes() and not get_memory().disable_radix_cache,
+            reuses_prefixes=not get_memory().disable_radix_cache,
         )
         try:
             self._planning = parts.planning()
@@ -454,7 +454,7 @@ class PoolController(DataParallelController):
             self._on_health_check(tokenized)
             return
         decodes = self._form is Form.ONE_SERVER
-        if decodes and reuses_prefixes():
+        if decodes:
             salt = salt_of(tokenized.extra_key, tokenized.cache_salt)
             tokenized.extra_key, tokenized.cache_salt = None, salt
         fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST

@@ -20,7 +20,6 @@ from sglang.srt.disaggregation.kv_events import (
 )
 from sglang.srt.runtime_context import get_disagg, get_parallel
 
-from sglang_cdsp.args import reuses_prefixes
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
@@ -35,11 +34,7 @@ def build_with_events(original: Callable[..., Any], *args: Any, **more: Any) -> 
     """AROUND hook on ``build_kv_cache``: one rank's tree keeps its events."""
     parallel = get_parallel()
     speaks = int(parallel.tp_rank) == 0 and int(parallel.pp_rank) == 0
-    if (
-        reuses_prefixes()
-        and speaks
-        and form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER
-    ):
+    if speaks and form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER:
         more["enable_kv_cache_events"] = True
     return original(*args, **more)
 

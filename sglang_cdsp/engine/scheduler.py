@@ -23,7 +23,6 @@ from sglang.srt.runtime_context import get_context, get_disagg, get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_cdsp import hook_table, hooks
-from sglang_cdsp.args import reuses_prefixes
 from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.assembly import Callbacks, assemble, greet
 from sglang_cdsp.engine.cache_events import CacheEvents, hashing_works
@@ -180,7 +179,7 @@ class PoolScheduler(Scheduler):
 
     def _keep_cache_events(self, reporter: Reporter) -> None:
         """Tell the controller what this instance has cached, and SGLang's publisher after it."""
-        if not (reuses_prefixes() and hashing_works(self.tree_cache)):
+        if not hashing_works(self.tree_cache):
             return
         publisher: Any = self.kv_events_publisher
         published = bool(publisher.enable_kv_cache_events)

@@ -14,7 +14,6 @@ from sglang.srt.disaggregation.kv_events import (
     StorageMedium,
 )
 
-from sglang_cdsp.args import REUSE_VAR
 from sglang_cdsp.engine import cache_events
 from sglang_cdsp.engine.cache_events import CacheEvents, build_with_events, changes_of
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
@@ -84,7 +83,6 @@ def test_sglangs_publisher_gets_what_the_controller_was_told(published: bool) ->
 def test_one_rank_of_each_instance_keeps_events(
     monkeypatch: pytest.MonkeyPatch, mode: str, rank: int, kept: bool
 ) -> None:
-    monkeypatch.setenv(REUSE_VAR, "1")
     parallel = SimpleNamespace(tp_rank=rank, pp_rank=0)
     disagg = SimpleNamespace(disaggregation_mode=mode)
     monkeypatch.setattr(cache_events, "get_parallel", lambda: parallel)

@@ -16,13 +16,10 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cdsp.args import REUSE_VAR, reuses_prefixes
 from tests.serving.client import Answer, difference, read, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import more_lengths
 from tests.serving_unified.client import OneServerClient
-
-pytestmark = pytest.mark.skipif(not reuses_prefixes(), reason=f"needs {REUSE_VAR}=1")
 
 TOLERANCE = 1e-3
 OUTPUT = 8
