@@ -33,6 +33,9 @@ from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import Hello
 
+LEAST_REUSED_TOKENS = 32
+"""Shorter cached prefixes are not worth a search for a plan, nor being tied to a holder."""
+
 
 @dataclass(frozen=True)
 class PoolParts:
@@ -86,7 +89,9 @@ class PoolParts:
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
         prefixes = None
         if self.form is Form.ONE_SERVER and self.reuses_prefixes:
-            prefixes = PoolPrefixes(self.ledger.capacity, page_size, _first_logprob)
+            prefixes = PoolPrefixes(
+                self.ledger.capacity, page_size, _first_logprob, LEAST_REUSED_TOKENS
+            )
         run = probe_runner(self.lifecycle(stand_in), self.reports)
         all_sizes = tuple(sorted({*sizes, instances}))
         warm_up(warm_up_plans(instances, all_sizes, page_size, longest), run)

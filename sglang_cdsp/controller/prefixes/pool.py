@@ -34,6 +34,7 @@ class PoolPrefixes:
         capacity: Sequence[int],
         page_size: int,
         first_logprob: Callable[[Any], int | None] = lambda tokenized: None,
+        least_tokens: int = 0,
     ) -> None:
         """Nothing is cached.
 
@@ -41,10 +42,12 @@ class PoolPrefixes:
             capacity: KV slots by instance.
             first_logprob: the prompt position from which on a request wants log-probabilities,
                 None for none.
+            least_tokens: shorter prefixes count as none. Most prompts begin with one token.
         """
         self._page = page_size
         self._index = PrefixIndex([-(-tokens // page_size) for tokens in capacity])
         self._first_logprob = first_logprob
+        self._least = least_tokens
         self._waiting: dict[str, tuple[PoolRequest, PageHashes]] = {}
         self._pages: WeakKeyDictionary[PoolRequest, PageHashes] = WeakKeyDictionary()
         # Prompts that chunk tasks compute, until their home's own events tell of them.
@@ -73,7 +76,8 @@ class PoolPrefixes:
             if there > most.get(leader.home, 0):
                 most[leader.home] = there
         ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
-        return tuple(HeldPrefix(i, count * self._page, need) for i, count in ordered)
+        found = (HeldPrefix(i, count * self._page, need) for i, count in ordered)
+        return tuple(prefix for prefix in found if prefix.tokens >= self._least)
 
     # -- a request's way --------------------------------------------------------------------
 

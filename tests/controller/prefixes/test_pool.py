@@ -62,6 +62,13 @@ def test_events_are_found_by_the_prompts_that_they_are_of() -> None:
     assert held(prefixes, one) == {2: 8}
 
 
+def test_short_prefixes_count_as_none() -> None:
+    prefixes = PoolPrefixes([1000] * 2, PAGE, least_tokens=12)
+    prefixes.changed(0, [stored(IDS[:12])])
+    prefixes.changed(1, [stored(IDS[:8])])
+    assert held(prefixes, request(IDS)) == {0: 12}
+
+
 def test_the_last_token_is_computed() -> None:
     prefixes = pool()
     prefixes.changed(0, [stored(IDS)])
