@@ -53,7 +53,8 @@ def conversations(
     talk = 0
     while len(found) < requests:
         began_s += float(rng.exponential(shape.turns))
-        at_s, tokens, blocks = began_s, 0, ()
+        at_s, tokens = began_s, 0
+        blocks: tuple[int, ...] = ()
         for turn in range(int(rng.geometric(1 / shape.turns))):
             says = shape.message if turn else shape.first
             prompt = tokens + int(says.draw(rng, 1)[0])

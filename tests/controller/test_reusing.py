@@ -13,8 +13,8 @@ from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import record
 from tests.controller.any_order import SETTINGS
 from tests.controller.cases import phase_is
+from tests.controller.one_server_order import AnyOrderOfOneServer
 from tests.controller.reusing import ReusingPool
-from tests.controller.test_one_server import AnyOrderOfOneServer
 
 
 class AnyOrderReusing(AnyOrderOfOneServer):
@@ -23,7 +23,7 @@ class AnyOrderReusing(AnyOrderOfOneServer):
     make_pool = ReusingPool
 
     @rule(tokens=st.integers(1, 1500))
-    def arrive_with_plan(self, tokens: int) -> None:  # type: ignore[override]
+    def arrive_with_plan(self, tokens: int) -> None:
         """Those that bring their plans reuse nothing: others come in their place."""
         self._submit(self.pool.request(tokens), None, "no decode")
 

@@ -195,7 +195,7 @@ def test_less_is_found_than_was_cached_once(core: str | None) -> None:
 
 
 @pytest.mark.parametrize("more", [{"cache_salt": "a"}, {"extra_key": "a"}])
-def test_other_namespaces_are_not_matched(more: dict[str, str], core: str | None) -> None:
+def test_other_namespaces_are_not_matched(more: dict[str, Any], core: str | None) -> None:
     scheduler, _ = after_one(core, PROMPT, **more)
     assert found(scheduler, request(PROMPT), PROMPT) is None
     prefix = found(scheduler, request(PROMPT, **more), PROMPT)
