@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -10,33 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Span
-from sglang_cdsp.protocol.messages import GoOrder
-from tests.engine.one_thread import INSTANCES, LAYERS, Instance, pool_of, task_on
+from tests.engine.gathered import kv_of, run
+from tests.engine.one_thread import INSTANCES, LAYERS
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-
-
-def run(chunks: Chunks, page: int, seed: int) -> tuple[list[Instance], list[ChunkTask]]:
-    """Run a plan whose home decodes, members in a drawn order."""
-    draw = random.Random(seed)
-    instances = pool_of(page, seed)
-    tasks = [task_on(instance, 0, chunks, page) for instance in instances]
-    for number, (_, group) in enumerate(chunks):
-        order = GoOrder(seq=0, chunk=number, lane=0, serial=number + 1)
-        for member in group:
-            task = tasks[member]
-            task.gathers = True
-            instances[member].begin(task, order, {})
-        while any(len(instance.coroutines) for instance in instances):
-            draw.choice(instances).coroutines.turn()
-    return instances, tasks
-
-
-def kv_of(instance: Instance, slots: torch.Tensor) -> torch.Tensor:
-    """K and V of all layers at these slots."""
-    return instance.pool.kv[:, :, slots]
 
 
 @settings(max_examples=40, deadline=None, print_blob=True)

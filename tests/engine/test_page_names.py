@@ -23,7 +23,7 @@ from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.namespaces import salt_of
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.engine.cache_events import changes_of, hashing_works
-from tests.controller.prefixes.test_pool import request
+from tests.controller.prefixes.prompts import request
 from tests.engine.stock_pools import CORES
 
 SLOTS = 4096

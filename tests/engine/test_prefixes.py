@@ -23,10 +23,10 @@ from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.fake_kv import StrictAllocator
+from tests.engine.gathered import kv_of, run
 from tests.engine.one_thread import INSTANCES, LONGEST, Instance, pool_of, task_on
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
 from tests.engine.stock_pools import CORES, SLOTS, VOCAB, Scheduler, options
-from tests.engine.test_gathering import kv_of, run
 
 assert options, "SGLang's options, as far as they are read here"
 

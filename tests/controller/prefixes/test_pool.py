@@ -14,14 +14,9 @@ from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import HeldPrefix, Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import CacheChange, OutputState
-from tests.controller.fake_requests import request as tokenized
+from tests.controller.prefixes.prompts import request
 
 PAGE = 4
-
-
-def request(ids: list[int], **more: Any) -> PoolRequest:
-    raw = tokenized(input_ids=array("q", ids), **more)
-    return PoolRequest("r", raw, len(ids), 0.0, decodes=True, output_tokens=8)
 
 
 def stored(ids: list[int], salt: str | None = None) -> CacheChange:
