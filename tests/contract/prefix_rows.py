@@ -72,7 +72,7 @@ ROWS = (
     row(
         "engine.cache_events hooks",
         "hooked: the trees of one server keep their events",
-        Signature(BUILDER, "build_kv_cache", (), ("enable_kv_cache_events",)),
+        Order(BUILDER, "build_kv_cache", ("enable_kv_cache_events=enable_kv_cache_events",)),
     ),
     row(
         "engine.cache_events",
