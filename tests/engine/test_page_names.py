@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from array import array
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from sglang.srt.mem_cache import unified_radix_cache
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
@@ -23,6 +23,7 @@ from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.namespaces import salt_of
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.engine.cache_events import changes_of, hashing_works
+from sglang_cdsp.engine.prefixes import match_in
 from tests.controller.prefixes.prompts import request
 from tests.engine.stock_pools import CORES
 
@@ -93,12 +94,11 @@ def test_the_index_follows_a_tree_that_stores_and_evicts(core: str) -> None:
         asked = [*rng.choice(known), 1, 2, 3]
         prefixes.waits(request(asked, cache_salt=salt))
         held = prefixes.held("r")
-        found = tree.match_prefix(
-            unified_radix_cache.MatchPrefixParams(
-                key=RadixKey(array("q", asked[:-1]), cache_salt=salt)
-            )
-        )
-        assert (held[0].tokens if held else 0) == found.device_indices.numel()
+        req: Any = SimpleNamespace(extra_key=None, cache_salt=salt)
+        found = match_in(tree)(req, torch.tensor(asked[:-1]))
+        assert (held[0].tokens if held else 0) == (found.tokens if found is not None else 0)
+        if found is not None:
+            found.let_go()
     tree.reset()
     prefixes.changed(0, changes_of(tree.take_events()))
     assert prefixes.snapshot()["pages_by_instance"] == [0]

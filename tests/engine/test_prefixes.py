@@ -40,6 +40,10 @@ class Tree:
     def dec_lock_ref(self, node: Any, lock: Any) -> None:
         self.locks -= 1
 
+    def unlock(self, lock: Any) -> None:
+        """The same in SGLang 0.5.23."""
+        self.locks -= 1
+
 
 def cached_in(instance: Instance, chunks: Chunks, page: int) -> CachedPrefix:
     """The first tokens of a prompt as another request has left them in an instance's cache."""
