@@ -227,6 +227,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 "requests lost": f"sum(increase({series('lost_requests_total')}[{WINDOW}]))",
             },
         ),
+        Panel(
+            "Roles",
+            "short",
+            {"{{role}}": f"sum by (role) ({series('seat_role')})"},
+            "instances that take chunks, that decode, and that do both",
+            stacked=True,
+        ),
+        Panel(
+            "Decoding",
+            "short",
+            {"instance {{seat}}": f"sum by (seat) ({series('decoding_requests')})"},
+            "requests in SGLang's own batches; none where decode servers do it",
+            stacked=True,
+        ),
         Panel("Decode ranks in contact", "short", {"ranks": f"sum({series('decode_ranks')})"}),
     ),
     "Links and transfers": (

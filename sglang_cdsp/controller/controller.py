@@ -334,6 +334,7 @@ class PoolController(DataParallelController):
             planning=self._planning,
             decode=self._decode,
             up=lambda: self._seats.up,
+            decodes=self._form is Form.ONE_SERVER,
         )
         self._feed = Feed(
             self._recent,

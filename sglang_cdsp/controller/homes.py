@@ -41,6 +41,16 @@ def output_tokens(tokens: int, longest: int | None, page_size: int, room: int) -
     return min(pages(int(wanted) + 1, page_size) * page_size, most)
 
 
+def tokens_left(request: PoolRequest) -> int:
+    """What is reckoned to come of a request's output, at least 1.
+
+    As much as was promised at first, however much has come, since nobody knows where it ends: but
+    no more than it may have.
+    """
+    longest = LONGEST_OUTPUT if request.longest_output is None else request.longest_output
+    return max(1, min(request.output_tokens, longest - len(request.output.tokens)))
+
+
 def home_tokens(request: PoolRequest, page_size: int) -> int:
     """KV slots that home needs of a request in the end; 0 where a decode server has it next."""
     if not request.decodes:

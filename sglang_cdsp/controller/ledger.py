@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class _Bound:
         delayed_s: by how much prompts that passed have put it off.
         ring: its running chunk, None between chunks and for what does not give way.
         decodes: SGLang itself runs the request.
-        output_tokens: what is promised of its output, where it decodes here.
+        tokens_left: what is reckoned to come of its output, where it decodes here.
     """
 
     seq: int
@@ -41,7 +41,7 @@ class _Bound:
     delayed_s: float = 0.0
     ring: Ring | None = None
     decodes: bool = False
-    output_tokens: int = 0
+    tokens_left: Callable[[], int] | None = None
 
 
 @dataclass
@@ -111,13 +111,14 @@ class InstanceLedger:
         now_s: float,
         slots: dict[int, int],
         arrival_s: float | None = None,
-        output_tokens: int = 0,
+        tokens_left: Callable[[], int] | None = None,
     ) -> None:
         """Promise ``slots`` per instance to a plan; its last group is busy until it ends.
 
         Args:
             arrival_s: when its request arrived; now if not given.
-            output_tokens: what is promised of its output, 0 where a decode server has it next.
+            tokens_left: what is reckoned to come of its output, whenever asked; None where a
+                decode server has it next.
         """
         due = [now_s + chunk.end_s for chunk in plan.chunks]
         ends = dict.fromkeys(plan.instances, due[-1])
@@ -132,7 +133,7 @@ class InstanceLedger:
             plan.seconds,
             plan.passes,
             arrived_s,
-            output_tokens=output_tokens,
+            tokens_left=tokens_left,
         )
 
     def rebind(self, seq: int, ran: int, rest: Plan, now_s: float, slots: dict[int, int]) -> None:
@@ -355,15 +356,13 @@ class InstanceLedger:
         return min((running[i].pace for i in group), default=1.0) if running else 1.0
 
     def _running(self) -> tuple[Running, ...]:
-        """What decodes on each instance; empty where nobody does.
-
-        Of its output a request is reckoned to have as much to come as was promised.
-        """
+        """What decodes on each instance; empty where nobody does."""
         left: dict[int, list[int]] = {}
         for bound in self._bound.values():
-            if bound.decodes and bound.output_tokens:
+            if bound.decodes and bound.tokens_left is not None:
+                to_come = bound.tokens_left()
                 for instance in bound.slots:
-                    left.setdefault(instance, []).append(bound.output_tokens)
+                    left.setdefault(instance, []).append(to_come)
         if not left:
             return ()
         return tuple(

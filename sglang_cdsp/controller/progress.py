@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from http import HTTPStatus
 
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
-from sglang_cdsp.controller.homes import slots_needed
+from sglang_cdsp.controller.homes import slots_needed, tokens_left
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
@@ -91,9 +92,8 @@ class Progress:
         demand = slots_needed(request, chunks, self._ledger.page_size, plan.reused)
         if self._planning.prefixes is not None:
             self._planning.prefixes.leaves(request)
-        self._ledger.bind(
-            request.seq, plan, now_s, demand, request.arrival_s, request.output_tokens
-        )
+        left = partial(tokens_left, request) if request.decodes else None
+        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s, left)
         if request.one_instance and request.decodes:
             self._ledger.decodes(request.seq)
         self._effects.bind(request)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from sglang_cdsp.controller.homes import Homes, fits_now
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.forced import timed_plan
-from sglang_cdsp.planner.types import Plan, PromptView
+from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
 
 class WaitingQueue:
@@ -76,7 +77,7 @@ class WaitingQueue:
             settled = self._homes.settled(request, anew, view)
             if settled is None:
                 return  # what comes behind it would take the room that it waits for
-            yield self._homeless.pop(0)[0], settled
+            yield self._homeless.pop(0)[0], self._as_it_stands(request, settled, view)
         if self._policy.waiting():
             now_s = self._clock()
             for rid, plan in self._policy.step(self._ledger.view(now_s), now_s):
@@ -95,6 +96,17 @@ class WaitingQueue:
                     self._homeless.append((request, plan))
                 else:
                     yield request, home
+
+    def _as_it_stands(self, request: PoolRequest, plan: Plan, view: PoolView) -> Plan:
+        """A plan that has waited for a home, or the policy's of now if that is worth the change.
+
+        It was made for the pool of an earlier moment: other instances may be free by now.
+        """
+        if not self._policy.replans:
+            return plan
+        found = self._policy.replan(_prompt(request), plan, view)
+        better = found and self._homes.settled(request, replace(found, replanned=""), view)
+        return better or plan
 
     def _plan_homeless_anew(self) -> None:
         """Plans without a home that name an instance which has left, or takes no chunks any more,

@@ -18,6 +18,7 @@ PROGRAM = "python -m sglang_cdsp.demo"
 
 try:
     from sglang_cdsp.demo import summary
+    from sglang_cdsp.demo.burst import BURST
     from sglang_cdsp.demo.chart import show_chart
     from sglang_cdsp.demo.client import (
         Answer,
@@ -35,11 +36,11 @@ try:
 except ImportError as error:
     leave(PROGRAM, error)
 
-BURST = (8000, 150, 6500, 400, 7200, 100, 1000, 2500, 250, 5000, 700, 3600)
-"""Prompt lengths in tokens, sent at once: long ones and short ones mixed."""
-
 FORMS = ("one-server", "scale-out", "stock")
 PREFIX = "burst-"
+WARM_UP_TOKENS = 3000
+"""Of the request before the burst: as long as the burst's are on average, since the planner judges
+prompts by those that came before."""
 
 
 def main() -> int:
@@ -149,10 +150,17 @@ def plan_servers(options: argparse.Namespace, checkpoint: Path, plan_log: Path) 
 
 
 def ask_burst(stack: RunningStack, checkpoint: Path, output_tokens: int) -> list[Answer]:
-    """Send one small request, then the burst; tells of each answer."""
-    send_burst(stack.url, cut_prompts(checkpoint, [100]), output_tokens=4, rid_prefix="first-")
-    prompts = cut_prompts(checkpoint, BURST)
-    say(f"sending {len(prompts)} prompts of {min(BURST)} to {max(BURST)} tokens at once")
+    """Send one request alone, then the burst; tells of each answer."""
+    send_burst(
+        stack.url, cut_prompts(checkpoint, [WARM_UP_TOKENS]), output_tokens=4, rid_prefix="first-"
+    )
+    lengths = [prompt.tokens for prompt in BURST]
+    prompts = cut_prompts(checkpoint, lengths)
+    seconds = max(prompt.at_s for prompt in BURST)
+    say(
+        f"sending {len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens "
+        f"within {seconds:.0f} s"
+    )
 
     def tell(answer: Answer) -> None:
         say(
@@ -161,7 +169,12 @@ def ask_burst(stack: RunningStack, checkpoint: Path, output_tokens: int) -> list
         )
 
     return send_burst(
-        stack.url, prompts, output_tokens=output_tokens, rid_prefix=PREFIX, on_answer=tell
+        stack.url,
+        prompts,
+        output_tokens=output_tokens,
+        rid_prefix=PREFIX,
+        at_s=[prompt.at_s for prompt in BURST],
+        on_answer=tell,
     )
 
 

@@ -38,14 +38,16 @@ def send_burst(
     *,
     output_tokens: int,
     rid_prefix: str,
+    at_s: Sequence[float] = (),
     on_answer: Callable[[Answer], None] = lambda answer: None,
     timeout_s: float = 600.0,
 ) -> list[Answer]:
-    """Send all prompts at once, streaming, and wait for all answers.
+    """Send all prompts, streaming, and wait for all answers.
 
     Args:
         url: of the server or router, without ``/v1``.
         prompts: texts.
+        at_s: when each is sent, seconds from the start of the burst; empty for all at once.
         output_tokens: to generate for each, greedily.
         rid_prefix: request ids are this and a number.
         on_answer: called as answers finish.
@@ -54,12 +56,16 @@ def send_burst(
     Returns:
         The answers in the order of ``prompts``.
     """
-    return asyncio.run(_send_all(url, prompts, output_tokens, rid_prefix, on_answer, timeout_s))
+    due_s = at_s or [0.0] * len(prompts)
+    return asyncio.run(
+        _send_all(url, prompts, due_s, output_tokens, rid_prefix, on_answer, timeout_s)
+    )
 
 
 async def _send_all(
     url: str,
     prompts: Sequence[str],
+    due_s: Sequence[float],
     output_tokens: int,
     rid_prefix: str,
     on_answer: Callable[[Answer], None],
@@ -72,6 +78,7 @@ async def _send_all(
 
         async def one(index: int, prompt: str) -> Answer:
             rid = f"{rid_prefix}{index}"
+            await asyncio.sleep(started + due_s[index] - time.perf_counter())
             answer = await _stream(client, prompt, output_tokens, rid, started)
             on_answer(answer)
             return answer

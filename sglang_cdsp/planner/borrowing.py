@@ -44,14 +44,14 @@ def lost_s(plan: Plan, pool: PoolView) -> float:
     """By how much a plan delays those that decode on its instances, in all, seconds.
 
     Each token waits for a stretch of the chunk, while the chunk runs and as long as there are
-    tokens to come.
+    tokens to come. Until it starts there they come at least as fast as beside another chunk.
     """
     lost = 0.0
     for instance in plan.instances:
         here = pool.running[instance]
         if here.requests:
-            beside_s = math.fsum(
-                chunk.end_s - chunk.start_s for chunk in plan.chunks if instance in chunk.instances
-            )
-            lost += here.requests * min(beside_s * here.pace, here.tokens_left * here.stretch_s)
+            chunks = [chunk for chunk in plan.chunks if instance in chunk.instances]
+            beside_s = math.fsum(chunk.end_s - chunk.start_s for chunk in chunks)
+            to_come_s = max(0.0, here.tokens_left * here.stretch_s - chunks[0].start_s)
+            lost += here.requests * min(beside_s * here.pace, to_come_s)
     return lost

@@ -20,6 +20,9 @@ MAPPING_KEY = "improvement_rate_mapping"
 SIZES_KEY = "sp_size_candidates"
 PERIOD_KEY = "improvement_rate_update_period"
 
+LEAST_SPAN_S = 1.0
+"""Over less time than this no arrival rate is reckoned."""
+
 
 @dataclass(frozen=True, slots=True)
 class Regulation:
@@ -125,11 +128,14 @@ class Regulator:
         return self._rate
 
     def arrival_rate(self, now_s: float) -> float:
-        """Requests per second over the window, or over the time since the start if shorter."""
+        """Requests per second over the window, or over the time since the start if shorter.
+
+        But over ``LEAST_SPAN_S``: a first request is no load of hundreds a second.
+        """
         self._forget(now_s)
         started = now_s if self._started_s is None else self._started_s
-        span = min(self.window_s, now_s - started)
-        return len(self._arrivals) / span if span > 0 else 0.0
+        span = min(self.window_s, max(now_s - started, LEAST_SPAN_S))
+        return len(self._arrivals) / span
 
     def update(self, update: Mapping[str, Any]) -> None:
         """Applies an update whole, or raises UpdateError and changes nothing."""

@@ -83,10 +83,13 @@ class Batch:
         return self._a + self._b * self.size + self._c * self.tokens
 
     @property
-    def mean_output(self) -> float:
-        """Output tokens of a request of the batch, on average; 0 where there is none."""
-        tasks = [task.request.output_tokens for *_, task in self._leaving]
-        return sum(tasks) / len(tasks) if tasks else 0.0
+    def mean_left(self) -> float:
+        """Tokens to come of a request of the batch, on average, at the start of the current run.
+
+        0 where there is none.
+        """
+        left = [last - self._iterations for last, *_ in self._leaving]
+        return sum(left) / len(left) if left else 0.0
 
     def join(self, now: float, task: Task) -> None:
         """A request whose KV has arrived: in the batch from the next iteration on."""

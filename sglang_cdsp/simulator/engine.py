@@ -212,10 +212,18 @@ class _Run:
         while self._homeless:
             task, plan = self._homeless[0]
             # Its times are long over.
-            anew = timed_plan(plan.placement, self._setup.model, self._pool.view(now))
-            if not self._settle(now, task, replace(anew, policy=plan.policy)):
+            view = self._pool.view(now)
+            anew = replace(timed_plan(plan.placement, self._setup.model, view), policy=plan.policy)
+            settled = self._homes.settled(now, task, anew) if self._homes else anew
+            if settled is None:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
+            # Other instances may be free by now than when it was made.
+            better = None
+            if self._policy.replans:
+                better = self._policy.replan(_prompt(task), settled, view)
+            if not (better and self._settle(now, task, replace(better, replanned=""))):
+                self._settle(now, task, settled)
         moved = False
         alone = True
         for rid, plan in self._policy.step(self._pool.view(now), now):

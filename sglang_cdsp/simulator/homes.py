@@ -147,7 +147,7 @@ class Homes:
     def running(self) -> tuple[Running, ...]:
         """What decodes on each instance, as the policy sees it; empty where nobody does.
 
-        The server reckons with what was promised of outputs; here that is all of an output.
+        The server reckons with what may come of outputs; here that is known.
         """
         if not any(batch.size for batch in self._batches):
             return ()
@@ -159,7 +159,7 @@ class Homes:
         share = self._form.decode_share
         return Running(
             batch.size,
-            batch.mean_output,
+            batch.mean_left,
             chunk_pace(batch.step_s, share),
             stretch_s(batch.step_s, share),
         )

@@ -23,10 +23,12 @@ from sglang_cdsp.controller.exported.instruments import (
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
 from sglang_cdsp.controller.request import ChunkTimes, MoveTimes, PoolRequest
+from sglang_cdsp.planner.roles import parse_roles
 from sglang_cdsp.planner.types import PlannedChunk
 from sglang_cdsp.protocol.messages import ChunkDone, OutputState, Ready
 from tests.controller.ended import finished
 from tests.controller.fake_pool import FakePool
+from tests.controller.roles import pool_of
 
 
 class Scraped:
@@ -250,6 +252,7 @@ def test_levels_are_those_of_the_pool(pool: FakePool) -> None:
         planning=pool.planning,
         decode=pool.decode_servers,
         up=lambda: (0, 1, 3),
+        decodes=False,
     )
     pool.submit(500, room=4)
     pool.submit(300, plan=[(100, [0]), (200, [0, 1])])
@@ -260,6 +263,8 @@ def test_levels_are_those_of_the_pool(pool: FakePool) -> None:
     assert scraped("free_kv_tokens", seat="0") == scraped("kv_capacity_tokens", seat="0") == 4096
     assert (scraped("seats"), scraped("seats_up")) == (4, 3)
     assert (scraped("seat_up", seat="2"), scraped("seat_up", seat="3")) == (0, 1)
+    assert scraped("seat_role", seat="2", role="prefill") == 1, "it has no other one here"
+    assert scraped("seat_role", seat="2", role="both") == 0
     assert scraped("improvement_rate") == pool.planning.regulator.rate
     assert scraped("latency_correction", sp_size="1") == 1
     pool.turn()
@@ -273,6 +278,27 @@ def test_levels_are_those_of_the_pool(pool: FakePool) -> None:
     levels.tick(20.0, ())
     assert scraped("busy_seconds_total", seat="0") == pytest.approx(1.0)
     assert scraped("busy_seconds_total", seat="1") == pytest.approx(0.75)
+
+
+def test_roles_are_those_in_force() -> None:
+    pool, scraped = pool_of("4b"), Scraped()
+    levels = Levels(
+        scraped.instruments,
+        requests=pool.lifecycle,
+        ledger=pool.ledger,
+        planning=pool.planning,
+        decode=pool.decode_servers,
+        up=lambda: range(4),
+        decodes=True,
+    )
+    levels.tick(1.0, ())
+    assert scraped("seat_role", seat="3", role="both") == 1
+    pool.ledger.take_roles(parse_roles("3p1d"))
+    levels.tick(2.0, ())
+    assert scraped("seat_role", seat="3", role="both") == 0
+    assert scraped("seat_role", seat="3", role="decode") == 1
+    assert scraped("seat_role", seat="0", role="prefill") == 1
+    assert scraped("decoding_requests", seat="3") == 0
 
 
 def test_series_are_there_from_the_start(scraped: Scraped) -> None:
@@ -311,6 +337,7 @@ def test_gauges_that_cannot_be_read_cost_a_warning(
         planning=pool.planning,
         decode=pool.decode_servers,
         up=broken,
+        decodes=True,
     )
     with caplog.at_level(logging.ERROR):
         levels.tick(1.0, ())

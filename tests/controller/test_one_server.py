@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.controller.homes import OUTPUT_SHARE, exchanged, home_tokens, output_tokens
+from sglang_cdsp.controller.homes import (
+    OUTPUT_SHARE,
+    exchanged,
+    home_tokens,
+    output_tokens,
+    tokens_left,
+)
 from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.queue import WaitingQueue
+from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.controller.any_order import SETTINGS
 from tests.controller.cases import TWO_CHUNKS, empty, phase_is
@@ -222,6 +230,29 @@ def test_a_prompt_without_a_home_waits_and_keeps_its_place() -> None:
     assert empty(pool)
 
 
+@pytest.mark.parametrize("busy", [0, 1])
+def test_a_plan_that_has_waited_for_a_home_goes_where_it_is_free_by_then(busy: int) -> None:
+    """It was made for one of two idle instances without room; that one has work when room comes."""
+    pool = OneServerPool(size=2, capacity=1000, policy="cdsp-late")
+    queue = WaitingQueue(pool.planning, pool.ledger, lambda: 0.0)
+    for instance in (0, 1):
+        plan = Plan((PlannedChunk(100, (instance,), 0.0, 0.0),), 0.0, "held")
+        pool.ledger.bind(instance, plan, 0.0, {instance: 600})
+        pool.ledger.computed(instance)
+    request = pool.request(700)
+    queue.add(request)
+    assert list(queue.starts()) == []
+    for instance in (0, 1):
+        pool.ledger.release(instance)
+    other = Plan((PlannedChunk(100, (busy,), 0.0, 9.0),), 9.0, "busy")
+    pool.ledger.bind(2, other, 0.0, {busy: 100})
+    ((found, chosen),) = queue.starts()
+    assert found is request
+    assert chosen.instances == (1 - busy,)
+    assert chosen.chunks[0].start_s == 0.0
+    assert not chosen.replanned
+
+
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.none() | st.integers(0, 9000), st.sampled_from([1, 16, 64]))
 def test_what_is_promised_for_output_fits(tokens: int, longest: int | None, page: int) -> None:
@@ -231,6 +262,20 @@ def test_what_is_promised_for_output_fits(tokens: int, longest: int | None, page
     assert 0 <= promised <= max(0, room - tokens)
     if longest is not None and tokens + longest + 2 * page <= room:
         assert promised >= OUTPUT_SHARE * longest
+
+
+def test_what_is_to_come_of_an_output_is_at_most_what_it_may_have(pool: OneServerPool) -> None:
+    request = pool.request(100)
+    request.longest_output, request.output_tokens = 100, 64
+    assert tokens_left(request) == 64
+    request.output.tokens.extend(range(30))
+    assert tokens_left(request) == 64, "where it ends is as unknown as before"
+    request.output.tokens.extend(range(50))
+    assert tokens_left(request) == 20
+    request.output.tokens.extend(range(20))
+    assert tokens_left(request) == 1
+    request.longest_output = None
+    assert tokens_left(request) == 64
 
 
 def test_instances_change_places_in_every_chunk() -> None:

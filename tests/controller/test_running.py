@@ -21,9 +21,9 @@ def ledger() -> InstanceLedger:
     return made
 
 
-def decoding(ledger: InstanceLedger, seq: int, instance: int, output_tokens: int) -> None:
+def decoding(ledger: InstanceLedger, seq: int, instance: int, left: int) -> None:
     plan = Plan((PlannedChunk(1000, (instance,), 0.0, 1.0),), 1.0, "test")
-    ledger.bind(seq, plan, 0.0, {instance: 1000 + output_tokens}, output_tokens=output_tokens)
+    ledger.bind(seq, plan, 0.0, {instance: 1000 + left}, tokens_left=lambda: left)
     ledger.computed(seq)
     ledger.keep_only(seq, instance)
 

@@ -60,10 +60,9 @@ class DrawnRests:
 
     def __call__(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
         assert current.tokens == rest.tokens
-        assert pool.up is not None
         assert pool.free_tokens is not None
         held = list(rest.history_instances)
-        up = [i for i, ok in enumerate(pool.up) if ok and i not in held]
+        up = [i for i in range(pool.size) if (pool.up is None or pool.up[i]) and i not in held]
         if self._draw.random() < 0.3:
             return None
         group = held + self._draw.sample(up, self._draw.randint(0, len(up)))

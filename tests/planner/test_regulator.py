@@ -48,6 +48,9 @@ def test_the_window_slides() -> None:
     young = regulator(window_s=10.0)
     feed(young, 0.0, 4.0, 0.5)
     assert young.arrival_rate(4.0) == pytest.approx(2.0)  # over the time since the start
+    first = regulator(window_s=10.0)
+    first.observe_arrival(50.0)
+    assert first.arrival_rate(50.01) == 1.0
 
 
 def test_a_tie_goes_to_the_lower_arrival_rate() -> None:

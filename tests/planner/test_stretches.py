@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,16 @@ def test_a_prompt_borrows_where_it_gains_more_than_the_running_lose() -> None:
     assert chosen(view(Running(), few)) == (0, 1)
     assert chosen(view(Running(), many)) == (0,)
     assert chosen(view(Running(), Running(2, 3.0, 0.8, 0.4))) == (0,)
+
+
+def test_a_chunk_that_starts_later_delays_what_is_left_by_then() -> None:
+    first = PlannedChunk(500, (0,), 0.0, 1.0)
+    both = Plan((first, PlannedChunk(500, (0, 1), 1.0, 2.0)), 2.0, "test")
+    decoding = view(Running(), Running(2, 3.0, 0.8, 0.4))
+    assert lost_s(plan(2.0, 0, 1), decoding) == pytest.approx(2 * 1.2)
+    assert lost_s(both, decoding) == pytest.approx(2 * 0.2)
+    late = Plan((replace(first, end_s=1.3), replace(both.chunks[1], start_s=1.3)), 2.0, "test")
+    assert lost_s(late, decoding) == 0.0
 
 
 def test_where_all_decode_there_is_no_other_way() -> None:

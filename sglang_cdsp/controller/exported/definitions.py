@@ -192,6 +192,18 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         _gauge("seats", "Instances that the pool should have."),
         _gauge("seats_up", "Instances that take requests."),
         _gauge("seat_up", "Whether an instance takes requests: 1 or 0.", "seat"),
+        _gauge(
+            "seat_role",
+            "The role of an instance: 1 for the one that it has (prefill: it takes chunks; decode: "
+            "requests decode there; both), 0 for the others.",
+            "seat",
+            "role",
+        ),
+        _gauge(
+            "decoding_requests",
+            "Requests that SGLang itself runs on an instance, or is about to by their plans.",
+            "seat",
+        ),
         _counter("seat_restarts_total", "Times that an instance came back.", "seat"),
         _counter("seat_deaths_total", "Lives of instances that were given up.", "seat", "cause"),
         _counter("lost_requests_total", "Requests that ended because of a lost instance."),

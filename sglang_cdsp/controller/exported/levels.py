@@ -12,6 +12,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.pool_state import PoolState
+from sglang_cdsp.planner.roles import Role
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +43,21 @@ class Levels:
         planning: Planning,
         decode: DecodeServers,
         up: Callable[[], Collection[int]],
+        decodes: bool,
     ) -> None:
-        """``up``: the seats that take requests."""
+        """Look at these.
+
+        Args:
+            up: the seats that take requests.
+            decodes: whether requests can decode in this pool; else every seat is for prefill.
+        """
         self._to = instruments
         self._requests = requests
         self._ledger = ledger
         self._planning = planning
         self._decode = decode
         self._up = up
+        self._decodes = decodes
         self._busy: Collection[int] = ()
         self._seen_s: float | None = None
         self._looked_s = float("-inf")
@@ -104,5 +112,9 @@ class Levels:
         seats = int(found["instances"])
         for seat in range(seats):
             self._to.put("seat_up", float(seat in up), seat=seat)
+            has = self._ledger.roles.seats[seat] if self._decodes else Role.PREFILL
+            for role in Role:
+                self._to.put("seat_role", float(role is has), seat=seat, role=role.value)
+            self._to.put("decoding_requests", self._ledger.decoding(seat), seat=seat)
         self._to.put("seats", seats)
         self._to.put("seats_up", len(up))
