@@ -20,6 +20,7 @@ SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 LOADS = "sglang.srt.managers.tokenizer_manager.create_load_snapshot_reader"
 TOKENIZE = "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request"
 ACCELERATORS = "sglang.srt.entrypoints.v1_loads._num_accelerators_per_dp_rank"
+BUILD_CACHE = "sglang.srt.mem_cache.kv_cache_builder.build_kv_cache"
 COLLECTOR = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
 
 # Any process without ``--cdsp``: the one that reads the command line is among them.
@@ -131,6 +132,12 @@ SCHEDULER_HOOKS = (
         "sglang_cdsp.engine.metric_labels:collect_as_one_replica",
         Kind.AROUND,
         "metrics have the labels of one replica",
+    ),
+    Hook(
+        BUILD_CACHE,
+        "sglang_cdsp.engine.cache_events:build_with_events",
+        Kind.AROUND,
+        "in one server the controller knows what each instance has cached",
     ),
 )
 

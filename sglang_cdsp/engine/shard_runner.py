@@ -233,7 +233,7 @@ class ShardRunner:
         return TILE_BESIDE_DECODE if flops is None and self._decodes() else flops
 
     def _gather(self, task: ChunkTask, layout: ChunkLayout) -> Gather | None:
-        moves = moves_to_home(layout)
+        moves = moves_to_home(layout, task.reused)
         if not any(self._instance in (move.src, move.dst) for move in moves):
             return None
         assert task.lane is not None
@@ -250,7 +250,7 @@ class ShardRunner:
         if task.home != self._instance:
             return None
         blocks = zip(layout.history, layout.spans, strict=True)
-        return [task.slot_table.slots([*history, *own]) for history, own in blocks]
+        return [task.slot_table.slots_to_store([*history, *own]) for history, own in blocks]
 
     def _rebalancer(self, task: ChunkTask, layout: ChunkLayout) -> Rebalancer | None:
         if not any(self._instance in (move.src, move.dst) for move in layout.moves):

@@ -18,6 +18,7 @@ from tests.contract import (
     number_rows,
     platform_rows,
     plugin_rows,
+    prefix_rows,
     req_state_rows,
     request_rows,
     scheduler_rows,
@@ -30,6 +31,7 @@ from tests.contract.row import Row
 SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("The scheduler and the chunk engine", (*scheduler_rows.ROWS, *request_rows.ROWS)),
     ("Computed prompts in SGLang's running batch", joining_rows.ROWS),
+    ("Cached prefixes that plans start from", prefix_rows.ROWS),
     ("Requests that go on at another instance", req_state_rows.ROWS),
     (
         "The pool controller, its messages and the plugin",

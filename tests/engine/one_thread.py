@@ -248,3 +248,8 @@ def run_plan(
         while any(len(instance.coroutines) for instance in instances):
             draw.choice(instances).coroutines.turn()
     return instances, tasks
+
+
+def kv_of(instance: Instance, slots: torch.Tensor) -> torch.Tensor:
+    """K and V of all layers at these slots."""
+    return instance.pool.kv[:, :, slots]

@@ -207,9 +207,9 @@ class Recent(Observer):
 
 
 def computed_tokens(request: PoolRequest) -> int:
-    """Prompt tokens of a request that were computed, as far as is known."""
+    """Prompt tokens of a request that were computed, none from a cache, as far as is known."""
     if request.plan is None:
         return 0
     if request.one_instance:
-        return request.tokens if request.first_token_s is not None else 0
+        return request.plan.tokens if request.first_token_s is not None else 0
     return sum(chunk.tokens for chunk in request.plan.chunks[: request.next_chunk])

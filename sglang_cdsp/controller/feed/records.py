@@ -90,6 +90,7 @@ def record(
         "home": request.home if request.plan else None,
         "passes": request.plan.passes if request.plan else False,
         "one_instance": request.one_instance,
+        "reused": request.plan.reused if request.plan else 0,
         "chunk": request.next_chunk,
         "chunks": _chunks(request, started),
         "due_s": _rounded(request.bound_s + request.plan.ttft_s if request.plan else None),

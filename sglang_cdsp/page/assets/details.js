@@ -91,6 +91,7 @@ function facts(record) {
     rows.push(["Output", `${whole(record.output_tokens)} tokens`]);
   }
   if (record.home !== null) rows.push(["Home", `instance ${record.home}`]);
+  if (record.reused) rows.push(["From the prefix cache", `${whole(record.reused)} tokens`]);
   if (record.policy) rows.push(["Policy", record.policy]);
   if (record.one_instance) rows.push(["Path", "SGLang's own batches"]);
   if (record.passes) rows.push(["Passes", "yes, between layers"]);
