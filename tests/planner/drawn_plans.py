@@ -66,6 +66,8 @@ class DrawnRests:
         if self._draw.random() < 0.3:
             return None
         group = held + self._draw.sample(up, self._draw.randint(0, len(up)))
+        if not group:  # a whole prompt, which nobody holds anything of
+            return None
         chunks = cut(rest.tokens, group, len(held), self._page, self._draw)
         if not fits(chunks, pool.free_tokens, self._page, rest.history_tokens, tuple(held)):
             return None
