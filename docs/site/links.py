@@ -17,6 +17,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "docs/usage.md",
         "docs/page.md",
         "docs/one_server.md",
+        "docs/prefixes.md",
         "docs/features.md",
         "docs/control.md",
         "docs/models.md",
