@@ -93,10 +93,11 @@ test: lint
 	$(RUN) -m pytest $(ON_WORKERS) $(SLOWEST) -m "not serving"
 	$(RUN) -m pytest $(SLOWEST) -m serving
 
-# Every way to die at every moment, on real servers: over an hour. Cells whose results are in
-# bench/results/matrix.json are not run again; MATRIX=--again runs all.
+# Every way to die at every moment, and every family of models in both forms, on real servers: over
+# an hour each. Cells whose results are in bench/results are not run again; MATRIX=--again runs all.
 matrix: install
 	$(RUN) -m bench.servers.matrix $(MATRIX)
+	$(RUN) -m bench.servers.families $(filter --again,$(MATRIX))
 
 # -- the newest tested SGLang, in an environment of its own ----------------------------------------
 

@@ -18,7 +18,9 @@ CONTROLLER = "sglang.srt.managers.data_parallel_controller.DataParallelControlle
 CONTROL_MIXIN = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 LOADS = "sglang.srt.managers.tokenizer_manager.create_load_snapshot_reader"
+TOKENIZE = "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request"
 ACCELERATORS = "sglang.srt.entrypoints.v1_loads._num_accelerators_per_dp_rank"
+BUILD_CACHE = "sglang.srt.mem_cache.kv_cache_builder.build_kv_cache"
 COLLECTOR = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
 
 # Any process without ``--cdsp``: the one that reads the command line is among them.
@@ -91,6 +93,12 @@ LAUNCHER_HOOKS = (
         Kind.ASSIGN,
         "a profile is told as what all instances did",
     ),
+    Hook(
+        TOKENIZE,
+        "sglang_cdsp.control.text_only:tokenize_one_request",
+        Kind.ASSIGN,
+        "images are refused, not left out",
+    ),
 )
 
 # The pool controller's process.
@@ -124,6 +132,12 @@ SCHEDULER_HOOKS = (
         "sglang_cdsp.engine.metric_labels:collect_as_one_replica",
         Kind.AROUND,
         "metrics have the labels of one replica",
+    ),
+    Hook(
+        BUILD_CACHE,
+        "sglang_cdsp.engine.cache_events:build_with_events",
+        Kind.AROUND,
+        "in one server the controller knows what each instance has cached",
     ),
 )
 

@@ -127,8 +127,7 @@ def check_moves(target: Target, links: Sequence[Exchanger], size: int) -> dict[s
                 wanted[theirs] = pool((rank - 1) % size, part)[mine]
             arriving = moves[(rank - 1) % size].span
             handle = start_moves(
-                keys,
-                values,
+                (keys, values),
                 moves,
                 rank,
                 lambda span: theirs if span == arriving else mine,

@@ -3,7 +3,8 @@
 Each instance has one core. Both sides run in the same process on the same machine, one server
 after the other, and every figure is a median.
 
-    python -m bench.servers.ttft [--tokens 8000] [--repeats 5] [--out build/ttft.json]
+    python -m bench.servers.ttft [--tokens 8000] [--repeats 5] [--family deepseek-v3]
+                                 [--out build/ttft.json]
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ from pathlib import Path
 from bench.servers.flags import check
 from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.testing.checkpoint import write_checkpoint
+from sglang_cdsp.testing.family_checkpoints import RECIPES, write_family_checkpoint
 from sglang_cdsp.testing.first_token import Plan, post_prompt, prompt_tokens
 from sglang_cdsp.testing.scratch import kept_on_failure
 from sglang_cdsp.testing.stack import prefill_only, running
 
 MOST_TOKENS = 65_000
-"""The checkpoint's context ends a little above."""
+"""The checkpoint's context ends a little above, and a family's at half of it."""
+
+SMALLEST_VOCABULARY = 2000
+"""Token ids that every checkpoint here has, beside the first five."""
 
 
 def ttft(url: str, tokens: int, seed: int, plan: Plan | None) -> float:
     """Seconds from sending a prompt to its first token's answer."""
-    ids = prompt_tokens(seed, tokens)
+    ids = [5 + token % SMALLEST_VOCABULARY for token in prompt_tokens(seed, tokens)]
     start = time.perf_counter()
     post_prompt(url, ids, plan=plan).raise_for_status()
     return time.perf_counter() - start
@@ -51,22 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=integer(2, MOST_TOKENS), default=8000)
     parser.add_argument("--repeats", type=integer(1), default=5)
     parser.add_argument("--out", type=Path, metavar="FILE", help="every time, JSON")
+    parser.add_argument("--family", choices=tuple(RECIPES), help="another kind of model")
     options = parser.parse_args(arguments)
     check(parser, options, files=("out",))
     tokens = options.tokens
+    more = RECIPES[options.family].flags if options.family else ()
     with kept_on_failure("bench-ttft") as scratch:
         checkpoint = scratch / "checkpoint"
-        write_checkpoint(checkpoint)
-        pool = prefill_only(
-            checkpoint, flags=("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
-        )
+        if options.family:
+            write_family_checkpoint(checkpoint, options.family)
+        else:
+            write_checkpoint(checkpoint)
+        flags = ("--cdsp", "--dp-size", "2", "--cdsp-allow-request-plans")
+        pool = prefill_only(checkpoint, flags=(*flags, *more))
         with running(pool, scratch / "pool") as stack:
             plans: list[Plan | None] = [[(tokens, [0])], [(tokens, [0, 1])]]
             plans.append([(tokens // 2, [0]), (tokens - tokens // 2, [0, 1])])
             one, two, grown = series(stack.url, tokens, plans, options.repeats)
         # One forward for the prompt, as in the pool: without a decode server stock does not get
         # past the first chunk of a prompt that is longer than its chunk size.
-        one_chunk = ("--chunked-prefill-size", str(2 * tokens))
+        one_chunk = ("--chunked-prefill-size", str(2 * tokens), *more)
         plan = prefill_only(checkpoint, flags=one_chunk, cpus=(0,))
         with running(plan, scratch / "stock") as stack:
             (stock,) = series(stack.url, tokens, [None], options.repeats)

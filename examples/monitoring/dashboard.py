@@ -100,6 +100,24 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Prefilled tokens", "short", {"tokens/s": rate("prompt_tokens_total")}),
         Panel("Waiting tokens", "short", {"tokens": f"sum({series('waiting_tokens')})"}),
     ),
+    "Cached prefixes": (
+        Panel(
+            "Prompt tokens by where they came from",
+            "short",
+            {
+                "reused/s": rate("reused_tokens_total"),
+                "cached elsewhere and computed/s": rate("unused_cached_tokens_total"),
+                "computed/s": rate("chunk_tokens_total"),
+            },
+            "reused: taken from an instance's prefix cache",
+        ),
+        Panel("Prefixes that were gone", "reqps", {"misses": rate("prefix_misses_total")}),
+        Panel(
+            "Cached pages",
+            "short",
+            {"instance {{seat}}": f"max by (seat) ({series('cached_pages')})"},
+        ),
+    ),
     "Plans": (
         Panel(
             "Chunks by SP size",

@@ -1,25 +1,34 @@
 """The attention backend of a chunk task: SGLang calls it layer by layer during one forward.
 
 It is published in SGLang's forward context for the duration of a chunk's forward and nowhere
-else, so stock batches keep the configured backend.
+else, so stock batches keep the configured backend. What a layer computes is its family's
+(``families/``); here is what all layers have in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
+from sglang_cdsp.attention.families.grouped import Grouped
+from sglang_cdsp.attention.families.types import (
+    ALONE,
+    AtWork,
+    Family,
+    LayerCall,
+    Ranks,
+    ShardChunk,
+)
 from sglang_cdsp.attention.layer_check import check_layer
 from sglang_cdsp.attention.pacing import Pacing
-from sglang_cdsp.attention.paged import PagedReader, paged_reader
 from sglang_cdsp.attention.paged_kernel import PAGED_KERNELS, PagedKernel
-from sglang_cdsp.attention.pool_block import PoolBlock
-from sglang_cdsp.attention.ring import Keep, RingLayout, q_ring_attention, ring_attention
-from sglang_cdsp.attention.steps import KvRing, LayerShape, QRing, ring_of
+from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.parallel.links.types import Exchanger, GiveWay
+from sglang_cdsp.parallel.rebalancer import rows_of_layer
+from sglang_cdsp.parallel.spans import Span
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
 
     from sglang_cdsp.parallel.gather import Gather
     from sglang_cdsp.parallel.rebalancer import Rebalancer
+
+GROUPED = Grouped()
 
 
 class ShardAttention:
@@ -52,6 +63,9 @@ class ShardAttention:
         kept_slots: Sequence[torch.Tensor] | None = None,
         gather: Gather | None = None,
         kernels: Sequence[PagedKernel] = PAGED_KERNELS,
+        history: Sequence[tuple[Span, ...]] = (),
+        families: Mapping[int, Family] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare for one forward.
 
@@ -68,23 +82,36 @@ class ShardAttention:
             stored: called with a layer's number once its KV is in the pool.
             kept_slots: where this member, which is to end with all KV, keeps each member's block,
                 history then chunk, int64 ``[rows]`` by index; None for a member that keeps nothing.
-            gather: brings KV to the member that keeps it where nothing circulates past that.
+            gather: brings KV to the member that keeps it where not every block comes past that.
             kernels: that read the pool, in the order of preference; where none can serve a layer
                 rows are gathered.
+            history: by member, the spans of the history that it holds, in the order of their rows.
+            families: of the model's layers, by number; grouped-query attention for the others.
+            ranks: the instance's tensor parallelism.
         """
-        self._kept_slots = kept_slots
-        self._gather = gather
         self.token_to_kv_pool = inner.token_to_kv_pool
         self.req_to_token_pool = inner.req_to_token_pool
-        self._layout = layout
-        self._links = links
-        self._slots = torch.cat((history_slots, own_slots))
+        self._chunk = ShardChunk(
+            layout=layout,
+            links=links,
+            slots=torch.cat((history_slots, own_slots)),
+            history=tuple(history),
+            pacing=Pacing(give_way, tile_flops),
+            kept_slots=kept_slots,
+            kernels=kernels,
+            ranks=ranks,
+        )
         self._rebalancer = rebalancer
-        self._pacing = Pacing(give_way, tile_flops)
         self._stored = stored
-        self._kernels = kernels
-        self._rings: dict[LayerShape, KvRing | QRing] = {}
-        self._readers: dict[tuple[LayerShape, torch.dtype, float], PagedReader | None] = {}
+        self._gather = gather
+        self._families = families or {}
+        self._at_work: dict[Family, AtWork] = {}
+
+    @property
+    def form(self) -> str:
+        """What SGLang's layers shall compute where they ask; see ``AtWork``."""
+        forms = (self._begun(family).form for family in set(self._families.values()))
+        return next(filter(None, forms), "")
 
     def forward(
         self,
@@ -94,15 +121,20 @@ class ShardAttention:
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **unknown: Any,
+        **keywords: Any,
     ) -> torch.Tensor:
         """Store the shard's KV and return its attention output, ``[rows, heads * head_dim]``.
 
         The rows may be more than the shard's tokens: a member without tokens runs one padding
         row, whose output is zero. Without ``save_kv_cache`` the model has stored the KV already
         (some kernels rotate and store in one go), and what it stored is what counts.
+
+        Raises:
+            UnsupportedLayer: the layer or its call is not one that its family can run.
+            LinkError: a partner is gone.
         """
-        check_layer(layer, unknown, k, v)
+        family = self._families.get(layer.layer_id, GROUPED)
+        check_layer(layer, keywords, k, v, known=family.keywords, faults=family.faults)
         pool = self.token_to_kv_pool
         if save_kv_cache:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
@@ -110,25 +142,20 @@ class ShardAttention:
             self._stored(layer.layer_id)
         if self._rebalancer is not None:
             self._rebalancer.before_attention(layer.layer_id)
-        tokens = self._layout.own_tokens
+        tokens = self._chunk.layout.own_tokens
         by_head = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        own = None
-        if save_kv_cache:
-            own = (
-                k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
-                v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],
-            )
-        shape = LayerShape(
-            layer.tp_k_head_num,
-            layer.tp_q_head_num,
-            layer.qk_head_dim,
-            layer.v_head_dim,
-            q.element_size(),
+        call = LayerCall(
+            layer,
+            by_head[:tokens],
+            k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[:tokens],
+            v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[:tokens],
+            save_kv_cache,
+            rows_of_layer(pool, layer.layer_id),
+            keywords,
         )
-        ring = self._ring(shape)
-        out = self._attend(by_head[:tokens], own, layer, shape, ring)
-        if self._gather is not None and isinstance(ring, QRing):
-            # Where KV circulates every block has come past the member that keeps all.
+        at_work = self._begun(family)
+        out = at_work.attend(call)
+        if self._gather is not None and not at_work.passes_all(call):
             self._gather.after_attention(layer.layer_id)
         if self._rebalancer is not None:
             self._rebalancer.after_attention(layer.layer_id)
@@ -136,66 +163,9 @@ class ShardAttention:
         result[:tokens] = out.flatten(1)
         return result
 
-    def _ring(self, shape: LayerShape) -> KvRing | QRing:
-        """What circulates for layers of a shape: the way that moves fewer bytes."""
-        ring = self._rings.get(shape)
-        if ring is None:
-            ring = self._rings[shape] = ring_of(self._layout, shape)
-        return ring
-
-    def _keeper(self, layer: RadixAttention) -> Keep | None:
-        """Stores the blocks of a layer that come past, at the member that keeps them."""
-        slots = self._kept_slots
-        if slots is None:
-            return None
-        pool = self.token_to_kv_pool
-        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-
-        def keep(holder: int, k: torch.Tensor, v: torch.Tensor) -> None:
-            keys.index_copy_(0, slots[holder], k)
-            values.index_copy_(0, slots[holder], v)
-
-        return keep
-
-    def _attend(
-        self,
-        q: torch.Tensor,
-        own: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: RadixAttention,
-        shape: LayerShape,
-        ring: KvRing | QRing,
-    ) -> torch.Tensor:
-        """Attention of the shard's queries.
-
-        ``own`` is what was just stored for the shard, if it is at hand.
-        """
-        pool = self.token_to_kv_pool
-        block = PoolBlock(
-            pool.get_key_buffer(layer.layer_id),
-            pool.get_value_buffer(layer.layer_id),
-            self._slots,
-            self._layout.history_tokens[self._layout.me],
-            own,
-            self._reader(ring, shape, q.dtype, layer.scaling),
-        )
-        if isinstance(ring, KvRing):
-            return ring_attention(
-                q, block, self._layout, self._links,
-                scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
-                keep=self._keeper(layer),
-            )  # fmt: skip
-        return q_ring_attention(
-            q, block, self._layout, self._links,
-            scale=layer.scaling, ring=ring, layer=layer.layer_id, pacing=self._pacing,
-        )  # fmt: skip
-
-    def _reader(
-        self, ring: KvRing | QRing, shape: LayerShape, dtype: torch.dtype, scale: float
-    ) -> PagedReader | None:
-        """What reads the pool for layers of this kind, planned at the first of them."""
-        kind = shape, dtype, scale
-        if kind not in self._readers:
-            self._readers[kind] = paged_reader(
-                self._kernels, self._layout, ring, self._slots, shape, dtype, scale, self._pacing
-            )
-        return self._readers[kind]
+    def _begun(self, family: Family) -> AtWork:
+        """The family's work on this chunk, begun at its first layer."""
+        at_work = self._at_work.get(family)
+        if at_work is None:
+            at_work = self._at_work[family] = family.begin(self._chunk)
+        return at_work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,38 @@ from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.ring_layout import RingLayout, Visible
 from sglang_cdsp.parallel.links.types import Exchanger
+
+
+class RowShape(Protocol):
+    """What the rows of a block are: how they travel, how attention reads them, how they are kept.
+
+    Attributes:
+        value_dim: Dv, of what attention over them gives.
+        tile: rows that are read at once at most, where reading makes new tensors; None for all.
+    """
+
+    @property
+    def value_dim(self) -> int: ...
+
+    @property
+    def tile(self) -> int | None: ...
+
+    def empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
+        """Return an unfilled message for ``rows`` rows, dtype and device as ``like``."""
+
+    def read(
+        self, message: torch.Tensor, first: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return K ``[n, H, D]`` and V ``[n, H, Dv]`` of the rows ``[first, last)``."""
+
+    def whole(self, message: torch.Tensor) -> torch.Tensor:
+        """Return a block that came, as ``read`` and ``stored`` want it.
+
+        Ranks of one instance may each have brought a part of it.
+        """
+
+    def stored(self, message: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return all rows as the pool's buffers of a layer have them, buffer by buffer."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +70,26 @@ class BlockShape:
         """Return an unfilled message for ``rows`` rows, dtype and device as ``like``."""
         return like.new_empty(rows * self.row)
 
+    @property
+    def tile(self) -> int | None:
+        """See ``RowShape``: reading makes nothing."""
+        return None
+
+    def read(
+        self, message: torch.Tensor, first: int, last: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``RowShape``."""
+        keys, values = self.views(message)
+        return keys[first:last], values[first:last]
+
+    def whole(self, message: torch.Tensor) -> torch.Tensor:
+        """See ``RowShape``: each rank has heads of its own."""
+        return message
+
+    def stored(self, message: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See ``RowShape``."""
+        return self.views(message)
+
     def views(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return K ``[rows, H, D]`` and V ``[rows, H, Dv]`` as views of ``message``."""
         rows = message.numel() // self.row
@@ -56,7 +109,7 @@ class Block(Protocol):
     """
 
     @property
-    def shape(self) -> BlockShape: ...
+    def shape(self) -> RowShape: ...
 
     @property
     def history_rows(self) -> int: ...
@@ -140,21 +193,52 @@ class TensorBlock:
         self, guest: torch.Tensor, parts: tuple[Visible, ...], scale: float, pacing: Pacing
     ) -> Answer:
         """See ``Block``."""
-        value_dim = self.v.shape[2]
-        answer = Answer.empty(guest.shape[0], guest.shape[1], value_dim, guest)
-        # In float32 the state is kept in the message itself.
-        into = (answer.out, answer.lse) if guest.dtype == torch.float32 else None
-        state = RunningState(guest, value_dim, scale, pacing, into)
-        state.attend(self.k_history, self.v_history, causal=False)
+
+        def attend(state: RunningState) -> None:
+            state.attend(self.k_history, self.v_history, causal=False)
+            for part in parts:
+                keys = part.keys - self.history_rows
+                state.attend(
+                    self.k[:keys], self.v[:keys], causal=False, rows=slice(part.first, part.last)
+                )
+
+        return answer_of(guest, self.v.shape[2], scale, pacing, attend)
+
+
+def see(
+    state: RunningState, shape: RowShape, message: torch.Tensor, parts: Sequence[Visible]
+) -> None:
+    """Let the queries of ``state`` see their parts of a block that came as ``message``."""
+    if not parts:
+        return
+    most = max(part.keys for part in parts)
+    tile = shape.tile or most
+    for first in range(0, most, tile):
+        keys, values = shape.read(message, first, min(first + tile, most))
         for part in parts:
-            keys = part.keys - self.history_rows
-            state.attend(
-                self.k[:keys], self.v[:keys], causal=False, rows=slice(part.first, part.last)
-            )
-        if into is None:
-            answer.lse.copy_(state.lse)
-            answer.out.copy_(state.out)
-        return answer
+            seen = part.keys - first
+            if seen > 0:
+                rows = slice(part.first, part.last)
+                state.attend(keys[:seen], values[:seen], causal=False, rows=rows)
+
+
+def answer_of(
+    guest: torch.Tensor,
+    value_dim: int,
+    scale: float,
+    pacing: Pacing,
+    attend: Callable[[RunningState], None],
+) -> Answer:
+    """Attend another member's queries ``[rows, Hq, D]``; ``attend`` shows them their keys."""
+    answer = Answer.empty(guest.shape[0], guest.shape[1], value_dim, guest)
+    # In float32 the state is kept in the message itself.
+    into = (answer.out, answer.lse) if guest.dtype == torch.float32 else None
+    state = RunningState(guest, value_dim, scale, pacing, into)
+    attend(state)
+    if into is None:
+        answer.lse.copy_(state.lse)
+        answer.out.copy_(state.out)
+    return answer
 
 
 def check_rows(q: torch.Tensor, block: Block, layout: RingLayout, links: Exchanger | None) -> None:

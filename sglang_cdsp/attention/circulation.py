@@ -9,7 +9,7 @@ from sglang_cdsp.attention.ring_layout import RingLayout
 
 Circulation = Literal["kv", "q"]
 
-_LSE_BYTES = 4
+LSE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,28 @@ class WireBytes:
 
     kv: int
     q: int
+
+
+@dataclass(frozen=True)
+class WireRows:
+    """Rows that one layer puts on the wire, all members together, either way.
+
+    Attributes:
+        kv: rows of blocks, each counted once a hop.
+        q: query rows, each counted once for each member that serves it.
+    """
+
+    kv: int
+    q: int
+
+
+def wire_rows(layout: RingLayout) -> WireRows:
+    """Count the rows, see ``wire_bytes``."""
+    members = range(layout.size)
+    return WireRows(
+        kv=sum(layout.hops(j) * layout.block_rows(j) for j in members),
+        q=sum(len(layout.visible_rows(i, j)) for i in members for j in members if i != j),
+    )
 
 
 def wire_bytes(
@@ -51,10 +73,8 @@ def wire_bytes(
         element_size: bytes of one element of K, V and Q.
     """
     row = (head_dim + (value_dim or head_dim)) * element_size
-    members = range(layout.size)
-    kv_rows = sum(layout.hops(j) * layout.block_rows(j) for j in members)
-    q_rows = sum(len(layout.visible_rows(i, j)) for i in members for j in members if i != j)
-    return WireBytes(kv=kv_heads * row * kv_rows, q=q_heads * (row + _LSE_BYTES) * q_rows)
+    rows = wire_rows(layout)
+    return WireBytes(kv=kv_heads * row * rows.kv, q=q_heads * (row + LSE_BYTES) * rows.q)
 
 
 def choose_circulation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +10,32 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 class UnsupportedLayer(NotImplementedError):
     """The model has an attention layer that a chunk task cannot run exactly."""
 
 
-def odd_features(layer: Any) -> list[str]:
+WINDOW = "a sliding window"
+
+
+def odd_features(
+    layer: Any, *, served: Collection[str] = (), attributes: Collection[str] = ()
+) -> list[str]:
     """What makes a layer's result differ from plain attention, in words; [] for a plain layer.
 
     Whatever is not known of a ``RadixAttention`` is odd: a subclass, or an attribute that a model
     has put there for its backend to read.
+
+    Args:
+        layer: SGLang's.
+        served: features that whoever computes the layer knows, such as ``WINDOW``.
+        attributes: that it knows.
     """
     features = {
         "a logit soft cap": bool(layer.logit_cap),
-        "a sliding window": layer.sliding_window_size is not None
-        and layer.sliding_window_size > -1,
+        WINDOW: layer.sliding_window_size is not None and layer.sliding_window_size > -1,
         "chunked attention": layer.use_irope,
         "scores that depend on the length": layer.xai_temperature_len > 0,
         "positions in its scores": layer.pos_encoding_mode != "NONE",
@@ -34,29 +43,34 @@ def odd_features(layer: Any) -> list[str]:
         "bidirectional attention": layer.attn_type != AttentionType.DECODER,
         f"a class of its own ({type(layer).__name__})": type(layer) is not RadixAttention,
     }
-    unknown = sorted(_public(vars(layer)) - _known())
+    unknown = sorted(_public(vars(layer)) - _known() - set(attributes))
     features[f"attributes {unknown} of its own"] = bool(unknown)
-    return [what for what, present in features.items() if present]
+    return [what for what, present in features.items() if present and what not in served]
 
 
 def check_layer(
     layer: Any,
-    unknown: Mapping[str, Any],
+    keywords: Mapping[str, Any],
     k: torch.Tensor | None,
     v: torch.Tensor | None,
+    *,
+    known: frozenset[str] = frozenset(),
+    faults: Callable[[Any], list[str]] = odd_features,
 ) -> None:
     """Refuse what would make the merged result differ from stock's.
 
     Args:
         layer: the attention layer.
-        unknown: further arguments of its call, such as sinks.
+        keywords: further arguments of its call, such as sinks.
         k, v: its keys and values; None where it uses another layer's.
+        known: keywords that whoever computes the layer understands.
+        faults: what of a layer it would get wrong.
 
     Raises:
         UnsupportedLayer: names the property.
     """
-    odd = odd_features(layer)
-    if unknown:
+    odd = faults(layer)
+    if unknown := keywords.keys() - known:
         odd.append(f"attention arguments {sorted(unknown)}")
     if k is None or v is None:
         odd.append("no keys and values of its own")

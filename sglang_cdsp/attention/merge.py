@@ -96,6 +96,14 @@ class RunningState:
             merge_into(self.out[rows], self.lse[rows], out, lse)
         self._fresh = False
 
-    def result(self) -> torch.Tensor:
-        """Return the attention ``[Tq, Hq, Dv]`` in the dtype of the queries."""
+    def result(self, sinks: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the attention ``[Tq, Hq, Dv]`` in the dtype of the queries. Call it once.
+
+        Args:
+            sinks: a logit for each query head, ``[Hq]``, that takes its part of the softmax and
+                has no value. With ``Z`` the sum of the weights seen so far it leaves
+                ``Z / (Z + exp(sink))`` of the output; so it enters here, after all merges.
+        """
+        if sinks is not None:
+            self.out.mul_(torch.sigmoid(self.lse - sinks.float()).unsqueeze(-1))
         return self.out.to(self.queries.dtype)

@@ -118,6 +118,11 @@ def select(device: torch.device, dtype: torch.dtype, head_dim: int) -> Implement
     )
 
 
+def served(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether ``partial_attention`` takes tensors of this kind."""
+    return any(i.usable(device, dtype, head_dim) for i in IMPLEMENTATIONS)
+
+
 def reference_attention(
     q: torch.Tensor,
     k: torch.Tensor,

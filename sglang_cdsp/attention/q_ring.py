@@ -42,6 +42,7 @@ def q_ring_attention(
     ring: QRing | None = None,
     layer: int = 0,
     pacing: Pacing = UNPACED,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the same as ``ring_attention``, with the same arguments, moving Q instead of KV.
 
@@ -74,7 +75,7 @@ def q_ring_attention(
     state = RunningState(queries, value_dim, scale, pacing)
     block.attend_own(state)
     if links is None:
-        return state.result()
+        return state.result(sinks)
 
     answers: deque[tuple[QStep, Answer, Waitable]] = deque()
     for number, step in enumerate(steps):
@@ -96,7 +97,7 @@ def q_ring_attention(
             _merge(state, *answers.popleft())
     while answers:
         _merge(state, *answers.popleft())
-    return state.result()
+    return state.result(sinks)
 
 
 def _merge(state: RunningState, step: QStep, answer: Answer, work: Waitable) -> None:

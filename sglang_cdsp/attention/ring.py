@@ -3,24 +3,26 @@
 Tetris (section 4) runs a chunk this way: the intra-chunk part is causal and balanced by the
 zigzag split, history circulates with it and is seen by every query. Each member's block of K and
 V, history and chunk together, is one message; it moves on to the next member while the block at
-hand is computed. Partial attentions are merged exactly by their log-sum-exp, in float32. Two blocks
-are in memory at a time: the one at hand and the one that comes.
+hand is computed (``streams.py``). Partial attentions are merged exactly by their log-sum-exp, in
+float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from sglang_cdsp.attention.blocks import Block, check_rows
+from sglang_cdsp.attention.blocks import Block, check_rows, see
 from sglang_cdsp.attention.circulation import choose_circulation
 from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.pacing import UNPACED, Pacing
 from sglang_cdsp.attention.q_ring import q_ring_attention
 from sglang_cdsp.attention.ring_layout import RingLayout, Visible
-from sglang_cdsp.attention.steps import KvRing, note_of
-from sglang_cdsp.parallel.links.types import Exchanger, Message
+from sglang_cdsp.attention.steps import KvRing
+from sglang_cdsp.attention.streams import RING_TAG, circulate
+from sglang_cdsp.parallel.links.types import Exchanger
 
 __all__ = [
     "RING_TAG",
@@ -31,9 +33,7 @@ __all__ = [
     "ring_attention",
 ]
 
-RING_TAG = 1
-
-Keep = Callable[[int, torch.Tensor, torch.Tensor], None]
+Keep = Callable[[int, torch.Tensor], None]
 
 
 def ring_attention(
@@ -47,6 +47,7 @@ def ring_attention(
     layer: int = 0,
     pacing: Pacing = UNPACED,
     keep: Keep | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend this member's tokens of a chunk to everything before them. All members call it.
 
@@ -60,8 +61,9 @@ def ring_attention(
         ring: the steps of ``layout``, for callers that run many layers; worked out by default.
         layer: which layer this is, so that a block of another one is noticed.
         pacing: where others may run meanwhile.
-        keep: called with each block that comes past, by its holder's index: K ``[rows, Hkv, D]``
-            and V ``[rows, Hkv, Dv]``, history then chunk. To be copied at once.
+        keep: called with each block that comes past, by its holder's index: the message, with the
+            rows of its history and then of its part of the chunk. To be copied at once.
+        sinks: see ``RunningState.result``.
 
     Returns:
         ``[Tq, Hq, Dv]`` in the dtype of ``q``.
@@ -76,35 +78,17 @@ def ring_attention(
     state = RunningState(q, shape.value_dim, scale, pacing)
 
     # Only a block that some other member needs is copied together.
-    message = block.message() if ring.packs else None
-    for number, step in enumerate(ring.steps):
-        if number:
-            pacing.boundary()
-        following = shape.empty(step.receive_rows, q) if step.receive_rows else None
-        sends: list[Message] = []
-        recvs: list[Message] = []
-        if step.send and message is not None:
-            sends.append(Message(message, ring.successor, RING_TAG))
-        if following is not None:
-            recvs.append(Message(following, ring.predecessor, RING_TAG))
-        work = None
-        if links is not None and (sends or recvs):
-            work = links.exchange(sends, recvs, note_of(layer, number))
-
-        if number == 0:
+    own = block.message() if ring.packs else None
+    stream = circulate(ring, own, partial(shape.empty, like=q), links, layer=layer, pacing=pacing)
+    del own
+    for passing in stream:
+        if passing.number == 0:
             block.attend_own(state)
-        elif message is not None:
-            keys, values = shape.views(message)
+        elif passing.message is not None and (keep is not None or passing.step.parts):
+            message = shape.whole(passing.message)
             if keep is not None:
-                keep((layout.me - number) % layout.size, keys, values)
-            for part in step.parts:
-                state.attend(
-                    keys[: part.keys],
-                    values[: part.keys],
-                    causal=False,
-                    rows=slice(part.first, part.last),
-                )
-        if work is not None:
-            work.wait()
-        message = following
-    return state.result()
+                keep((layout.me - passing.number) % layout.size, message)
+            see(state, shape, message, passing.step.parts)
+            del message
+        del passing
+    return state.result(sinks)

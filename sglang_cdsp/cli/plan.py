@@ -24,7 +24,7 @@ from sglang_cdsp.planner.policies.options import (
     DEFAULT_MIN_CHUNK,
     DEFAULT_SPREAD_COST,
 )
-from sglang_cdsp.planner.types import Considered, Plan, PoolView, PromptView
+from sglang_cdsp.planner.types import Considered, HeldPrefix, Plan, PoolView, PromptView
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--history", type=tokens, default=0, metavar="H", help="cached tokens in front")
     add("--history-instances", type=integers, default=(), metavar="I,...", help="their holders")
+    add(
+        "--cached",
+        type=prefixes,
+        default=(),
+        metavar="I:T,...",
+        help="instance I has the first T of --tokens cached: the plan may start from there",
+    )
     add("--sp-sizes", type=integers, metavar="S,...", help="default: the model's, up to the pool")
     add("--instances-per-node", type=page, default=8, metavar="N", help="default 8")
     add(
@@ -60,6 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", default=DEFAULT_POLICY, metavar="NAME", help=f"{POLICY_HELP} ({DEFAULT_POLICY})"
     )
     add("--json", action="store_true", help="print one JSON object")
+
+
+def prefixes(text: str) -> tuple[HeldPrefix, ...]:
+    """`2:32000,0:16000`: an argparse type."""
+    found = []
+    for part in text.split(","):
+        instance, colon, tokens = part.partition(":")
+        if not (colon and instance.isdecimal() and tokens.isdecimal() and int(tokens)):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no cached prefix; give instance and tokens like 2:32000"
+            )
+        found.append(HeldPrefix(int(instance), min(int(tokens), MOST_TOKENS)))
+    return tuple(sorted(found, key=lambda prefix: -prefix.tokens))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -95,10 +115,17 @@ def _read(options: argparse.Namespace, model: LatencyModel) -> tuple[Policy, Pro
     for flag, instances in (
         ("--history-instances", options.history_instances),
         ("--down", options.down),
+        ("--cached", [prefix.instance for prefix in options.cached]),
     ):
         for i in instances:
             if not 0 <= i < n:
                 raise OptionError(f"{flag}: {i} is not one of the {n} instances of --queue")
+    for prefix in options.cached:
+        if prefix.tokens >= options.tokens or prefix.tokens % options.page_size:
+            raise OptionError(
+                f"--cached: {prefix.tokens} tokens of {options.tokens}; give whole pages of "
+                f"{options.page_size}, and leave at least one token to compute"
+            )
     free = options.free_tokens
     if free is not None and len(free) == 1:
         free = free * n
@@ -118,6 +145,7 @@ def _read(options: argparse.Namespace, model: LatencyModel) -> tuple[Policy, Pro
             min_chunk=options.min_chunk,
             improvement_rate=options.improvement_rate,
             spread_cost=options.spread_cost,
+            prefixes=(lambda rid: options.cached) if options.cached else None,
         ),
     )
     up = tuple(i not in options.down for i in range(n)) if options.down else None
@@ -140,6 +168,8 @@ def _object(
         "policy": policy.name,
         "ttft_s": plan.ttft_s if plan else None,
         "single_chunk_ttft_s": plan.single_chunk_ttft_s if plan else None,
+        "reused": plan.reused if plan else 0,
+        "choice": plan.choice if plan else "",
         "chunks": [chunk.to_dict() for chunk in plan.chunks] if plan else [],
         "planning_us": planning_us,
         "considered": [candidate.to_dict() for candidate in considered],
@@ -168,6 +198,8 @@ def _text(
         single = plan.single_chunk_ttft_s
         beside = f" ({single:.3f} s as one chunk)" if single is not None else ""
         blocks[0] += f"\nTTFT {plan.ttft_s:.3f} s{beside}; planned in {planning_us:.0f} us"
+        if plan.choice:
+            blocks[0] += f"\n{plan.choice}"
         blocks.append(chunk_table(plan))
     blocks += [gantt(plan, pool), considered_table(considered)]
     return "\n\n".join(blocks)

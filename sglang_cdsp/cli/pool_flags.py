@@ -14,6 +14,7 @@ from sglang_cdsp.planner.stretches import LEAST_SHARE, MOST_SHARE
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.one_server import OneServer, parse_roles
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
+from sglang_cdsp.simulator.sharing import Conversations, Documents, conversations, questions
 from sglang_cdsp.simulator.sweep import UNIFIED_DECODE
 from sglang_cdsp.simulator.traces import read_trace
 from sglang_cdsp.simulator.types import Request
@@ -25,6 +26,11 @@ MOST_REQUESTS = 10_000_000
 MOST_LAYERS = 100_000
 
 MOST_SEED = 1 << 32
+
+SHARED = ("conversations", "documents")
+"""Workloads whose prompts share prefixes."""
+
+BLOCK = Setup.cache_block
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--trace", type=Path, metavar="FILE", help="Mooncake, Azure, ServeGen or own"
     )
-    source.add_argument("--workload", choices=WORKLOADS, help="drawn requests (default: short)")
+    source.add_argument(
+        "--workload", choices=(*WORKLOADS, *SHARED), help="drawn requests (default: short)"
+    )
     add(
         "--requests",
         type=integer(most=MOST_REQUESTS),
@@ -84,6 +92,12 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instances decode what they prefill, as `--cdsp` without --disaggregation-mode; "
         "there are no decode instances then",
+    )
+    add(
+        "--prefix-cache",
+        action="store_true",
+        help="in one server: instances keep what they have computed, and plans reuse it; prompts "
+        "of Mooncake's trace and of the workloads conversations and documents share prefixes",
     )
     add_form_flags(parser)
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")
@@ -167,6 +181,7 @@ def read_setup(options: argparse.Namespace) -> Setup:
     return Setup(
         model=model,
         one_server=form,
+        prefix_cache=options.prefix_cache,
         decode=decode,
         sp_sizes=sizes,
         instances=options.instances,
@@ -190,6 +205,15 @@ def read_source(options: argparse.Namespace) -> Source:
         raise SetupError(f"--requests is {count}; simulate at least one")
     if options.trace is None:
         name, drawn = options.workload or "short", count or 1000
+        if name == "conversations":
+            shape = Conversations()
+            return Source(
+                name, 1.0, lambda speed, seed: conversations(speed, drawn, seed, shape, BLOCK)
+            )
+        if name == "documents":
+            return Source(
+                name, 1.0, lambda speed, seed: questions(speed, drawn, seed, Documents(), BLOCK)
+            )
         return Source(name, 1.0, lambda speed, seed: poisson(name, speed, drawn, seed))
     trace = read_trace(options.trace)[:count]
     return Source(options.trace.name, arrival_rate(trace), lambda speed, _: at_speed(trace, speed))

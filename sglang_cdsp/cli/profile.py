@@ -23,7 +23,7 @@ import requests
 from sglang_cdsp.cli.grid import Chain, Point, chains, noise, typical
 from sglang_cdsp.cli.outputs import unwritable
 from sglang_cdsp.cli.parser import MOST_TOKENS, integer, positive_integers
-from sglang_cdsp.cli.profile_checks import ProfileError, check_all
+from sglang_cdsp.cli.profile_checks import ProfileError, check_all, model_expands
 from sglang_cdsp.cli.progress import over
 from sglang_cdsp.planner.errors import LatencyModelError
 from sglang_cdsp.planner.fit import ErrorReport, fit_model
@@ -153,6 +153,7 @@ def run(options: argparse.Namespace) -> int:
             model=Path(options.model_path).name,
             device=str(info.get("device") or "unknown"),
             tp_size=int(info.get("tp_size") or 1),
+            expands=model_expands(options.model_path),
         )
     except (ProfileError, ServerFailedError, LatencyModelError, requests.RequestException) as error:
         return _failed(str(error), 1)

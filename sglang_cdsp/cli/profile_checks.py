@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sglang_cdsp import architectures
 from sglang_cdsp.cli.grid import Point, chains
 from sglang_cdsp.cli.needs import SERVER, lacking
 from sglang_cdsp.cli.outputs import OutputError, check_file, check_folder
@@ -51,6 +52,8 @@ def check_all(options: argparse.Namespace, sizes: Sequence[int]) -> Path | str:
     if options.samples is not None and options.samples.resolve() == options.out.resolve():
         raise ProfileError("--samples and --out are the same file; give two")
     model, config = find_model(options.model_path)
+    if architectures.expands(config):
+        check_fit(sizes, options.max_tokens, options.steps, expands=True)
     longest = context_length(config)
     own = any(flag.partition("=")[0] == "--context-length" for flag in options.flags)
     if longest is not None and options.max_tokens >= longest and not own:
@@ -61,8 +64,12 @@ def check_all(options: argparse.Namespace, sizes: Sequence[int]) -> Path | str:
     return model
 
 
-def check_fit(sizes: Sequence[int], longest: int, steps: int) -> None:
+def check_fit(sizes: Sequence[int], longest: int, steps: int, *, expands: bool = False) -> None:
     """Fits made-up times of the whole grid: whether it has the points that the fit needs.
+
+    Args:
+        sizes, longest, steps: of the grid.
+        expands: see `fit_coefficients`.
 
     Raises:
         ProfileError: it has not.
@@ -73,7 +80,7 @@ def check_fit(sizes: Sequence[int], longest: int, steps: int) -> None:
         for p in sorted(points, key=lambda p: (p.size, p.history, p.tokens))
     ]
     try:
-        fit_model(samples, model="trial", device="none")
+        fit_model(samples, model="trial", device="none", expands=expands)
     except LatencyModelError as error:
         raise ProfileError(
             f"--steps {steps} --max-tokens {longest} give too small a grid, half of which is "
@@ -110,6 +117,15 @@ def find_model(text: str) -> tuple[Path | str, Mapping[str, Any]]:
             f"model ({kind}); give a folder, check the name, or log in to the hub"
         ) from None
     return text, _read(Path(config), text)
+
+
+def model_expands(text: str) -> bool:
+    """Whether history costs a model something of its own (`Coefficients.e`).
+
+    Raises:
+        ProfileError: as `find_model`.
+    """
+    return architectures.expands(find_model(text)[1])
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

@@ -16,12 +16,13 @@ from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.calibration import measured_model, probe_lengths, probe_runner
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
-from sglang_cdsp.controller.dispatcher import Dispatcher
+from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.kept_models import MeasuredOn, kept_or_measured, place
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
+from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request_checks import LIMITS, unsupported
@@ -31,6 +32,9 @@ from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import Hello
+
+LEAST_REUSED_TOKENS = 32
+"""Shorter cached prefixes are not worth a search for a plan, nor being tied to a holder."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,11 @@ class PoolParts:
         gate: says what may start.
         max_shard_tokens: how many tokens a member may have in one chunk, None for no limit.
         model, device: what a latency model that is measured here is called.
+        expands: whether the model's history costs something of its own, see ``Coefficients``.
         identity: what the model is, see `launch.model.identity`; its name and its digest.
         settings: options of SGLang's that change how long a forward takes.
         form: of the pool.
+        reuses_prefixes: whether SGLang's prefix caches are on.
     """
 
     args: CdspArgs
@@ -62,10 +68,12 @@ class PoolParts:
     gate: QuietGate[Any]
     model: str
     device: str
+    expands: bool = False
     max_shard_tokens: int | None = None
     identity: tuple[str, str] = ("", "")
     settings: Mapping[str, str] = field(default_factory=dict)
     form: Form = Form.PREFILL
+    reuses_prefixes: bool = False
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
@@ -81,6 +89,11 @@ class PoolParts:
         given = self.args.latency_model
         model = LatencyModel.load(given) if given is not None else None
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
+        prefixes = None
+        if self.form is Form.ONE_SERVER and self.reuses_prefixes:
+            prefixes = PoolPrefixes(
+                self.ledger.capacity, page_size, _first_logprob, LEAST_REUSED_TOKENS
+            )
         run = probe_runner(self.lifecycle(stand_in), self.reports)
         all_sizes = tuple(sorted({*sizes, instances}))
         warm_up(warm_up_plans(instances, all_sizes, page_size, longest), run)
@@ -97,10 +110,11 @@ class PoolParts:
                     run,
                     model=self.model,
                     device=self.hello.device or self.device,
+                    expands=self.expands,
                 ),
                 anew=self.args.measure_anew,
             )
-        return make_planning(self.args, model, sizes, page_size, source)
+        return make_planning(self.args, model, sizes, page_size, source, prefixes)
 
     def _measured_on(self, sizes: tuple[int, ...], longest: int) -> MeasuredOn:
         """What a model depends on that is measured now, with prompts up to ``longest`` tokens."""
@@ -151,3 +165,8 @@ class PoolParts:
             gate=self.gate,
             seat_timeout_s=self.args.seat_timeout,
         )
+
+
+def _first_logprob(tokenized: Any) -> int | None:
+    spec = logprob_spec(tokenized)
+    return None if spec is None else spec.start

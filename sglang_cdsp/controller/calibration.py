@@ -97,6 +97,7 @@ def calibrate(
     *,
     model: str,
     device: str,
+    expands: bool = False,
 ) -> LatencyModel:
     """Measure the pool and fit Equation 1.
 
@@ -104,6 +105,8 @@ def calibrate(
         sizes: SP sizes to measure.
         longest: longest prompt that SP size 1 can hold, in tokens.
         run: runs a probe to its end.
+        model, device: what is measured.
+        expands: see ``fit_coefficients``.
 
     Raises:
         RuntimeError: a probe failed, or the pool holds too few tokens to measure.
@@ -122,7 +125,7 @@ def calibrate(
             if measured[0].seconds > LONG_ENOUGH_S and index + 1 >= MIN_LENGTHS:
                 break
         try:
-            rows.append((size, fit_coefficients(samples)))
+            rows.append((size, fit_coefficients(samples, expands=expands)))
         except ValueError as error:
             raise RuntimeError(
                 f"the pool cannot be measured at SP size {size}: {error}; give --cdsp-latency-model"
@@ -143,6 +146,7 @@ def measured_model(
     *,
     model: str,
     device: str,
+    expands: bool = False,
 ) -> LatencyModel:
     """Measure a pool that serves nobody yet; ``run`` runs a probe to its end.
 
@@ -150,6 +154,8 @@ def measured_model(
         RuntimeError: as :func:`calibrate`.
     """
     logger.info("no --cdsp-latency-model: measuring SP sizes %s on this pool", list(sizes))
-    measured = calibrate(sizes, longest, page_size, run, model=model, device=device)
+    measured = calibrate(
+        sizes, longest, page_size, run, model=model, device=device, expands=expands
+    )
     logger.info("measured latency model: %s", json.dumps(measured.to_json()["sp"]))
     return measured

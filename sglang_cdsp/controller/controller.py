@@ -32,12 +32,14 @@ from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.observability.startup_time import aggregate_scheduler_startup_times
 from sglang.srt.runtime_context import (
     get_disagg,
+    get_memory,
     get_observability,
     get_parallel,
     get_serving,
 )
 from sglang.srt.utils.network import get_local_ip_auto, get_zmq_socket
 
+from sglang_cdsp import architectures
 from sglang_cdsp.args import CdspArgs, CdspConfigError, active_args
 from sglang_cdsp.checks import check_transfer_backend
 from sglang_cdsp.controller.assembly import PoolParts
@@ -63,6 +65,7 @@ from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
 from sglang_cdsp.controller.pool_seats import PoolSeats
+from sglang_cdsp.controller.prefixes.namespaces import salt_of
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order
@@ -82,6 +85,7 @@ from sglang_cdsp.controller.startup import (
 from sglang_cdsp.controller.turns import KEY as ROLES
 from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.launch.model import config_of
 from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
 from sglang_cdsp.planner.policies import default_sp_sizes
@@ -303,12 +307,14 @@ class PoolController(DataParallelController):
             gate=self._control.gate,
             model=str(self.server_args.model_path),
             device=str(self.server_args.device),
+            expands=architectures.expands(config_of(self.server_args)),
             max_shard_tokens=self._max_shard_tokens,
             identity=model_identity(self.server_args),
             settings={
                 name: str(getattr(self.server_args, name, None)) for name in SETTINGS_OF_TIMES
             },
             form=self._form,
+            reuses_prefixes=not get_memory().disable_radix_cache,
         )
         try:
             self._planning = parts.planning()
@@ -371,12 +377,13 @@ class PoolController(DataParallelController):
 
     def _status(self) -> dict[str, Any]:
         """What ``GET /cdsp/status`` answers."""
-        now_s = time.monotonic()
+        now_s, prefixes = time.monotonic(), self._planning.prefixes
         return {
             **self._planning.snapshot(now_s),
             "decode": self._decode.snapshot(),
             "pool": self._ledger.snapshot(now_s),
             "roles": str(self._ledger.roles),
+            "prefixes": prefixes.snapshot() if prefixes is not None else None,
             "requests": len(self._lifecycle.requests),
             "counters": self._metrics.snapshot(),
             "seats": self._seats.snapshot(),
@@ -451,6 +458,9 @@ class PoolController(DataParallelController):
             self._on_health_check(tokenized)
             return
         decodes = self._form is Form.ONE_SERVER
+        if decodes:
+            salt = salt_of(tokenized.extra_key, tokenized.cache_salt)
+            tokenized.extra_key, tokenized.cache_salt = None, salt
         fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
         seat = tokenized.routed_dp_rank
         if seat is not None and (fake or tokenized.bootstrap_room is None):

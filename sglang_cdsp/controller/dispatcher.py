@@ -278,6 +278,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         logprobs=logprob_spec(request.tokenized) if asked else None,
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
+        reused=request.plan.reused,
     )
 
 

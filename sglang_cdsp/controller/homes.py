@@ -61,10 +61,19 @@ def home_tokens(request: PoolRequest, page_size: int) -> int:
 
 
 def slots_needed(
-    request: PoolRequest, chunks: Sequence[tuple[int, Sequence[int]]], page_size: int
+    request: PoolRequest,
+    chunks: Sequence[tuple[int, Sequence[int]]],
+    page_size: int,
+    reused: int = 0,
 ) -> dict[int, int]:
-    """KV slots that a plan is promised on each instance."""
-    return with_home(kv_demand(chunks, page_size), chunks[0][1][0], request, page_size)
+    """KV slots that a plan is promised on each instance.
+
+    Home needs those of a cached prefix of ``reused`` tokens, too: its lock takes them from the
+    cache, which counts as free.
+    """
+    home = chunks[0][1][0]
+    slots = kv_demand(chunks, page_size, reused, (home,) if reused else ())
+    return with_home(slots, home, request, page_size)
 
 
 def with_home(
@@ -75,10 +84,14 @@ def with_home(
 
 
 def fits_now(
-    request: PoolRequest, chunks: Placement, free_tokens: Sequence[int], page_size: int
+    request: PoolRequest,
+    chunks: Placement,
+    free_tokens: Sequence[int],
+    page_size: int,
+    reused: int = 0,
 ) -> bool:
     """Whether every instance has the free KV slots that a placement needs of it."""
-    demand = slots_needed(request, chunks, page_size)
+    demand = slots_needed(request, chunks, page_size, reused)
     return all(need <= free_tokens[instance] for instance, need in demand.items())
 
 
@@ -102,6 +115,9 @@ class Homes:
             return plan
         free = view.free_tokens
         assert free is not None
+        if plan.reused:  # who has the prefix is home
+            page = self._ledger.page_size
+            return plan if fits_now(request, plan.placement, free, page, plan.reused) else None
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:

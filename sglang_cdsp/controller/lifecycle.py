@@ -83,6 +83,7 @@ class Lifecycle(PoolState):
         self._gate: QuietGate[Any] = gate or QuietGate()
         lanes = lanes or LaneTable(LANES)
         self._ledger = ledger
+        self._prefixes = planning.prefixes
         self._effects = effects
         self._rooms = RoomManager(rooms, effects, clock, decode.release_s)
         self._decode_losses = DecodeLosses(self._rooms, decode, clock)
@@ -246,6 +247,10 @@ class Lifecycle(PoolState):
             case messages.SlotsTaken():
                 self._progress.slots_taken(report.instance, report.tokens, report.step_s)
                 return
+            case messages.CacheChanged():
+                if self._prefixes is not None:
+                    self._prefixes.changed(report.instance, report.changes)
+                return
             case (
                 messages.MoveReady()
                 | messages.MovedOut()
@@ -274,7 +279,7 @@ class Lifecycle(PoolState):
             return  # of a process that was given up
         match report:
             case messages.Ready():
-                progress.ready(request, report.chunk, instance, report.revision)
+                progress.ready(request, report.chunk, instance, report.revision, report.found)
             case messages.ChunkDone():
                 progress.chunk_done(
                     request, report.chunk, instance, report.start_s, report.at_s, report.passed_s
@@ -318,6 +323,8 @@ class Lifecycle(PoolState):
         Args:
             why: a few words for clients and logs: "killed by signal 9".
         """
+        if self._prefixes is not None:
+            self._prefixes.gone(seat)
         self._moves.seat_lost(seat, why)
         self._losses.lost(seat, why)
 
@@ -385,6 +392,8 @@ class Lifecycle(PoolState):
             self.abort(request, reason, "decode")
         self._progress.start_held()
         self._moves.tidy()
+        if self._prefixes is not None:
+            self._prefixes.tidy()
         if self._gate.may_start:
             self._moves.start_due()
         if not self._gate.may_bind:

@@ -144,8 +144,10 @@ class Moves:
         )
 
     def _is_due(self, request: PoolRequest) -> bool:
-        if not request.decodes or request.answered or request.aborted or request.stays:
+        if not request.decodes or request.answered or request.stays:
             return False
+        if request.aborted or request.error:
+            return False  # its home ends it with the next step
         runs = request.phase is Phase.DECODING or (
             request.phase is Phase.STOCK and request.first_token_s is not None
         )

@@ -44,7 +44,9 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     between the layers of others. A chunk's ``passed_s`` is for how long it stood while others
     passed it. Where the pool decodes itself, ``output_tokens`` were sent to its client, each once,
     until ``end_s``, when its last home was done with it. ``moves`` are its ways to other instances
-    after its first token, with the KV rows that moved.
+    after its first token, with the KV rows that moved. ``prefix`` tells of the cached tokens in
+    front of its chunks, which its home had: how many some instance had, how many its plan reused
+    and why, and whether an earlier plan ``missed`` them.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -82,6 +84,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "end_s": _since(request.last_token_s, request.arrival_s) if request.decodes else None,
         "kv_drained_s": _since(request.drained_s, request.arrival_s),
         "chunks": chunks,
+        "prefix": _prefix(request),
         "recalls": request.recalls,
         "resumed_tokens": resumed,
         "lost_instances": sorted(request.lost),
@@ -89,6 +92,19 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
         "moves": [move.to_dict(request.arrival_s) for move in request.moves],
         "outcome": request.outcome,
         "error": request.error,
+    }
+
+
+def _prefix(request: PoolRequest) -> dict[str, Any] | None:
+    """What its plan took from a cache."""
+    plan = request.plan
+    if plan is None:
+        return None
+    return {
+        "cached_tokens": plan.cached,
+        "reused_tokens": plan.reused,
+        "choice": plan.choice,
+        "missed": request.missed,
     }
 
 

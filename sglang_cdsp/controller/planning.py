@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.controller.policy_guard import GuardedPolicy
+from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.measured_range import MeasuredRange
@@ -32,6 +33,7 @@ class Planning:
         regulator: the improvement rate, by arrival rate.
         measured: which prompts the latency model was measured on.
         source: where the latency model comes from, as it follows the words "latency model".
+        prefixes: what is cached where; None where nothing is reused.
     """
 
     policy: GuardedPolicy
@@ -39,6 +41,7 @@ class Planning:
     regulator: Regulator
     measured: MeasuredRange
     source: str = ""
+    prefixes: PoolPrefixes | None = None
 
     @property
     def model(self) -> LatencyModel:
@@ -88,8 +91,13 @@ def make_planning(
     sizes: tuple[int, ...],
     page_size: int,
     source: str = "",
+    prefixes: PoolPrefixes | None = None,
 ) -> Planning:
-    """Put a server's planner together; ``source``: where the latency model comes from.
+    """Put a server's planner together.
+
+    Args:
+        source: where the latency model comes from.
+        prefixes: from which plans may start; None where nothing is reused.
 
     Raises:
         PlannerError: an option does not fit the model; names the remedy.
@@ -108,6 +116,7 @@ def make_planning(
         improvement_rate=args.improvement_rate,
         regulator=regulator,
         correction=correction,
+        prefixes=prefixes.held if prefixes is not None else None,
     )
     policy = GuardedPolicy(make_policy(args.policy, options), lambda: make_policy(INSTEAD, options))
-    return Planning(policy, correction, regulator, MeasuredRange(model), source)
+    return Planning(policy, correction, regulator, MeasuredRange(model), source, prefixes)

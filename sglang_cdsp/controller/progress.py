@@ -89,7 +89,9 @@ class Progress:
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
-        demand = slots_needed(request, chunks, self._ledger.page_size)
+        demand = slots_needed(request, chunks, self._ledger.page_size, plan.reused)
+        if self._planning.prefixes is not None:
+            self._planning.prefixes.leaves(request)
         left = partial(tokens_left, request) if request.decodes else None
         self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s, left)
         if request.one_instance and request.decodes:
@@ -98,13 +100,41 @@ class Progress:
 
     # -- chunks ---------------------------------------------------------------------------
 
-    def ready(self, request: PoolRequest, chunk: int, instance: int, revision: int) -> None:
-        """An instance can start a chunk of a revision of the plan."""
+    def ready(
+        self,
+        request: PoolRequest,
+        chunk: int,
+        instance: int,
+        revision: int,
+        found: int | None = None,
+    ) -> None:
+        """An instance can start a chunk of a revision of the plan.
+
+        ``found``: tokens of the cached prefix that it starts from, at home before the first chunk.
+        """
         if revision != request.revision:
             return  # it got ready for what will not run
         request.advance(Event.READY)
+        if found is not None and self._missed(request, found):
+            return
         request.ready.setdefault(chunk, set()).add(instance)
         self._decide(request)
+
+    def _missed(self, request: PoolRequest, found: int) -> bool:
+        """Plan a request anew whose home has less cached than its plan reuses; whether it is so.
+
+        The cache has evicted the rest since, or what it had told of that was lost on the way.
+        """
+        assert request.plan is not None
+        prefixes = self._planning.prefixes
+        if prefixes is None or found >= request.plan.reused:
+            return False
+        if request.missed or request.phase is not Phase.BOUND:
+            return True  # it is being planned anew, or ended
+        prefixes.missed(request, found)
+        request.missed = request.recalled = True
+        self.drop(request)
+        return True
 
     def _decide(self, request: PoolRequest) -> None:
         """Decide go or drop for the next chunk, once and for all members."""
@@ -213,7 +243,7 @@ class Progress:
         times = request.times[chunk]
         if times.start_s is None or times.end_s is None or request.probe or request.error:
             return
-        history = sum(before.tokens for before in request.plan.chunks[:chunk])
+        history = sum(tokens for tokens, _ in request.plan.before(chunk))
         planned = request.plan.chunks[chunk]
         # Members wait for the one that was kept longest, and for the one that decodes most.
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)

@@ -38,6 +38,7 @@ class WaitingQueue:
             return
         self._planning.watch(request.tokens)
         self._planned[request.rid] = request
+        self._look_for_prefix(request)
         self._policy.arrive(_prompt(request), self._clock())
 
     def take_back(self, request: PoolRequest) -> None:
@@ -47,7 +48,12 @@ class WaitingQueue:
             self._forced.sort(key=lambda waiting: -waiting.urgency)
             return
         self._planned[request.rid] = request
+        self._look_for_prefix(request)
         self._policy.take_back(_prompt(request), self._clock())
+
+    def _look_for_prefix(self, request: PoolRequest) -> None:
+        if self._planning.prefixes is not None:
+            self._planning.prefixes.waits(request)
 
     def starts(self) -> Iterator[tuple[PoolRequest, Plan]]:
         """What starts now, forced plans first; each must be bound before the next is asked for."""
@@ -77,6 +83,14 @@ class WaitingQueue:
             for rid, plan in self._policy.step(self._ledger.view(now_s), now_s):
                 request = self._planned.pop(rid)
                 view = self._ledger.view(now_s)
+                if plan.reused:
+                    # Without room at its holder another plan serves it better than to wait for it.
+                    settled = self._homes.settled(request, plan, view)
+                    if settled is None or self._homeless:
+                        self.take_back(request)
+                    else:
+                        yield request, settled
+                    continue
                 home = None if self._homeless else self._homes.settled(request, plan, view)
                 if home is None:
                     self._homeless.append((request, plan))
@@ -88,6 +102,8 @@ class WaitingQueue:
 
         It was made for the pool of an earlier moment: other instances may be free by now.
         """
+        if not self._policy.replans:
+            return plan
         found = self._policy.replan(_prompt(request), plan, view)
         better = found and self._homes.settled(request, replace(found, replanned=""), view)
         return better or plan
@@ -117,6 +133,8 @@ class WaitingQueue:
         if request in self._forced:
             self._forced.remove(request)
         self._planned.pop(request.rid, None)
+        if self._planning.prefixes is not None:
+            self._planning.prefixes.leaves(request)
         self._homeless = [waiting for waiting in self._homeless if waiting[0] is not request]
 
 

@@ -181,6 +181,7 @@ class PoolRequest:
         output: what its client has seen of it.
         carried: what it was when it left a home, until its client has seen more of it.
         resumes: what its present plan goes on from, None from its prompt alone.
+        missed: a cached prefix of its plan was not there: it is computed without any.
         prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """
 
@@ -237,6 +238,7 @@ class PoolRequest:
     output: Output = field(default_factory=Output)
     carried: OutputState | None = None
     resumes: OutputState | None = None
+    missed: bool = False
     prompt_tokens: int = field(init=False)
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 

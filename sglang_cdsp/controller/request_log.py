@@ -40,6 +40,8 @@ def line(request: PoolRequest, now_s: float) -> str:
     words = [f"{shown(request.rid, LONGEST_RID)}: {request.prompt_tokens} tokens"]
     plan = request.plan
     if plan is not None:
+        if plan.reused:
+            words.append(f"{plan.reused} cached on {plan.home}")
         words.append(" then ".join(f"{chunk.tokens}@{chunk.sp_size}" for chunk in plan.chunks))
         starts_s = request.times[0].start_s if request.times else None
         if starts_s is not None:

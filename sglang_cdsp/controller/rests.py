@@ -149,8 +149,7 @@ class Rests:
 
     def _placed(self, request: PoolRequest) -> Placed:
         assert request.plan is not None
-        ran = request.plan.placement[: request.next_chunk]
-        return Placed.after(ran, self._ledger.page_size)
+        return Placed.after(request.plan.before(request.next_chunk), self._ledger.page_size)
 
     def _rest(self, request: PoolRequest, gone: Collection[int] = ()) -> Rest:
         """What the policy is asked; instances that the rest must do without are down."""
@@ -190,7 +189,14 @@ class Rests:
         request.advance(Event.REPLAN)
         self._ledger.rebind(request.seq, ran, found, now_s, slots)
         after = moved(found.chunks, now_s - request.bound_s)
-        request.plan = replace(found, chunks=before.chunks[:ran] + after, ttft_s=after[-1].end_s)
+        request.plan = replace(
+            found,
+            chunks=before.chunks[:ran] + after,
+            ttft_s=after[-1].end_s,
+            reused=before.reused,
+            cached=before.cached,
+            choice=before.choice,
+        )
         request.revision += 1
         for instance in set(before.instances) - set(found.instances):
             request.left[instance] = request.revision

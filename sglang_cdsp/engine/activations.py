@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.layers.radix_attention import RadixAttention
 
+from sglang_cdsp.attention.families.claims import claim
 from sglang_cdsp.attention.q_ring import GUESTS
 from sglang_cdsp.engine.model_check import UnsupportedModel
 
@@ -44,22 +44,26 @@ class Widths:
     Attributes:
         hidden: of the residual stream.
         query, key, value: heads times head dimension of one layer, as far as this rank has them.
+        row: numbers that a token has in the pool, of one layer.
         value_out: query heads times the values' dimension: what attention gives.
         mlp: what the widest MLP makes of a token on this rank, all experts that it goes to.
         routed: copies of a token on its way through experts, 1 without them.
         vocabulary: columns of the logits.
         element: bytes of an element.
+        reading: numbers that reading a block makes, however long the shard is.
     """
 
     hidden: int
     query: int
     key: int
     value: int
+    row: int
     value_out: int
     mlp: int
     routed: int
     vocabulary: int
     element: int
+    reading: int = 0
 
     @property
     def token_bytes(self) -> int:
@@ -94,13 +98,13 @@ class Widths:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of one token's keys and values in one layer."""
-        return (self.key + self.value) * self.element
+        """Bytes of one token in one layer, as they lie in the pool and travel."""
+        return self.row * self.element
 
     @property
-    def logits_bytes(self) -> int:
-        """Home's last row, as the model gives it and in float32."""
-        return self.vocabulary * (self.element + FLOAT32)
+    def fixed_bytes(self) -> int:
+        """Whatever the shard: home's last row of logits, as the model gives it and in float32."""
+        return self.vocabulary * (self.element + FLOAT32) + self.reading * self.element
 
 
 def largest_shard(free_bytes: int, capacity: int, widths: Widths) -> int:
@@ -111,7 +115,7 @@ def largest_shard(free_bytes: int, capacity: int, widths: Widths) -> int:
         capacity: KV slots of the rank: no more rows are in a block.
         widths: of the model.
     """
-    shared = SHARE * free_bytes - widths.logits_bytes
+    shared = SHARE * free_bytes - widths.fixed_bytes
     block = capacity * widths.kv_bytes
     return int(
         min(
@@ -124,7 +128,8 @@ def largest_shard(free_bytes: int, capacity: int, widths: Widths) -> int:
 def widths_of(scheduler: StockScheduler, tp_size: int) -> Widths:
     """The widths of a built model on this rank."""
     runner, config = scheduler.tp_worker.model_runner, scheduler.model_config
-    layers = [m for m in runner.model.modules() if isinstance(m, RadixAttention)]
+    claims = claim(runner.model)
+    layers = claims.modules
     text = config.hf_text_config
     hidden = int(config.hidden_size)
     experts = int(getattr(text, "num_experts_per_tok", None) or 0)
@@ -136,11 +141,13 @@ def widths_of(scheduler: StockScheduler, tp_size: int) -> Widths:
         query=max(layer.tp_q_head_num * layer.qk_head_dim for layer in layers),
         key=max(layer.tp_k_head_num * layer.qk_head_dim for layer in layers),
         value=max(layer.tp_v_head_num * layer.v_head_dim for layer in layers),
+        row=max(spec.row for spec in claims.specs.values()),
         value_out=max(layer.tp_q_head_num * layer.v_head_dim for layer in layers),
         mlp=-(-max(dense, experts * each) // tp_size),
         routed=max(1, experts),
         vocabulary=int(config.vocab_size),
         element=runner.dtype.itemsize,
+        reading=max(spec.reading for spec in claims.specs.values()),
     )
 
 

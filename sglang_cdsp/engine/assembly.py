@@ -23,6 +23,8 @@ from sglang_cdsp.engine.forward_state import ForwardSurroundings
 from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.moving import Moving
+from sglang_cdsp.engine.prefixes import match_in
+from sglang_cdsp.engine.ranks import ranks_of
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardRunner
 from sglang_cdsp.engine.stock import RankScheduler
@@ -124,6 +126,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         coroutines.give_way,
         lambda serial: callbacks.layer_begins(coroutines.give_way, serial),
         lambda: decoding is not None and decoding.decodes,
+        ranks_of(tp_rank, int(parallel.tp_size)),
     )
     moving = None
     if joining is not None:
@@ -144,6 +147,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         callbacks.chunk_starts,
         numbers.count_prefill,
         make_room=partial(make_room, scheduler) if one_server else None,
+        match=match_in(scheduler.tree_cache) if one_server else None,
     )
     engine = ChunkEngine(
         scheduler=scheduler,

@@ -142,7 +142,7 @@ class ChunkEngine:
 
     def on_plan(self, order: PlanOrder) -> None:
         """A plan that this instance takes part in joins the queue."""
-        layouts = plan_layout(order.chunks, self._page)
+        layouts = plan_layout(order.chunks, self._page, order.reused)
         task = ChunkTask(
             seq=order.seq,
             rid=order.rid or "",
@@ -158,6 +158,7 @@ class ChunkEngine:
             urgency=order.urgency,
             passes=order.passes,
             gathers=self._joining is not None and not order.probe,
+            reused=order.reused,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
@@ -167,7 +168,8 @@ class ChunkEngine:
         task = self._tasks.get(order.seq)
         if task is None or task.over:
             return
-        self._work.take_rest(task, order, plan_layout(order.chunks, self._page))
+        layouts = plan_layout(order.chunks, self._page, task.reused)
+        self._work.take_rest(task, order, layouts)
 
     def on_forget(self, order: ForgetOrder) -> None:
         """A task goes on without this instance, which has run nothing of it."""

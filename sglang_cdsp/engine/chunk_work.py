@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
 from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
+from sglang_cdsp.engine.prefixes import Match
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardDone, ShardRunner
 from sglang_cdsp.engine.stock import StockScheduler
@@ -75,6 +76,7 @@ class ChunkWork:
         starts: Callable[[], None],
         computed: Callable[[int], None],
         make_room: Callable[[int], bool] | None = None,
+        match: Match | None = None,
     ) -> None:
         """Work on tasks of ``scheduler``'s.
 
@@ -83,8 +85,10 @@ class ChunkWork:
             computed: hears how many tokens a finished shard had.
             make_room: where SGLang's own requests hold slots too: sees to it that so many are
                 free, if it can.
+            match: finds cached prefixes; None where no plan starts from one.
         """
         self._make_room = make_room
+        self._match = match
         self._scheduler = scheduler
         self._decode = manager
         self._reporter = reporter
@@ -107,17 +111,47 @@ class ChunkWork:
         if task.announced or task.error or not self._has_arrived(task):
             return
         chunk = task.next_chunk
-        if task.prepared != chunk:
-            try:
-                if not self._take_slots(task):
-                    return
-            except Exception as error:
-                self.fail(task, str(error))
+        try:
+            found = self._find_prefix(task)
+            missed = found is not None and found < task.reused
+            if task.prepared != chunk and not missed and not self._take_slots(task):
+                self._leave_prefix(task)
                 return
+        except Exception as error:
+            self.fail(task, str(error))
+            return
         task.announced = True
         if task.passes:
             self._await_order(task)
-        self._reporter.send_from_leader(Ready, seq=task.seq, chunk=chunk, revision=task.revision)
+        self._reporter.send_from_leader(
+            Ready, seq=task.seq, chunk=chunk, revision=task.revision, found=found
+        )
+
+    def _find_prefix(self, task: ChunkTask) -> int | None:
+        """Find and lock the cached prefix that a task's plan starts from.
+
+        One that is shorter than the plan says is left alone: the plan cannot be carried out.
+
+        Returns:
+            Tokens that were found; None where the task needs none here, or has it already.
+        """
+        if self._match is None or not task.starts_from_cache(self._instance):
+            return None
+        assert task.req is not None
+        prefix = self._match(task.req, task.tokens[: task.reused])
+        found = 0 if prefix is None else prefix.tokens
+        if prefix is not None and found == task.reused:
+            task.slot_table.use(prefix)
+            task.matched = True
+        elif prefix is not None:
+            prefix.let_go()
+        return found
+
+    def _leave_prefix(self, task: ChunkTask) -> None:
+        """A task that waits for slots holds no lock: who has them may need to evict."""
+        if task.matched and not task.started:
+            task.slot_table.clear()
+            task.matched = False
 
     def _await_order(self, task: ChunkTask) -> None:
         """Let others stand still for a moment, until the controller has answered.
@@ -160,7 +194,8 @@ class ChunkWork:
         It takes them again when it starts; those of chunks that have run stay.
         """
         if task.gathers and not task.started and task.prepared is not None:
-            task.slot_table.clear()
+            # A prefix that was announced stays: the chunk may start at any moment.
+            task.slot_table.give_back()
             task.prepared = None
 
     # -- a chunk --------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def build_forward_batch(
         seq_lens_sum=last,
         orig_seq_lens=torch.tensor([last], dtype=torch.int32, device=device),
         seq_lens_cpu=torch.tensor([last], dtype=torch.int64),
-        positions=shard.positions.to(device),
+        # A copy: Gemma 3 with images adds 1 to them in place.
+        positions=shard.positions.to(device, copy=True),
         extend_num_tokens=rows,
         extend_seq_lens=lengths,
         extend_prefix_lens=zeros,

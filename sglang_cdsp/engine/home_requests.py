@@ -149,7 +149,8 @@ class HomeRequests:
         assert self._joining is not None
         assert task.req is not None
         task.joined = True
-        self._joining.add(task.req, task.slot_table.hand_over(int(task.tokens.numel())))
+        prefix = task.slot_table.prefix
+        self._joining.add(task.req, task.slot_table.hand_over(int(task.tokens.numel())), prefix)
         now_s = time.monotonic()
         self._admitted.join(
             StockRequest(task.seq, task.rid, task.arrival_s, req=task.req, end_s=now_s, joined=True)

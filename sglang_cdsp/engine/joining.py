@@ -20,6 +20,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.mem_cache.common import evict_from_tree_cache, release_kv_cache
 
 from sglang_cdsp import releases
+from sglang_cdsp.engine.prefixes import CachedPrefix
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.req_state import recall_penalties
 from sglang_cdsp.engine.stock import JoinedScheduler, StockScheduler
@@ -40,11 +41,13 @@ class _Computed:
         slots: KV slots of the whole prompt by position, int64 ``[L]``, of output too where that has
             KV; the request's own. None where its row lists them already.
         goes_on: all of its output is known here, grammar and all; else its last token is new.
+        prefix: the cached prefix to which the first of its slots belong, with its lock.
     """
 
     req: Req
     slots: torch.Tensor | None
     goes_on: bool = False
+    prefix: CachedPrefix | None = None
 
     @property
     def had_output(self) -> bool:
@@ -68,9 +71,12 @@ class Joining:
         """Requests that have no row yet."""
         return [computed.req for computed in self._waiting]
 
-    def add(self, req: Req, slots: torch.Tensor) -> None:
-        """A prompt is computed: its request owns ``slots``, int64 ``[L]``, from now on."""
-        self._waiting.append(_Computed(req, slots))
+    def add(self, req: Req, slots: torch.Tensor, prefix: CachedPrefix | None = None) -> None:
+        """A prompt is computed: its request owns ``slots``, int64 ``[L]``, from now on.
+
+        The first of them are the cache's, if it started from a ``prefix``, whose lock it gets.
+        """
+        self._waiting.append(_Computed(req, slots, prefix=prefix))
 
     def go_on(self, req: Req, slots: torch.Tensor | None) -> None:
         """A request goes on here that decoded before, at another home or in this row.
@@ -96,7 +102,11 @@ class Joining:
         for computed in self._waiting:
             if computed.req is req and computed.slots is not None:
                 self._waiting.remove(computed)
-                self._scheduler.token_to_kv_pool_allocator.free(computed.slots)
+                prefix, slots = computed.prefix, computed.slots
+                first = prefix.tokens if prefix is not None else 0
+                self._scheduler.token_to_kv_pool_allocator.free(slots[first:])
+                if prefix is not None:
+                    prefix.let_go()
                 return True
         return False
 
@@ -161,7 +171,7 @@ class Joining:
         return batch
 
     def _give_row(self, computed: _Computed) -> None:
-        """The request's row lists its slots; no prefix of it is the tree's yet."""
+        """The request's row lists its slots; no prefix of it is the tree's but a cached one."""
         req, pool, tree = (
             computed.req,
             self._scheduler.req_to_token_pool,
@@ -175,11 +185,15 @@ class Joining:
         pool.write((req.kv.req_pool_idx, slice(0, tokens)), computed.slots.to(torch.int32))
         req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
         shares = shares_prefixes(tree)
+        first = 0
         if shares:
             _bind_root_prefix(req, tree)
+            if computed.prefix is not None:
+                computed.prefix.bind(req)
+                first = computed.prefix.tokens
         req.init_next_round_input(None if shares else tree)
         # The tree may key the prompt, whose KV is there; the first token has none yet.
-        _set_extend_range(req, 0, tokens)
+        _set_extend_range(req, first, tokens)
 
     def _keep_row(self, req: Req) -> None:
         """A request has its row still; all that it lists is there."""

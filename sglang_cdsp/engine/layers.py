@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_cdsp.attention.backend import ShardAttention
+from sglang_cdsp.engine.latent_form import BACKEND
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,13 @@ class LayerSteps:
 
     Attributes:
         token_to_kv_pool, req_to_token_pool: as in ``ShardAttention``.
+        prefill_attention_backend_str, decode_attention_backend_str: the name under which layers
+            ask in which form they shall compute (``latent_form.py``).
+        data_type, kv_cache_dtype: no other than the model's; layers ask for them by name.
     """
+
+    prefill_attention_backend_str = decode_attention_backend_str = BACKEND
+    data_type = kv_cache_dtype = None
 
     def __init__(
         self,
@@ -40,6 +47,11 @@ class LayerSteps:
         self._on_layer = on_layer
         self.token_to_kv_pool = attention.token_to_kv_pool
         self.req_to_token_pool = attention.req_to_token_pool
+
+    @property
+    def form(self) -> str:
+        """As ``ShardAttention.form``."""
+        return self._attention.form
 
     def forward(
         self,

@@ -6,19 +6,25 @@ before weights are loaded, by the built model and its memory after.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from sglang.srt.configs.model_config import AttentionArch
-from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-from torch import nn
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from sglang_cdsp import architectures
-from sglang_cdsp.architectures import PLAIN, REMEDY
+from sglang_cdsp.architectures import LATENT, READ, REMEDY
+from sglang_cdsp.attention.families.claims import Claims, claim
+from sglang_cdsp.attention.families.types import Component
 from sglang_cdsp.engine.plain_model import odd_parts
 from sglang_cdsp.engine.stock import KVPool, ModelConfig, StockScheduler
+from sglang_cdsp.parallel.rebalancer import rows_of_layer
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN = "sglang.srt.models."
+PLATFORM = "sglang_cdsp.platforms."
 
 # SGLang's backends that keep to the plain layout of the KV pool and carry the pools that a chunk
 # task needs; they serve stock batches, a chunk task brings an attention of its own.
@@ -31,15 +37,33 @@ BACKENDS = {
     "TorchNativeAttnBackend": "torch_native",
     "TritonAttnBackend": "triton",
 }
+LATENT_BACKENDS = {
+    "FlashAttentionBackend": "fa3 or fa4",
+    "FlashInferMLAAttnBackend": "flashinfer",
+    "FlashMLABackend": "flashmla",
+    "TorchNativeAttnBackend": "torch_native",
+    "TRTLLMMLABackend": "trtllm_mla",
+    "TritonAttnBackend": "triton",
+}
+"""The same for pools of latent rows."""
+
 HYBRID = "HybridAttnBackend"
+WINDOW_POOL = (
+    "keeps its windows in a pool of their own, and chunk tasks need all layers in one: add "
+    "--disable-hybrid-swa-memory, here and to decode servers"
+)
 
 
 class UnsupportedModel(SystemExit):
     """The model cannot be served with ``--cdsp``. (SGLang does not swallow SystemExit.)"""
 
 
-def check_config(config: ModelConfig) -> None:
+def check_config(config: ModelConfig, *, tp_size: int = 1) -> None:
     """Refuse a model by its configuration, before its weights are loaded.
+
+    Args:
+        config: SGLang's.
+        tp_size: ranks of an instance.
 
     Raises:
         UnsupportedModel: names the property.
@@ -47,11 +71,17 @@ def check_config(config: ModelConfig) -> None:
     hf_config = config.hf_config
     if fault := architectures.fault(hf_config.architectures, hf_config.to_dict()):
         raise UnsupportedModel(f"sglang-cdsp: {fault}")
+    latent = any(name in LATENT for name in hf_config.architectures)
+    expected = AttentionArch.MLA if latent else AttentionArch.MHA
+    if config.is_hybrid_swa:
+        raise UnsupportedModel(f"sglang-cdsp: the model {WINDOW_POOL}")
     refused = {
         "takes images, audio or video": bool(config.is_multimodal),
         "generates nothing": not config.is_generation,
-        "uses multi-head latent attention": config.attention_arch != AttentionArch.MHA,
-        "has sliding-window layers": bool(config.is_hybrid_swa),
+        "uses latent attention, which was not expected of it": config.attention_arch != expected,
+        "has latent attention, which was not tried with several ranks an instance (--tp-size)": (
+            latent and tp_size > 1
+        ),
         "has chunked attention": config.attention_chunk_size is not None,
         "encodes before it decodes": bool(config.is_encoder_decoder),
     }
@@ -66,16 +96,20 @@ def check_model(scheduler: StockScheduler) -> None:
     """
     config = scheduler.model_config
     runner = scheduler.tp_worker.model_runner
+    if scheduler.is_hybrid_swa:
+        raise UnsupportedModel(f"sglang-cdsp: the model {WINDOW_POOL}")
     _refuse(
         [
-            *(["the model has sliding-window layers"] if scheduler.is_hybrid_swa else []),
             *_odd_class(type(runner.model)),
             *odd_parts(runner.model, int(config.num_hidden_layers)),
         ]
     )
-    _check_pool(runner.token_to_kv_pool, runner.dtype)
-    _refuse(_odd_buffers(runner.token_to_kv_pool, runner.model))
-    _check_backend(runner.attn_backend)
+    claims = claim(runner.model)
+    latent = type(runner.model).__name__ in LATENT
+    _check_pool(runner.token_to_kv_pool, runner.dtype, latent)
+    _refuse(_odd_buffers(runner.token_to_kv_pool, claims))
+    _check_backend(runner.attn_backend, LATENT_BACKENDS if latent else BACKENDS)
+    logger.info("sglang-cdsp computes the attention of chunks: %s", claims.described())
 
 
 def _refuse(reasons: Any) -> None:
@@ -85,7 +119,7 @@ def _refuse(reasons: Any) -> None:
 
 def _odd_class(built: type) -> list[str]:
     """A configuration's architecture may be built by another class of the same or another name."""
-    if built.__name__ in PLAIN and built.__module__ == BUILT_IN + PLAIN[built.__name__]:
+    if built.__name__ in READ and built.__module__ == BUILT_IN + READ[built.__name__]:
         return []
     return [
         f"the model was built as {built.__module__}.{built.__name__}, which was not read; "
@@ -93,8 +127,16 @@ def _odd_class(built: type) -> list[str]:
     ]
 
 
-def _check_pool(pool: KVPool, dtype: Any) -> None:
-    if type(pool) is not MHATokenToKVPool or pool.kv_cache_layout != "nhd":
+def _check_pool(pool: KVPool, dtype: Any, latent: bool) -> None:
+    if latent:
+        # The CPU platform has a class of its own for it (``platforms/latent_pool.py``).
+        kind = type(pool)
+        plain = kind is MLATokenToKVPool or (
+            kind.__module__.startswith(PLATFORM) and kind.__bases__ == (MLATokenToKVPool,)
+        )
+    else:
+        plain = type(pool) is MHATokenToKVPool and pool.kv_cache_layout == "nhd"
+    if not plain:
         layout = getattr(pool, "kv_cache_layout", "its own")
         raise UnsupportedModel(
             f"sglang-cdsp: KV is kept by {type(pool).__name__} in layout {layout}, not in plain "
@@ -109,29 +151,33 @@ def _check_pool(pool: KVPool, dtype: Any) -> None:
         )
 
 
-def _odd_buffers(pool: KVPool, model: nn.Module) -> list[str]:
-    """Layers whose keys and values are not ``[slots, heads, dim]`` as their attention has them."""
-    odd = []
-    for layer in (m for m in model.modules() if isinstance(m, RadixAttention)):
-        keys = tuple(pool.get_key_buffer(layer.layer_id).shape)
-        values = tuple(pool.get_value_buffer(layer.layer_id).shape)
-        wanted_k = (layer.tp_k_head_num, layer.qk_head_dim)
-        wanted_v = (layer.tp_v_head_num, layer.v_head_dim)
-        if keys[1:] != wanted_k or values[1:] != wanted_v:
-            odd.append(f"the KV of layer {layer.layer_id} is {list(keys)} and {list(values)}")
+def _odd_buffers(pool: KVPool, claims: Claims) -> list[str]:
+    """Layers whose rows in the pool are not those that their family has."""
+    odd = [
+        f"layer {layer} has {spec.leaves.value} to send, while the pool sends KV pages alone"
+        for layer, spec in claims.specs.items()
+        if spec.leaves is not Component.KV
+    ]
+    if odd:
+        return odd[:1]
+    for layer, spec in claims.specs.items():
+        shapes = [tuple(buffer.shape) for buffer in rows_of_layer(pool, layer)]
+        if tuple(shape[1:] for shape in shapes) != spec.buffers:
+            kept = " and ".join(str(list(shape)) for shape in shapes)
+            odd.append(f"the KV of layer {layer} is {kept}")
     if not odd:
         return []
     return [f"{odd[0]}, not a row of heads a slot" + (f" ({len(odd)} such)" if odd[1:] else "")]
 
 
-def _check_backend(backend: Any) -> None:
+def _check_backend(backend: Any, known: Mapping[str, str]) -> None:
     parts = [backend]
     if type(backend).__name__ == HYBRID:
         parts = [backend.prefill_backend, backend.decode_backend]
-    odd = sorted({type(part).__name__ for part in parts} - set(BACKENDS))
+    odd = sorted({type(part).__name__ for part in parts} - set(known))
     if odd:
         raise UnsupportedModel(
             f"sglang-cdsp: the attention backend {', '.join(odd)} was not tried with chunk tasks; "
-            f"set --attention-backend to one of {', '.join(sorted(BACKENDS.values()))}, and "
+            f"set --attention-backend to one of {', '.join(sorted(known.values()))}, and "
             "remove --prefill-attention-backend and --decode-attention-backend"
         )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
-from sglang.srt.layers.radix_attention import RadixAttention
 from torch import nn
 
-from sglang_cdsp.attention.layer_check import odd_features
+from sglang_cdsp.architectures import IMAGE_PARTS, SEEING
+from sglang_cdsp.attention.families.claims import Claims, claim
+from sglang_cdsp.engine.call_keywords import odd_calls, passes_sinks
 
 # Parts that look at other tokens beside attention, or choose which tokens attention sees.
 MIXERS = re.compile(
-    "conv1d|mamba|ssm|linearattention|linearattn|deltanet|gateddelta|retention|lightning"
+    "conv1d|mamba|(?<!gpto)ssm|linearattention|linearattn|deltanet|gateddelta|retention|lightning"
     "|indexer|ngram|visiontransformer|visionmodel|audioencoder",
     re.IGNORECASE,
 )
@@ -25,52 +25,50 @@ def odd_parts(model: nn.Module, layers: int) -> list[str]:
         model: the built model, all of its layers on this rank.
         layers: how many layers its configuration has.
     """
-    attention = [m for m in model.modules() if isinstance(m, RadixAttention)]
+    claims = claim(model)
     return [
-        *_odd_attention(attention),
-        *_odd_counts(Counter(layer.layer_id for layer in attention), layers),
+        *claims.faults(),
+        *_odd_counts(claims, layers),
+        *odd_calls(model, claims),
         *_sinks(model),
         *_mixers(model),
     ]
 
 
-def _odd_attention(attention: list[RadixAttention]) -> list[str]:
-    by_feature: dict[str, list[int]] = {}
-    for layer in attention:
-        for feature in odd_features(layer):
-            by_feature.setdefault(feature, []).append(layer.layer_id)
-    return [
-        f"layer {ids[0]} has {feature}" if len(ids) == 1 else f"{len(ids)} layers have {feature}"
-        for feature, ids in by_feature.items()
-    ]
-
-
-def _odd_counts(found: Counter[int], layers: int) -> list[str]:
+def _odd_counts(claims: Claims, layers: int) -> list[str]:
     problems = []
-    several = sorted(layer for layer, count in found.items() if count > 1)
-    if several:
+    found = set(claims.layers)
+    if several := claims.several():
         problems.append(f"layers {_short(several)} have several attention modules")
-    without = sorted(set(range(layers)) - set(found))
+    without = sorted(set(range(layers)) - found)
     if without:
         problems.append(f"layers {_short(without)} have no keys and values of their own")
-    beyond = sorted(set(found) - set(range(layers)))
+    beyond = sorted(found - set(range(layers)))
     if beyond:
         problems.append(f"there is attention in layers {_short(beyond)}, beyond its {layers}")
     return problems
 
 
 def _sinks(model: nn.Module) -> list[str]:
-    """Attention sinks are arguments of the call, so the layer does not show them."""
+    """Sinks that a layer does not hand to its attention, where its family would know them."""
     for name, _ in (*model.named_parameters(), *model.named_buffers()):
-        if "sink" in name.rpartition(".")[2].lower():
+        owner, _, own_name = name.rpartition(".")
+        if "sink" in own_name.lower() and not passes_sinks(model.get_submodule(owner)):
             return [f"it has attention sinks ({name})"]
     return []
 
 
 def _mixers(model: nn.Module) -> list[str]:
-    kinds = {type(m) for m in model.modules()}
+    kinds = {type(module) for part in _of_text(model) for module in part.modules()}
     odd = sorted(k.__name__ for k in kinds if issubclass(k, nn.Conv1d) or MIXERS.search(k.__name__))
     return [f"it has parts of the kind {', '.join(odd)}, which look at other tokens"] if odd else []
+
+
+def _of_text(model: nn.Module) -> list[nn.Module]:
+    """The model, or its parts without those that see images alone."""
+    if type(model).__name__ not in SEEING:
+        return [model]
+    return [part for name, part in model.named_children() if name not in IMAGE_PARTS]
 
 
 def _short(numbers: list[int]) -> str:

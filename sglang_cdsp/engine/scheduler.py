@@ -25,6 +25,7 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.assembly import Callbacks, assemble, greet
+from sglang_cdsp.engine.cache_events import CacheEvents, hashing_works
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.faults import FaultHook, requested_hook
@@ -33,6 +34,7 @@ from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.outputs import OutputSender
 from sglang_cdsp.engine.profiles import SafeProfiles
+from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.stock_numbers import Load, StockNumbers
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.parallel.links.choose import pool_links
@@ -97,6 +99,7 @@ class PoolScheduler(Scheduler):
         self._progress: ProgressBoard | None = None
         self._decoding: Decoding | None = None
         self._faults: FaultHook | None = None
+        self._cache_events: CacheEvents | None = None
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
@@ -150,7 +153,7 @@ class PoolScheduler(Scheduler):
         if self._faults is not None:
             self._faults.start()
         super().init_model_config()
-        check_config(self.model_config)
+        check_config(self.model_config, tp_size=int(get_parallel().tp_size))
 
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""
@@ -168,9 +171,20 @@ class PoolScheduler(Scheduler):
             Answered, kind=kind, payload=payload, failure=failure
         )
         self._outputs.tell = lambda payload, told: send(Streamed, payload=payload, parts=told)
-        if self._decoding is None:
+        if self._decoding is not None:
+            self._keep_cache_events(parts.reporter)
+        else:
             self._take_longest_prompts_of_pool(int(get_parallel().dp_size))
         greet(self, parts)
+
+    def _keep_cache_events(self, reporter: Reporter) -> None:
+        """Tell the controller what this instance has cached, and SGLang's publisher after it."""
+        if not hashing_works(self.tree_cache):
+            return
+        publisher: Any = self.kv_events_publisher
+        published = bool(publisher.enable_kv_cache_events)
+        self._cache_events = CacheEvents(self.tree_cache, reporter, published=published)
+        publisher.tree_cache = self._cache_events
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:
         """Raise stock's limits: a prompt may be longer than what one instance's KV holds."""
@@ -308,6 +322,8 @@ class PoolScheduler(Scheduler):
 
     def _take_turn(self, engine: ChunkEngine) -> None:
         engine.step()
+        if self._cache_events is not None:
+            self._cache_events.tell()
         if self._faults is not None:
             self._faults.turn(engine.moments)
 

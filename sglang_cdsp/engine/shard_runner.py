@@ -12,15 +12,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.radix_attention import RadixAttention
 
 from sglang_cdsp.attention.backend import ShardAttention
+from sglang_cdsp.attention.families.claims import claim
+from sglang_cdsp.attention.families.latent import Latent
+from sglang_cdsp.attention.families.types import ALONE, Ranks
 from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.coroutines import Ready
 from sglang_cdsp.engine.device import Pace, Stopwatch, events_of
 from sglang_cdsp.engine.faults import FailingAttention, requested_fault
 from sglang_cdsp.engine.forward import ShardInput, build_forward_batch, run_forward
 from sglang_cdsp.engine.forward_state import enter_forward_stream
+from sglang_cdsp.engine.latent_form import answer_layers
 from sglang_cdsp.engine.layers import LayerSteps
 from sglang_cdsp.engine.prompt_logprobs import ask_for_rows, collect, rows_asked
 from sglang_cdsp.engine.sampling import sample_first_token, sampling_batch
@@ -93,6 +96,7 @@ class ShardRunner:
         give_way: Callable[[Ready | None], None],
         on_layer: Callable[[int], None],
         decodes: Callable[[], bool] = lambda: False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Make ready.
 
@@ -103,7 +107,9 @@ class ShardRunner:
             give_way: lets others go on, see ``Coroutines.give_way``.
             on_layer: called before each layer of a forward, with the serial of its order.
             decodes: whether requests wait for their next token on this instance.
+            ranks: this instance's tensor parallelism.
         """
+        self._ranks = ranks
         self._decodes = decodes
         self._scheduler = scheduler
         self._model_runner = scheduler.tp_worker.model_runner
@@ -113,9 +119,11 @@ class ShardRunner:
         self._on_layer = on_layer
         self._events = events_of(self._model_runner.device)
         self._fault = requested_fault()
-        modules = [m for m in self._model_runner.model.modules() if isinstance(m, RadixAttention)]
-        self.layers = tuple(sorted(module.layer_id for module in modules))
+        self._families = claim(self._model_runner.model).families
+        self.layers = tuple(self._families)
         """The model's attention layers, in order."""
+        if any(isinstance(family, Latent) for family in self._families.values()):
+            answer_layers()
 
     def run(self, task: ChunkTask, order: GoOrder, stored: Callable[[int], None]) -> ShardDone:
         """Compute this instance's shard of a chunk and store its KV in the task's slots.
@@ -211,6 +219,9 @@ class ShardRunner:
             stored=stored,
             kept_slots=self._kept_slots(task, layout) if gather is not None else None,
             gather=gather,
+            history=layout.history,
+            families=self._families,
+            ranks=self._ranks,
         )
         if self._fault is not None and self._fault.hits(self._instance, task, chunk):
             return FailingAttention(attention)
@@ -222,7 +233,7 @@ class ShardRunner:
         return TILE_BESIDE_DECODE if flops is None and self._decodes() else flops
 
     def _gather(self, task: ChunkTask, layout: ChunkLayout) -> Gather | None:
-        moves = moves_to_home(layout)
+        moves = moves_to_home(layout, task.reused)
         if not any(self._instance in (move.src, move.dst) for move in moves):
             return None
         assert task.lane is not None
@@ -239,7 +250,7 @@ class ShardRunner:
         if task.home != self._instance:
             return None
         blocks = zip(layout.history, layout.spans, strict=True)
-        return [task.slot_table.slots([*history, *own]) for history, own in blocks]
+        return [task.slot_table.slots_to_store([*history, *own]) for history, own in blocks]
 
     def _rebalancer(self, task: ChunkTask, layout: ChunkLayout) -> Rebalancer | None:
         if not any(self._instance in (move.src, move.dst) for move in layout.moves):

@@ -9,7 +9,7 @@ import torch
 
 from sglang_cdsp.engine.coroutines import Coroutine
 from sglang_cdsp.engine.slot_table import SlotTable
-from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
+from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import LogprobPart, LogprobSpec, OutputState
@@ -79,6 +79,8 @@ class ChunkTask:
         gathers: home ends with all of its KV, and decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
         withdrawn: at home, its request is computed anew, and owns nothing here.
+        reused: tokens in front of the first chunk that home has cached.
+        matched: at home, they were looked for in the cache.
         awaited_until_s: how long others stand still for the controller's next order, monotonic
             seconds.
     """
@@ -114,6 +116,8 @@ class ChunkTask:
     joined: bool = False
     output: OutputState | None = None
     withdrawn: bool = False
+    reused: int = 0
+    matched: bool = False
     awaited_until_s: float = 0.0
 
     @property
@@ -136,13 +140,13 @@ class ChunkTask:
         layout = self.layouts[chunk]
         moves = layout.moves
         if self.gathers and self.is_final(chunk):
-            moves += moves_to_home(layout)
+            moves += moves_to_home(layout, self.reused)
         incoming = [move.span for move in moves if move.dst == instance]
         return [*incoming, *layout.shard(instance)]
 
     def slots_to_take(self, instance: int) -> int:
         """KV slots that ``instance`` needs for the next chunk, in whole pages."""
-        return padded_tokens(self._spans(self.next_chunk, instance), self.slot_table.page_size)
+        return self.slot_table.needed(self._spans(self.next_chunk, instance))
 
     def take_slots(self, instance: int) -> None:
         """Allocate ``instance``'s slots of the next chunk, ``slots_to_take``, before it starts.
@@ -171,6 +175,10 @@ class ChunkTask:
         self.prepared, self.announced = None, False
         self.layouts, self.revision = layouts, revision
         self.next_chunk = max(chunk, next(c.index for c in layouts if instance in c.group))
+
+    def starts_from_cache(self, instance: int) -> bool:
+        """Whether ``instance`` is to find the plan's prefix in its cache before its first chunk."""
+        return bool(self.reused) and not self.matched and self.answers_at(instance)
 
     def is_final(self, chunk: int) -> bool:
         """Whether ``chunk`` is the plan's last."""

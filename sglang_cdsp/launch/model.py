@@ -19,15 +19,24 @@ def problems(server_args: Any) -> list[str]:
     Args:
         server_args: SGLang's, as given on the command line.
     """
-    try:
-        path = _config_file(str(server_args.model_path), server_args.revision)
-        text = path.read_text(encoding="utf-8")
-        config = {**json.loads(text), **json.loads(server_args.json_model_override_args)}
-    except (OSError, ValueError, TypeError):
-        return []  # SGLang says what is wrong with it
+    config = config_of(server_args)
     names = config.get("architectures")
     fault = architectures.fault(names, config) if names else ""
     return [f"--model-path {server_args.model_path}: {fault}"] if fault else []
+
+
+def config_of(server_args: Any) -> dict[str, Any]:
+    """The model's ``config.json`` with what the command line overrides, {} if it is not at hand.
+
+    Args:
+        server_args: SGLang's, as given on the command line.
+    """
+    try:
+        path = _config_file(str(server_args.model_path), server_args.revision)
+        text = path.read_text(encoding="utf-8")
+        return {**json.loads(text), **json.loads(server_args.json_model_override_args)}
+    except (OSError, ValueError, TypeError):
+        return {}  # SGLang says what is wrong with it
 
 
 def identity(server_args: Any) -> tuple[str, str]:

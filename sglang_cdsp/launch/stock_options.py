@@ -16,7 +16,7 @@ from typing import Any
 
 ATTENTION_BACKENDS = (
     *("torch_native", "flex_attention", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha"),
-    "intel_amx",
+    *("intel_amx", "flashmla", "trtllm_mla"),
 )
 """Backends that stock batches may run on; see ``engine.model_check``."""
 
@@ -188,8 +188,11 @@ OPTIONS: tuple[Option, ...] = (
     nothing("--c128-page-size", OTHER_MODELS),
     nothing("--swa-full-tokens-ratio", OTHER_MODELS),
     nothing("--swa-prefix-tails", OTHER_MODELS),
-    nothing("--disable-hybrid-swa-memory", OTHER_MODELS),
-    nothing("--disable-chunked-prefix-cache", OTHER_MODELS),
+    honoured(
+        "--disable-hybrid-swa-memory",
+        "models that keep windows in a pool of their own need it, here and at decode",
+    ),
+    instance("--disable-chunked-prefix-cache", STOCK_BATCHES),
     nothing("--max-mamba-cache-size", OTHER_MODELS),
     nothing("--mamba-full-memory-ratio", OTHER_MODELS),
     nothing("--prefill-delayer-max-delay-passes", "without --enable-prefill-delayer"),

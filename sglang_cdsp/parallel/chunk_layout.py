@@ -45,23 +45,28 @@ def padded_tokens(spans: Sequence[Span], page_size: int) -> int:
 
 
 def plan_layout(
-    chunks: Sequence[tuple[int, Sequence[int]]], page_size: int
+    chunks: Sequence[tuple[int, Sequence[int]]], page_size: int, reused: int = 0
 ) -> tuple[ChunkLayout, ...]:
     """Resolve a plan into layouts.
 
     Args:
         chunks: ``(tokens, instances)`` per chunk; each group starts with the one before.
         page_size: KV page size in tokens; chunks but the last are multiples of it.
+        reused: tokens in front of the first chunk that its home holds already, whole pages.
 
     Raises:
         LayoutError: a group that has grown leaves a holder out, or a number is out of range.
     """
     layouts: list[ChunkLayout] = []
     held: dict[int, tuple[Span, ...]] = {}
-    start = 0
+    before: tuple[int, ...] = ()
+    if reused:
+        before = (chunks[0][1][0],)
+        held[before[0]] = (Span(0, reused),)
+    start = reused
     for index, (tokens, instances) in enumerate(chunks):
         group = tuple(instances)
-        grown = bool(layouts) and len(group) > len(layouts[-1].group)
+        grown = bool(before) and len(group) > len(before)
         balanced = rebalance(held, group, page_size) if grown else None
         moves = balanced.moves if balanced else ()
         held = dict(balanced.held) if balanced else held
@@ -80,6 +85,7 @@ def plan_layout(
         for instance, own in zip(group, spans, strict=True):
             held[instance] = held.get(instance, ()) + own
         start += tokens
+        before = group
     return tuple(layouts)
 
 

@@ -15,23 +15,25 @@ import torch
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.links.types import Exchanger
 from sglang_cdsp.parallel.moves import MoveHandle, start_moves
-from sglang_cdsp.parallel.rebalancer import LayerBuffers
+from sglang_cdsp.parallel.rebalancer import LayerBuffers, rows_of_layer
 from sglang_cdsp.parallel.spans import Move, Span
 
 
-def moves_to_home(layout: ChunkLayout) -> tuple[Move, ...]:
+def moves_to_home(layout: ChunkLayout, reused: int = 0) -> tuple[Move, ...]:
     """What home lacks of the prompt while the plan's last chunk runs, from whoever holds it.
 
-    History that leaves home before this chunk is there still, and is not sent back.
+    History that leaves home before this chunk is there still, and is not sent back. So is the
+    prefix of ``reused`` tokens that home has cached, whoever else holds it by now.
     """
     home = layout.group[0]
     leaving = [move.span for move in layout.moves if move.src == home]
+    there = [*leaving, Span(0, reused)] if reused else leaving
     return tuple(
         Move(holder, home, part)
         for holder, history, own in zip(layout.group, layout.history, layout.spans, strict=True)
         if holder != home
         for span in (*history, *own)
-        for part in without(span, leaving)
+        for part in without(span, there)
     )
 
 
@@ -86,8 +88,7 @@ class Gather:
         # One layer at a time: more would pile up in front of a slower partner.
         self.finish()
         self._running = start_moves(
-            self._pool.get_key_buffer(layer),
-            self._pool.get_value_buffer(layer),
+            rows_of_layer(self._pool, layer),
             self._moves,
             self._instance,
             self._slots_of,

@@ -45,8 +45,7 @@ class MoveHandle:
 
 
 def start_moves(
-    layer_k: torch.Tensor,
-    layer_v: torch.Tensor,
+    buffers: Sequence[torch.Tensor],
     moves: Sequence[Move],
     instance: int,
     slots_of: SlotsOf,
@@ -60,8 +59,8 @@ def start_moves(
     are written by ``MoveHandle.wait``.
 
     Args:
-        layer_k: the layer's K pool, ``[slots, Hkv, D]``.
-        layer_v: its V pool, ``[slots, Hkv, Dv]``.
+        buffers: the pool of the layer, ``[slots, ...]`` each: K and V, or what else has a row a
+            token.
         moves: all moves of the group, the same list at every member, from ``rebalance``.
         instance: this one.
         slots_of: pool rows ``[tokens]``, int64, of a span on this instance: where an outgoing one
@@ -78,15 +77,15 @@ def start_moves(
     arrivals: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for peer in sorted({move.dst for move in moves if move.src == instance} - {instance}):
         rows = _rows([m.span for m in moves if (m.src, m.dst) == (instance, peer)], slots_of)
-        message, k, v = _message(layer_k, layer_v, rows.numel())
-        torch.index_select(layer_k, 0, rows, out=k)
-        torch.index_select(layer_v, 0, rows, out=v)
+        message, parts = _message(buffers, rows.numel())
+        for buffer, part in zip(buffers, parts, strict=True):
+            torch.index_select(buffer, 0, rows, out=part)
         sends.append(Message(message, peer, MOVE_TAG))
     for peer in sorted({move.src for move in moves if move.dst == instance} - {instance}):
         rows = _rows([m.span for m in moves if (m.src, m.dst) == (peer, instance)], slots_of)
-        message, k, v = _message(layer_k, layer_v, rows.numel())
+        message, parts = _message(buffers, rows.numel())
         recvs.append(Message(message, peer, MOVE_TAG))
-        arrivals += [(rows, layer_k, k), (rows, layer_v, v)]
+        arrivals += [(rows, buffer, part) for buffer, part in zip(buffers, parts, strict=True)]
     return MoveHandle(links.exchange(sends, recvs, note), tuple(arrivals))
 
 
@@ -103,14 +102,11 @@ def _rows(spans: Sequence[Span], slots_of: SlotsOf) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _message(
-    layer_k: torch.Tensor, layer_v: torch.Tensor, rows: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a flat message for ``rows`` rows of K then V, and both as views of it."""
-    border, size = layer_k[0].numel() * rows, (layer_k[0].numel() + layer_v[0].numel()) * rows
-    message = layer_k.new_empty(size)
-    return (
-        message,
-        message[:border].view(rows, *layer_k.shape[1:]),
-        message[border:].view(rows, *layer_v.shape[1:]),
-    )
+def _message(buffers: Sequence[torch.Tensor], rows: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return a flat message for ``rows`` rows of each buffer in turn, and views of its parts."""
+    sizes = [buffer[0].numel() * rows for buffer in buffers]
+    message = buffers[0].new_empty(sum(sizes))
+    parts = message.split(sizes)
+    return message, [
+        part.view(rows, *buffer.shape[1:]) for part, buffer in zip(parts, buffers, strict=True)
+    ]

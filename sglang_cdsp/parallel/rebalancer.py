@@ -23,6 +23,15 @@ class LayerBuffers(Protocol):
         """V of a layer, ``[slots, Hkv, Dv]``."""
 
 
+def rows_of_layer(pool: LayerBuffers, layer: int) -> tuple[torch.Tensor, ...]:
+    """The buffers of a layer that hold a row a token: K and V, or K alone where V is a view of it.
+
+    So it is with multi-head latent attention, whose values are the leading part of its keys.
+    """
+    keys, values = pool.get_key_buffer(layer), pool.get_value_buffer(layer)
+    return (keys,) if values.data_ptr() == keys.data_ptr() else (keys, values)
+
+
 class Rebalancer:
     """The moves of one chunk's history on this instance, each layer's one layer ahead.
 
@@ -61,8 +70,7 @@ class Rebalancer:
 
     def _start(self, layer: int) -> None:
         self._running[layer] = start_moves(
-            self._pool.get_key_buffer(layer),
-            self._pool.get_value_buffer(layer),
+            rows_of_layer(self._pool, layer),
             self._moves,
             self._instance,
             self._slots_of,

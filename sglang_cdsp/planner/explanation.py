@@ -55,6 +55,8 @@ def considered_table(considered: Sequence[Considered]) -> str:
         if candidate.chunks:
             numbers = f"{candidate.ttft_s:>8.3f}{candidate.instance_seconds:>10.3f}"
         plan = short(candidate.chunks)
+        if candidate.reused and plan:
+            plan = f"({candidate.reused} cached) {plan}"
         lines.append(f"{numbers}   {plan}{': ' if plan else ''}{candidate.reason}")
     if len(considered) > SHOWN:
         lines.append(f"{'':>21}and {len(considered) - SHOWN} more; --json lists all")

@@ -129,7 +129,7 @@ class FastPlanner:
         if table is None:
             rows = [self.model.coefficients(size) for size in sizes]
             numbers = np.array(
-                [[getattr(row, name) for row in rows] for name in ("a", "b", "c", "d")]
+                [[getattr(row, name) for row in rows] for name in ("a", "b", "c", "d", "e")]
             )
             table = self._tables[sizes] = Table(np.array(sizes, np.int64), numbers)
         return table

@@ -2,7 +2,7 @@
 
 Relative least squares: the sum of ((predicted - measured) / measured)^2, so that a 50 ms chunk
 counts as much as a 50 s one. Coefficients are kept >= 0 (a time that falls with tokens would send
-the planner astray); with four of them every choice of which stay at 0 is simply tried.
+the planner astray); with five of them at most every choice of which stay at 0 is simply tried.
 """
 
 from __future__ import annotations
@@ -81,14 +81,20 @@ def split_grid(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[Sam
     return tuple(fit), tuple(held)
 
 
-def fit_coefficients(samples: Sequence[Sample]) -> Coefficients:
+def fit_coefficients(samples: Sequence[Sample], *, expands: bool = False) -> Coefficients:
     """Relative least squares over samples of one SP size.
 
     Without any history among the samples c cannot be seen and is set to 2 d, the value that
     conserves quadratic work when a prompt is split: `c = 2 d`.
+
+    Args:
+        samples: of one SP size.
+        expands: whether history costs something of its own (`e`), as with latent attention; else
+            it is 0, and noise cannot be taken for it.
     """
     seen_history = any(p.history for p in samples)
-    unknowns = 4 if seen_history else 3
+    expands = expands and seen_history
+    unknowns = 3 + seen_history + expands
     points = {(p.history, p.tokens) for p in samples}
     if len({length for _, length in points}) < 3 or len(points) < unknowns:
         raise LatencyModelError(
@@ -101,13 +107,16 @@ def fit_coefficients(samples: Sequence[Sample]) -> Coefficients:
     columns = [np.ones_like(length), length, length * length]
     if seen_history:
         columns.append(history * length)
+    if expands:
+        columns.append(history)
     design = np.stack(columns, axis=1) / times[:, None]
     scale = np.abs(design).max(axis=0)
     found = _non_negative(design / scale, np.ones_like(times)) / scale
     a, b, d = (float(v) for v in found[:3])
     if b + d == 0:
         b = LEAST_SLOPE
-    return Coefficients(a, b, float(found[3]) if seen_history else 2 * d, d)
+    e = float(found[4]) if expands else 0.0
+    return Coefficients(a, b, float(found[3]) if seen_history else 2 * d, d, e)
 
 
 def relative_errors(model: LatencyModel, samples: Iterable[Sample]) -> tuple[ErrorReport, ...]:
@@ -127,17 +136,28 @@ def relative_errors(model: LatencyModel, samples: Iterable[Sample]) -> tuple[Err
 
 
 def fit_model(
-    samples: Iterable[Sample], *, model: str, device: str, tp_size: int = 1
+    samples: Iterable[Sample],
+    *,
+    model: str,
+    device: str,
+    tp_size: int = 1,
+    expands: bool = False,
 ) -> tuple[LatencyModel, tuple[ErrorReport, ...]]:
     """Fits on half the grid; reports the error on the other half and keeps it in `fit`.
 
     The coefficients returned are the ones that were judged: the held-out half stays out.
+
+    Args:
+        samples: of any SP sizes.
+        model, device, tp_size: what was measured, for the file.
+        expands: see `fit_coefficients`.
     """
     fit, held = split_grid(samples)
     if not fit or not held:
         raise LatencyModelError("too few samples to hold half of them out; measure a larger grid")
     rows = tuple(
-        (sp, fit_coefficients([p for p in fit if p.sp == sp])) for sp in sorted({p.sp for p in fit})
+        (sp, fit_coefficients([p for p in fit if p.sp == sp], expands=expands))
+        for sp in sorted({p.sp for p in fit})
     )
     fitted = LatencyModel(rows, model, device, tp_size)
     reports = relative_errors(fitted, held)

@@ -1,10 +1,13 @@
 """The latency model: prefill time of one chunk, per SP size (Tetris, Equation 1).
 
-    T_s(C, L) = a_s + b_s L + c_s C L + d_s L^2        C history tokens, L chunk tokens, seconds
+    T_s(C, L) = a_s + b_s L + c_s C L + d_s L^2 + e_s C
+
+of C history tokens and L chunk tokens, in seconds. The last term is ours: with latent attention
+every member expands the history's rows, however short the chunk is; it is 0 for other models.
 
 SP sizes between two fitted ones are interpolated: b, c and d are shares of work that shrink like
-1/s, so they are linear in 1/s between neighbours; a is a per-step cost, linear in s. Sizes outside
-the fitted range are an error, because a wrong guess there would steer every plan.
+1/s, so they are linear in 1/s between neighbours; a and e are costs of every member, linear in s.
+Sizes outside the fitted range are an error, because a wrong guess there would steer every plan.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,16 @@ MEASURED_KEY = "max_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """One row of Equation 1: a in s, b in s/token, c and d in s/token^2; none negative."""
+    """One row of Equation 1: a in s, b and e in s/token, c and d in s/token^2; none negative."""
 
     a: float
     b: float
     c: float
     d: float
+    e: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("a", "b", "c", "d"):
+        for name in ("a", "b", "c", "d", "e"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise LatencyModelError(
@@ -46,7 +50,8 @@ class Coefficients:
 
     def predict(self, history: int, tokens: int) -> float:
         """Seconds for a chunk of `tokens` after `history` tokens."""
-        return self.a + tokens * (self.b + self.c * history + self.d * tokens)
+        per_token = self.b + self.c * history + self.d * tokens
+        return self.a + self.e * history + tokens * per_token
 
     def fill(self, history: int, budget_s: float) -> float:
         """The chunk length (real-valued tokens) that takes exactly `budget_s`; 0 if none does.
@@ -54,14 +59,14 @@ class Coefficients:
         The root of Equation 1 in L, in the form that does not cancel, so the paper's Newton
         iteration is not needed.
         """
-        spare = budget_s - self.a
+        spare = budget_s - (self.a + self.e * history)
         if spare <= 0:
             return 0.0
         slope = self.b + self.c * history
         return 2 * spare / (slope + math.sqrt(slope * slope + 4 * self.d * spare))
 
     def scaled(self, factor: float) -> Coefficients:
-        return Coefficients(self.a * factor, self.b * factor, self.c * factor, self.d * factor)
+        return Coefficients(*(number * factor for number in astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class LatencyModel:
             "model": self.model,
             "device": self.device,
             "tp_size": self.tp_size,
-            "sp": {str(s): {"a": r.a, "b": r.b, "c": r.c, "d": r.d} for s, r in self.rows},
+            "sp": {str(size): _named(row) for size, row in self.rows},
             "fit": dict(self.fit),
         }
 
@@ -190,8 +195,8 @@ def _row(key: Any, value: Any) -> tuple[int, Coefficients]:
     if not isinstance(value, Mapping):
         raise LatencyModelError(f"SP {sp}: give an object with a, b, c and d")
     numbers = []
-    for name in ("a", "b", "c", "d"):
-        number = value.get(name)
+    for name in ("a", "b", "c", "d", "e"):
+        number = value.get(name, 0.0 if name == "e" else None)
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise LatencyModelError(f"SP {sp}: coefficient {name} is {number!r}, not a number")
         try:
@@ -202,6 +207,12 @@ def _row(key: Any, value: Any) -> tuple[int, Coefficients]:
         return sp, Coefficients(*numbers)
     except LatencyModelError as error:
         raise LatencyModelError(f"SP {sp}: {error}") from None
+
+
+def _named(row: Coefficients) -> dict[str, float]:
+    """A row as it stands in a file; e only where there is one."""
+    named = {"a": row.a, "b": row.b, "c": row.c, "d": row.d}
+    return {**named, "e": row.e} if row.e else named
 
 
 def _between(
@@ -215,4 +226,5 @@ def _between(
         r0.b + work * (r1.b - r0.b),
         r0.c + work * (r1.c - r0.c),
         r0.d + work * (r1.d - r0.d),
+        r0.e + step * (r1.e - r0.e),
     )

@@ -10,14 +10,15 @@ from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 def plan_fault(plan: Plan, prompt: PromptView, pool: PoolView) -> str:
     """The first rule that a plan breaks, in words that follow "it planned"; "" for a sound one.
 
-    A plan's chunks partition the prompt's uncached tokens, and its groups are nested instances of
-    the pool that are up, the first of them beginning with the holders of the history. Page borders
-    and free slots are the policy's to respect: what a group cannot hold fails where it is
-    allocated.
+    A plan's chunks partition the prompt's uncached tokens, those that it reuses left out, and its
+    groups are nested instances of the pool that are up, the first of them beginning with the
+    holders of the history. Page borders and free slots are the policy's to respect: what a group
+    cannot hold fails where it is allocated.
     """
     tokens = [chunk.tokens for chunk in plan.chunks]
-    if not tokens or min(tokens) < 1 or sum(tokens) != prompt.tokens:
-        return f"{prompt.rid!r} as chunks of {tokens} tokens, which has {prompt.tokens}"
+    left = prompt.tokens - plan.reused
+    if not tokens or min(tokens) < 1 or plan.reused < 0 or sum(tokens) != left:
+        return f"{prompt.rid!r} as chunks of {tokens} tokens, which has {left}"
     groups = (prompt.history_instances, *(chunk.instances for chunk in plan.chunks))
     for group in groups[1:]:
         if not group or len(set(group)) != len(group):

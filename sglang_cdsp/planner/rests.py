@@ -60,7 +60,7 @@ def seen_by_rest(
 
     On its own instances the rest keeps its place in the order, so only what stands before it
     counts. It may join others only where nothing waits that was bound later: the two could wait
-    for each other.
+    for each other. It stays where its history is, whether anything else is planned there or not.
 
     Args:
         seen: the pool with that plan.
@@ -76,7 +76,10 @@ def seen_by_rest(
     for i in placed.group:
         free[i] -= placed.slots
     everywhere = seen.up or (True,) * seen.size
-    up = tuple(ok and (i in promised or may_join(i)) for i, ok in enumerate(everywhere))
+    up = tuple(
+        i in placed.group or (ok and (i in promised or may_join(i)))
+        for i, ok in enumerate(everywhere)
+    )
     return replace(seen, queue_s=tuple(queue), free_tokens=tuple(free), up=up)
 
 

@@ -7,6 +7,7 @@ tokens; instances are numbered 0..n-1 and node k holds instances [k * instances_
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Considered:
 
     `instance_seconds` is what the plan takes from the pool: over the last group, the time from
     when each instance would have been free until the plan's end (a member is
-    busy until the request ends).
+    busy until the request ends). `reused` is as in `Plan`.
     """
 
     chunks: tuple[PlannedChunk, ...]
@@ -58,6 +59,7 @@ class Considered:
     instance_seconds: float
     chosen: bool
     reason: str
+    reused: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON types."""
@@ -67,6 +69,7 @@ class Considered:
             "instance_seconds": self.instance_seconds,
             "chosen": self.chosen,
             "reason": self.reason,
+            "reused": self.reused,
         }
 
 
@@ -78,7 +81,10 @@ class Plan:
     that do not compute it); `considered` is filled only when an explanation was asked for.
     `passes`: its one chunk runs between the layers of what runs on its group (`Passable`), which
     goes on afterwards; it stands in no queue. `replanned`: why this is not the plan that the
-    prompt was bound with, "" if it is.
+    prompt was bound with, "" if it is. `reused`: cached tokens in front of its first chunk, which
+    its home has; they are not computed. `cached`: the most tokens that any instance had cached of
+    the prompt, as far as it might be reused. `choice`: why it starts from those or not, "" where
+    there was nothing to choose.
     """
 
     chunks: tuple[PlannedChunk, ...]
@@ -88,6 +94,9 @@ class Plan:
     considered: tuple[Considered, ...] = ()
     passes: bool = False
     replanned: str = ""
+    reused: int = 0
+    cached: int = 0
+    choice: str = ""
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -103,6 +112,11 @@ class Plan:
     def placement(self) -> Placement:
         """The plan without its times."""
         return tuple((chunk.tokens, chunk.instances) for chunk in self.chunks)
+
+    def before(self, chunk: int) -> Placement:
+        """What lies in front of its chunk number `chunk`: the cached prefix, then other chunks."""
+        cached = ((self.reused, (self.home,)),) if self.reused else ()
+        return cached + tuple((c.tokens, c.instances) for c in self.chunks[:chunk])
 
     @property
     def tokens(self) -> int:
@@ -122,6 +136,9 @@ class Plan:
             "single_chunk_ttft_s": self.single_chunk_ttft_s,
             "passes": self.passes,
             "replanned": self.replanned,
+            "reused": self.reused,
+            "cached": self.cached,
+            "choice": self.choice,
             "chunks": [chunk.to_dict() for chunk in self.chunks],
             "considered": [candidate.to_dict() for candidate in self.considered],
         }
@@ -156,6 +173,23 @@ class PromptView:
             )
         if len(set(self.history_instances)) != len(self.history_instances):
             raise PoolViewError(f"prompt {self.rid}: history_instances repeats an instance")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPrefix:
+    """An instance that has the first `tokens` tokens of a prompt cached, in whole pages.
+
+    At least one token of the prompt is left to compute. `home_tokens`: KV slots that the instance
+    needs of the prompt in the end, cached ones included, if that decodes there; 0 if it does not.
+    """
+
+    instance: int
+    tokens: int
+    home_tokens: int = 0
+
+
+PrefixSource = Callable[[str], tuple[HeldPrefix, ...]]
+"""Who has what of a prompt that waits, by request id, as it is now; the longest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,10 @@ def after_plan(pool: PoolView, plan: Plan, prompt: PromptView, page_size: int) -
         rings = tuple(r for r in rings if set(r.instances).isdisjoint(plan.instances))
     free = pool.free_tokens
     if free is not None:
-        demand = kv_demand(
-            plan.placement, page_size, prompt.history_tokens, prompt.history_instances
-        )
+        history, holders = prompt.history_tokens, prompt.history_instances
+        if plan.reused:
+            history, holders = plan.reused, (plan.home,)
+        demand = kv_demand(plan.placement, page_size, history, holders)
         free = tuple(f - demand.get(i, 0) for i, f in enumerate(free))
     return replace(pool, queue_s=tuple(queue), free_tokens=free, passable=rings)
 

@@ -54,9 +54,9 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return MHATokenToKVPool
 
     def get_mla_kv_pool_cls(self) -> type:
-        from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+        from sglang_cdsp.platforms.latent_pool import HostLatentPool
 
-        return MLATokenToKVPool
+        return HostLatentPool
 
     def get_paged_allocator_cls(self) -> type:
         from sglang_cdsp.platforms.allocator import HostPagedAllocator

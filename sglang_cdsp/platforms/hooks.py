@@ -55,6 +55,12 @@ PLATFORM_HOOKS = (
         "decode must not copy the keys and values that it reads",
     ),
     Hook(
+        "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.__init__",
+        "sglang_cdsp.platforms.absorbed:absorb_latents",
+        Kind.BEFORE,
+        "latent rows are read as they are",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler_components.profiler_manager"
         ".SchedulerProfilerManager._profile",
         "sglang_cdsp.platforms.profiling:refuse_device_activities",

@@ -37,6 +37,7 @@ from sglang_cdsp.protocol.seat_orders import (
 )
 from sglang_cdsp.protocol.seat_reports import (
     Answered,
+    CacheChanged,
     GrammarRefused,
     Hello,
     Invitation,
@@ -70,6 +71,7 @@ from sglang_cdsp.protocol.task_reports import (
     WriteLost,
 )
 from sglang_cdsp.protocol.values import (
+    CacheChange,
     LogprobPart,
     LogprobSpec,
     OutputState,
@@ -80,6 +82,8 @@ __all__ = [
     "ORDER_TYPES",
     "Answered",
     "AnyReport",
+    "CacheChange",
+    "CacheChanged",
     "CancelOrder",
     "ChunkDone",
     "DecodeEnded",
@@ -187,6 +191,7 @@ AnyReport = (
     | Streamed
     | Retracted
     | SlotsTaken
+    | CacheChanged
     | GrammarRefused
     | Answered
 )

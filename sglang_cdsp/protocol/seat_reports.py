@@ -5,6 +5,7 @@ from __future__ import annotations
 from sglang_cdsp.protocol.reporting import (
     Report,
 )
+from sglang_cdsp.protocol.values import CacheChange
 
 
 class Hello(Report, frozen=True, kw_only=True):
@@ -55,6 +56,12 @@ class SlotsTaken(Report, frozen=True, kw_only=True):
 
     tokens: int
     step_s: float | None = None
+
+
+class CacheChanged(Report, frozen=True, kw_only=True):
+    """The instance's prefix cache holds other pages, by what happened, in order."""
+
+    changes: list[CacheChange]
 
 
 class GrammarRefused(Report, frozen=True, kw_only=True):

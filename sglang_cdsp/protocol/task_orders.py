@@ -27,6 +27,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         urgency: its place among the chunks that run at once, the largest goes first; alike at all
             members.
         passes: it may start while tasks before it in the order have not ended.
+        reused: tokens in front of the first chunk that home has cached: they are not computed.
     """
 
     seq: int
@@ -39,6 +40,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     logprobs: LogprobSpec | None = None
     urgency: float = 0.0
     passes: bool = False
+    reused: int = 0
 
 
 class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]

@@ -15,12 +15,15 @@ from sglang_cdsp.protocol.values import (
 class Ready(Report, frozen=True, kw_only=True):
     """The instance can start chunk ``chunk`` of ``seq`` at once.
 
-    ``revision`` is that of the plan by which it got ready.
+    ``revision`` is that of the plan by which it got ready. ``found``: tokens of the cached prefix
+    that home found and locked, None elsewhere; with fewer than the plan reuses it cannot start, and
+    holds nothing.
     """
 
     seq: int
     chunk: int
     revision: int = 0
+    found: int | None = None
 
 
 class ChunkDone(Report, frozen=True, kw_only=True):

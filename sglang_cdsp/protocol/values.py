@@ -1,8 +1,20 @@
-"""What several messages carry: output of a request, and log-probabilities of its prompt."""
+"""What several messages carry: output of a request, log-probabilities, changes of a cache."""
 
 from __future__ import annotations
 
 import msgspec
+
+
+class CacheChange(msgspec.Struct, frozen=True):
+    """Something that happened to an instance's prefix cache.
+
+    Attributes:
+        kind: ``"stored"``, ``"removed"`` or ``"cleared"``.
+        pages: names of pages, int64 in this machine's byte order; see ``prefixes/hashes.py``.
+    """
+
+    kind: str
+    pages: bytes = b""
 
 
 class LogprobSpec(msgspec.Struct, frozen=True):

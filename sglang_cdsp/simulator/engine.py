@@ -23,6 +23,7 @@ from sglang_cdsp.simulator.homes import Homes
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.noise import make_noise
 from sglang_cdsp.simulator.prefill import PrefillPool
+from sglang_cdsp.simulator.prefixes import Prefixes
 from sglang_cdsp.simulator.replanning import rebind, rest_of
 from sglang_cdsp.simulator.result import Result
 from sglang_cdsp.simulator.router import DecodeRouter
@@ -57,11 +58,14 @@ def simulate(
         PlannerError: the planner does not take the set-up's options.
     """
     tasks = make_tasks(requests)
+    prefixes = Prefixes(setup) if setup.prefix_cache else None
     options = setup.make_options()
+    if prefixes is not None:
+        options = replace(options, prefixes=prefixes.held)
     made = policy or make_policy(setup.policy, options)
     learner = None if policy else options.correction
     with _paused_collector():
-        return _Run(setup, tasks, made, learner, progress).run()
+        return _Run(setup, tasks, made, learner, progress, prefixes).run()
 
 
 @contextmanager
@@ -87,7 +91,9 @@ class _Run:
         policy: Policy,
         correction: OnlineCorrection | None,
         progress: Progress | None,
+        prefixes: Prefixes | None,
     ) -> None:
+        self._prefixes = prefixes
         self._setup, self._policy, self._progress = setup, policy, progress
         self._correction = correction
         self._agenda = agenda = Agenda()
@@ -102,7 +108,13 @@ class _Run:
         self._homes: Homes | None = None
         if setup.one_server:
             self._homes = Homes(
-                setup, setup.one_server, agenda, self._pool, self._links, self._end_in_pool
+                setup,
+                setup.one_server,
+                agenda,
+                self._pool,
+                self._links,
+                self._end_in_pool,
+                prefixes,
             )
         elif setup.unified:
             self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end_in_pool)
@@ -144,6 +156,9 @@ class _Run:
             decode_peak_slots=tuple(self._router.peak_slots) if self._router else (),
             events=count,
             moved_tokens=self._homes.moved_tokens if self._homes else 0,
+            reused_tokens=self._prefixes.reused_tokens if self._prefixes else 0,
+            cached_tokens=self._prefixes.cached_tokens if self._prefixes else 0,
+            evicted_blocks=self._prefixes.evicted_blocks if self._prefixes else 0,
         )
 
     # -- a request's way --------------------------------------------------------------------
@@ -187,6 +202,8 @@ class _Run:
     def _wait(self, now: float, task: Task) -> None:
         self._changed = True
         self._waiting[task.rid] = task
+        if self._prefixes is not None:
+            self._prefixes.waits(task)
         self._policy.arrive(_prompt(task), now)
 
     def _step(self, now: float) -> None:
@@ -202,7 +219,9 @@ class _Run:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
             # Other instances may be free by now than when it was made.
-            better = self._policy.replan(_prompt(task), settled, view)
+            better = None
+            if self._policy.replans:
+                better = self._policy.replan(_prompt(task), settled, view)
             if not (better and self._settle(now, task, replace(better, replanned=""))):
                 self._settle(now, task, settled)
         moved = False
@@ -215,6 +234,13 @@ class _Run:
             # was bound a moment ago may stand behind those that are passed, with less to spare.
             stale = plan.passes and (moved or not (alone or self._pool.may_pass(now, plan)))
             alone = False
+            if plan.reused:
+                if self._homeless or stale or not self._settle(now, waiting, plan):
+                    # Its holder has no room any more: planned anew, before those behind it.
+                    self._waiting[rid] = waiting
+                    self._policy.take_back(_prompt(waiting), now)
+                    self._changed = True
+                continue
             if self._homeless or stale or not self._settle(now, waiting, plan):
                 self._homeless.append((waiting, plan))
                 self._changed = self._changed or stale
@@ -228,6 +254,9 @@ class _Run:
         if settled is None:
             return False
         self._bound.add(task)
+        if self._prefixes is not None:
+            # Before its slots are promised: they may be those of other prefixes, not of its own.
+            self._prefixes.bound(task, settled)
         self._pool.bind(now, task, settled)
         return True
 
@@ -252,7 +281,8 @@ class _Run:
         """Its KV goes to decode; after the last chunk home has the first token."""
         self._changed = True
         if self._correction:
-            history = sum(before.tokens for before in task.ran[:-1])
+            assert task.plan is not None
+            history = task.plan.reused + sum(before.tokens for before in task.ran[:-1])
             seconds = chunk.end_s - chunk.start_s - task.stood_s[-1] - task.slowed_s[-1]
             self._correction.observe(chunk.sp_size, history, chunk.tokens, seconds)
         assert task.plan is not None

@@ -29,6 +29,7 @@ from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.one_server import OneServer, Role
 from sglang_cdsp.simulator.prefill import PrefillPool
+from sglang_cdsp.simulator.prefixes import Prefixes
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.task import Task
 
@@ -48,8 +49,12 @@ class Homes:
         pool: PrefillPool,
         links: Links,
         ended: Callable[[float, Task], None],
+        prefixes: Prefixes | None = None,
     ) -> None:
-        """`ended(now, task)` hears of last tokens."""
+        """`ended(now, task)` hears of last tokens; `prefixes` keep what homes have computed."""
+        self._prefixes = prefixes
+        if prefixes is not None:
+            prefixes.free, pool.pressed = pool.free, prefixes.press
         self._setup, self._form, self._pool, self._links = setup, form, pool, links
         self._ended = ended
         self._roles = form.of(setup.instances)
@@ -88,9 +93,12 @@ class Homes:
         """The plan with a home that has the room, which is promised; None while there is none."""
         need, group = self._need(task), plan.chunks[0].instances
         free = self._pool.free
+        if plan.reused:  # who has the prefix is home
+            task.decode_instance = plan.home
+            return plan if self._fits(task, plan, plan.home) else None
         if plan.policy == GIVEN:
             home = group[0]
-            if not self._fits(task, plan.placement, home):
+            if not self._fits(task, plan, home):
                 return None
             task.decode_instance = home
             return plan
@@ -113,7 +121,7 @@ class Homes:
             if not roomy:
                 return None
             home, chosen = self._freest(roomy), plan
-        if not self._fits(task, chosen.placement, home):
+        if not self._fits(task, chosen, home):
             return None
         task.decode_instance = home
         return chosen
@@ -197,13 +205,14 @@ class Homes:
         out = plan.chunks[0].instances[0]
         for home in sorted(roomy, key=lambda i: (view.queue_s[i], -free[i] / (1 + self._here[i]))):
             placement = _exchange(plan.placement, out, home)
-            if self._fits(task, placement, home):
-                anew = timed_plan(placement, self._setup.model, view)
-                return home, replace(anew, policy=plan.policy)
+            anew = replace(timed_plan(placement, self._setup.model, view), policy=plan.policy)
+            if self._fits(task, anew, home):
+                return home, anew
         return None
 
-    def _fits(self, task: Task, placement: Placement, home: int) -> bool:
-        demand = kv_demand(placement, self._setup.page_size)
+    def _fits(self, task: Task, plan: Plan, home: int) -> bool:
+        holders = (plan.home,) if plan.reused else ()
+        demand = kv_demand(plan.placement, self._setup.page_size, plan.reused, holders)
         demand[home] = max(demand.get(home, 0), self._need(task))
         return all(slots <= self._pool.free[i] for i, slots in demand.items())
 
@@ -214,6 +223,8 @@ class Homes:
         self._pool.give(now, task, {i: n for i, n in task.slots.items() if i != home})
         task.slots = {home: task.slots[home]}
         task.transferred_s = now
+        if self._prefixes is not None:
+            self._prefixes.computed(task)
         self._here[home] += 1
         if task.request.output_tokens == 1:
             self._end(now, task)
@@ -224,6 +235,8 @@ class Homes:
         assert task.decode_instance is not None
         self._here[task.decode_instance] -= 1
         self._pool.release(now, task)
+        if self._prefixes is not None:
+            self._prefixes.ended(task)
         self._ended(now, task)
 
     def _touched(self, now: float, instances: Iterable[int]) -> None:

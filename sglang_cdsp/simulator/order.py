@@ -136,7 +136,7 @@ def joins(now: float, task: Task, plan: Plan) -> tuple[dict[int, int], list[int]
                 now, task.rid, f"chunk {number}'s group {chunk.instances} lacks earlier members"
             )
         missing.append(len(found) - known)
-    if plan.tokens != task.request.prompt_tokens:
+    if plan.tokens + plan.reused != task.request.prompt_tokens:
         raise InvariantError(
             now, task.rid, f"a plan of {plan.tokens} tokens, not {task.request.prompt_tokens}"
         )

@@ -29,6 +29,7 @@ class Recorded:
     chunk_spans: when each chunk ran, on the clock of the arrivals. end_s: when its last token came,
     on the same clock; None where a decode server had it, or it has only one token. moves: when it
     left an instance after its first token, when it went on at the next, and which that was.
+    reused: tokens in front of the first chunk that its home had cached.
     """
 
     request: Request
@@ -41,6 +42,7 @@ class Recorded:
     chunk_spans: tuple[tuple[float, float], ...] = ()
     end_s: float | None = None
     moves: tuple[tuple[float, float, int], ...] = ()
+    reused: int = 0
 
     @property
     def home(self) -> int:
@@ -168,11 +170,13 @@ def _recorded(record: dict[str, Any]) -> Recorded:
             )
             for move in record.get("moves", ())
         ),
+        int((record.get("prefix") or {}).get("reused_tokens", 0)),
     )
     times = (recorded.ttft_s, *recorded.chunk_s)
     if not all(0 < seconds < math.inf for seconds in times) or not math.isfinite(recorded.bound_s):
         raise ValueError("a time is not above 0")
-    if recorded.request.prompt_tokens != sum(tokens for tokens, _ in recorded.chunks):
+    computed = sum(tokens for tokens, _ in recorded.chunks)
+    if recorded.request.prompt_tokens != recorded.reused + computed or recorded.reused < 0:
         raise ValueError("the chunks are not the prompt")
     if recorded.passes and len(recorded.chunks) > 1:
         raise ValueError("passes with several chunks")

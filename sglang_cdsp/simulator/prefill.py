@@ -11,7 +11,7 @@ short ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -52,6 +52,7 @@ class PrefillPool:
         up: False for instances that decode has taken (the unified form, which sets it).
         order: what is bound to which instance. instances: what runs there.
         peak_slots: most KV slots ever promised, per instance.
+        pressed: hears of an instance whose slots were promised.
         demand: what a task is promised instead of what its plan needs by itself (one server).
         running: what decodes on each instance, for the policy (one server).
     """
@@ -71,6 +72,7 @@ class PrefillPool:
         )
         self.demand: Callable[[Task, Mapping[int, int]], Mapping[int, int]] | None = None
         self.running: Callable[[], tuple[Running, ...]] | None = None
+        self.pressed: Callable[[int], None] | None = None
         self._passing_until = [0.0] * n
         self._bound = 0
 
@@ -177,6 +179,8 @@ class PrefillPool:
             held = self.capacity[i] - free
             if held > self.peak_slots[i]:
                 self.peak_slots[i] = held
+            if self.pressed is not None:
+                self.pressed(i)
 
     def give(self, now: float, task: Task, slots: Mapping[int, int]) -> None:
         """Slots are free again, per instance."""
@@ -197,7 +201,8 @@ class PrefillPool:
             raise InvariantError(now, rid, f"the pool is not empty at the end: free {self.free}")
 
     def _promise(self, now: float, task: Task, plan: Plan) -> None:
-        slots = kv_demand(plan.placement, self._setup.page_size)
+        holders = (plan.home,) if plan.reused else ()
+        slots = kv_demand(plan.placement, self._setup.page_size, plan.reused, holders)
         task.slots = self.demand(task, slots) if self.demand else slots
         self.take(now, task, task.slots)
 
@@ -281,15 +286,17 @@ class PrefillPool:
 
     def _seconds(self, task: Task, chunk: PlannedChunk) -> float:
         """What the chunk really takes."""
-        return self._believed_s(task.ran, chunk) * self._noise(task.order, task.chunk)
+        assert task.plan is not None
+        history = task.plan.reused + sum(before.tokens for before in task.ran)
+        return self._believed_s(history, chunk) * self._noise(task.order, task.chunk)
 
-    def _believed_s(self, ran: Sequence[PlannedChunk], chunk: PlannedChunk) -> float:
+    def _believed_s(self, history: int, chunk: PlannedChunk) -> float:
         """The true model's time, more if the group straddles nodes."""
         size = len(chunk.instances)
         row = self._rows.get(size)
         if row is None:
             row = self._rows[size] = self._model.coefficients(size)
-        seconds = row.predict(sum(before.tokens for before in ran), chunk.tokens)
+        seconds = row.predict(history, chunk.tokens)
         cost = self._setup.straddle_cost
         if cost and straddles(chunk.instances, self._setup.instances_per_node):
             seconds *= 1 + cost

@@ -47,11 +47,20 @@ def rebind(now: float, task: Task, pool: PrefillPool, plan: Plan, page_size: int
         for c in task.ran
     )
     rest = moved(plan.chunks, now - task.bound_s)
-    whole = replace(plan, chunks=ran + rest, ttft_s=rest[-1].end_s)
+    whole = replace(
+        task.plan,
+        chunks=ran + rest,
+        ttft_s=rest[-1].end_s,
+        policy=plan.policy,
+        replanned=plan.replanned,
+        passes=plan.passes,
+    )
     task.replanned += 1
     slots = _placed(task, page_size).with_rest(plan.placement, page_size)
     pool.rebind(now, task, whole, slots)
 
 
 def _placed(task: Task, page_size: int) -> Placed:
-    return Placed.after(tuple((c.tokens, c.instances) for c in task.ran), page_size)
+    assert task.plan is not None
+    ran = tuple((c.tokens, c.instances) for c in task.ran)
+    return Placed.after(task.plan.before(0) + ran, page_size)

@@ -90,6 +90,7 @@ class RecordedPolicy(Policy):
         """``model`` times the plans; it never decides anything."""
         self._order = deque(sorted(recorded, key=lambda r: r.bound_s))
         self._chunks = {r.request.rid: r.chunks for r in self._order}
+        self._reused = {r.request.rid: r.reused for r in self._order}
         self._passing = {r.request.rid for r in self._order if r.passes}
         self._model, self._page_size = model, page_size
         self._waiting: dict[str, PromptView] = {}
@@ -123,10 +124,12 @@ class RecordedPolicy(Policy):
         return True
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
-        chunks = self._chunks[prompt.rid]
-        if pool.free_tokens is not None and not fits(chunks, pool.free_tokens, self._page_size):
+        chunks, reused = self._chunks[prompt.rid], self._reused[prompt.rid]
+        holders = (chunks[0][1][0],) if reused else ()
+        free, page = pool.free_tokens, self._page_size
+        if free is not None and not fits(chunks, free, page, reused, holders):
             return None
-        plan = timed_plan(chunks, self._model, pool)
+        plan = replace(timed_plan(chunks, self._model, pool, reused), reused=reused)
         return self._passing_plan(plan, pool) if prompt.rid in self._passing else plan
 
     def _passing_plan(self, plan: Plan, pool: PoolView) -> Plan:
@@ -224,7 +227,7 @@ def chunk_errors(
     """
     errors = []
     for r in recorded:
-        history = 0
+        history = r.reused
         for number, ((tokens, group), real_s) in enumerate(zip(r.chunks, r.chunk_s, strict=True)):
             own_s = real_s
             if decode_share:

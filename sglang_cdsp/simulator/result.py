@@ -17,7 +17,8 @@ class Result:
     decode_busy_s, decode_peak_slots: per decode instance; in the unified form decode_busy_s is per
     instance of the pool and decode_peak_slots is empty; so in one server. events: how many were
     simulated. moved_tokens: prompt tokens whose KV went to a home outside the group that prefilled
-    it (one server).
+    it (one server). reused_tokens: prompt tokens that were cached and not computed. cached_tokens:
+    those that some instance had when their request was bound. evicted_blocks: of the caches.
     """
 
     setup: Setup
@@ -29,6 +30,9 @@ class Result:
     decode_peak_slots: tuple[int, ...]
     events: int
     moved_tokens: int = 0
+    reused_tokens: int = 0
+    cached_tokens: int = 0
+    evicted_blocks: int = 0
 
     @property
     def idle_fraction(self) -> float:

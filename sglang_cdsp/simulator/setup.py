@@ -71,6 +71,8 @@ class Setup:
         one_server: the one-server form of this package; None for a pool before decode instances.
             `decode` is then the time model of one instance, and decode_instances, decode_kv_tokens
             and reserve_at_arrival are unused.
+        prefix_cache: instances of one server keep what they have computed, and plans reuse it.
+        cache_block: tokens of a block of `Request.blocks`.
     """
 
     policy: str = DEFAULT_POLICY
@@ -100,6 +102,8 @@ class Setup:
     unified: bool = False
     unified_merge: bool = False
     one_server: OneServer | None = None
+    prefix_cache: bool = False
+    cache_block: int = 512
 
     def __post_init__(self) -> None:
         for name in (
@@ -125,6 +129,15 @@ class Setup:
                 raise SetupError(
                     f"one_server has roles of {given} instances, the pool has {self.instances}"
                 )
+        if self.prefix_cache and not self.one_server:
+            raise SetupError(
+                "prefix_cache needs one_server: in the other forms KV leaves the instances"
+            )
+        if self.cache_block < 1 or self.cache_block % self.page_size:
+            raise SetupError(
+                f"cache_block is {self.cache_block}; it must be a multiple of the page size "
+                f"{self.page_size}"
+            )
         if self.unified and self.policy != "loongserve":
             raise SetupError(
                 f"policy {self.policy!r} cannot be unified: only loongserve decodes on prefill "

@@ -88,6 +88,8 @@ class Task:
             passed=self.plan is not None and self.plan.passes,
             stood_s=tuple(self.stood_s) if any(self.stood_s) else (),
             replanned=self.replanned,
+            reused=self.plan.reused if self.plan is not None else 0,
+            cached=self.plan.cached if self.plan is not None else 0,
         )
 
 

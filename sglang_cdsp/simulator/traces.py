@@ -2,13 +2,14 @@
 
 | format | lines | times |
 |---|---|---|
-| Mooncake | JSON objects: `timestamp`, `input_length`, `output_length` | ms |
-| own | JSON objects: `arrival_s`, `prompt_tokens`, `output_tokens`, optionally `rid` | s |
+| Mooncake | JSON objects: `timestamp`, `input_length`, `output_length`, `hash_ids` | ms |
+| own | JSON objects: `arrival_s`, `prompt_tokens`, `output_tokens`; may have `rid`, `blocks` | s |
 | Azure | CSV: `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` | date and time |
 | ServeGen | CSV: `timestamp_s`, `input_tokens`, `output_tokens` | s |
 
-Other fields and columns are ignored. Requests come back in order of arrival, the first at 0 s. An
-output of 0 tokens counts as 1: prefill samples one in any case.
+`hash_ids` and `blocks` are `Request.blocks`, and may be missing. Other fields and columns are
+ignored. Requests come back in order of arrival, the first at 0 s. An output of 0 tokens counts as
+1: prefill samples one in any case.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Format:
     prompt: str
     output: str
     seconds: Callable[[Any], float]
+    blocks: str = ""
 
     @property
     def fields(self) -> tuple[str, str, str]:
@@ -66,11 +68,14 @@ class Format:
             raise ValueError(f"{self.time} is {row[self.time]!r}, not a time")
         prompt = _count(row, self.prompt, 1)
         output = max(1, _count(row, self.output, 0))
-        return Request(str(row.get("rid", index)), arrival, prompt, output)
+        blocks = _blocks(row.get(self.blocks)) if self.blocks else ()
+        return Request(str(row.get("rid", index)), arrival, prompt, output, blocks)
 
 
-MOONCAKE = Format("timestamp", "input_length", "output_length", lambda value: float(value) / 1000)
-OWN = Format("arrival_s", "prompt_tokens", "output_tokens", float)
+MOONCAKE = Format(
+    "timestamp", "input_length", "output_length", lambda value: float(value) / 1000, "hash_ids"
+)
+OWN = Format("arrival_s", "prompt_tokens", "output_tokens", float, "blocks")
 AZURE = Format("TIMESTAMP", "ContextTokens", "GeneratedTokens", _date_s)
 SERVEGEN = Format("timestamp_s", "input_tokens", "output_tokens", float)
 
@@ -154,3 +159,13 @@ def _count(row: Mapping[str, Any], name: str, least: int) -> int:
     if not fits or float(value) != count or isinstance(value, bool):
         raise ValueError(f"{name} is {repr(value)[:40]}, not an integer from {least} to 2^40")
     return count
+
+
+def _blocks(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(
+        isinstance(name, int) and not isinstance(name, bool) for name in value
+    ):
+        raise ValueError("blocks are not a list of integers")
+    return tuple(value)

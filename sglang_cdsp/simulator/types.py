@@ -12,12 +12,17 @@ TokenGaps = tuple[tuple[float, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a workload; `output_tokens` counts the first token, so it is at least 1."""
+    """One request of a workload; `output_tokens` counts the first token, so it is at least 1.
+
+    `blocks` name its prompt's whole blocks of tokens, and may go on with its answer's. A name
+    stands for all tokens up to the block's end: requests that share one share all before it.
+    """
 
     rid: str
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    blocks: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,8 @@ class Record:
     reaches from home's token to decode's first and so contains the KV transfer. error: why it
     failed, "" if not. passed: it ran between the layers of others. stood_s: seconds that each of
     its chunks stood still for prompts that passed; empty if none did. replanned: how often the
-    rest of it got another plan.
+    rest of it got another plan. reused: cached prompt tokens that were not computed. cached: those
+    that some instance had when it was bound.
     """
 
     request: Request
@@ -46,6 +52,8 @@ class Record:
     passed: bool = False
     stood_s: tuple[float, ...] = ()
     replanned: int = 0
+    reused: int = 0
+    cached: int = 0
 
     @property
     def ttft_s(self) -> float | None:

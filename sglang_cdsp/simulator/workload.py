@@ -76,8 +76,15 @@ def at_speed(requests: Iterable[Request], speed: float) -> tuple[Request, ...]:
 
 
 def merged(**sources: Iterable[Request]) -> tuple[Request, ...]:
-    """All requests in order of arrival; their ids start with their source's name."""
-    named = (replace(r, rid=f"{name}-{r.rid}") for name in sources for r in sources[name])
+    """All requests in order of arrival; their ids start with their source's name.
+
+    Blocks of different sources have nothing in common.
+    """
+    named = (
+        replace(r, rid=f"{name}-{r.rid}", blocks=tuple((b << 8) + number for b in r.blocks))
+        for number, name in enumerate(sources)
+        for r in sources[name]
+    )
     return tuple(sorted(named, key=lambda r: r.arrival_s))
 
 

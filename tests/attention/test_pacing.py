@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from sglang_cdsp.attention import backend
 from sglang_cdsp.attention.backend import ShardAttention
+from sglang_cdsp.attention.families import grouped
 from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.partial import reference_attention
@@ -172,7 +172,7 @@ def test_steps_are_worked_out_once_for_layers_of_one_shape(
         made.append(shape)
         return ring_of(layout, shape)
 
-    monkeypatch.setattr(backend, "ring_of", counted)
+    monkeypatch.setattr(grouped, "ring_of", counted)
     case = RingCase(group=(0, 1), history=0, tokens=40)
     lanes = thread_lanes(2)
     calls: list[object] = []

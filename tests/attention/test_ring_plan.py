@@ -70,9 +70,9 @@ class Instance:
         held = self.slots[rows_of(spread.held[me])]
 
         def start_layer(index: int):  # type: ignore[no-untyped-def]
-            keys, values = self.pools[index]
+            buffers = tuple(self.pools[index])
             return start_moves(
-                keys, values, spread.moves, me, lambda s: self.slots[s.start : s.stop], self.lane
+                buffers, spread.moves, me, lambda s: self.slots[s.start : s.stop], self.lane
             )
 
         outs = []

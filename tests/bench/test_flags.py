@@ -47,6 +47,7 @@ CASES = [
     ("servers.fidelity", (*FIDELITY, "--rate", "0"), "not from 0.001"),
     ("servers.ttft", ("--out", "/proc/none/out"), "--out"),
     ("servers.ttft", ("--tokens", "1000000"), "not from 2"),
+    ("servers.ttft", ("--family", "gpt-5"), "invalid choice"),
     ("servers.trees", (), "--other"),
     ("servers.trees", ("--other", "/proc/none"), "no folder sglang_cdsp"),
     ("servers.trees", ("--other", ".", "--sizes", "90000"), "at most 40000"),

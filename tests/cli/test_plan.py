@@ -21,6 +21,8 @@ def test_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:
         "policy",
         "ttft_s",
         "single_chunk_ttft_s",
+        "reused",
+        "choice",
         "chunks",
         "planning_us",
         "considered",
@@ -132,3 +134,33 @@ def test_a_malformed_model_file_is_named(
     assert status == 2
     assert err.count("\n") == 1
     assert f"{path}: SP 1: coefficient b is None" in err
+
+
+CACHED = ("plan", "--tokens", "40000", "--queue", "0,0,0.05,0", "--policy", "cdsp")
+
+
+def test_a_plan_may_start_from_what_is_cached(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, *CACHED, "--cached", "2:32000,0:16000")
+    assert status == 0
+    assert "32000 cached tokens on instance 2; " in out
+    assert "(32000 cached) " in out
+    status, out, _ = call(capsys, *CACHED, "--cached", "2:32000", "--json")
+    plan = json.loads(out)
+    assert plan["reused"] == 32_000
+    assert plan["chunks"][0]["instances"][0] == 2
+
+
+@pytest.mark.parametrize(
+    ("cached", "error"),
+    [
+        ("2", "'2' is no cached prefix"),
+        ("9:100", "--cached: 9 is not one of the 4 instances"),
+        ("2:40000", "leave at least one token"),
+    ],
+)
+def test_cached_prefixes_that_are_none(
+    capsys: pytest.CaptureFixture[str], cached: str, error: str
+) -> None:
+    status, _, err = call(capsys, *CACHED, "--cached", cached)
+    assert status == 2
+    assert error in err

@@ -173,15 +173,18 @@ def test_one_file_for_two_outputs(
     st.lists(st.integers(1, 16), min_size=1, max_size=3, unique=True),
     st.integers(1, 20_000),
     st.integers(1, 20),
+    st.booleans(),
 )
-def test_what_passes_the_trial_can_be_fitted(sizes: list[int], longest: int, steps: int) -> None:
+def test_what_passes_the_trial_can_be_fitted(
+    sizes: list[int], longest: int, steps: int, expands: bool
+) -> None:
     try:
-        check_fit(sorted(sizes), longest, steps)
+        check_fit(sorted(sizes), longest, steps, expands=expands)
     except ProfileError:
         return
     points = [p for c in chains(sorted(sizes), longest, steps) for p in c.points().values()]
     found = {p: [0.5 + (i % 7) / 10] for i, p in enumerate(points)}  # any times will do
-    model, _ = fit_model(typical(found), model="m", device="d")
+    model, _ = fit_model(typical(found), model="m", device="d", expands=expands)
     assert model.sp_sizes == tuple(sorted(sizes))
 
 

@@ -160,7 +160,9 @@ ROWS = (
         ),
     ),
     row(
-        "attention.backend attention.layer_check engine.shard_runner engine.plain_model",
+        "attention.backend attention.layer_check attention.families.types "
+        "attention.families.claims attention.families.grouped attention.families.window "
+        "attention.families.latent engine.call_keywords",
         "what is read of an attention layer",
         Attributes(
             RADIX,

@@ -174,7 +174,7 @@ ROWS = (
         Signature("sglang.srt.managers.utils", "is_health_check_generate_req", ("recv_req",)),
     ),
     row(
-        "controller.controller",
+        "controller.controller controller.prefixes.pool",
         "requests without a decode server",
         Value(UTILS, "FAKE_BOOTSTRAP_HOST", "'2.2.2.2'"),
     ),

@@ -9,6 +9,7 @@ from tests.contract import (
     controller_rows,
     decode_limit_rows,
     decode_rows,
+    family_rows,
     forward_rows,
     joining_rows,
     message_rows,
@@ -17,6 +18,7 @@ from tests.contract import (
     number_rows,
     platform_rows,
     plugin_rows,
+    prefix_rows,
     req_state_rows,
     request_rows,
     scheduler_rows,
@@ -29,6 +31,7 @@ from tests.contract.row import Row
 SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("The scheduler and the chunk engine", (*scheduler_rows.ROWS, *request_rows.ROWS)),
     ("Computed prompts in SGLang's running batch", joining_rows.ROWS),
+    ("Cached prefixes that plans start from", prefix_rows.ROWS),
     ("Requests that go on at another instance", req_state_rows.ROWS),
     (
         "The pool controller, its messages and the plugin",
@@ -40,7 +43,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
         (*transfer_rows.ROWS, *decode_rows.ROWS, *decode_limit_rows.ROWS),
     ),
     ("KV transfer over Mooncake", (*mooncake_rows.ROWS, *mooncake_decode_rows.ROWS)),
-    ("A shard's forward and its attention", forward_rows.ROWS),
+    ("A shard's forward and its attention", (*forward_rows.ROWS, *family_rows.ROWS)),
     ("Processes that watch each other", watch_rows.ROWS),
     ("SGLang's own numbers", number_rows.ROWS),
     ("Control endpoints and messages", control_rows.ROWS),

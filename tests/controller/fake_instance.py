@@ -120,6 +120,9 @@ class FakeInstance:
             chunk = head.next_chunk
             name = f"{self.me} is ready for chunk {chunk} of {head.seq}"
             yield Move(name, partial(self._announce, head))
+            if head.starts_from_cache(self.me):
+                name = f"{self.me} misses the prefix of {head.seq}"
+                yield Move(name, partial(self._miss, head), fault=True)
             if head.prepared != chunk:
                 short = partial(self._fail, head, "out of slots")
                 yield Move(f"{self.me} cannot prepare {head.seq}", short, fault=True)
@@ -275,14 +278,26 @@ class FakeInstance:
         return task.need(self.me, self.pool.page_size)
 
     def _announce(self, task: FakeTask) -> None:
-        chunk = task.next_chunk
+        chunk, found = task.next_chunk, None
+        if task.starts_from_cache(self.me):
+            # Its lock takes the slots from the cache, which counts as free.
+            found, task.matched = task.reused, True
+            self._take(found)
+            task.held += found
         if task.prepared != chunk:
             need = self._need(task)
             self._take(need)
             task.held += need
             task.prepared = chunk
         task.announced = True
-        self._say(0, Ready, seq=task.seq, chunk=chunk, revision=task.revision)
+        self._say(0, Ready, seq=task.seq, chunk=chunk, revision=task.revision, found=found)
+
+    def _miss(self, task: FakeTask) -> None:
+        """Less is cached than the plan reuses: nothing is held, and nothing can start."""
+        task.announced = True
+        found = task.reused - self.pool.page_size
+        chunk, revision = task.next_chunk, task.revision
+        self._say(0, Ready, seq=task.seq, chunk=chunk, revision=revision, found=found)
 
     def _end(self, task: FakeTask, *, fails: bool = False) -> None:
         """The chunk is over here."""
@@ -300,7 +315,7 @@ class FakeInstance:
             for rank in range(self.pool.tp_size):
                 self.pool.decode_written(task.room, rank)
                 task.writes[rank] += 1
-        leaving = [move.span for move in layout.moves if move.src == self.me]
+        leaving = task.own([m.span for m in layout.moves if m.src == self.me], self.me)
         if leaving:
             freed = padded_tokens(leaving, self.pool.page_size)
             task.held -= freed

@@ -20,6 +20,7 @@ from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.controller.lifecycle import NO_LIMITS, Lifecycle
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.planning import make_planning
+from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
@@ -66,6 +67,10 @@ class FakePool:
     """
 
     make_instance: Callable[..., FakeInstance] = FakeInstance
+
+    def make_prefixes(self, size: int, page_size: int) -> PoolPrefixes | None:
+        """What is cached where; nothing is, in most pools."""
+        return None
 
     def __init__(
         self,
@@ -122,7 +127,13 @@ class FakePool:
         )
         sizes = tuple(s for s in (1, 2, 4) if s <= size)
         args = CdspArgs(policy=policy, min_chunk=min_chunk, preempt_budget=PREEMPT_BUDGET)
-        self.planning = planning = make_planning(args, builtin_model(), sizes, page_size)
+        self.planning = planning = make_planning(
+            args,
+            builtin_model(),
+            sizes,
+            page_size,
+            prefixes=self.make_prefixes(size, page_size),
+        )
         self.policy = planning.policy.policy
         self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
         self.lifecycle = Lifecycle(
@@ -322,8 +333,10 @@ class FakePool:
         assert request.seq > self._last_seq, "sequence numbers strictly increase"
         self._last_seq = request.seq
         chunks = [(chunk.tokens, chunk.instances) for chunk in plan.chunks]
-        assert sum(tokens for tokens, _ in chunks) == request.tokens
-        slots = self._demand(request, kv_demand(chunks, self.page_size), chunks[0][1][0])
+        assert sum(tokens for tokens, _ in chunks) + plan.reused == request.tokens
+        holders = (plan.home,) if plan.reused else ()
+        needed = kv_demand(chunks, self.page_size, plan.reused, holders)
+        slots = self._demand(request, needed, plan.home)
         self._promise(request, slots)
         for me in plan.instances:
             instance = self.instances[me]
@@ -361,7 +374,7 @@ class FakePool:
 
     def _layouts(self, request: PoolRequest) -> tuple[ChunkLayout, ...]:
         assert request.plan is not None
-        return plan_layout(request.plan.placement, self.page_size)
+        return plan_layout(request.plan.placement, self.page_size, request.plan.reused)
 
     def _introduce(self, request: PoolRequest, me: int) -> None:
         """An instance gets a plan that it knew nothing of."""
@@ -376,6 +389,7 @@ class FakePool:
             first,
             request.revision,
             request.plan.passes,
+            reused=request.plan.reused,
         )
         self.instances[me].order(partial(self.instances[me].on_plan, task))
 
@@ -396,8 +410,9 @@ class FakePool:
         assert request.seq not in self._dropped
         assert self._chunks_started[request.seq] == ran
         assert plan.chunks[:ran] == before.chunks[:ran]
-        assert plan.tokens == request.tokens
-        placed = Placed.after(plan.placement[:ran], self.page_size)
+        assert plan.tokens + plan.reused == request.tokens
+        assert plan.reused == before.reused
+        placed = Placed.after(plan.before(ran), self.page_size)
         slots = placed.with_rest(plan.placement[ran:], self.page_size)
         assert set(placed.group) <= set(slots) == set(plan.instances)
         self._promise(request, self._demand(request, slots, plan.home))

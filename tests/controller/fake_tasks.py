@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
+from sglang_cdsp.parallel.spans import Span
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class FakeTask:
     error: str = ""  # alike on all ranks
     lost: dict[int, str] = field(default_factory=dict)  # by rank
     held: int = 0
+    reused: int = 0
+    matched: bool = False
     writes: Counter[int] = field(default_factory=Counter)
     drained: set[int] = field(default_factory=set)
 
@@ -59,7 +62,16 @@ class FakeTask:
         """Slots that a member takes before its next chunk."""
         layout = self.layouts[self.next_chunk]
         incoming = [move.span for move in layout.moves if move.dst == me]
-        return padded_tokens([*incoming, *layout.shard(me)], page_size)
+        return padded_tokens(self.own([*incoming, *layout.shard(me)], me), page_size)
+
+    def own(self, spans: Sequence[Span], me: int) -> list[Span]:
+        """What of some spans takes slots of a member's own: at home not what it has cached."""
+        first = self.reused if me == self.home else 0
+        return [Span(max(span.start, first), span.stop) for span in spans if span.stop > first]
+
+    def starts_from_cache(self, me: int) -> bool:
+        """Whether a member is to look for the plan's cached prefix first."""
+        return bool(self.reused) and not self.matched and me == self.home
 
     @property
     def home(self) -> int:

@@ -332,7 +332,8 @@ class DecodingInstance(FakeInstance):
     def _need(self, task: FakeTask) -> int:
         need = super()._need(task)
         if self._decodes(task) and task.final:
-            gathered = [move.span for move in moves_to_home(task.layouts[task.next_chunk])]
+            layout = task.layouts[task.next_chunk]
+            gathered = [move.span for move in moves_to_home(layout, task.reused)]
             need += padded_tokens(gathered, self.pool.page_size)
         return need
 
@@ -341,7 +342,8 @@ class DecodingInstance(FakeInstance):
         if final and not fails:
             # What would leave stays, and belongs to the request from now on.
             moves = task.layouts[task.next_chunk].moves
-            kept = padded_tokens([m.span for m in moves if m.src == self.me], self.pool.page_size)
+            leaving = task.own([m.span for m in moves if m.src == self.me], self.me)
+            kept = padded_tokens(leaving, self.pool.page_size)
             task.held += kept
             self.used += kept
         super()._end(task, fails=fails)

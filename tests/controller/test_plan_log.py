@@ -50,6 +50,7 @@ def test_times_count_from_the_arrival() -> None:
                 "passed_s": 0.0,
             },
         ],
+        "prefix": {"cached_tokens": 0, "reused_tokens": 0, "choice": "", "missed": False},
         "recalls": 0,
         "resumed_tokens": 0,
         "lost_instances": [],

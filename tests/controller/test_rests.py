@@ -105,6 +105,20 @@ def test_what_is_asked() -> None:
     assert view.free_tokens == (99_000, 96_500, 100_000, 100_000)
 
 
+def test_a_rest_stays_where_its_history_is_though_that_seat_drains(pool: FakePool) -> None:
+    told = Told(pool)
+    told.rests["r1"] = [((36, (0, 2, 3)),)]
+    (request,) = told.start()
+    pool.lifecycle.on_seat_draining(0)
+    pool.lifecycle.on_seat_draining(1)
+    pool.settle()
+    ((_, _, view),) = told.asked
+    assert view.up == (True, False, True, True)
+    assert not pool.planning.policy.error
+    assert [chunk.instances for chunk in request.replans[0].after] == [(0, 2, 3)]
+    assert request.outcome == "finished"
+
+
 def test_a_policy_is_asked_once_a_chunk_that_ended(pool: FakePool) -> None:
     told = Told(pool, {"r1": ((16, (0,)), (16, (0,)), (16, (0, 1)), (16, (0, 1)))})
     (request,) = told.start()

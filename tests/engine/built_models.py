@@ -36,6 +36,64 @@ WINDOW = {
     "sliding_window": 16,
     "rope_scaling": None,
 }
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "q_lora_rank": 24,
+    "rope_parameters": YARN,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_layer_freq": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+GEMMA: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 16,
+}
+GEMMA4: dict[str, Any] = {
+    "global_head_dim": 8,
+    "num_global_key_value_heads": 2,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": False,
+    "enable_moe_block": False,
+}
+EXAONE4: dict[str, Any] = {
+    "sliding_window": 16,
+    "sliding_window_pattern": "LLG",
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+AROUND_GEMMA: dict[str, Any] = {
+    "text_config": {**SHAPE, **GEMMA},
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+}
 # A name, the architecture, its configuration's class, and what it has beside the shape.
 MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("llama", "LlamaForCausalLM", "LlamaConfig", {}),
@@ -54,6 +112,24 @@ MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         {"num_experts": 4, "moe_intermediate_size": 16},
     ),
     ("olmo2 with a window", "Olmo2ForCausalLM", "Olmo2Config", WINDOW),
+    ("deepseek v2", "DeepseekV2ForCausalLM", "DeepseekV2Config", {**LATENT, "q_lora_rank": None}),
+    ("deepseek v3", "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT),
+    ("glm 4.7 flash", "Glm4MoeLiteForCausalLM", "Glm4MoeLiteConfig", LATENT),
+    ("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA),
+    ("gemma3's text", "Gemma3ForConditionalGeneration", "Gemma3Config", AROUND_GEMMA),
+    ("gemma4", "Gemma4ForCausalLM", "Gemma4TextConfig", {**GEMMA, **GEMMA4}),
+    (
+        "gpt-oss",
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "swiglu_limit": 7.0,
+        },
+    ),
+    ("exaone4", "Exaone4ForCausalLM", "Exaone4Config", EXAONE4),
     (
         "gemma2",
         "Gemma2ForCausalLM",

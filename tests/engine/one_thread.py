@@ -27,6 +27,7 @@ from sglang_cdsp.parallel.links.types import LinkShape
 from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
+from tests.engine.family_models import Kind
 from tests.engine.plans import Chunks
 
 INSTANCES, LAYERS = 3, 2
@@ -112,13 +113,21 @@ class Instance:
     """One instance of one rank, with its slots, KV, links, coroutines and runner."""
 
     def __init__(
-        self, number: int, page: int, board: Switchboard, shake: random.Random, *, shared: bool
+        self,
+        number: int,
+        page: int,
+        board: Switchboard,
+        shake: random.Random,
+        *,
+        shared: bool,
+        kind: Kind | None = None,
     ) -> None:
         self.number = number
         self.allocator = StrictAllocator(LONGEST * 4 // page, page)
-        self.pool = Pool(LONGEST * 4 + 2 * page)
+        slots = LONGEST * 4 + 2 * page
+        self.pool: Any = kind.pool(slots) if kind else Pool(slots)
         model_runner = SimpleNamespace(
-            model=Model(shared=shared),
+            model=kind.model() if kind else Model(shared=shared),
             device="cpu",
             dtype=torch.float32,
             token_to_kv_pool=self.pool,
@@ -192,10 +201,14 @@ class Instance:
         return self.outputs.pop(task.seq)
 
 
-def pool_of(page: int, seed: int, *, shared: bool = False) -> list[Instance]:
+def pool_of(
+    page: int, seed: int, *, shared: bool = False, kind: Kind | None = None
+) -> list[Instance]:
     board = Switchboard()
     shake = random.Random(seed)
-    instances = [Instance(i, page, board, shake, shared=shared) for i in range(INSTANCES)]
+    instances = [
+        Instance(i, page, board, shake, shared=shared, kind=kind) for i in range(INSTANCES)
+    ]
     said = {(i.number, j): i.hub.invite(j) for i in instances for j in range(INSTANCES)
             if j != i.number}  # fmt: skip
     for (me, other), invitation in said.items():
@@ -218,14 +231,14 @@ def task_on(instance: Instance, seq: int, chunks: Chunks, page: int) -> ChunkTas
 
 
 def run_plan(
-    chunks: Chunks, page: int, seed: int, *, gathers: bool = True
+    chunks: Chunks, page: int, seed: int, *, gathers: bool = True, kind: Kind | None = None
 ) -> tuple[list[Instance], list[ChunkTask]]:
     """Run a plan alone, members in a drawn order; with ``gathers`` home ends with all KV.
 
     A chunk's serial is its number and one.
     """
     draw = random.Random(seed)
-    instances = pool_of(page, seed)
+    instances = pool_of(page, seed, kind=kind)
     tasks = [task_on(instance, 0, chunks, page) for instance in instances]
     for number, (_, group) in enumerate(chunks):
         order = GoOrder(seq=0, chunk=number, lane=0, serial=number + 1)
@@ -235,3 +248,8 @@ def run_plan(
         while any(len(instance.coroutines) for instance in instances):
             draw.choice(instances).coroutines.turn()
     return instances, tasks
+
+
+def kv_of(instance: Instance, slots: torch.Tensor) -> torch.Tensor:
+    """K and V of all layers at these slots."""
+    return instance.pool.kv[:, :, slots]

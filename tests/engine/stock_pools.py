@@ -14,12 +14,16 @@ from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixCache
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.sampling import sampling_batch_info
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from tests.engine.fake_stock import FakeScheduler
 
 VOCAB, SLOTS, ROWS = 32, 200, 4
+CORES = ("rust", "python")
+"""Of SGLang's unified tree, which servers have."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +44,17 @@ def options(monkeypatch: pytest.MonkeyPatch) -> None:
 class Scheduler(FakeScheduler):
     """SGLang's scheduler with its own pools and tree."""
 
-    def __init__(self, *, max_running: int = ROWS) -> None:
+    def __init__(self, *, max_running: int = ROWS, core: str | None = None) -> None:
+        """``core``: of its unified tree, which keeps its events; None for the plain tree."""
         pool: Any = Mock()
         allocator = TokenToKVPoolAllocator(SLOTS, torch.float32, "cpu", pool, False)
         rows = ReqToTokenPool(ROWS, 128, "cpu", enable_memory_saver=False)
-        tree = RadixCache(CacheInitParams(False, rows, allocator, 1))
+        params = CacheInitParams(False, rows, allocator, 1)
+        if core is not None:
+            params.enable_kv_cache_events = True
+            params.tree_components = (ComponentType.FULL,)
+            params.tree_core_backend = core
+        tree: Any = RadixCache(params) if core is None else UnifiedRadixCache(params)
         super().__init__(
             token_to_kv_pool_allocator=allocator,
             req_to_token_pool=rows,

@@ -17,7 +17,7 @@ from sglang_cdsp.engine.activations import Widths, largest_shard, measured_shard
 from sglang_cdsp.engine.model_check import UnsupportedModel
 
 # LLaMA3-8B in bfloat16.
-LLAMA = Widths(4096, 4096, 1024, 1024, 4096, 14336, 1, 128256, 2)
+LLAMA = Widths(4096, 4096, 1024, 1024, 2048, 4096, 14336, 1, 128256, 2)
 GIB = 2**30
 
 
@@ -31,7 +31,7 @@ def scheduler(device: str = "cuda", **text: Any) -> Any:
 
 def test_widths_are_those_of_the_rank() -> None:
     found = widths_of(scheduler(intermediate_size=200), 2)
-    assert found == Widths(64, 32, 16, 16, 32, 100, 1, 99, 2)
+    assert found == Widths(64, 32, 16, 16, 32, 32, 100, 1, 99, 2)
 
 
 def test_experts_count_by_how_many_a_token_goes_to() -> None:
@@ -66,7 +66,7 @@ def test_guests_are_reckoned_where_q_circulates() -> None:
 def test_the_way_that_needs_more_bounds_the_shard(capacity: int, by_kv: bool) -> None:
     """Guests where there is little KV, two blocks where there is much."""
     tokens = largest_shard(10 * GIB, capacity, LLAMA)
-    shared = activations.SHARE * 10 * GIB - LLAMA.logits_bytes
+    shared = activations.SHARE * 10 * GIB - LLAMA.fixed_bytes
     block = capacity * LLAMA.kv_bytes
     ways = {
         True: (shared - activations.BLOCKS * block) // LLAMA.token_bytes,
@@ -86,6 +86,12 @@ def test_what_is_reckoned_fits(free: int, capacity: int) -> None:
         assert max(by_kv, by_q) <= activations.SHARE * free
     more = largest_shard(free + GIB, capacity, LLAMA)
     assert more > tokens
+
+
+def test_what_expands_beside_a_shard_is_reckoned() -> None:
+    expanding = replace(LLAMA, reading=100_000_000)
+    less = largest_shard(10 * GIB, 1000, LLAMA) - largest_shard(10 * GIB, 1000, expanding)
+    assert less == pytest.approx(200_000_000 / LLAMA.q_ring_bytes, abs=1)
 
 
 def test_a_host_has_no_largest_shard() -> None:

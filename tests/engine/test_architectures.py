@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import sglang.srt.models
 
-from sglang_cdsp.architectures import PLAIN, TRICKS, fault
+from sglang_cdsp.architectures import (
+    LATENT,
+    PLAIN,
+    READ,
+    SEEING,
+    TEXT_ALONE,
+    TOLD,
+    TRICKS,
+    WINDOWS,
+    fault,
+)
 
 MODELS = Path(next(iter(sglang.srt.models.__path__)))
 
@@ -61,14 +71,14 @@ def test_the_registry_is_read() -> None:
 
 
 def test_every_architecture_is_served_or_refused() -> None:
-    served = {name for name in registered() if not fault([name], {})}
-    assert served == set(PLAIN)
+    served = {name for name in registered() if not fault([name], {TEXT_ALONE: True})}
+    assert served == set(READ)
     for name in set(registered()) - served:
         assert name in fault([name], {})
 
 
 def test_what_was_read_is_where_it_was_read() -> None:
-    assert {name: registered()[name] for name in PLAIN} == PLAIN
+    assert {name: registered()[name] for name in READ} == READ
 
 
 @pytest.mark.parametrize("module", sorted(set(PLAIN.values())))
@@ -84,6 +94,62 @@ def test_attention_is_made_and_called_as_plain_attention_is(module: str) -> None
     source = (MODELS / f"{module}.py").read_text(encoding="utf-8")
     odd = ("sliding_window_size=", "sinks=", "use_irope", "get_attn_backend", "attn_type")
     assert module in HAVE_WINDOW_OR_SINKS or not any(word in source for word in odd)
+
+
+@pytest.mark.parametrize("module", sorted(set(WINDOWS.values())))
+def test_windows_and_sinks_are_given_as_their_family_takes_them(module: str) -> None:
+    for call in calls(module, "RadixAttention"):
+        given = {word.arg for word in call.keywords}
+        assert given <= MADE_WITH | {"logit_cap", "attn_type"}
+        for word in call.keywords:
+            assert word.arg != "logit_cap" or ast.unparse(word.value) == "0.0"
+    for call in calls(module, "self.attn"):
+        assert {word.arg for word in call.keywords} <= CALLED_WITH
+
+
+@pytest.mark.parametrize("module", sorted(set(LATENT.values())))
+def test_latent_models_have_sglangs_one_latent_attention(module: str) -> None:
+    """It asks the backend in force for its form, see ``engine/latent_form.py``."""
+    source = (MODELS / f"{module}.py").read_text(encoding="utf-8")
+    assert "DeepseekV2AttentionMLA" in source or "(DeepseekV3ForCausalLM)" in source
+
+
+@pytest.mark.parametrize("module", sorted(SEEING.values()))
+def test_models_that_take_images_have_the_language_model_of_one_that_does_not(module: str) -> None:
+    source = (MODELS / f"{module}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    inside = {
+        "gemma3_mm": ("sglang.srt.models.gemma3_causal", "Gemma3ForCausalLM"),
+        "qwen3_vl": ("sglang.srt.models.qwen3", "Qwen3Model"),
+        "qwen3_vl_moe": ("sglang.srt.models.qwen3_moe", "Qwen3MoeModel"),
+    }[module]
+    imported = {
+        (node.module, name.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    assert inside in imported
+    assert not list(calls(module, "RadixAttention"))
+
+
+@pytest.mark.parametrize("name", sorted(TOLD))
+def test_a_model_that_takes_images_is_served_where_it_is_told_not_to(name: str) -> None:
+    refused = fault([name], {})
+    assert "--json-model-override-args" in refused
+    assert TEXT_ALONE in refused
+    assert fault([name], {TEXT_ALONE: True}) == ""
+
+
+def test_what_a_language_model_inside_does_counts() -> None:
+    config = {"text_config": {"attn_logit_softcapping": 50.0}}
+    assert "a soft cap" in fault(["Gemma3ForConditionalGeneration"], config)
+
+
+def test_latent_rows_are_served_where_they_were_read() -> None:
+    assert fault(["DeepseekV3ForCausalLM"], {"kv_lora_rank": 512}) == ""
+    sparse = fault(["DeepseekV3ForCausalLM"], {"kv_lora_rank": 512, "index_topk": 2048})
+    assert "the model has sparse attention" in sparse
 
 
 @pytest.mark.parametrize("key", sorted(TRICKS))

@@ -10,12 +10,14 @@ import torch
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.layers.attention import attention_registry
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.models.deepseek_v2 import DeepseekV3ForCausalLM
 from sglang.srt.models.llama import LlamaForCausalLM
 from torch import nn
 
 from sglang_cdsp.engine.model_check import (
     BACKENDS,
+    LATENT_BACKENDS,
     UnsupportedModel,
     check_config,
     check_model,
@@ -84,6 +86,48 @@ def scheduler(**changed: Any) -> Any:
     )
 
 
+def latent_pool(kind: type = MLATokenToKVPool, *, row: int = 8) -> Any:
+    """SGLang's pool of latent rows, whose values are a part of its keys."""
+    rows = torch.empty(9, 1, row)
+    return unmade(
+        kind,
+        get_key_buffer=lambda layer_id: rows,
+        get_value_buffer=lambda layer_id: rows[..., :6],
+        dtype=torch.bfloat16,
+    )
+
+
+def latent_scheduler(**changed: Any) -> Any:
+    """Layers of two heads, latents of 6 numbers and 2 that all heads share."""
+
+    def layer(number: int) -> nn.Module:
+        return unmade(
+            nn.Module,
+            num_local_heads=2,
+            kv_lora_rank=6,
+            qk_rope_head_dim=2,
+            qk_nope_head_dim=4,
+            v_head_dim=3,
+            kv_b_proj=nn.Identity(),
+            attn_mqa=RadixAttention(2, 8, 0.5, 1, layer_id=number, v_head_dim=6),
+            attn_mha=RadixAttention(2, 6, 0.5, 2, layer_id=number, v_head_dim=3),
+        )
+
+    layers = nn.ModuleList(layer(number) for number in range(LAYERS))
+    latent: dict[str, Any] = {
+        "model": unmade(DeepseekV3ForCausalLM, layers=layers),
+        "token_to_kv_pool": latent_pool(),
+        "attn_backend": backend("TorchNativeAttnBackend"),
+    }
+    return scheduler(**{**latent, **changed})
+
+
+def latent_refusal(**changed: Any) -> str:
+    with pytest.raises(UnsupportedModel) as caught:
+        check_model(latent_scheduler(**changed))
+    return str(caught.value)
+
+
 def test_a_plain_model_passes() -> None:
     check_config(model_config())
     check_model(scheduler())
@@ -94,8 +138,7 @@ def test_a_plain_model_passes() -> None:
     [
         ({"is_multimodal": True}, "takes images, audio or video"),
         ({"is_generation": False}, "generates nothing"),
-        ({"attention_arch": AttentionArch.MLA}, "uses multi-head latent attention"),
-        ({"is_hybrid_swa": True}, "has sliding-window layers"),
+        ({"attention_arch": AttentionArch.MLA}, "uses latent attention, which was not expected"),
         ({"attention_chunk_size": 8192}, "has chunked attention"),
         ({"is_encoder_decoder": True}, "encodes before it decodes"),
         ({"architecture": "Llama4ForCausalLM"}, "Llama4ForCausalLM is not among those"),
@@ -110,6 +153,16 @@ def test_a_configuration_is_refused(changed: dict[str, Any], says: str) -> None:
         check_config(model_config(**changed))
     assert says in str(caught.value)
     assert "serve this model without --cdsp" in str(caught.value)
+
+
+def test_latent_attention_of_several_ranks_is_refused() -> None:
+    config = model_config(
+        "DeepseekV3ForCausalLM", attention_arch=AttentionArch.MLA, kv_lora_rank=512
+    )
+    check_config(config)
+    with pytest.raises(UnsupportedModel, match="several ranks an instance"):
+        check_config(config, tp_size=2)
+    check_config(model_config(), tp_size=2)
 
 
 def refusal(**changed: Any) -> str:
@@ -179,6 +232,33 @@ def test_any_other_backend_is_refused(name: str) -> None:
     assert "set --attention-backend to one of fa3 or fa4, flashinfer" in message
 
 
+@pytest.mark.parametrize("name", sorted(LATENT_BACKENDS))
+def test_a_latent_model_has_backends_of_its_own(name: str) -> None:
+    check_model(latent_scheduler(attn_backend=backend(name)))
+    assert "FlashInferAttnBackend" in latent_refusal(attn_backend=backend("FlashInferAttnBackend"))
+
+
+def test_latent_rows_in_another_pool_are_refused() -> None:
+    quantised = type("MLATokenToKVPoolFP4", (MLATokenToKVPool,), {"__module__": "sglang.x"})
+    assert "KV is kept by MLATokenToKVPoolFP4" in latent_refusal(
+        token_to_kv_pool=latent_pool(quantised)
+    )
+    assert "the KV of layer 0 is [9, 1, 7]" in latent_refusal(token_to_kv_pool=latent_pool(row=7))
+
+
+def test_windows_in_a_pool_of_their_own_are_refused_with_the_flag() -> None:
+    with pytest.raises(UnsupportedModel, match="add --disable-hybrid-swa-memory, here and to"):
+        check_config(model_config("Gemma4ForCausalLM", is_hybrid_swa=True))
+    check_config(model_config("Gemma4ForCausalLM"))
+
+
+def test_a_latent_model_passes_by_its_configuration() -> None:
+    latent = {"kv_lora_rank": 512, "attention_arch": AttentionArch.MLA}
+    check_config(model_config("DeepseekV3ForCausalLM", **latent))
+    with pytest.raises(UnsupportedModel, match="latent attention, which was not expected"):
+        check_config(model_config("DeepseekV3ForCausalLM", kv_lora_rank=512))
+
+
 def test_both_halves_of_a_split_backend_count() -> None:
     split = backend("HybridAttnBackend")
     split.prefill_backend = backend("FlashAttentionBackend")
@@ -204,8 +284,7 @@ def test_a_scheduler_refuses_by_the_configuration_before_it_loads(
 
     monkeypatch.setattr(PoolScheduler.__mro__[1], "init_model_config", stocks)
     monkeypatch.setattr("sglang_cdsp.engine.scheduler.this_life", lambda: Life("pool", 0, 1))
-    monkeypatch.setattr(
-        "sglang_cdsp.engine.scheduler.get_parallel", lambda: SimpleNamespace(tp_rank=0)
-    )
+    parallel = SimpleNamespace(tp_rank=0, tp_size=1)
+    monkeypatch.setattr("sglang_cdsp.engine.scheduler.get_parallel", lambda: parallel)
     with pytest.raises(UnsupportedModel, match="Llama4ForCausalLM"):
         object.__new__(PoolScheduler).init_model_config()

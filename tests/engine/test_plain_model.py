@@ -106,6 +106,38 @@ def indexer(built: nn.Module) -> None:
     layer(built, 0).indexer = Indexer()
 
 
+class Sinks(nn.Module):
+    """Hands its sinks to attention, as gpt-oss does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = RadixAttention(2, 2, 0.5, 2, layer_id=0)
+        self.sinks = nn.Parameter(torch.zeros(2))
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: object) -> object:
+        return self.attn(q, k, v, batch, sinks=self.sinks, save_kv_cache=True)
+
+
+class Scores(nn.Module):
+    """Hands to attention what no family knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = RadixAttention(2, 2, 0.5, 2, layer_id=0)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: object) -> object:
+        return self.attn(q, k, v, batch, topk_indices=None)
+
+
+def test_sinks_that_are_handed_over_have_a_family() -> None:
+    assert odd_parts(Sinks(), 1) == []
+
+
+def test_an_argument_that_no_family_knows_is_seen_before_the_first_chunk() -> None:
+    [found] = odd_parts(Scores(), 1)
+    assert found == "layer 0 calls attention with topk_indices, which chunk tasks do not know"
+
+
 def test_a_plain_model_has_none() -> None:
     assert odd_parts(model(), LAYERS) == []
 
@@ -113,7 +145,6 @@ def test_a_plain_model_has_none() -> None:
 @pytest.mark.parametrize(
     ("trick", "says"),
     [
-        (window, "layer 1 has a sliding window"),
         (chunked, "3 layers have chunked attention"),
         (cap, "layer 2 has a logit soft cap"),
         (sinks, "attention sinks (layers.0.sinks)"),
@@ -137,11 +168,17 @@ def test_a_trick_is_seen(trick: Callable[[nn.Module], None], says: str) -> None:
     assert says in found
 
 
+def test_windows_have_a_family() -> None:
+    built = model()
+    window(built)
+    assert odd_parts(built, LAYERS) == []
+
+
 def test_all_tricks_are_told() -> None:
     built = model()
     for trick in (window, cap, sinks, absent_last, convolution):
         trick(built)
-    assert len(odd_parts(built, LAYERS)) == 5
+    assert len(odd_parts(built, LAYERS)) == 4
 
 
 def absent_last(built: nn.Module) -> None:

@@ -24,6 +24,7 @@ from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.protocol.messages import GoOrder
 from sglang_cdsp.testing.paged import Emulated
 from tests.engine.fake_device import FakeDevice
+from tests.engine.family_models import LATENT, WINDOWS, Kind
 from tests.engine.one_thread import (
     INSTANCES,
     LAYERS,
@@ -62,14 +63,20 @@ def change_rest(
 
 
 def run_plans(
-    plans: list[Chunks], page: int, seed: int, *, shared: bool = False, changes: int = 0
+    plans: list[Chunks],
+    page: int,
+    seed: int,
+    *,
+    shared: bool = False,
+    changes: int = 0,
+    kind: Kind | None = None,
 ) -> None:
     """Run all plans at once, chunk starts and switches in a drawn order; check every token.
 
     Up to so many ``changes`` of rests happen between two chunks.
     """
     draw = random.Random(seed)
-    instances = pool_of(page, seed, shared=shared)
+    instances = pool_of(page, seed, shared=shared, kind=kind)
     tasks = [[task_on(i, seq, chunks, page) for i in instances] for seq, chunks in enumerate(plans)]
     found: list[dict[int, torch.Tensor]] = [{} for _ in plans]
     started = [0] * len(plans)
@@ -93,7 +100,7 @@ def run_plans(
         draw.choice(instances).coroutines.turn()
         assert not has_forward_context(), "the loop's own forwards must not find a chunk's"
     for seq, chunks in enumerate(plans):
-        expected = alone(tasks[seq][0].tokens)
+        expected = (kind.alone if kind else alone)(tasks[seq][0].tokens)
         assert sorted(found[seq]) == list(range(len(expected)))
         together = torch.stack([found[seq][position] for position in range(len(expected))])
         torch.testing.assert_close(together.double(), expected, atol=1e-4, rtol=1e-4)
@@ -125,6 +132,16 @@ def test_rests_that_change_give_what_the_model_gives_alone(
         st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
     )
     run_plans(at_once, page, seed, changes=6)
+
+
+@pytest.mark.parametrize("kind", [WINDOWS, LATENT], ids=["windows and sinks", "latent"])
+@settings(max_examples=30, deadline=None, print_blob=True)
+@given(st.data(), PAGE_SIZES, st.integers(0, 2**32))
+def test_so_they_do_in_every_family(kind: Kind, data: st.DataObject, page: int, seed: int) -> None:
+    at_once = data.draw(
+        st.lists(plans(page, instances=INSTANCES, longest=6), min_size=1, max_size=3)
+    )
+    run_plans(at_once, page, seed, changes=3, kind=kind)
 
 
 @settings(max_examples=25, deadline=None, print_blob=True)

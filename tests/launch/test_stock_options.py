@@ -14,7 +14,7 @@ from sglang.srt.arg_groups.fields.schedule import Schedule
 from sglang.srt.server_args import ServerArgs
 
 from sglang_cdsp import architectures
-from sglang_cdsp.engine.model_check import BACKENDS
+from sglang_cdsp.engine.model_check import BACKENDS, LATENT_BACKENDS
 from sglang_cdsp.launch.stock_options import (
     ATTENTION_BACKENDS,
     OPTIONS,
@@ -131,7 +131,8 @@ def test_backends_that_were_tried_pass_and_no_others(backend: str, flag: str) ->
 
 
 def test_the_backends_are_those_of_the_engine() -> None:
-    engine = {name for names in BACKENDS.values() for name in names.split(" or ")}
+    tried = (*BACKENDS.values(), *LATENT_BACKENDS.values())
+    engine = {name for names in tried for name in names.split(" or ")}
     assert engine == set(ATTENTION_BACKENDS)
 
 

@@ -21,7 +21,7 @@ from tests.monitoring.dashboards import FOLDER, SGLANGS, queries, scraping
 from tests.monitoring.prometheus import PROGRAM, ask, prometheus, wait_for
 
 LABELS = {"seat": "0", "sp_size": "2", "outcome": "finished", "cause": "none"}
-OTHERS = {"stage": "plan", "reason": "plan", "state": "computing"}
+OTHERS = {"stage": "plan", "reason": "plan", "state": "computing", "role": "both"}
 SCRAPES, EVERY = 4, "2s"
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no prometheus on the PATH")

@@ -5,7 +5,8 @@
     python -m tests.page.pictures docs/pictures
 
 It starts one server with four instances on the demonstration's checkpoint, which every machine with
-two cores can, sends it prompts of all lengths, and looks at its page.
+two cores can, sends it prompts of all lengths, lets two instances change their roles, and looks at
+its page.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ PAUSE_S = 1.2
 FIRST_S = 60.0
 """Load before the first picture, so that there is something to see."""
 SEEN_WITHIN_S = 150.0
+ROLES = "1p2b1d"
+"""After that load: instance 0 prefills only and 3 decodes only, so that requests move."""
 DESK, PHONE = (1440, 1000), (390, 844)
 NAMES = ("report", "chat", "contract", "logs", "mail", "minutes", "paper", "notes")
 FLAGS = (
@@ -95,6 +98,12 @@ def wide_chunk(page: Window) -> str | None:
     return None if found is None else str(found)
 
 
+def turn(page: Window, url: str) -> None:
+    """Give the instances their roles, and wait until a request has moved for that."""
+    requests.post(f"{url}/cdsp/update", json={"roles": ROLES}, timeout=60).raise_for_status()
+    page.until(lambda: page.all(".mark.arrives"), "no request moves", SEEN_WITHIN_S)
+
+
 def take(page: Window, folder: Path) -> None:
     """All pictures, of a page that has been open for a while."""
     page.size(*DESK)
@@ -137,6 +146,7 @@ def main() -> int:
                     page.size(*DESK)
                     page.open()
                     threading.Event().wait(FIRST_S)
+                    turn(page, stack.url)
                     take(page, args.folder)
             finally:
                 load.end()

@@ -16,6 +16,7 @@ from sglang.srt.utils.auth import add_api_key_middleware
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.page.serving import install
+from sglang_cdsp.planner.roles import parse_roles
 from sglang_cdsp.protocol.admin import AdminServer
 from sglang_cdsp.protocol.ports import free_ports
 from sglang_cdsp.routes import add_routes
@@ -115,6 +116,22 @@ class Stage:
         """It has its first token, and home decodes it."""
         with self.now() as pool:
             pool.until(lambda: phase_is(request, Phase.DECODING))
+
+    def turns(self, roles: str) -> None:
+        """The instances get other roles."""
+        with self.now() as pool:
+            pool.lifecycle.on_roles(parse_roles(roles), "asked for")
+
+    def leaves(self, request: PoolRequest) -> None:
+        """It has been taken out of its home's batch, for another home."""
+        with self.now() as pool:
+            pool.until(lambda: request.travels)
+
+    def arrives(self, request: PoolRequest, instance: int) -> None:
+        """Another home goes on with it, and its last one has freed what it held."""
+        with self.now() as pool:
+            moves = pool.lifecycle._moves
+            pool.until(lambda: request.home == instance and len(moves) == 0)
 
     def ends(self, request: PoolRequest) -> None:
         """It is over."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from sglang_cdsp.controller.request import PoolRequest
@@ -15,31 +13,7 @@ pytestmark = [needs_browser, pytest.mark.slow]
 
 PLAN = [(1000, [1]), (3000, [1, 0])]
 HOSTILE = "<img src=x onerror=alert(1)>"
-PHONE, DESK = (390, 844), (1280, 900)
-
-
-@pytest.fixture(scope="module")
-def shown() -> Iterator[Stage]:
-    with stage() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def tab(shown: Stage) -> Iterator[Window]:
-    with window(shown.url) as made:
-        yield made
-
-
-@pytest.fixture
-def page(tab: Window, shown: Stage) -> Iterator[Window]:
-    """The page, opened anew; in the end it has not complained, and has asked nobody else."""
-    tab.size(*DESK)
-    tab.scheme("light")
-    tab.open()
-    tab.until(lambda: tab.text("#link") == "live", "the page does not come alive")
-    yield tab
-    assert tab.complaints() == []
-    assert tab.hosts() == {tab.host()}
+PHONE = (390, 844)
 
 
 def running(page: Window, request: PoolRequest, shown: Stage) -> list[dict[str, object]]:

@@ -68,7 +68,7 @@ def test_every_row_arrives_where_it_should(
             for buffer, dim in zip(pool, (KEY_DIM, VALUE_DIM), strict=True):
                 buffer[slots[mine]] = rows_like(mine, layer, dim)
             pools.append(pool)
-        handles = [start_moves(k, v, plan.moves, me, slots_of, lanes[me]) for k, v in pools]
+        handles = [start_moves(pool, plan.moves, me, slots_of, lanes[me]) for pool in pools]
         for move in plan.moves:
             if move.src == me:  # whoever sends may use the slots for something else right away
                 for k, v in pools:
@@ -90,4 +90,4 @@ def test_slots_must_match_the_span(lanes: list[Lane]) -> None:
     pool = torch.zeros(8, HEADS, KEY_DIM)
     moves = rebalance({0: (Span(0, 8),)}, (0, 1), 1).moves
     with pytest.raises(LayoutError, match="one slot on both sides"):
-        start_moves(pool, pool, moves, 0, lambda span: torch.arange(3), lanes[0])
+        start_moves((pool, pool), moves, 0, lambda span: torch.arange(3), lanes[0])

@@ -60,13 +60,13 @@ class DrawnRests:
 
     def __call__(self, rest: PromptView, current: Plan, pool: PoolView) -> Plan | None:
         assert current.tokens == rest.tokens
-        assert pool.up is not None
         assert pool.free_tokens is not None
         held = list(rest.history_instances)
-        up = [i for i, ok in enumerate(pool.up) if ok and i not in held]
-        if self._draw.random() < 0.3:
+        up = [i for i in range(pool.size) if (pool.up is None or pool.up[i]) and i not in held]
+        if self._draw.random() < 0.3 or not (held or up):
             return None
-        group = held + self._draw.sample(up, self._draw.randint(0, len(up)))
+        # A plan that has waited for a home has no history: somebody has to begin.
+        group = held + self._draw.sample(up, self._draw.randint(0 if held else 1, len(up)))
         chunks = cut(rest.tokens, group, len(held), self._page, self._draw)
         if not fits(chunks, pool.free_tokens, self._page, rest.history_tokens, tuple(held)):
             return None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from sglang_cdsp.planner import PolicyOptions, PoolView, PromptView, builtin_model
+from sglang_cdsp.planner import LatencyModel, PolicyOptions, PoolView, PromptView, builtin_model
 from sglang_cdsp.planner.problem import Problem, make_problem
 
 MODEL = builtin_model()
+EXPANDING = LatencyModel(tuple((size, replace(row, e=2e-6)) for size, row in MODEL.rows))
+"""The same for a model whose history costs something of its own."""
+
 quick = settings(max_examples=60, deadline=None, print_blob=True)
 
 
@@ -63,7 +66,7 @@ def cases(draw: st.DrawFn, *, limited: bool | None = None, history: bool | None 
         PromptView("r", draw(st.integers(1, 200_000)), cached, held),
         PoolView(queue, free, draw(st.sampled_from((2, 4, 8, 32))), up),
         PolicyOptions(
-            MODEL,
+            draw(st.sampled_from((MODEL, EXPANDING))),
             tuple(sorted(sizes)),
             page_size=page,
             min_chunk=draw(st.sampled_from((1, 256, 4096))),

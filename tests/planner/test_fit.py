@@ -38,6 +38,24 @@ def test_exact_data_is_reproduced(a: float, b: float, c: float, d: float) -> Non
         assert fitted.predict(1, h, t) == pytest.approx(row.predict(h, t), rel=1e-4)
 
 
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(st.floats(0, 1), st.floats(1e-7, 1e-4), st.floats(0, 1e-8), st.floats(1e-8, 1e-5))
+def test_what_history_costs_by_itself_is_found_where_it_is_looked_for(
+    a: float, b: float, c: float, e: float
+) -> None:
+    row = Coefficients(a, b, c, c / 2, e)
+    fitted, reports = fit_model(grid(row), model="m", device="d", expands=True)
+    assert reports[0].maximum < 1e-5
+    assert fitted.predict(1, 50_000, 600) == pytest.approx(row.predict(50_000, 600), rel=1e-3)
+    assert fit_coefficients(grid(row)).e == 0.0
+
+
+def test_without_history_nothing_is_said_of_its_cost() -> None:
+    row = Coefficients(0.02, 1e-5, 2e-9, 1e-9)
+    alone = [Sample(1, 0, t, row.predict(0, t)) for t in LENGTHS]
+    assert fit_coefficients(alone, expands=True).e == 0.0
+
+
 def test_relative_errors_weigh_short_chunks_like_long_ones() -> None:
     row = Coefficients(0.05, 2e-5, 0.0, 1e-9)
     fitted = fit_coefficients(grid(row, factors=(1.02, 0.98, 1.0)))

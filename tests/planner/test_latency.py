@@ -1,13 +1,14 @@
 """Equation 1: the shipped fit, files, interpolation, the root that Algorithm 3 needs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_cdsp.planner import Coefficients, LatencyModel, LatencyModelError, builtin_model
+from sglang_cdsp.planner import LatencyModel, LatencyModelError, builtin_model
 from tests.planner.pools import MODEL, quick
 
 # Table I of the paper, LLaMA3-8B on A100: seconds at 4k, 8k, ... 256k tokens.
@@ -53,16 +54,20 @@ def test_splitting_a_prompt_conserves_the_quadratic_work(sp: int, first: int, re
     st.integers(0, 200_000),
     st.floats(0, 30),
     st.booleans(),
+    st.sampled_from([0.0, 1e-6, 1e-4]),
 )
-def test_the_root_of_the_budget_is_exact(sp: int, history: int, budget: float, flat: bool) -> None:
-    row = MODEL.coefficients(sp)
+def test_the_root_of_the_budget_is_exact(
+    sp: int, history: int, budget: float, flat: bool, expansion: float
+) -> None:
+    row = replace(MODEL.coefficients(sp), e=expansion)
     if flat:
-        row = Coefficients(row.a, row.b, row.c, 0.0)
+        row = replace(row, d=0.0)
     length = row.fill(history, budget)
-    if budget <= row.a:
+    before = row.a + row.e * history
+    if budget <= before:
         assert length == 0
     else:
-        time = row.a + length * (row.b + row.c * history + row.d * length)
+        time = before + length * (row.b + row.c * history + row.d * length)
         assert time == pytest.approx(budget, abs=1e-6)
 
 
@@ -85,6 +90,19 @@ def test_sizes_below_the_smallest_fitted_one_are_not_extrapolated() -> None:
     without_one = LatencyModel(MODEL.rows[1:])
     with pytest.raises(LatencyModelError, match="SP size 1 lies outside"):
         without_one.predict(1, 0, 100)
+
+
+def test_what_history_costs_by_itself_stands_in_the_file_only_where_there_is_such_a_cost(
+    tmp_path: Path,
+) -> None:
+    assert all(set(row) == set("abcd") for row in MODEL.to_json()["sp"].values())
+    rows = tuple((sp, replace(row, e=1e-6 * sp)) for sp, row in MODEL.rows)
+    expanding = LatencyModel(rows)
+    expanding.save(tmp_path / "model.json")
+    assert LatencyModel.load(tmp_path / "model.json") == expanding
+    assert expanding.coefficients(3).e == pytest.approx(3e-6), "each member expands all history"
+    assert expanding.predict(2, 1000, 10) == pytest.approx(MODEL.predict(2, 1000, 10) + 2e-3)
+    assert expanding.coefficients(2).scaled(3.0).e == pytest.approx(6e-6)
 
 
 def test_files_round_trip(tmp_path: Path) -> None:

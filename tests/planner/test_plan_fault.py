@@ -70,3 +70,11 @@ def test_the_first_group_begins_with_the_holders_of_the_history() -> None:
     prompt = PromptView("r", 100, 64, (1, 2))
     assert plan_fault(plan((100, (1, 2, 0))), prompt, POOL) == ""
     assert "does not begin with [1, 2]" in plan_fault(plan((100, (2, 1))), prompt, POOL)
+
+
+def test_a_plan_that_reuses_a_prefix_computes_the_rest() -> None:
+    reusing = replace(plan((40, (1, 2))), reused=60)
+    assert plan_fault(reusing, PromptView("r", 100), POOL) == ""
+    assert "which has 41" in plan_fault(reusing, PromptView("r", 101), POOL)
+    negative = replace(plan((140, (1, 2))), reused=-40)
+    assert plan_fault(negative, PromptView("r", 100), POOL)

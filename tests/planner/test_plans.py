@@ -90,7 +90,7 @@ def test_every_plan_is_sound(policy: str, case: Case) -> None:
         free = max(pool.queue_s[i] for i in chunk.instances)
         assert chunk.start_s == max(clock, free)
         seconds = chunk.end_s - chunk.start_s
-        expected = MODEL.predict(chunk.sp_size, placed, chunk.tokens)
+        expected = options.model.predict(chunk.sp_size, placed, chunk.tokens)
         slower = 1 + options.spread_cost if policy == "cdsp" else 1.0
         assert expected * (1 - 1e-9) <= seconds <= expected * slower * (1 + 1e-9) + 1e-9
         clock = chunk.end_s

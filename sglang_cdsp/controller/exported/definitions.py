@@ -117,8 +117,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         _counter("replans_total", "Rests of plans that were planned anew."),
         _counter(
             "recalls_total",
-            "Plans taken back whose requests got another one: an instance went, or SGLang "
-            "retracted them.",
+            "Plans taken back whose requests got another one: an instance went, SGLang retracted "
+            "them, or a cached prefix was not there any more.",
         ),
         _counter(
             "resumed_requests_total",
@@ -132,6 +132,18 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "seat",
         ),
         _histogram("give_way_seconds", "For how long a chunk stood aside in all; 0 for most."),
+    ),
+    "Cached prefixes": (
+        _counter(
+            "reused_tokens_total",
+            "Prompt tokens of finished requests that plans took from an instance's prefix cache.",
+        ),
+        _counter(
+            "unused_cached_tokens_total",
+            "Those that some instance had cached beyond them: computed again, as that was cheaper.",
+        ),
+        _counter("prefix_misses_total", "Requests whose prefix was not there any more."),
+        _gauge("cached_pages", "Pages in an instance's prefix cache, as is known.", "seat"),
     ),
     "The planner": (
         _gauge("improvement_rate", "Fraction by which a larger SP size must cut TTFT, now."),

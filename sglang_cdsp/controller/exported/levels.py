@@ -106,6 +106,9 @@ class Levels:
         ):
             for seat, value in enumerate(values):
                 self._to.put(name, value, seat=seat)
+        prefixes = self._planning.prefixes
+        for seat, pages in enumerate(prefixes.snapshot()["pages_by_instance"] if prefixes else ()):
+            self._to.put("cached_pages", pages, seat=seat)
         seats = int(found["instances"])
         for seat in range(seats):
             self._to.put("seat_up", float(seat in up), seat=seat)

@@ -25,6 +25,9 @@ PLAIN_COUNTERS = (
     "moved_requests_total",
     "moved_tokens_total",
     "move_seconds_total",
+    "reused_tokens_total",
+    "unused_cached_tokens_total",
+    "prefix_misses_total",
 )
 SEAT_COUNTERS = (
     "give_ways_total",
@@ -114,6 +117,7 @@ class ExportedMetrics(Observer):
         outcome = request.outcome
         self._to.count("requests_total", outcome=outcome, cause=cause_of(request))
         self._to.count("prompt_tokens_total", request.prompt_tokens, outcome=outcome)
+        self._to.count("prefix_misses_total", float(request.missed))
         if request.plan is None:
             return
         self._chunks(request)
@@ -121,6 +125,9 @@ class ExportedMetrics(Observer):
             self._waits(request)
         if outcome == "finished":
             self._to.observe("request_chunks", len(request.plan.chunks))
+            reused = request.plan.reused
+            self._to.count("reused_tokens_total", reused)
+            self._to.count("unused_cached_tokens_total", max(0, request.plan.cached - reused))
             if request.plan.passes:
                 self._to.count("passing_requests_total")
         self._first_token(request)

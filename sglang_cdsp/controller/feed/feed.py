@@ -17,6 +17,7 @@ from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.pool_state import PoolState
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.form import Form
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class Feed:
         self._decode_ranks = decode_ranks
         self._facts = facts
         self._clock = clock
+        self._has_roles = facts.form == Form.ONE_SERVER.name.lower()
+        recent.has_roles(ledger.roles)
         self._samples = Samples(recent.next_version)
         self._epoch = uuid.uuid4().hex
         self._warned = False
@@ -143,6 +146,7 @@ class Feed:
                 ],
             },
             "seat_changes": [c.body for c in self._recent.seats_since(since) if c.version <= upto],
+            "role_changes": [c.body for c in self._recent.turned_since(since) if c.version <= upto],
             "samples": [s.body["values"] for s in self._samples.since(since) if s.version <= upto],
             "instances": self._instances(now_s),
             "planner": self._planner(now_s),
@@ -191,6 +195,8 @@ class Feed:
             {
                 "state": seat["state"],
                 "reason": seat["reason"],
+                # Decode servers decode for a prefill server, whose seats are all alike.
+                "role": pool["roles"][number] if self._has_roles else None,
                 "queue_s": round(pool["queue_s"][number], 3),
                 "free_tokens": pool["free_tokens"][number],
                 "capacity_tokens": pool["capacity_tokens"][number],

@@ -88,7 +88,7 @@ def reasons(
     page_size: int,
     improvement_rate: float,
 ) -> Reasons:
-    """Set a plan of ``tokens`` beside one chunk at each of ``sizes``.
+    """Set a plan of ``tokens``, cached ones included, beside one chunk at each of ``sizes``.
 
     Args:
         pool: as the plan found it.
@@ -115,9 +115,10 @@ def reasons(
                 _why_not(other, chosen),
             )
         )
-    return Reasons(
-        _in_words(plan, chosen, others), improvement_rate, pool.queue_s, (chosen, *others)
-    )
+    words = _in_words(plan, chosen, others)
+    if plan.choice:
+        words += f" Start: {plan.choice}."
+    return Reasons(words, improvement_rate, pool.queue_s, (chosen, *others))
 
 
 def reasons_of(request: PoolRequest, planning: Planning, page_size: int) -> dict[str, Any] | None:

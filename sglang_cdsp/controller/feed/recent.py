@@ -12,10 +12,13 @@ from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.feed.records import Started, record
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_log import LONGEST_WORDS, shown
+from sglang_cdsp.planner.roles import Roles
 
 MOST_ENDED = 400
 """Ended requests that are kept."""
 MOST_SEAT_CHANGES = 100
+MOST_ROLE_CHANGES = 200
+"""Seats that got another role and are remembered."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Versioned:
 
 
 class Recent(Observer):
-    """Remembers ended requests and changes of seats, and numbers requests.
+    """Remembers ended requests and changes of seats and roles, and numbers requests.
 
     Each change gets the next version, so that whoever has seen all up to one version is told only
     what came later. Requests that have not ended are looked at only when somebody asks.
@@ -73,6 +76,8 @@ class Recent(Observer):
         self._version = 0
         self._ended: deque[Versioned] = deque(maxlen=most_ended)
         self._seats: deque[Versioned] = deque(maxlen=MOST_SEAT_CHANGES)
+        self._turned: deque[Versioned] = deque(maxlen=MOST_ROLE_CHANGES)
+        self._roles: Roles | None = None
         self._computed_tokens = 0
         self._ends = 0
 
@@ -111,6 +116,28 @@ class Recent(Observer):
         }
         self._seats.append(Versioned(self.next_version(), body))
 
+    def has_roles(self, roles: Roles) -> None:
+        """The seats have these roles to begin with, which is no change."""
+        self._roles = roles
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        """The seats have other roles: those that turned are remembered, one by one."""
+        before, self._roles = self._roles, roles
+        if before is None:
+            return
+        at_s, words = round(self._clock(), 4), shown(why, LONGEST_WORDS)
+        for seat, (was, role) in enumerate(zip(before.seats, roles.seats, strict=True)):
+            if was is role:
+                continue
+            body = {
+                "seat": seat,
+                "at_s": at_s,
+                "before": was.value,
+                "role": role.value,
+                "why": words,
+            }
+            self._turned.append(Versioned(self.next_version(), body))
+
     # -- asked by the feed ----------------------------------------------------------------
 
     @property
@@ -147,7 +174,7 @@ class Recent(Observer):
             request.next_chunk,
             request.first_token_s,
             len(request.output.tokens),
-            request.moved_to,
+            len(request.moves),
             request.error,
         )
         if seen != kept.seen:
@@ -167,6 +194,10 @@ class Recent(Observer):
         """Changes of seats after a version, oldest first."""
         return (change for change in self._seats if change.version > version)
 
+    def turned_since(self, version: int) -> Iterator[Versioned]:
+        """Seats that got another role after a version, oldest first."""
+        return (change for change in self._turned if change.version > version)
+
     def _of(self, request: PoolRequest) -> _Kept:
         kept = self._kept.get(request)
         if kept is None:
@@ -176,9 +207,9 @@ class Recent(Observer):
 
 
 def computed_tokens(request: PoolRequest) -> int:
-    """Prompt tokens of a request that were computed, as far as is known."""
+    """Prompt tokens of a request that were computed, none from a cache, as far as is known."""
     if request.plan is None:
         return 0
     if request.one_instance:
-        return request.tokens if request.first_token_s is not None else 0
+        return request.plan.tokens if request.first_token_s is not None else 0
     return sum(chunk.tokens for chunk in request.plan.chunks[: request.next_chunk])

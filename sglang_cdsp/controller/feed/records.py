@@ -12,6 +12,8 @@ from sglang_cdsp.planner.explanation import short
 
 MOST_REPLANS = 8
 """So many changes of a plan are shown, the last ones."""
+MOST_MOVES = 8
+"""So many ways from one home to another are shown, the last ones."""
 
 STATES = {
     Phase.ARRIVED: "waits for decode",
@@ -88,6 +90,7 @@ def record(
         "home": request.home if request.plan else None,
         "passes": request.plan.passes if request.plan else False,
         "one_instance": request.one_instance,
+        "reused": request.plan.reused if request.plan else 0,
         "chunk": request.next_chunk,
         "chunks": _chunks(request, started),
         "due_s": _rounded(request.bound_s + request.plan.ttft_s if request.plan else None),
@@ -97,6 +100,8 @@ def record(
         "last_token_s": _rounded(request.last_token_s),
         "ended_s": _rounded(ended_s),
         "recalls": request.recalls,
+        "moved": len(request.moves),
+        "moves": _moves(request),
         "replans": [
             {
                 "at_s": _rounded(change.at_s),
@@ -136,6 +141,21 @@ def _chunks(request: PoolRequest, started: Started | None) -> list[dict[str, Any
             }
         )
     return chunks
+
+
+def _moves(request: PoolRequest) -> list[dict[str, Any]]:
+    """The last ways of a running request to another home; those of former plans, too."""
+    return [
+        {
+            "from": move.source,
+            "to": move.target,
+            "tokens": move.rows,
+            "asked_s": _rounded(move.asked_s),
+            "left_s": _rounded(move.left_s),
+            "arrived_s": _rounded(move.arrived_s),
+        }
+        for move in request.moves[-MOST_MOVES:]
+    ]
 
 
 def _rounded(seconds: float | None) -> float | None:

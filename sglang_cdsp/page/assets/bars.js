@@ -50,7 +50,8 @@ export class Bars {
   #place(made, bar, top, height) {
     const { timeline } = this;
     const { shape, pool } = timeline;
-    made.bar = bar;
+    made.at = bar.start;
+    made.n = bar.record.n;
     const x = timeline.x(bar.start);
     const width = Math.max(1.5, timeline.x(bar.end) - x - 1);
     const y = TOP + top * shape.bar;
@@ -118,12 +119,12 @@ export class Bars {
     for (const other of this.timeline.rows) set(other.group, { tabindex: other === row ? 0 : -1 });
   }
 
-  /** Arrows move among rows and bars, Enter opens, Escape goes back to the row. */
+  /** Arrows move among rows, bars and marks, Enter opens, Escape goes back to the row. */
   key(event) {
     const { rows } = this.timeline;
     const row = rows.find(({ group }) => group.contains(document.activeElement));
     if (!row) return;
-    const bars = [...row.kept.values()].sort((a, b) => a.bar.start - b.bar.start);
+    const bars = [...row.kept.values(), ...row.marks.values()].sort((a, b) => a.at - b.at);
     const focused = bars.findIndex(({ group }) => group === document.activeElement);
     const move = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     let to = null;
@@ -137,8 +138,8 @@ export class Bars {
       to = row.group;
       event.stopPropagation();
     } else if (event.key === "Enter" || event.key === " ") {
-      const bar = focused < 0 ? bars[bars.length - 1] : bars[focused];
-      if (bar) this.timeline.open(bar.bar.record.n, document.activeElement);
+      const bar = focused < 0 ? bars.findLast(({ n }) => n !== null) : bars[focused];
+      if (bar && bar.n !== null) this.timeline.open(bar.n, document.activeElement);
     } else return;
     event.preventDefault();
     to?.focus();

@@ -2,6 +2,7 @@
 
 import { colour } from "./colours.js";
 import { chunkTimes, over, ttft } from "./pool.js";
+import { pause } from "./roles.js";
 import { el, layerWords, named, plan, ranges, seconds, set, whole } from "./words.js";
 
 export class Details {
@@ -68,6 +69,7 @@ export class Details {
       record.chunks.length ? chunkTable(record, pool) : null,
       ...reasons(record),
       ...changes(record),
+      ...moves(record),
     ].filter((part) => part !== null);
   }
 }
@@ -89,6 +91,7 @@ function facts(record) {
     rows.push(["Output", `${whole(record.output_tokens)} tokens`]);
   }
   if (record.home !== null) rows.push(["Home", `instance ${record.home}`]);
+  if (record.reused) rows.push(["From the prefix cache", `${whole(record.reused)} tokens`]);
   if (record.policy) rows.push(["Policy", record.policy]);
   if (record.one_instance) rows.push(["Path", "SGLang's own batches"]);
   if (record.passes) rows.push(["Passes", "yes, between layers"]);
@@ -167,5 +170,21 @@ function changes(record) {
       el("span", { class: "number" }, `after ${seconds(change.at_s - record.arrival_s)}: `),
       `${change.before} became ${change.after}`,
       el("span", { class: "quiet" }, change.reason)))),
+  ];
+}
+
+function moves(record) {
+  if (!record.moves.length) return [];
+  const rows = record.moves.map((move) => el("tr", {},
+    el("td", { class: "number" }, seconds(move.left_s - record.arrival_s)),
+    el("td", {}, `${move.from} → ${move.to}`),
+    el("td", { class: "number" }, whole(move.tokens)),
+    el("td", { class: "number" }, pause(move))));
+  const shown = record.moves.length;
+  return [
+    el("h3", {}, "Moves"),
+    table(["After", "Instances", "Tokens of KV", "Pause"], rows),
+    record.moved > shown
+      ? el("p", { class: "quiet" }, `The last ${shown} of ${whole(record.moved)}.`) : null,
   ];
 }

@@ -43,13 +43,36 @@ function shared(cluster) {
   return cluster.map((bar, i) => [bar, lanes[i] / ends.length, 1 / ends.length]);
 }
 
+/**
+ * Where and when a request decodes: `{instance, start, end}`, oldest first, with the pauses of its
+ * moves left out. What it did before it was computed anew is of a plan that is no more.
+ */
+export function decodeStretches(record, now) {
+  if (!record.decodes || record.first_token_s === null) return [];
+  let start = record.first_token_s;
+  if (record.recalls && !record.one_instance) {
+    const ran = record.chunks[record.chunks.length - 1]?.ran[1] ?? null;
+    if (ran === null) return [];
+    start = Math.max(start, ran);
+  }
+  const moves = record.moves.filter((move) => move.arrived_s >= record.bound_s);
+  // Of many moves the first are not told: where it was before those that are is not known.
+  const known = record.moved === record.moves.length || moves.length < record.moves.length;
+  const found = [];
+  let instance = moves[0]?.from ?? record.home;
+  for (const [i, move] of moves.entries()) {
+    if (i > 0 || known) found.push({ instance, start, end: move.left_s });
+    [instance, start] = [move.to, move.arrived_s];
+  }
+  found.push({ instance, start, end: record.last_token_s ?? record.ended_s ?? now });
+  return found.filter(({ start: from, end }) => end > from);
+}
+
 /** Steps `[second, how many]` of what decodes on an instance, oldest first. */
-export function decodeSteps(records, instance, now) {
+export function decodeSteps(stretches, instance) {
   const edges = [];
-  for (const record of records) {
-    if (!record.decodes || record.home !== instance || record.first_token_s === null) continue;
-    const end = record.last_token_s ?? record.ended_s ?? now;
-    if (end > record.first_token_s) edges.push([record.first_token_s, 1], [end, -1]);
+  for (const stretch of stretches) {
+    if (stretch.instance === instance) edges.push([stretch.start, 1], [stretch.end, -1]);
   }
   edges.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
   let level = 0;

@@ -6,6 +6,7 @@ import { Details } from "./details.js";
 import { Feed } from "./feed.js";
 import { Requests, Tiles, Waiting, policyLine } from "./lists.js";
 import { Pool } from "./pool.js";
+import { hasMoves, hasRoles } from "./roles.js";
 import { Timeline } from "./timeline.js";
 import { el, say, set } from "./words.js";
 
@@ -38,6 +39,8 @@ function draw() {
   document.title = `${pool.facts.model} · sglang-cdsp`;
   say(byId("policy"), policyLine(pool));
   byId("legend-decode").hidden = pool.facts.form !== "one_server";
+  byId("legend-roles").hidden = !hasRoles(pool);
+  byId("legend-moves").hidden = !hasMoves(pool);
   byId("alarm").hidden = !pool.planner.policy_error;
   say(byId("alarm"), pool.planner.policy_error);
   tiles.draw(pool);

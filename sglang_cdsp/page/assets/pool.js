@@ -17,6 +17,7 @@ export class Pool {
     this.waiting = { requests: 0, tokens: 0, first: [] };
     this.samples = [];
     this.seatChanges = [];
+    this.roleChanges = [];
     this.instances = [];
     this.planner = null;
     this.facts = null;
@@ -37,6 +38,7 @@ export class Pool {
     for (const name of ["waiting", "instances", "planner", "facts"]) this[name] = answer[name];
     this.decodeRanks = answer.decode_ranks;
     this.seatChanges.push(...answer.seat_changes);
+    this.roleChanges.push(...answer.role_changes);
     this.samples.push(...answer.samples);
     if (!answer.more) this.#forget(answer.live);
   }
@@ -68,6 +70,7 @@ export class Pool {
     }
     this.samples = this.samples.filter((sample) => sample[0] > now - KEEP_S);
     this.seatChanges = this.seatChanges.slice(-100);
+    this.roleChanges = this.roleChanges.filter(({ at_s }) => at_s > now - KEEP_S).slice(-200);
   }
 
   /** Requests with a plan, newest first. */

@@ -2,8 +2,10 @@
 
 import { colour } from "./colours.js";
 import { Bars } from "./bars.js";
-import { absences, decodeSteps, stacked, tickStep } from "./layout.js";
+import { absences, decodeSteps, decodeStretches, stacked, tickStep } from "./layout.js";
+import { Marks, marksOf } from "./marks.js";
 import { chunkTimes, over } from "./pool.js";
+import { roleOf } from "./roles.js";
 import { cut, say, set, svg } from "./words.js";
 
 const AXIS = 26;
@@ -29,9 +31,10 @@ export class Timeline {
     this.now = svg("g", { class: "now", "aria-hidden": "true" },
       svg("line"), svg("text", { "text-anchor": "middle" }));
     say(this.now.lastChild, "now");
-    this.svg.append(this.axis, this.body, this.now);
-    place.append(this.svg);
     this.bars = new Bars(this);
+    this.marks = new Marks(this);
+    this.svg.append(this.axis, this.marks.ways, this.body, this.now);
+    place.append(this.svg);
     this.svg.addEventListener("keydown", (event) => this.bars.key(event));
     new ResizeObserver(() => this.draw()).observe(place);
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -125,14 +128,21 @@ export class Timeline {
     while (this.rows.length < instances.length) this.#addRow(this.rows.length);
     while (this.rows.length > instances.length) this.rows.pop().group.remove();
     const seen = this.#bars();
-    const records = [...this.pool.requests.values()];
+    const { decodes, now, start } = this.shape;
+    const records = decodes ? [...this.pool.requests.values()] : [];
+    const stretches = records.flatMap((record) => decodeStretches(record, now)
+      .map((stretch) => ({ ...stretch, record })));
+    const marks = marksOf(this.pool, records, start, now);
+    this.marks.drawWays(marks, AXIS);
     for (const [i, row] of this.rows.entries()) {
       const y = AXIS + i * this.shape.row;
       set(row.group, { transform: `translate(0 ${y})` });
       this.#drawLabel(row, i, instances[i], seen[i]);
       this.#drawAbsences(row, i, instances[i]);
       this.bars.draw(row, stacked(seen[i]));
-      this.#drawDecode(row, i, records);
+      this.#drawDecode(row, i, stretches);
+      this.#drawSelected(row, i, stretches);
+      this.marks.draw(row, marks[i]);
     }
   }
 
@@ -141,15 +151,20 @@ export class Timeline {
       frame: svg("rect", { class: "frame", rx: 4 }),
       line: svg("line", { class: "border" }),
       name: svg("text", { class: "name" }),
+      role: svg("text", { class: "role" }),
       state: svg("text", { class: "state" }),
       absent: svg("g", { "clip-path": "url(#inside)" }),
       bars: svg("g", { "clip-path": "url(#inside)" }),
       strip: svg("path", { class: "strip", "clip-path": "url(#inside)" }),
+      selected: svg("path", { class: "selected", "clip-path": "url(#inside)" }),
+      marked: svg("g", { "clip-path": "url(#inside)" }),
       count: svg("text", { class: "count" }),
       kept: new Map(),
+      marks: new Map(),
     };
     row.group = svg("g", { class: "row", role: "group", tabindex: i === 0 ? 0 : -1, "data-row": i },
-      row.frame, row.line, row.absent, row.strip, row.bars, row.name, row.state, row.count);
+      row.frame, row.line, row.absent, row.strip, row.selected, row.bars, row.marked,
+      row.name, row.role, row.state, row.count);
     row.group.addEventListener("focus", () => this.bars.tabStop(row));
     this.body.append(row.group);
     this.rows.push(row);
@@ -199,19 +214,25 @@ export class Timeline {
     const { narrow, row: height, bar, width, decodes } = this.shape;
     set(row.frame, { x: 1, y: 1, width: width - 2, height: height - 2 });
     set(row.line, { x1: 0, x2: width, y1: height, y2: height });
-    set(row.name, { x: narrow ? 8 : 12, y: 4 + bar / 2 + 5 });
+    const role = roleOf(instance);
+    const x = narrow ? 8 : 12;
+    set(row.name, { x, y: (role ? 3 : 9) + bar / 2 });
     say(row.name, narrow ? `${i}` : `instance ${i}`);
+    set(row.role, { x, y: bar / 2 + 17, "data-role": role || null });
+    say(row.role, role);
     const state = STATE_WORDS[instance.state] ?? instance.state;
-    set(row.state, { x: narrow ? 8 : 12, y: bar / 2 + 22, "data-state": instance.state });
+    const below = role ? height - 6 : bar / 2 + 22;
+    set(row.state, { x, y: below, "data-state": instance.state });
     say(row.state, narrow ? cut(state, 5) : state);
     const decoding = decodes ? instance.decoding : 0;
-    set(row.count, { x: narrow ? 8 : 12, y: height - 6, visibility: state ? "hidden" : null });
+    set(row.count, { x, y: height - 6, visibility: state ? "hidden" : null });
     say(row.count, decoding ? (narrow ? `${decoding} dec` : `${decoding} decoding`) : "");
     const running = bars.filter((found) => found.state === "running").map((found) => {
       const layer = this.pool.layer(found.record.n, found.index);
       return `${found.record.rid}${layer ? `, layer ${layer} of ${this.pool.facts.layers}` : ""}`;
     });
     const words = [`Instance ${i}`, instance.state];
+    if (role) words.push(`${role} only`);
     if (decodes) words.push(`${decoding} decoding`);
     words.push(running.length ? `runs ${running.join("; ")}` : "runs no chunk");
     set(row.group, { "aria-label": words.join(", ") });
@@ -233,10 +254,9 @@ export class Timeline {
     });
   }
 
-  #drawDecode(row, i, records) {
-    const { decodes, now, start, row: height } = this.shape;
-    if (!decodes) return;
-    const steps = decodeSteps(records, i, now);
+  #drawDecode(row, i, stretches) {
+    const { now, start, row: height } = this.shape;
+    const steps = decodeSteps(stretches, i);
     const base = height - 4;
     const scale = 9 / Math.max(3, ...steps.map(([, level]) => level));
     let level = 0;
@@ -251,6 +271,19 @@ export class Timeline {
       level = next;
     }
     set(row.strip, { d: path ? `${path}V${base}Z` : null });
+  }
+
+  /** Where the request decodes whose details are open, in its colour. */
+  #drawSelected(row, i, stretches) {
+    const { start: left, row: height } = this.shape;
+    const mine = stretches.filter(({ record, instance, end }) =>
+      record.n === this.selected && instance === i && end > left);
+    const path = mine.map(({ start, end }) =>
+      `M${this.x(Math.max(start, left)).toFixed(1)} ${height - 7}H${this.x(end).toFixed(1)}`);
+    set(row.selected, {
+      class: `selected ${mine.length ? colour(this.selected) : ""}`.trim(),
+      d: path.join("") || null,
+    });
   }
 }
 

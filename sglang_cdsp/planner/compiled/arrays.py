@@ -41,12 +41,12 @@ LEVEL, LIST, COUNT = 0, 1, 2
 # Rows of `f`. Per instance: queue seconds, inf = down.
 QUEUE = 0
 # Per size: Equation 1, and what set_bounds computes.
-A, B, C, D = 1, 2, 3, 4
-READY, LEAST_B, LEAST_C, LEAST_D, LEAST_A, QUEUES, STRADDLES = 5, 6, 7, 8, 9, 10, 11
+A, B, C, D, E = 1, 2, 3, 4, 5
+READY, LEAST_B, LEAST_C, LEAST_D, LEAST_A, QUEUES, STRADDLES = 6, 7, 8, 9, 10, 11, 12
 # SCORE[0]: TTFT of the best plan; [1] its cost; [2] TTFT of Algorithm 2; [3] TTFT to stay below.
-SCORE = 12
+SCORE = 13
 # From here one row per depth: a level of the search.
-FLOATS = 13
+FLOATS = 14
 
 
 class Given(NamedTuple):

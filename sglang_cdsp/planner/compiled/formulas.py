@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_cdsp.planner.compiled.arrays import SIZES, A, B, C, D, Given, Joined, Prefix, inner
+from sglang_cdsp.planner.compiled.arrays import SIZES, A, B, C, D, E, Given, Joined, Prefix, inner
 
 
 @inner
@@ -28,7 +28,7 @@ def predict(f: Any, g: Given, s: int, straddles: bool, placed: int, tokens: int)
     """Equation 1 in seconds: `tokens` after `placed` on a group of sizes[s]."""
     x = 1.0 + g.spread_cost if straddles else 1.0
     a, b, c, d = f[A, s] * x, f[B, s] * x, f[C, s] * x, f[D, s] * x
-    return a + tokens * (b + c * placed + d * tokens)
+    return a + f[E, s] * x * placed + tokens * (b + c * placed + d * tokens)
 
 
 @inner
@@ -37,7 +37,7 @@ def fill_length(
 ) -> int:
     """Algorithm 3, cut to the group's memory and to a page boundary; 0 = no legal length."""
     x = 1.0 + g.spread_cost if group.straddles else 1.0
-    spare = until - start - f[A, s] * x
+    spare = until - start - (f[A, s] * x + f[E, s] * x * p.placed)
     if spare <= 0:
         return 0
     slope = f[B, s] * x + f[C, s] * x * p.placed

@@ -104,7 +104,7 @@ def solve(
     """Plans one prompt. Returns (TTFT, Algorithm 2's TTFT, plan, times); TTFT inf: none can run.
 
     queue: f8[n] seconds, inf = down. free: i8[n] KV slots. order: i8[n] instances by (queue,
-    index). sizes: i8[m] ascending, coef: f8[4, m] rows a, b, c, d of Equation 1. counts: i8[6]
+    index). sizes: i8[m] ascending, coef: f8[5, m] rows a, b, c, d, e of Equation 1. counts: i8[6]
     tokens, history tokens, page size, minimum chunk, instances per node, 1 if no instance's
     memory can matter. rates: f8[4] improvement rate, price, spread cost, rate from which
     CDSP is PAPER. plan: i8, the number of chunks c, their c lengths, their c sizes, then the
@@ -117,7 +117,7 @@ def solve(
     f = np.empty((FLOATS + m + 1, max(n, m, 5)), np.float64)
     for s in range(m):
         i[SIZES, s] = sizes[s]
-        for row in range(4):
+        for row in range(5):
             f[A + row, s] = coef[row, s]
     for x in range(n):
         i[ORDER, x], i[NODE, x], i[FREE, x], f[QUEUE, x] = (

@@ -6,6 +6,7 @@ Plans come from the compiled search; explanations from the plain one, which find
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sglang_cdsp.planner.borrowing import borrowed
@@ -13,11 +14,13 @@ from sglang_cdsp.planner.compiled import CDSP, PAPER, SINGLE
 from sglang_cdsp.planner.explanation import ranges
 from sglang_cdsp.planner.fast import FastPlanner, Settings
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
-from sglang_cdsp.planner.policies.first_come import FirstComePolicy
+from sglang_cdsp.planner.policies.first_come import FirstComePolicy, Search
 from sglang_cdsp.planner.policies.options import PolicyOptions
+from sglang_cdsp.planner.prefixes.starts import Start, best_start, starts
 from sglang_cdsp.planner.problem import Candidate, Problem
-from sglang_cdsp.planner.search import plan_cdsp, price
-from sglang_cdsp.planner.types import Plan, PoolView, PromptView
+from sglang_cdsp.planner.search import plan_cdsp
+from sglang_cdsp.planner.search import price as search_price
+from sglang_cdsp.planner.types import Considered, HeldPrefix, Plan, PoolView, PromptView
 
 REPLAN_S = 0.02
 """What another plan for the rest of a prompt must save: the way of its orders to the instances."""
@@ -28,6 +31,8 @@ class Chunkwise(FirstComePolicy):
 
     mode: int
     replans = True
+    reuses = True
+    """Whether its plans start from cached prefixes, where `PolicyOptions.prefixes` knows any."""
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)
@@ -49,7 +54,62 @@ class Chunkwise(FirstComePolicy):
         return self.plan_at(prompt, pool, None)
 
     def plan_at(self, prompt: PromptView, pool: PoolView, price: float | None) -> Plan | None:
-        """The compiled search's plan; `price` as in Settings."""
+        """The best plan from any cached prefix or from none; `price` as in Settings."""
+        ways = self._starts(prompt, pool, price)
+        if len(ways) == 1:
+            return self._searched(prompt, pool, price)
+        return best_start(
+            ways, pool, lambda rest: self._from_start(rest, pool, price), self._asked(price)
+        )
+
+    def _from_start(self, rest: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+        """The plan of one start."""
+        return self._searched(rest, pool, price)
+
+    def _starts(self, prompt: PromptView, pool: PoolView, price: float | None) -> Sequence[Start]:
+        """The ways to begin a prompt; one, which reuses nothing, where there is no other."""
+        held = self.held(prompt)
+        if not held:
+            return (Start(None, prompt, 0.0),)
+        return starts(held, prompt, pool, self._least_of_start, self._asked(price))
+
+    def held(self, prompt: PromptView) -> tuple[HeldPrefix, ...]:
+        """Who has what of a prompt cached, as far as this policy's plans may use it."""
+        source = self.options.prefixes
+        if source is None or not self.reuses or prompt.history_tokens:
+            return ()
+        # A holder may go on alone, which must have been measured.
+        return source(prompt.rid) if self.options.current_model().sp_sizes[0] == 1 else ()
+
+    def _asked(self, price: float | None) -> float:
+        """Seconds of TTFT for an instance-second."""
+        return search_price(self.options.current_rate()) if price is None else price
+
+    def _least(self, tokens: int, history: int, *, alone: bool = False) -> tuple[float, float]:
+        """Seconds and instance-seconds that a prompt takes at least, in an idle pool.
+
+        `alone`: one instance may compute it whatever the candidate sizes: it has the history.
+        """
+        model, sizes = self.options.current_model(), self.options.current_sizes()
+        if alone and sizes[0] != 1:
+            sizes = (1, *sizes)
+        times = [(model.predict(size, history, tokens), size) for size in sizes]
+        return min(times)[0], min([seconds * size for seconds, size in times])
+
+    def _least_of_start(self, tokens: int, history: int) -> tuple[float, float]:
+        return self._least(tokens, history, alone=history > 0)
+
+    def _searched(
+        self,
+        prompt: PromptView,
+        pool: PoolView,
+        price: float | None,
+        sizes: tuple[int, ...] | None = None,
+    ) -> Plan | None:
+        """The compiled search's plan for a prompt with or without history.
+
+        `sizes`: the candidates, those of now if not given.
+        """
         options = self.options
         model = options.current_model()
         if model is not self._fast.model:
@@ -62,12 +122,12 @@ class Chunkwise(FirstComePolicy):
             options.spread_cost,
             price,
         )
-        sizes = options.current_sizes()
+        candidates = sizes or options.current_sizes()
         if not pool.running:
-            return self._fast.plan(prompt, pool, sizes, settings)
+            return self._fast.plan(prompt, pool, candidates, settings)
 
         def planned(seen: PoolView, factor: float) -> Plan | None:
-            return self._slowed(factor).plan(prompt, seen, sizes, settings)
+            return self._slowed(factor).plan(prompt, seen, candidates, settings)
 
         return borrowed(planned, pool)
 
@@ -86,7 +146,36 @@ class Chunkwise(FirstComePolicy):
         if not self.replans:
             return None
         found = self.plan(rest, pool)
-        return found and worth_it(found, current, pool, price(self.options.current_rate()))
+        return found and worth_it(found, current, pool, self._asked(None))
+
+    def explain(
+        self, prompt: PromptView, pool: PoolView
+    ) -> tuple[Plan | None, tuple[Considered, ...]]:
+        ways = self._starts(prompt, pool, None)
+        if len(ways) == 1:
+            return super().explain(prompt, pool)
+        plan = self.plan(prompt, pool)
+        considered: list[Considered] = []
+        for start in ways:
+            _, seen = self.explained(start.prompt, pool, self._search_for(prompt))
+            holder = start.prefix and start.prefix.instance
+            reused = start.prefix.tokens if start.prefix else 0
+            chosen = plan is not None and plan.reused == reused
+            chosen = chosen and (not reused or (plan is not None and plan.home == holder))
+            considered += [_of_start(one, reused, chosen=chosen) for one in seen]
+        considered.sort(key=lambda one: (not one.chosen, one.ttft_s))
+        return (replace(plan, considered=tuple(considered)) if plan else None), tuple(considered)
+
+    def _search_for(self, prompt: PromptView) -> Search:
+        """The search for what is left of a prompt, at the price of the whole."""
+        return self.search
+
+
+def _of_start(one: Considered, reused: int, *, chosen: bool) -> Considered:
+    """A candidate of one start among those of all."""
+    if one.chosen and not chosen:
+        return replace(one, reused=reused, chosen=False, reason="its start is not the cheapest")
+    return replace(one, reused=reused)
 
 
 def worth_it(found: Plan, current: Plan, pool: PoolView, asked: float) -> Plan | None:
@@ -124,6 +213,7 @@ class CdspPaper(Chunkwise):
     name = "cdsp-paper"
     mode = PAPER
     replans = False  # the paper's plans are fixed at arrival
+    reuses = False
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         return plan_paper(problem, report=report)
@@ -135,6 +225,7 @@ class SingleChunk(Chunkwise):
     name = "single-chunk"
     mode = SINGLE
     replans = False
+    reuses = False
 
     def best(self, problem: Problem, report: Report) -> Candidate | None:
         return plan_single_chunk(problem, report=report)

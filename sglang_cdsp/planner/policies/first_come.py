@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 from sglang_cdsp.planner.errors import PromptTooLongError
@@ -29,6 +30,9 @@ from sglang_cdsp.planner.views import after_plan, empty_pool
 
 Downs = tuple[tuple[bool, ...], tuple[int, ...]]
 """Which instances are up, and the candidate SP sizes."""
+
+Search = Callable[[Problem, Report | None], tuple[Candidate | None, float | None]]
+"""As `FirstComePolicy.search`."""
 
 Reported = tuple[Candidate, str]
 """What a search reports: a candidate and what became of it."""
@@ -121,9 +125,15 @@ class FirstComePolicy(Policy):
     def explain(
         self, prompt: PromptView, pool: PoolView
     ) -> tuple[Plan | None, tuple[Considered, ...]]:
+        return self.explained(prompt, pool, self.search)
+
+    def explained(
+        self, prompt: PromptView, pool: PoolView, search: Search
+    ) -> tuple[Plan | None, tuple[Considered, ...]]:
+        """What a search finds, and all that it weighs."""
         problem = self._problem(prompt, pool)
         seen: list[Reported] = []
-        best, single = self.search(problem, lambda *reported: seen.append(reported))
+        best, single = search(problem, lambda *reported: seen.append(reported))
         plan = self._planned(problem, best, single)
         considered = explained(problem, best, seen)
         return (replace(plan, considered=considered) if plan else None), considered

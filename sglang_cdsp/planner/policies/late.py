@@ -35,20 +35,26 @@ T being what the passed prompt is expected to take from its arrival on. Those wh
 are the tail of the distribution: they are spared, unless the delay is tiny.
 
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
-later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it.
+later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it. A
+plan that starts from a cached prefix whose holder is busy runs on that holder alone, which is kept
+for it; it waits unbound, and others do not wait with it.
+What a prompt needs is what it needs with the longest prefix that was cached when it arrived.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_cdsp.planner.compiled import CDSP
 from sglang_cdsp.planner.paper import Report, ignore
 from sglang_cdsp.planner.passing import Passing, ways_to_pass
 from sglang_cdsp.planner.policies.chunkwise import Chunkwise, worth_it
+from sglang_cdsp.planner.policies.first_come import Search
 from sglang_cdsp.planner.policies.options import PolicyOptions
+from sglang_cdsp.planner.prefixes.starts import Start
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
 from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, PromptView
@@ -88,6 +94,9 @@ MEMORY = 1 / 64
 LEAD_S = 0.02
 """A plan that starts within this time is bound, so that its orders arrive before its instances are
 free."""
+
+MOST_KEPT = 16
+"""So many prompts at most wait for their holders while others go on."""
 
 LEAST_S = 1e-9
 """What a prompt needs at least, should the latency model promise nothing."""
@@ -138,12 +147,12 @@ class CdspLate(Chunkwise):
         self._arrived += 1
         self._keys[prompt.rid] = key
         insort(self._order, key)
-        need = self._needs[prompt.rid] = self._need(prompt.tokens, prompt.history_tokens)
+        need = self._needs[prompt.rid] = self._need_of(prompt)
         return need
 
     def patience_s(self, prompt: PromptView) -> float:
         """For how long prompts that arrive later may pass this one, if it arrives now."""
-        need = self._need(prompt.tokens, prompt.history_tokens)
+        need = self._need_of(prompt)
         backlog_s = sum([waiting.work for waiting in self._needs.values()]) / self._instances
         length = min(1.0, need.seconds / (self._mean_s or need.seconds))
         return PATIENCE * need.seconds + GIVE_WAY * backlog_s * length**4
@@ -162,6 +171,7 @@ class CdspLate(Chunkwise):
         started: list[tuple[str, Plan]] = []
         if not self._any_room(pool):
             return started
+        kept = 0
         behind = sum([1.0 / need.seconds for need in self._needs.values()])
         for *_, rid in self._order:
             seconds = self._needs[rid].seconds
@@ -174,7 +184,12 @@ class CdspLate(Chunkwise):
             if self._may_pass(pool) and (plan is None or not _starts_now(plan)):
                 plan = self._pass(prompt, plan, pool, price, now_s) or plan
             if plan is None or not _starts_now(plan):
-                break
+                if plan is None or not plan.reused or kept == MOST_KEPT:
+                    break
+                # Its holder is kept for it: it has the first choice when that is free.
+                pool = after_plan(pool, plan, prompt, self.options.page_size)
+                kept += 1
+                continue
             pool = after_plan(pool, plan, prompt, self.options.page_size)
             started.append((rid, plan))
             if not self._any_room(pool):
@@ -187,14 +202,20 @@ class CdspLate(Chunkwise):
 
     def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
         """As if nobody waited; it may start later, when `step` would let the prompt wait."""
-        need = self._need(prompt.tokens, prompt.history_tokens)
-        return self.plan_at(prompt, pool, self._price(need.seconds, 0.0))
+        return self.plan_at(prompt, pool, self._idle_price(prompt))
+
+    def _idle_price(self, prompt: PromptView) -> float:
+        """For an instance-second, as if nobody waited."""
+        return self._price(self._need_of(prompt).seconds, 0.0)
+
+    def _starts(self, prompt: PromptView, pool: PoolView, price: float | None) -> Sequence[Start]:
+        return super()._starts(prompt, pool, self._idle_price(prompt) if price is None else price)
 
     def _pass(
         self, prompt: PromptView, plan: Plan | None, pool: PoolView, price: float, now_s: float
     ) -> Plan | None:
         """A plan that passes, if that is better than to wait for `plan`."""
-        need = self._need(prompt.tokens, prompt.history_tokens)
+        need = self._need_of(prompt)
         waited_s = now_s - prompt.arrival_s
         if plan is not None and waited_s + plan.ttft_s <= SOON * need.seconds:
             return None
@@ -246,14 +267,32 @@ class CdspLate(Chunkwise):
         need = self._need(problem.tokens, problem.history_tokens)
         return plan_priced(problem, self._price(need.seconds, 0.0), report=report)
 
+    def _from_start(self, rest: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+        # Its holder is kept for it, and others must not stand idle until that is free.
+        waits = any(pool.queue_s[i] > LEAD_S for i in rest.history_instances)
+        return self._searched(rest, pool, price, (1,) if waits else None)
+
+    def _search_for(self, prompt: PromptView) -> Search:
+        price = self._idle_price(prompt)
+        return lambda problem, report: (
+            plan_priced(problem, price, report=report or ignore),
+            None,
+        )
+
+    def _need_of(self, prompt: PromptView) -> Need:
+        """What a prompt needs beyond its history, or the longest prefix that is cached of it."""
+        known = self._needs.get(prompt.rid)
+        if known is not None:
+            return known
+        cached = max([prefix.tokens for prefix in self.held(prompt)], default=0)
+        if cached:
+            seconds, work = self._least(prompt.tokens - cached, cached, alone=True)
+            return Need(max(seconds, LEAST_S), work)
+        return self._need(prompt.tokens, prompt.history_tokens)
+
     def _need(self, tokens: int, history_tokens: int) -> Need:
-        model = self.options.current_model()
-        times = [
-            (model.predict(size, history_tokens, tokens), size)
-            for size in self.options.current_sizes()
-        ]
-        work = min(seconds * size for seconds, size in times)
-        return Need(max(min(times)[0], LEAST_S), work)
+        seconds, work = self._least(tokens, history_tokens)
+        return Need(max(seconds, LEAST_S), work)
 
     def _price(self, seconds: float, behind: float) -> float:
         """For a prompt that needs `seconds`; `behind` it is the sum of 1/s per instance."""

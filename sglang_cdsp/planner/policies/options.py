@@ -8,6 +8,7 @@ from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.regulator import Regulator
+from sglang_cdsp.planner.types import PrefixSource
 
 DEFAULT_IMPROVEMENT_RATE = 0.1
 """Where no user gave one: of the server, and of the commands that plan as it does."""
@@ -38,6 +39,7 @@ class PolicyOptions:
             nodes than its size needs; the latency model does not see nodes.
         preempt_budget: by which share of its own time a running prompt may be delayed by prompts
             that pass it, in all; 0 = nobody passes.
+        prefixes: who has what of a prompt cached; without it nothing is reused.
     """
 
     model: LatencyModel
@@ -49,6 +51,7 @@ class PolicyOptions:
     correction: OnlineCorrection | None = None
     spread_cost: float = DEFAULT_SPREAD_COST
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
+    prefixes: PrefixSource | None = None
 
     def __post_init__(self) -> None:
         sizes = self.sp_sizes

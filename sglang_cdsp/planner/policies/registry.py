@@ -136,6 +136,13 @@ POLICIES = (
         Origin.RIVAL,
         own_sizes=lambda none, instances: (1,),
     ),
+    Entry(
+        "cache-aware",
+        f"{_HERE}.rivals:CacheAware",
+        "one instance, least queue and prefill of what it has not cached",
+        Origin.RIVAL,
+        own_sizes=lambda none, instances: (1,),
+    ),
 )
 
 DEFAULT_POLICY = "cdsp-late"

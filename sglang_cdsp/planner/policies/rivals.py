@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from sglang_cdsp.planner.memory import shard_share
 from sglang_cdsp.planner.paper import ACCEPTED, Report
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy
 from sglang_cdsp.planner.policies.options import PolicyOptions
+from sglang_cdsp.planner.prefixes.starts import usable
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.types import Plan, PoolView, PromptView
 
@@ -47,6 +49,34 @@ class DataParallel(FixedSP):
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options, 1)
         self.name = "data-parallel"
+
+
+class CacheAware(DataParallel):
+    """The policy `cache-aware`: one instance a prompt, where its first token comes soonest.
+
+    What an instance has cached of the prompt it does not compute: cache-aware routing to replicas,
+    with Mooncake's estimate of TTFT as queue time and prefill time in place of thresholds.
+    """
+
+    def __init__(self, options: PolicyOptions) -> None:
+        super().__init__(options)
+        self.name = "cache-aware"
+
+    def plan(self, prompt: PromptView, pool: PoolView) -> Plan | None:
+        source = self.options.prefixes
+        held = source(prompt.rid) if source is not None and not prompt.history_tokens else ()
+        best = super().plan(prompt, pool)
+        for prefix in usable(held, prompt, pool):
+            rest = replace(
+                prompt,
+                tokens=prompt.tokens - prefix.tokens,
+                history_tokens=prefix.tokens,
+                history_instances=(prefix.instance,),
+            )
+            found = super().plan(rest, pool)
+            if found is not None and (best is None or found.ttft_s < best.ttft_s):
+                best = replace(found, reused=prefix.tokens)
+        return best
 
 
 class Threshold(FirstComePolicy):

@@ -8,15 +8,18 @@ from typing import Any
 from hypothesis import settings
 from hypothesis.stateful import rule
 
-from sglang_cdsp.controller.feed.records import state_of
+from sglang_cdsp.controller.feed.records import MOST_MOVES, state_of
+from sglang_cdsp.planner.roles import Role
 from tests.controller.any_order import SETTINGS, AnyOrder
-from tests.controller.feed.watched import Follower, WatchedPool
+from tests.controller.fake_pool import FakePool
+from tests.controller.feed.watched import Follower, WatchedOneServer, WatchedPool
+from tests.controller.one_server_order import AnyOrderOfOneServer
 
 
 class Followed(AnyOrder):
     """The same turns; a page asks now and then."""
 
-    make_pool = WatchedPool
+    make_pool: type[FakePool] = WatchedPool
     pool: WatchedPool
     _follower: Follower | None = None
 
@@ -40,8 +43,17 @@ class Followed(AnyOrder):
             assert request.plan is not None
             placed = [(c["tokens"], tuple(c["instances"])) for c in seen["chunks"]]
             assert placed == list(request.plan.placement)
+            assert seen["home"] == request.home
+            assert seen["moved"] == len(request.moves)
+            ways = [(move["from"], move["to"]) for move in seen["moves"]]
+            assert ways == [(m.source, m.target) for m in request.moves][-MOST_MOVES:]
         waiting = answer["waiting"]
         assert (waiting["requests"], waiting["tokens"]) == self.pool.lifecycle.waiting
+        self._check_roles(answer)
+
+    def _check_roles(self, answer: dict[str, Any]) -> None:
+        assert {instance["role"] for instance in answer["instances"]} == {None}
+        assert answer["role_changes"] == []
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
@@ -59,5 +71,26 @@ class Followed(AnyOrder):
         return {n: r for n, r in self.follower.records.items() if r["ended_s"] is not None}
 
 
+class FollowedOneServer(Followed, AnyOrderOfOneServer):
+    """The same of one server, whose seats turn and whose requests move."""
+
+    make_pool = WatchedOneServer
+    pool: WatchedOneServer
+
+    def _check_roles(self, answer: dict[str, Any]) -> None:
+        roles = [instance["role"] for instance in answer["instances"]]
+        assert roles == [role.value for role in self.pool.ledger.roles.seats]
+        turned = self.follower.roles
+        assert roles == [turned.get(seat, Role.BOTH.value) for seat in range(len(roles))]
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "pool"):
+            moved = sum(record["moved"] for record in self._ended().values())
+            assert moved == len(self.pool.moves_seen), "a move is told of once"
+
+
 Followed.TestCase.settings = settings(SETTINGS, max_examples=40)
 TestFollowed = Followed.TestCase
+FollowedOneServer.TestCase.settings = settings(SETTINGS, max_examples=40)
+TestFollowedOneServer = FollowedOneServer.TestCase

@@ -7,9 +7,13 @@ import json
 import pytest
 
 from sglang_cdsp.controller.feed.feed import MOST_RECORDS, MOST_WAITING
+from sglang_cdsp.controller.feed.recent import MOST_ROLE_CHANGES
+from sglang_cdsp.controller.feed.records import MOST_MOVES
 from sglang_cdsp.controller.feed.samples import FIELDS, MOST
 from sglang_cdsp.controller.phases import Phase
+from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_log import LONGEST_RID
+from sglang_cdsp.planner.roles import parse_roles
 from tests.controller.cases import TWO_CHUNKS, phase_is
 from tests.controller.feed.watched import LAYERS, Follower, WatchedOneServer, WatchedPool
 
@@ -18,6 +22,12 @@ def run(pool: WatchedPool, tokens: int = 100, **more: object) -> None:
     """A request from arrival to end."""
     pool.submit(tokens, **more)  # type: ignore[arg-type]
     pool.settle()
+
+
+def move_to(pool: WatchedOneServer, request: PoolRequest, home: int) -> None:
+    """The other one of two seats decodes from now on, and a request goes on there."""
+    pool.lifecycle.on_roles(parse_roles("1p1d" if home else "1d1p"), "a test")
+    pool.until(lambda: request.home == home and len(pool.lifecycle._moves) == 0)
 
 
 def test_a_chunk_appears_comes_on_and_ends() -> None:
@@ -135,6 +145,99 @@ def test_what_decodes_is_told_where() -> None:
     pool.settle()
     (record,) = pool.feed.answer(answer["next"])["requests"]
     assert record["last_token_s"] >= record["first_token_s"]
+
+
+def test_roles_and_their_changes_are_told() -> None:
+    pool = WatchedOneServer(size=3)
+    first = pool.feed.answer(0)
+    assert [one["role"] for one in first["instances"]] == ["both"] * 3
+    assert first["role_changes"] == []
+    pool.lifecycle.on_roles(parse_roles("1p1b1d"), "policy\nmine")
+    answer = pool.feed.answer(first["next"])
+    assert [one["role"] for one in answer["instances"]] == ["prefill", "both", "decode"]
+    told = [(c["seat"], c["before"], c["role"], c["why"]) for c in answer["role_changes"]]
+    assert told == [(0, "both", "prefill", "policy mine"), (2, "both", "decode", "policy mine")]
+    assert {change["at_s"] for change in answer["role_changes"]} == {pool.now_s}
+    assert pool.feed.answer(answer["next"])["role_changes"] == []
+    pool.lifecycle.on_roles(parse_roles("2b1d"), "asked for")
+    (change,) = pool.feed.answer(answer["next"])["role_changes"]
+    assert (change["seat"], change["before"], change["role"]) == (0, "prefill", "both")
+
+
+def test_roles_that_the_server_starts_with_are_no_change() -> None:
+    pool = WatchedOneServer(size=2)
+    pool.recent.has_roles(parse_roles("1p1d"))
+    pool.recent.roles_changed(parse_roles("1p1b"), "asked for")
+    told = [(c["seat"], c["before"], c["role"]) for c in pool.feed.answer(0)["role_changes"]]
+    assert told == [(1, "decode", "both")]
+
+
+def test_only_the_last_role_changes_are_kept() -> None:
+    pool = WatchedOneServer(size=2)
+    for _ in range(MOST_ROLE_CHANGES):
+        for roles in ("1p1b", "2b"):
+            pool.lifecycle.on_roles(parse_roles(roles), "a test")
+    told = pool.feed.answer(0)["role_changes"]
+    assert len(told) == MOST_ROLE_CHANGES
+    assert told[-1]["role"] == "both"
+
+
+def test_where_decode_servers_decode_seats_have_no_role() -> None:
+    pool = WatchedPool(size=2)
+    assert [one["role"] for one in pool.feed.answer(0)["instances"]] == [None, None]
+
+
+def test_what_moves_is_told_when_from_where_and_where_to() -> None:
+    pool = WatchedOneServer(size=2)
+    page = Follower(pool.feed)
+    request = pool.submit(100, plan=[(50, [0]), (50, [0])])
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    page.poll()
+    (record,) = page.records.values()
+    assert (record["moved"], record["moves"]) == (0, [])
+    move_to(pool, request, 1)
+    page.poll()
+    (record,) = page.records.values()
+    assert (record["state"], record["home"], record["moved"]) == ("decoding", 1, 1)
+    (move,) = record["moves"]
+    (times,) = request.moves
+    assert (move["from"], move["to"], move["tokens"]) == (0, 1, times.rows)
+    assert move["asked_s"] == pytest.approx(times.asked_s, abs=1e-4)
+    assert move["left_s"] == pytest.approx(times.left_s, abs=1e-4)
+    assert move["arrived_s"] == pytest.approx(pool.now_s, abs=1e-4)
+    pool.settle()
+    page.poll()
+    (record,) = page.records.values()
+    assert (record["state"], record["moves"]) == ("finished", [move])
+
+
+def test_of_many_moves_the_last_are_shown_and_all_are_counted() -> None:
+    pool = WatchedOneServer(size=2)
+    page = Follower(pool.feed)
+    request = pool.submit(100, plan=[(50, [0]), (50, [0])])
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    times = MOST_MOVES + 3
+    for number in range(times):
+        page.poll()
+        move_to(pool, request, 1 - number % 2)
+    page.poll()
+    (record,) = page.records.values()
+    assert (record["moved"], len(record["moves"])) == (times, MOST_MOVES)
+    assert record["moves"][-1]["to"] == request.home
+    pool.settle()
+
+
+def test_a_move_there_and_back_is_something_new() -> None:
+    pool = WatchedOneServer(size=2)
+    request = pool.submit(100, plan=[(50, [0]), (50, [0])])
+    pool.until(lambda: phase_is(request, Phase.DECODING))
+    move_to(pool, request, 1)
+    answer = pool.feed.answer(0)
+    move_to(pool, request, 0)
+    move_to(pool, request, 1)
+    (record,) = pool.feed.answer(answer["next"])["requests"]
+    assert [move["to"] for move in record["moves"]] == [1, 0, 1]
+    pool.settle()
 
 
 def test_the_pool_is_sampled_once_a_second_whoever_asks() -> None:

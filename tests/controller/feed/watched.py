@@ -9,6 +9,7 @@ from sglang_cdsp.controller.feed.feed import Facts, Feed
 from sglang_cdsp.controller.feed.reasons import reasons_of
 from sglang_cdsp.controller.feed.recent import Recent
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.planner.roles import Role, Roles
 from sglang_cdsp.planner.types import Plan
 from tests.controller.fake_pool import FakePool
 from tests.controller.one_server import OneServerPool
@@ -66,6 +67,14 @@ class WatchedPool(FakePool):
         super().recalled(request)
         self.recent.recalled(request)
 
+    def move_over(self, request: PoolRequest) -> None:
+        super().move_over(request)
+        self.recent.moved(request)
+
+    def roles_changed(self, roles: Roles, why: str) -> None:
+        super().roles_changed(roles, why)
+        self.recent.roles_changed(roles, why)
+
     def ended(self, request: PoolRequest) -> None:
         super().ended(request)
         self.recent.ended(request)
@@ -83,6 +92,7 @@ class Follower:
     Attributes:
         records: requests by their number.
         ends: how often each was told to have ended.
+        roles: of the seats that have turned, as the changes say.
     """
 
     def __init__(self, feed: Feed) -> None:
@@ -90,6 +100,7 @@ class Follower:
         self._next = 0
         self.records: dict[int, dict[str, Any]] = {}
         self.ends: dict[int, int] = {}
+        self.roles: dict[int, str] = {}
         self.answers = 0
 
     def poll(self) -> dict[str, Any]:
@@ -104,5 +115,9 @@ class Follower:
                 self.records[number] = record
                 if record["ended_s"] is not None:
                     self.ends[number] = self.ends.get(number, 0) + 1
+            for change in answer["role_changes"]:
+                before = self.roles.get(change["seat"], Role.BOTH.value)
+                assert before == change["before"] != change["role"], "no change is left out"
+                self.roles[change["seat"]] = change["role"]
             if not answer["more"]:
                 return answer

@@ -1,0 +1,266 @@
+"""What is asked of the servers of one family in one form, and what must come of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from sglang_cdsp.testing.answers import TOP, Answer, compare
+from sglang_cdsp.testing.prompts import cut_ids
+
+TOLERANCE = 1e-3
+"""Of a log-probability, float32."""
+
+OUTPUT = 6
+PAGE = 8
+"""KV page size: chunks begin at its multiples."""
+
+AT_ONCE = 6
+LONGEST = 3000
+REFERENCE_LENGTHS = (7, 200, 701)
+
+Plan = list[tuple[int, list[int]]]
+
+
+@dataclass
+class Asked:
+    """The servers of one cell, and what has been seen of them.
+
+    Attributes:
+        pool, stock: URLs.
+        checkpoint: the model's folder.
+        instances: of the pool.
+        capacity: KV slots of each.
+        seed: of everything that is drawn.
+        cases: prompts with plans.
+        auto_class: of transformers, that loads the checkpoint.
+        info: URL of the pool's own server; in one server the same as ``pool``.
+        worst: largest gap between log-probabilities so far.
+    """
+
+    pool: str
+    stock: str
+    checkpoint: Path
+    instances: int
+    capacity: int
+    seed: int
+    cases: int
+    auto_class: str
+    info: str
+    worst: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def generate(url: str, tokens: Sequence[int], **fields: Any) -> dict[str, Any]:
+    """POST ``/generate``, greedy, with log-probabilities; raises if it is refused."""
+    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": OUTPUT}
+    body: dict[str, Any] = {
+        "input_ids": list(tokens),
+        "sampling_params": {**sampling, **fields.pop("sampling_params", {})},
+        "return_logprob": True,
+        "top_logprobs_num": TOP,
+        **fields,
+    }
+    response = requests.post(f"{url}/generate", json=body, timeout=300)
+    if response.status_code != requests.codes.ok:
+        raise AssertionError(f"{response.status_code}: {response.text[:300]}")
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def drawn(asked: Asked) -> list[tuple[list[int], Plan]]:
+    """Prompts of real text, each with a plan of one to four chunks on groups that grow."""
+    draw = random.Random(asked.seed)
+    found = []
+    for number in range(asked.cases):
+        length = draw.randint(1, draw.choice((40, 400, LONGEST)))
+        borders = range(PAGE, length, PAGE)
+        chunks = min(len(borders) + 1, draw.randint(1, 4))
+        cuts = sorted(draw.sample(borders, chunks - 1))
+        sizes = sorted(draw.randint(1, asked.instances) for _ in range(chunks))
+        order = draw.sample(range(asked.instances), asked.instances)
+        plan = [
+            (stop - start, order[:size])
+            for (start, stop), size in zip(pairwise([0, *cuts, length]), sizes, strict=True)
+        ]
+        found.append((cut_ids(asked.checkpoint, length, number), plan))
+    return found
+
+
+def agree(asked: Asked, stock: Any, ours: Any) -> None:
+    """Both answers are the same; remembers how far apart their log-probabilities are."""
+    found = compare(Answer.of(stock), Answer.of(ours), TOLERANCE)
+    asked.worst = max(asked.worst, found.worst)
+    asked.notes["tokens"] = asked.notes.get("tokens", 0) + found.compared
+
+
+def forced_plans(asked: Asked) -> None:
+    """Drawn prompts with drawn plans, several at a time: stock's answers."""
+    cases = drawn(asked)
+
+    def ask(case: tuple[list[int], Plan]) -> dict[str, Any]:
+        tokens, plan = case
+        params = {"custom_params": {"cdsp_plan": plan}}
+        return generate(asked.pool, tokens, sampling_params=params)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        answers = list(threads.map(ask, cases))
+    for (tokens, _), answer in zip(cases, answers, strict=True):
+        agree(asked, generate(asked.stock, tokens), answer)
+
+
+def own_plans(asked: Asked) -> None:
+    """A burst that the pool plans itself: stock's answers."""
+    prompts = [tokens for tokens, _ in drawn(asked)[:AT_ONCE]]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        answers = list(threads.map(lambda tokens: generate(asked.pool, tokens), prompts))
+    for tokens, answer in zip(prompts, answers, strict=True):
+        agree(asked, generate(asked.stock, tokens), answer)
+
+
+def prompt_logprobs(asked: Asked) -> None:
+    """Log-probabilities of the prompt, each from the member that has its row."""
+    tokens = cut_ids(asked.checkpoint, 700, 5)
+    plan = {"custom_params": {"cdsp_plan": [[304, [1]], [396, [1, 0]]]}}
+    mine = generate(asked.pool, tokens, logprob_start_len=0, sampling_params=plan)["meta_info"]
+    theirs = generate(asked.stock, tokens, logprob_start_len=0)["meta_info"]
+    name = "input_token_logprobs"
+    assert [entry[1] for entry in mine[name]] == [entry[1] for entry in theirs[name]]
+    pairs = zip(mine[name], theirs[name], strict=True)
+    gaps = [abs(a[0] - b[0]) for a, b in pairs if a[0] is not None]
+    assert len(gaps) == len(tokens) - 1
+    assert max(gaps) <= TOLERANCE, f"a log-probability is off by {max(gaps)}"
+    asked.worst = max(asked.worst, *gaps)
+
+
+def grammar(asked: Asked) -> None:
+    """An answer under a grammar is one, and stock's."""
+    tokens = cut_ids(asked.checkpoint, 500, 8)
+    params: dict[str, Any] = {"regex": "[a-f]{12}", "max_new_tokens": 24, "ignore_eos": False}
+    plan = {"custom_params": {"cdsp_plan": [[200, [0]], [300, [0, 1]]]}}
+    ours = generate(asked.pool, tokens, sampling_params={**params, **plan})
+    assert set(ours["text"]) <= set("abcdef"), ours["text"]
+    assert ours["text"] == generate(asked.stock, tokens, sampling_params=params)["text"]
+
+
+def aborts(asked: Asked) -> None:
+    """Clients that leave while their prompts are computed or decoded."""
+    tokens = cut_ids(asked.checkpoint, LONGEST, 9)
+    for number in range(4):
+        body: dict[str, Any] = {
+            "input_ids": tokens,
+            "sampling_params": {"max_new_tokens": 64, "ignore_eos": True},
+            "stream": True,
+        }
+        try:
+            timeout = (5.0, 0.05 + 0.3 * number)
+            url = f"{asked.pool}/generate"
+            with requests.post(url, json=body, stream=True, timeout=timeout) as response:
+                next(response.iter_lines(chunk_size=1), None)
+        except requests.RequestException:
+            pass
+    agree(asked, generate(asked.stock, tokens), generate(asked.pool, tokens))
+
+
+def as_transformers(asked: Asked) -> None:
+    """The first token's log-probabilities are those of transformers' own model."""
+    # Imported here: they take seconds.
+    import sglang  # noqa: F401 - declares torchvision's operators first
+    import torch
+    import transformers
+
+    model = (
+        getattr(transformers, asked.auto_class)
+        .from_pretrained(asked.checkpoint, dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
+    worst = 0.0
+    for number, length in enumerate(REFERENCE_LENGTHS):
+        tokens = cut_ids(asked.checkpoint, length, 20 + number)
+        plan = {"custom_params": {"cdsp_plan": _spread(length, asked.instances)}}
+        answer = Answer.of(generate(asked.pool, tokens, sampling_params=plan))
+        with torch.inference_mode():
+            logits = model(torch.tensor([tokens])).logits[0, -1]
+        expected = logits.log_softmax(dim=-1)
+        assert int(expected.argmax()) == answer.tokens[0]
+        gaps = [abs(p - float(expected[token])) for token, p in answer.top[0].items()]
+        worst = max(worst, *gaps)
+    assert worst <= TOLERANCE, f"a log-probability is off by {worst}"
+    asked.notes["transformers"] = worst
+
+
+def _spread(length: int, instances: int) -> Plan:
+    if length < 2 * PAGE:
+        return [(length, [0])]
+    half = length // 2 // PAGE * PAGE
+    return [(half, [0]), (length - half, list(range(instances)))]
+
+
+def turns(asked: Asked) -> None:
+    """A prompt that goes on where another one and its answer ended; one server has that cached."""
+    home, other = asked.instances - 1, 0
+    prompt = cut_ids(asked.checkpoint, 700, 30)
+    for group in ([home, other], [home], [other, home]):
+        plan = {"custom_params": {"cdsp_plan": [[len(prompt), group]]}}
+        ours = generate(asked.pool, prompt, sampling_params=plan)
+        agree(asked, generate(asked.stock, prompt), ours)
+        if group == [home] and asked.pool == asked.info:
+            assert ours["meta_info"]["cached_tokens"] >= 700 // PAGE * PAGE
+        prompt = [*prompt, *Answer.of(ours).tokens, *cut_ids(asked.checkpoint, 500, 31)]
+
+
+def images(asked: Asked) -> None:
+    """A request with an image is refused, whatever model is served."""
+    dot = (
+        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+        "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+    body: dict[str, Any] = {
+        "text": "What is this?",
+        "image_data": dot,
+        "sampling_params": {"max_new_tokens": 1},
+    }
+    response = requests.post(f"{asked.info}/generate", json=body, timeout=60)
+    assert response.status_code == requests.codes.bad, response.text[:300]
+    assert "images, audio or video" in response.text
+
+
+def slots(asked: Asked) -> None:
+    """Every slot is free, or cached for whoever comes, a while after the last answer."""
+    deadline = time.monotonic() + 30
+    while True:
+        info = requests.get(f"{asked.info}/server_info", timeout=30).json()
+        states = [state["cdsp"] for state in info["internal_states"]]
+        free = [int(s["free_tokens"]) + int(s.get("cached_tokens") or 0) for s in states]
+        if free == [asked.capacity] * asked.instances:
+            return
+        assert time.monotonic() < deadline, f"slots are held: {free} of {asked.capacity} are free"
+        time.sleep(0.2)
+
+
+FEATURES: Mapping[str, Callable[[Asked], None]] = {
+    "forced plans": forced_plans,
+    "own plans": own_plans,
+    "prompt log-probabilities": prompt_logprobs,
+    "grammar": grammar,
+    "aborts": aborts,
+    "as transformers": as_transformers,
+    "turns": turns,
+    "images": images,
+    "slots": slots,
+}
+"""In the order in which they are tried; the last one looks at what the others left."""
+
+
+def described(asked: Asked) -> str:
+    """What was seen, as JSON."""
+    return json.dumps({"worst_logprob_gap": asked.worst, **asked.notes})

@@ -1,0 +1,147 @@
+"""From which cached prefix a prompt starts, or from none (Tetris, section on prefix caching).
+
+Tetris enumerates how much of a cached prefix a plan reuses and takes the plan with the least TTFT.
+Here each holder's prefix is a start, and so is none. A plan that reuses a prefix starts at its
+holder, with the cached tokens as history (Equation 1's C): it saves their computation, and it may
+have to wait for that one instance. The starts are compared at the price that the policy asks for
+an instance-second, as its plans are; a plan beside requests that decode pays what these lose, too.
+
+A search costs far more than all else here, so starts are tried in the order of what they cost at
+least, and those that cannot win are not searched for. What is cached in part of a longer prefix is
+no start of its own: where one instance has all of it, reusing less computes more and saves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from sglang_cdsp.planner.borrowing import lost_s
+from sglang_cdsp.planner.types import HeldPrefix, Plan, PoolView, PromptView
+
+MOST_SEARCHES = 3
+"""So many starts are planned at most, none among them."""
+
+Least = Callable[[int, int], tuple[float, float]]
+"""`(tokens, history)`: seconds and instance-seconds that a prompt takes at least, when alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One way to begin a prompt.
+
+    prefix: what it reuses, None for nothing. prompt: what is left to plan. least: what it costs at
+    least.
+    """
+
+    prefix: HeldPrefix | None
+    prompt: PromptView
+    least: float
+
+
+def usable(held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView) -> list[HeldPrefix]:
+    """The prefixes that a plan can start from now.
+
+    Their holder is up and has the slots to be home. Of what is held equally long, that on the
+    instance that is free first, and among these on the one where least decodes.
+    """
+
+    def busy(i: int) -> tuple[float, int, int]:
+        running = pool.running[i].requests if pool.running else 0
+        return pool.queue_s[i], running, -(pool.free_tokens[i] if pool.free_tokens else 0)
+
+    best: dict[int, HeldPrefix] = {}
+    for prefix in held:
+        i = prefix.instance
+        room = pool.free_tokens is None or pool.free_tokens[i] >= prefix.home_tokens
+        up = pool.up is None or pool.up[i]
+        if not (room and up and 0 < prefix.tokens < prompt.tokens):
+            continue
+        other = best.get(prefix.tokens)
+        if other is None or busy(i) < busy(other.instance):
+            best[prefix.tokens] = prefix
+    return list(best.values())
+
+
+def starts(
+    held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView, least: Least, asked: float
+) -> list[Start]:
+    """All starts, first the one that can cost least.
+
+    Args:
+        asked: seconds of TTFT for an instance-second.
+    """
+    seconds, work = least(prompt.tokens, 0)
+    soonest = min(pool.queue_s)
+    found = [Start(None, prompt, soonest + seconds + asked * work)]
+    for prefix in usable(held, prompt, pool):
+        seconds, work = least(prompt.tokens - prefix.tokens, prefix.tokens)
+        rest = replace(
+            prompt,
+            tokens=prompt.tokens - prefix.tokens,
+            history_tokens=prefix.tokens,
+            history_instances=(prefix.instance,),
+        )
+        cost = pool.queue_s[prefix.instance] + seconds + asked * work
+        found.append(Start(prefix, rest, cost))
+    return sorted(found, key=lambda start: start.least)
+
+
+def cost(plan: Plan, pool: PoolView, asked: float) -> float:
+    """What a plan costs: TTFT, its instance-seconds at a price, and what those that decode lose."""
+    taken = sum([plan.ttft_s - min(plan.ttft_s, pool.queue_s[i]) for i in plan.instances])
+    beside = lost_s(plan, pool) if pool.running else 0.0
+    return plan.ttft_s + asked * taken + beside
+
+
+def best_start(
+    ways: Sequence[Start],
+    pool: PoolView,
+    plan: Callable[[PromptView], Plan | None],
+    asked: float,
+) -> Plan | None:
+    """The plan of the start that costs least; None if no start has one.
+
+    Args:
+        ways: from `starts`.
+        plan: the policy's own search, for a prompt with or without history.
+    """
+    best: Plan | None = None
+    chosen, lowest, searches = ways[0], math.inf, 0
+    others: list[tuple[float, Start]] = []
+    for start in ways:
+        given_up = start.least >= lowest or (best is not None and searches == MOST_SEARCHES)
+        found = None if given_up else plan(start.prompt)
+        searches += not given_up
+        price = start.least if given_up else math.inf
+        if found is not None:
+            price = cost(found, pool, asked)
+            if price < lowest:
+                if best is not None:
+                    others.append((lowest, chosen))
+                best, chosen, lowest = found, start, price
+                continue
+        others.append((price, start))
+    if best is None:
+        return None
+    cached = max((s.prefix.tokens for s in ways if s.prefix is not None), default=0)
+    reused = chosen.prefix.tokens if chosen.prefix is not None else 0
+    return replace(best, reused=reused, cached=cached, choice=_choice(chosen, others, lowest))
+
+
+def _choice(chosen: Start, others: Sequence[tuple[float, Start]], lowest: float) -> str:
+    """Why a start was chosen, with what the next best would have cost more."""
+    text = _named(chosen)
+    price, other = min(others, key=lambda entry: entry[0], default=(math.inf, None))
+    if other is None:
+        return text
+    if price == math.inf:
+        return f"{text}; {_named(other)} cannot run now"
+    return f"{text}; {_named(other)} would cost {max(0.0, price - lowest):.3f} s more"
+
+
+def _named(start: Start) -> str:
+    if start.prefix is None:
+        return "computed whole"
+    return f"{start.prefix.tokens} cached tokens on instance {start.prefix.instance}"

@@ -1,0 +1,184 @@
+"""Cached prefixes in one server: what each instance keeps, evicts and is asked for.
+
+As in SGLang: when a prompt is computed, its whole blocks are in its home's cache, and with the
+answer's when it has ended; blocks that a request uses are locked; the others take only slots that
+are promised to nobody, and the least recently used go first, leaves before what they follow. The
+index is the server's own, and so a running prompt counts at its home, where a plan that starts from
+it waits for it. What a plan reuses is locked when the plan is bound, where a server locks
+it when the task heads its queue and plans anew what has gone meanwhile.
+
+Blocks stand for their whole prefix: two requests that have a block in common have all before it in
+common, too, as in Mooncake's trace.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from sglang_cdsp.planner.memory import pages
+from sglang_cdsp.planner.prefixes.index import PrefixIndex
+from sglang_cdsp.planner.types import HeldPrefix, Plan
+from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.task import Task
+
+
+class Cache:
+    """One instance's cached blocks."""
+
+    def __init__(self) -> None:
+        # Blocks that nobody uses, the next to go first; and how often the others are in use.
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._locks: dict[int, int] = {}
+
+    @property
+    def idle(self) -> int:
+        """Blocks that may be evicted."""
+        return len(self._idle)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._idle or block in self._locks
+
+    def lock(self, blocks: Sequence[int]) -> list[int]:
+        """Use a prefix from now on; returns the blocks of it that are new here."""
+        new = [block for block in blocks if block not in self]
+        for block in blocks:
+            self._idle.pop(block, None)
+            self._locks[block] = self._locks.get(block, 0) + 1
+        return new
+
+    def unlock(self, blocks: Sequence[int]) -> None:
+        """Use a prefix no more. Of those that nobody uses, what follows goes before the rest."""
+        for block in reversed(blocks):
+            left = self._locks[block] - 1
+            if left:
+                self._locks[block] = left
+            else:
+                del self._locks[block]
+                self._idle[block] = None
+
+    def shrink(self, most: int) -> list[int]:
+        """Evict until at most so many blocks are idle; returns what went."""
+        gone = []
+        while len(self._idle) > most:
+            gone.append(self._idle.popitem(last=False)[0])
+        return gone
+
+
+class Prefixes:
+    """The caches of all instances, and what a policy is told of them.
+
+    Attributes:
+        reused_tokens: prompt tokens that were not computed. cached_tokens: prompt tokens of bound
+            requests that some instance had. evicted_blocks: how many went.
+        free: KV slots promised to nobody, by instance: the pool's own, which sets it.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        n = setup.instances
+        self._block, self._page = setup.cache_block, setup.page_size
+        self._caches = [Cache() for _ in range(n)]
+        self._index = PrefixIndex([setup.slots // self._block + 1] * n)
+        self._asked: dict[str, Task] = {}
+        self._locked: dict[Task, Sequence[int]] = {}
+        self._coming: dict[Task, Sequence[int]] = {}
+        self.free: Sequence[int] = [setup.slots] * n
+        self.reused_tokens = self.cached_tokens = self.evicted_blocks = 0
+
+    # -- as a policy sees it ----------------------------------------------------------------
+
+    def held(self, rid: str) -> tuple[HeldPrefix, ...]:
+        """Who has what of a prompt that waits; a `PrefixSource`."""
+        task = self._asked.get(rid)
+        if task is None:
+            return ()
+        request = task.request
+        blocks = request.blocks[: (request.prompt_tokens - 1) // self._block]
+        need = pages(request.prompt_tokens, self._page) + pages(request.output_tokens, self._page)
+        most = {i: held.pages for held in self._index.lookup(blocks) for i in held.instances}
+        for leader, theirs in self._coming.items():
+            home = leader.decode_instance
+            there = _in_common(blocks, theirs)
+            if home is not None and there > most.get(home, 0):
+                most[home] = there
+        ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
+        return tuple(HeldPrefix(i, count * self._block, need * self._page) for i, count in ordered)
+
+    # -- a request's way --------------------------------------------------------------------
+
+    def waits(self, task: Task) -> None:
+        """A prompt waits for a plan."""
+        if task.request.blocks:
+            self._asked[task.rid] = task
+
+    def bound(self, task: Task, plan: Plan) -> None:
+        """It gets a plan: what that reuses is locked at its home."""
+        self._asked.pop(task.rid, None)
+        self.cached_tokens += plan.cached
+        self.reused_tokens += plan.reused
+        if plan.reused:
+            self._use(task, plan.home, plan.reused)
+        if task.request.blocks:
+            self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
+
+    def computed(self, task: Task) -> None:
+        """Its home has all of its prompt."""
+        assert task.decode_instance is not None
+        self._coming.pop(task, None)
+        self._leave(task)
+        self._use(task, task.decode_instance, task.request.prompt_tokens)
+
+    def ended(self, task: Task) -> None:
+        """It has its last token, and its slots are promised to nobody any more."""
+        home = task.decode_instance
+        assert home is not None
+        self._leave(task)
+        self._use(task, home, task.total_tokens)
+        self._leave(task)
+        self.press(home)
+
+    def press(self, instance: int) -> None:
+        """Slots of an instance were promised: what is cached gives way."""
+        gone = self._caches[instance].shrink(self.free[instance] // self._block)
+        self.evicted_blocks += len(gone)
+        self._index.removed(instance, gone)
+
+    def _use(self, task: Task, home: int, tokens: int) -> None:
+        """Lock the first tokens of a task at its home, in whole blocks."""
+        blocks = task.request.blocks[: tokens // self._block]
+        self._index.stored(home, self._caches[home].lock(blocks))
+        self._locked[task] = blocks
+
+    def _leave(self, task: Task) -> None:
+        """Unlock what a task uses."""
+        blocks = self._locked.pop(task, None)
+        if blocks is not None:
+            home = task.decode_instance
+            assert home is not None
+            self._caches[home].unlock(blocks)
+
+    # -- accounts ---------------------------------------------------------------------------
+
+    def differences(self) -> list[str]:
+        """Where the index and the caches disagree; for tests, which ask at random moments."""
+        found = []
+        for instance, cache in enumerate(self._caches):
+            blocks: Iterable[int] = (*cache._idle, *cache._locks)
+            known = self._index.count(instance)
+            if known != len(set(blocks)):
+                found.append(
+                    f"instance {instance}: {known} blocks indexed, {len(set(blocks))} kept"
+                )
+        return found
+
+
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many blocks two prompts begin with alike: equal blocks have equal ones before them."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[middle - 1] == other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

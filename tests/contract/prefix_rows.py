@@ -1,0 +1,135 @@
+"""What cached prefixes rely on: SGLang's trees, their locks, and what they tell of themselves."""
+
+from __future__ import annotations
+
+from tests.contract.changed import Changed
+from tests.contract.needs import Attributes, Calls, Fields, Order, Signature, Value
+from tests.contract.row import row
+
+UTILS = "sglang.srt.mem_cache.utils"
+BASE = "sglang.srt.mem_cache.base_prefix_cache"
+UNIFIED = "sglang.srt.mem_cache.unified_radix_cache"
+RADIX = "sglang.srt.mem_cache.radix_cache"
+RUST = "sglang.srt.mem_cache.rust_tree_core.adapter"
+EVENTS = "sglang.srt.mem_cache.events"
+WIRE = "sglang.srt.disaggregation.kv_events"
+BUILDER = "sglang.srt.mem_cache.kv_cache_builder"
+SCHEDULER = "sglang.srt.managers.scheduler"
+PUBLISHER = "sglang.srt.managers.scheduler_components.kv_events_publisher"
+NATIVE = "sglang.srt.mem_cache.cpp_utils.native_hash"
+POLICY = "sglang.srt.managers.schedule_policy"
+BATCH = "sglang.srt.managers.schedule_batch"
+
+LOCKS = "both forms are served (`engine.prefixes`)"
+CACHE = "UnifiedRadixCache"
+
+ROWS = (
+    row(
+        "engine.prefixes",
+        "the longest cached prefix of some tokens",
+        Signature(UNIFIED, f"{CACHE}.match_prefix", ("params",)),
+    ),
+    row(
+        "engine.prefixes",
+        "what is matched, in which namespace",
+        Signature(RADIX, "RadixKey.__init__", ("token_ids",), ("extra_key", "cache_salt")),
+    ),
+    row(
+        "engine.prefixes",
+        "where a match ends, and its slots",
+        Changed(
+            Fields(BASE, "MatchResult", ("device_indices", "last_device_node")),
+            Fields(BASE, "MatchResult", ("device_prefix_len", "last_device_node")),
+            LOCKS,
+            "kv_is_checkpointed",
+        ),
+    ),
+    row(
+        "engine.prefixes",
+        "what is locked is not evicted",
+        Changed(
+            Signature(UNIFIED, f"{CACHE}.inc_lock_ref", ("node_id",)),
+            Calls(POLICY, "PrefillAdder", "self.tree_cache.lock"),
+            LOCKS,
+            "kv_is_checkpointed",
+        ),
+    ),
+    row(
+        "engine.prefixes",
+        "whoever holds a lock gives it back with its receipt",
+        Signature(UNIFIED, f"{CACHE}.dec_lock_ref", ("node_id", "params")),
+    ),
+    row(
+        "engine.prefixes",
+        "a request with a cached prefix, as after a match of SGLang's own",
+        Changed(
+            Attributes(BATCH, "Req", ("prefix_indices", "lock_receipt", "last_node")),
+            Attributes(BATCH, "Req", ("prefix_len", "lock", "last_node")),
+            LOCKS,
+            "kv_is_checkpointed",
+        ),
+    ),
+    row(
+        "engine.cache_events hooks",
+        "hooked: the trees of one server keep their events",
+        Order(BUILDER, "build_kv_cache", ("enable_kv_cache_events=enable_kv_cache_events",)),
+    ),
+    row(
+        "engine.cache_events",
+        "the hook is called",
+        Calls(SCHEDULER, "Scheduler", "kv_cache_builder.build_kv_cache"),
+    ),
+    row(
+        "engine.cache_events",
+        "events since they were taken last",
+        Signature(UNIFIED, f"{CACHE}.take_events", ()),
+    ),
+    row(
+        "engine.cache_events engine.scheduler",
+        "SGLang's publisher asks its tree for events",
+        Order(
+            PUBLISHER,
+            "SchedulerKvEventsPublisher.publish_kv_events",
+            ("if not self.enable_kv_cache_events:", "self.tree_cache.take_events()"),
+        ),
+    ),
+    row(
+        "engine.cache_events",
+        "what events say",
+        Fields(WIRE, "BlockStored", ("block_hashes",)),
+    ),
+    row(
+        "engine.cache_events",
+        "what evictions say",
+        Fields(WIRE, "BlockRemoved", ("block_hashes",)),
+    ),
+    row(
+        "engine.cache_events",
+        "device memory among the places where pages lie",
+        Value(WIRE, "StorageMedium.GPU", '"GPU"'),
+    ),
+    row(
+        "engine.cache_events",
+        "the Python tree's recorder, which names pages with a compiled extension",
+        Attributes(EVENTS, "KVCacheEventRecorder", ("enabled", "record_store")),
+    ),
+    row(
+        "engine.cache_events",
+        "that extension",
+        Signature(NATIVE, "get_native_hash", ("token_ids", "prior_digest", "page_size")),
+    ),
+    row(
+        "controller.prefixes.hashes",
+        "the salt that pages are named from; an extra key has no part in their names",
+        Order(
+            UTILS,
+            "compute_node_event_hash_values",
+            ("node.key.cache_salt is not None", "sglang-cache-salt-v1", "hexdigest()"),
+        ),
+    ),
+    row(
+        "controller.prefixes.hashes",
+        "the first 8 bytes of a page's digest are its name",
+        Order(UTILS, "hash_str_to_int64", ("int(hash_str[:16], 16)",)),
+    ),
+)

@@ -1,0 +1,1 @@
+"""One form for each family of attention, on real servers."""

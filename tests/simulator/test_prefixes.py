@@ -1,0 +1,233 @@
+"""Cached prefixes in the simulated server: what is kept, evicted, reused and accounted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from sglang_cdsp.simulator import engine
+from sglang_cdsp.simulator.engine import simulate
+from sglang_cdsp.simulator.errors import SetupError
+from sglang_cdsp.simulator.one_server import OneServer, parse_roles
+from sglang_cdsp.simulator.plan_log import Recorded
+from sglang_cdsp.simulator.prefixes import Cache, Prefixes
+from sglang_cdsp.simulator.replay import chunk_errors, replay
+from sglang_cdsp.simulator.setup import DecodeModel, Setup
+from sglang_cdsp.simulator.sharing import Conversations, Documents, conversations, questions
+from sglang_cdsp.simulator.traces import TraceError, read_trace
+from sglang_cdsp.simulator.types import Request
+from sglang_cdsp.simulator.workload import Lengths, merged
+from tests.simulator.small_worlds import world
+
+BLOCK = 100
+DECODE = DecodeModel(0.01, 0.0, 0.0)
+
+
+def server(**changes: object) -> Setup:
+    """One server of 4 instances that keeps what it has computed, in blocks of 100 tokens."""
+    plain = world(
+        one_server=OneServer(),
+        policy="cdsp",
+        instances=4,
+        prefix_cache=True,
+        cache_block=BLOCK,
+        decode=DECODE,
+        kv_tokens=20_000,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_the_second_turn_computes_what_is_new() -> None:
+    first = Request("1", 0.0, 5000, 500, tuple(range(55)))
+    second = Request("2", 100.0, 6000, 10, tuple(range(60)))
+    one, two = simulate(server(), (first, second)).records
+    assert (one.reused, one.cached) == (0, 0)
+    assert (two.reused, two.cached) == (5500, 5500)
+    assert two.chunks[0].instances[0] == one.decode_instance
+    assert sum(chunk.tokens for chunk in two.chunks) == 500
+    without = simulate(server(prefix_cache=False), (first, second)).records[1]
+    assert two.ttft_s is not None
+    assert without.ttft_s is not None
+    assert two.ttft_s < 0.5 * without.ttft_s
+
+
+def test_an_equal_prompt_computes_its_last_block() -> None:
+    blocks = tuple(range(50))
+    records = simulate(
+        server(), [Request(str(n), 100.0 * n, 5000, 1, blocks) for n in range(2)]
+    ).records
+    assert records[1].reused == 4900
+
+
+def test_a_prefix_that_others_have_evicted_is_computed_again() -> None:
+    asked = Request("a", 0.0, 5000, 1, tuple(range(50)))
+    others = [
+        Request(f"o{n}", 10.0 + n, 18_000, 1, tuple(range(1000 * n, 1000 * n + 180)))
+        for n in range(1, 9)
+    ]
+    again = Request("b", 1000.0, 5100, 1, tuple(range(51)))
+    result = simulate(server(), [asked, *others, again])
+    assert result.records[-1].reused == 0
+    assert result.evicted_blocks > 0
+
+
+def test_a_cache_evicts_the_least_recently_used_leaves_first() -> None:
+    cache = Cache()
+    cache.lock((1, 2, 3))
+    cache.unlock((1, 2, 3))
+    cache.lock((1, 2, 4))
+    assert cache.shrink(0) == [3]
+    cache.unlock((1, 2, 4))
+    assert cache.shrink(2) == [4]
+    assert cache.shrink(0) == [2, 1]
+    assert cache.idle == 0
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[Request]:
+    """Requests that share prefixes at random: each goes on from a random point of another."""
+    known: list[tuple[int, ...]] = [()]
+    names = iter(range(1_000_000))
+    out = []
+    for n in range(draw(st.integers(1, 25))):
+        start = draw(st.sampled_from(known))
+        start = start[: draw(st.integers(0, len(start)))]
+        prompt = len(start) * BLOCK + draw(st.integers(1, 3000))
+        answer = draw(st.integers(1, 400))
+        whole = (prompt + answer) // BLOCK
+        blocks = start + tuple(next(names) for _ in range(whole - len(start)))
+        known.append(blocks)
+        out.append(Request(f"r{n}", draw(st.floats(0, 20)), prompt, answer, blocks))
+    return out
+
+
+@given(
+    workloads(),
+    st.sampled_from(("cdsp", "cdsp-late", "cache-aware", "cdsp-paper")),
+    st.sampled_from((8000, 30_000)),
+    st.sampled_from(("", "1p")),
+    st.sampled_from((0.0, 0.2)),
+)
+@settings(max_examples=50, deadline=None, print_blob=True)
+def test_any_sharing_ends_well_and_index_and_caches_agree(
+    rows: list[Request], policy: str, kv_tokens: int, roles: str, budget: float
+) -> None:
+    seen: list[Prefixes] = []
+
+    class Watched(Prefixes):
+        def __init__(self, setup: Setup) -> None:
+            super().__init__(setup)
+            seen.append(self)
+
+        def ended(self, task) -> None:  # type: ignore[no-untyped-def]
+            super().ended(task)
+            assert self.differences() == []
+
+    setup = server(
+        policy=policy,
+        kv_tokens=kv_tokens,
+        one_server=OneServer(parse_roles(roles, 4)),
+        preempt_budget=budget,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "Prefixes", Watched)
+        result = simulate(setup, rows)
+    (prefixes,) = seen
+    for i, cache in enumerate(prefixes._caches):
+        assert not cache._locks
+        assert cache.idle * BLOCK <= prefixes.free[i]
+    for record in result.records:
+        assert not record.error
+        computed = sum(chunk.tokens for chunk in record.chunks)
+        assert computed + record.reused == record.request.prompt_tokens
+        assert computed >= 1
+        assert record.reused <= record.cached or policy == "cache-aware"
+        if policy == "cdsp-paper":
+            assert record.reused == 0
+
+
+def test_it_needs_one_server() -> None:
+    with pytest.raises(SetupError, match="prefix_cache needs one_server"):
+        world(prefix_cache=True)
+    with pytest.raises(SetupError, match="multiple of the page size"):
+        server(page_size=64)
+
+
+def test_conversations_repeat_what_was_said() -> None:
+    made = conversations(2.0, 200, 1, Conversations(), 512)
+    assert len(made) == len({r.rid for r in made}) == 200
+    by_talk: dict[str, list[Request]] = {}
+    for request in made:
+        assert len(request.blocks) == (request.prompt_tokens + request.output_tokens) // 512
+        by_talk.setdefault(request.rid.split(".")[0], []).append(request)
+    assert any(len(turns) > 3 for turns in by_talk.values())
+    for turns in by_talk.values():
+        for before, after in pairwise(turns):
+            assert after.prompt_tokens > before.prompt_tokens + before.output_tokens
+            assert after.blocks[: len(before.blocks)] == before.blocks
+            assert after.arrival_s - before.arrival_s >= Conversations().least_s
+
+
+def test_questions_share_their_document_and_nothing_else() -> None:
+    shape = Documents(documents=5, document=Lengths(1000, 9000, 3000))
+    made = questions(1.0, 300, 2, shape, 100)
+    firsts = {r.blocks[0] for r in made}
+    assert len(firsts) == 5
+    lasts = [r.blocks[-1] for r in made if (r.prompt_tokens + r.output_tokens) // 100 > 90]
+    assert len(lasts) == len(set(lasts))
+
+
+def test_blocks_of_merged_sources_have_nothing_in_common() -> None:
+    one = [Request("0", 0.0, 100, 1, (0, 1))]
+    both = merged(a=one, b=one)
+    assert not set(both[0].blocks) & set(both[1].blocks)
+
+
+def test_blocks_of_a_trace(tmp_path: Path) -> None:
+    line = '{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": %s}\n'
+    path = tmp_path / "trace.jsonl"
+    path.write_text(line % "[3, 4]")
+    assert read_trace(path)[0].blocks == (3, 4)
+    path.write_text(line % '"x"')
+    with pytest.raises(TraceError, match="line 1: blocks are not a list of integers"):
+        read_trace(path)
+
+
+def test_a_recorded_run_with_reuse_is_replayed_with_its_history() -> None:
+    first = Request("1", 0.0, 5000, 5, tuple(range(50)))
+    second = Request("2", 100.0, 6000, 5, tuple(range(60)))
+    setup = server()
+    real = simulate(setup, (first, second)).records
+    recorded = tuple(
+        Recorded(
+            one.request,
+            "cdsp",
+            one.bound_s or 0.0,
+            tuple((chunk.tokens, chunk.instances) for chunk in one.chunks),
+            one.ttft_s or 0.0,
+            tuple(chunk.end_s - chunk.start_s for chunk in one.chunks),
+            end_s=one.end_s,
+            reused=one.reused,
+        )
+        for one in real
+    )
+    assert recorded[1].reused == 5000
+    found = replay(recorded, replace(setup, prefix_cache=False), plans=True)
+    assert list(found.simulated) == pytest.approx(list(found.real), rel=1e-6)
+    assert chunk_errors(recorded, setup.model) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["cdsp", "cdsp-late"])
+def test_questions_that_come_together_compute_their_document_once(policy: str) -> None:
+    document = tuple(range(120))
+    asked = [Request(str(n), 0.001 * n, 12_050, 1, document) for n in range(10)]
+    setup = server(policy=policy, instances=1, sp_sizes=(1,), kv_tokens=200_000)
+    records = simulate(setup, asked).records
+    computed = sum(chunk.tokens for record in records for chunk in record.chunks)
+    assert computed == 12_050 + 9 * 50
+    assert sorted(record.reused for record in records) == [0] + 9 * [12_000]
