@@ -172,4 +172,14 @@ ROWS = (
         "whether a request has more than text",
         Attributes("sglang.srt.managers.io_struct", "GenerateReqInput", ("contains_mm_input",)),
     ),
+    row(
+        "control.text_only",
+        "the model of the server",
+        Attributes(TOKENIZER, "TokenizerManager", ("model_config",)),
+    ),
+    row(
+        "control.text_only",
+        "the checkpoint's configuration, as transformers has it",
+        Attributes("sglang.srt.configs.model_config", "ModelConfig", ("hf_config",)),
+    ),
 )
