@@ -14,6 +14,7 @@ COLOURS: Mapping[str, str] = {
     "loongserve": "#cc79a7",
     "loongserve-unified": "#999999",
     "threshold": "#8c510a",
+    "cache-aware": "#882255",
     "data-parallel": "#000000",
 }
 """By name without the argument; most are Okabe and Ito's, made for colour-blind people, too."""

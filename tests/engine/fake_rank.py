@@ -78,7 +78,8 @@ class FakeJoining:
         self.reqs: list[Any] = []
         self.slots: list[torch.Tensor] = []
 
-    def add(self, req: Any, slots: torch.Tensor) -> None:
+    def add(self, req: Any, slots: torch.Tensor, prefix: Any = None) -> None:
+        assert prefix is None
         self.reqs.append(req)
         self.slots.append(slots)
 

@@ -30,7 +30,7 @@ def test_a_task_is_drained_when_its_writes_have_ended_and_free_when_all_are() ->
     rank.request()
     for chunk in range(len(CHUNKS)):
         rank.engine.step()
-        assert rank.last(Ready) == {"seq": 0, "chunk": chunk, "revision": 0}
+        assert rank.last(Ready) == {"seq": 0, "chunk": chunk, "revision": 0, "found": None}
         if chunk == 1:
             rank.written[0] = "landed"  # history leaves home: its slots must not be read any more
         rank.go(chunk)
@@ -231,7 +231,7 @@ def test_turns_and_tasks_start_in_the_pools_order() -> None:
     first.output_ids.append(5)
     rank.engine.stamp_end(FakeBatch([first]))
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 1, "chunk": 0, "revision": 0}
+    assert rank.last(Ready) == {"seq": 1, "chunk": 0, "revision": 0, "found": None}
     assert len(rank.admitted) == 1
     rank.go(0, seq=1)
     rank.engine.step()

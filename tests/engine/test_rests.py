@@ -137,12 +137,12 @@ def test_a_member_gets_ready_anew_and_frees_what_it_had_taken() -> None:
     rank.go(0)
     rank.written[0] = "landed"
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 0, "chunk": 1, "revision": 0}
+    assert rank.last(Ready) == {"seq": 0, "chunk": 1, "revision": 0, "found": None}
     assert rank.allocator.available_size() == PAGES - 64 - 32
     rank.engine.on_rest(rest_order([(64, [0]), (128, [0])]))
     assert rank.allocator.available_size() == PAGES - 64
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 0, "chunk": 1, "revision": 1}
+    assert rank.last(Ready) == {"seq": 0, "chunk": 1, "revision": 1, "found": None}
     assert rank.allocator.available_size() == PAGES - 192
     rank.go(1, revision=1)
     assert rank.kinds().count(FirstToken) == 1, "it is the last chunk now"
@@ -172,11 +172,11 @@ def test_a_member_that_comes_later_now_comes_at_another_chunk() -> None:
     rank = Rank(instance=1)
     rank.plan()
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 0, "chunk": 1, "revision": 0}
+    assert rank.last(Ready) == {"seq": 0, "chunk": 1, "revision": 0, "found": None}
     rank.engine.on_rest(rest_order([(64, [0]), (64, [0]), (64, [0, 1])]))
     assert rank.allocator.available_size() == PAGES
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 0, "chunk": 2, "revision": 1}
+    assert rank.last(Ready) == {"seq": 0, "chunk": 2, "revision": 1, "found": None}
     # Half of the history comes to it, and half of the chunk is its own.
     assert rank.allocator.available_size() == PAGES - 64 - 32
 
@@ -193,7 +193,9 @@ def test_who_leaves_forgets_the_task_and_says_nothing() -> None:
     assert rank.allocator.available_size() == PAGES
     assert len(rank.said) == said
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 1, "chunk": 0, "revision": 0}, "the next has its turn"
+    assert rank.last(Ready) == {"seq": 1, "chunk": 0, "revision": 0, "found": None}, (
+        "the next has its turn"
+    )
     rank.engine.on_forget(ForgetOrder(seq=0))
     rank.engine.on_rest(rest_order(CHUNKS))
     rank.stop(seq=0)
@@ -219,7 +221,7 @@ def test_a_home_that_stays_as_a_member_gives_the_request_back_without_an_answer(
     rank.engine.on_rest(rest_order([(192, [1, 0])], chunk=0))
     assert req.metadata_buffer_index == -1
     rank.engine.step()
-    assert rank.last(Ready) == {"seq": 0, "chunk": 0, "revision": 1}
+    assert rank.last(Ready) == {"seq": 0, "chunk": 0, "revision": 1, "found": None}
     rank.stop()
     rank.engine.on_release(ReleaseOrder(seq=0, error="no"))
     rank.scheduler.output_streamer.stream_output.assert_not_called()

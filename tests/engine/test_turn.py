@@ -52,7 +52,7 @@ def scheduler(*, overlap: bool, computes: bool, penalties: bool = False) -> Any:
     made.result_queue = deque([(made.last_batch, "result")] if overlap else [])
     made.process_batch_result = lambda batch, result: made.happened.append(result)
     made._cdsp = Engine(made, computes=computes)
-    made._numbers = made._faults = None
+    made._numbers = made._faults = made._cache_events = None
     made.coroutines = SimpleNamespace(stretch_s=STRETCH_S)
     joining: Any = SimpleNamespace(admit=lambda running: f"{running.name} and joined")
     slots: Any = SimpleNamespace(tell=lambda held, step_s: made.told.append((held, step_s)))

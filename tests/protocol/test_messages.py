@@ -13,6 +13,8 @@ from sglang_cdsp.protocol import messages
 from sglang_cdsp.protocol.messages import (
     ORDER_TYPES,
     Answered,
+    CacheChange,
+    CacheChanged,
     CancelOrder,
     ChunkDone,
     DecodeEnded,
@@ -108,6 +110,10 @@ ORDERS: list[BaseReq] = [
 ]
 BY: dict[str, Any] = {"instance": 3, "tp_rank": 1, "at_s": 12.5}
 REPORTS: list[Report] = [
+    CacheChanged(
+        **BY,
+        changes=[CacheChange("stored", b"\0" * 8), CacheChange("cleared")],
+    ),
     Hello(
         **BY,
         incarnation=1,
