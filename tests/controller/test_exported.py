@@ -265,6 +265,7 @@ def test_levels_are_those_of_the_pool(pool: FakePool) -> None:
     assert (scraped("seat_up", seat="2"), scraped("seat_up", seat="3")) == (0, 1)
     assert scraped("seat_role", seat="2", role="prefill") == 1, "it has no other one here"
     assert scraped("seat_role", seat="2", role="both") == 0
+    assert scraped("cached_pages", seat="2") == 0, "a series of the dashboard, in every form"
     assert scraped("improvement_rate") == pool.planning.regulator.rate
     assert scraped("latency_correction", sp_size="1") == 1
     pool.turn()

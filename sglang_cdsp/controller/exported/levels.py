@@ -106,11 +106,11 @@ class Levels:
         ):
             for seat, value in enumerate(values):
                 self._to.put(name, value, seat=seat)
-        prefixes = self._planning.prefixes
-        for seat, pages in enumerate(prefixes.snapshot()["pages_by_instance"] if prefixes else ()):
-            self._to.put("cached_pages", pages, seat=seat)
         seats = int(found["instances"])
+        prefixes = self._planning.prefixes
+        cached = prefixes.snapshot()["pages_by_instance"] if prefixes else [0] * seats
         for seat in range(seats):
+            self._to.put("cached_pages", cached[seat], seat=seat)
             self._to.put("seat_up", float(seat in up), seat=seat)
             has = self._ledger.roles.seats[seat] if self._decodes else Role.PREFILL
             for role in Role:
