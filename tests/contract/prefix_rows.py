@@ -48,7 +48,7 @@ ROWS = (
         "engine.prefixes",
         "what is locked is not evicted",
         Changed(
-            Signature(UNIFIED, f"{CACHE}.inc_lock_ref", ("node_id",)),
+            Calls(POLICY, "PrefillAdder", "self.tree_cache.inc_lock_ref"),
             Calls(POLICY, "PrefillAdder", "self.tree_cache.lock"),
             LOCKS,
             "kv_is_checkpointed",
