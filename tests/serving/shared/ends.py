@@ -24,7 +24,7 @@ LONG_PLAN: Plan = [(2000, [0]), (2000, [0, 1]), (2000, [0, 1, 2]), (2000, [0, 1,
 def nothing_left_and_still_right(client: Client, checkpoint: Path) -> Iterator[None]:
     """After each test all slots are free and a new request gets stock's answer."""
     yield
-    assert client.wait_free(FREE, timeout_s=15) == FREE
+    assert client.wait_free(FREE, timeout_s=60) == FREE
     prompt = text_tokens(checkpoint, 333, 9)
     plan = [(100, [3]), (233, [3, 0])]
     difference(client.stock(prompt), client.pool(prompt, plan), TOLERANCE)
