@@ -205,11 +205,7 @@ class Progress:
             return  # the stop met it at its end
         assert request.plan is not None
         times = request.times[chunk]
-        # Members wait for each other inside a chunk: the last to come starts it.
-        times.start_s = max(start_s, times.start_s or start_s)
-        times.end_s = max(end_s, times.end_s or end_s)
-        times.passed_s = max(times.passed_s, passed_s)
-        times.done.add(instance)
+        times.ran(instance, start_s, end_s, passed_s)
         if times.done >= set(request.plan.chunks[chunk].instances):
             self._chunk_ended(request, chunk)
 

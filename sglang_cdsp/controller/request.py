@@ -17,14 +17,34 @@ class ChunkTimes:
     """When a chunk really ran, in monotonic seconds; None before.
 
     Attributes:
-        passed_s: seconds in between in which a member ran something else.
+        start_s: when the last of the members began with its shard: the others wait for it.
+        own_s: the least that a member took, without the time in which it ran something else.
         done: members that have run their shards.
     """
 
     start_s: float | None = None
     end_s: float | None = None
-    passed_s: float = 0.0
+    own_s: float | None = None
     done: set[int] = field(default_factory=set)
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds between start and end in which members ran something else.
+
+        What each of them ran is no measure: one began before the others, and two of them may have
+        run the same thing. What is left of the chunk's time is its computation.
+        """
+        if self.start_s is None or self.end_s is None or self.own_s is None:
+            return 0.0
+        return max(self.end_s - self.start_s - self.own_s, 0.0)
+
+    def ran(self, instance: int, start_s: float, end_s: float, passed_s: float) -> None:
+        """A member ran its shard between two times; ``passed_s`` of it it ran something else."""
+        self.start_s = max(start_s, self.start_s or start_s)
+        self.end_s = max(end_s, self.end_s or end_s)
+        own_s = end_s - start_s - passed_s
+        self.own_s = own_s if self.own_s is None else min(self.own_s, own_s)
+        self.done.add(instance)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ class ChunkWork:
         """Run a chunk and report how it went; all ranks of the instance come out alike."""
         try:
             self._coroutines.give_way()
-            start_s = time.monotonic()
+            start_s, before_s = time.monotonic(), self._passed_s(task)
             self._starts()
             done = self._run_chunk(task, order)
         except StoppedError as stopped:
@@ -230,8 +230,13 @@ class ChunkWork:
                 self._chunk_failed(task, order.chunk, str(stopped))
             return
         # On CUDA the host starts a chunk before the device does.
-        device_s = done.start_s
-        self._chunk_done(task, order.chunk, start_s if device_s is None else device_s, done.part)
+        start_s = start_s if done.start_s is None else done.start_s
+        passed_s = self._passed_s(task) - before_s
+        self._chunk_done(task, order.chunk, start_s, passed_s, done.part)
+
+    def _passed_s(self, task: ChunkTask) -> float:
+        """Seconds in which its chunk's coroutine stood while something else was computed here."""
+        return 0.0 if task.running is None else self._coroutines.passed_s(task.running)
 
     def _run_chunk(self, task: ChunkTask, order: GoOrder) -> ShardDone:
         """Run a chunk to its end.
@@ -302,11 +307,14 @@ class ChunkWork:
             raise
 
     def _chunk_done(
-        self, task: ChunkTask, chunk: int, start_s: float, part: LogprobPart | None
+        self,
+        task: ChunkTask,
+        chunk: int,
+        start_s: float,
+        passed_s: float,
+        part: LogprobPart | None,
     ) -> None:
-        running = task.running
-        passed_s = 0.0 if running is None else self._coroutines.passed_s(running)
-        gave_way = 0 if running is None else running.gave_way
+        gave_way = 0 if task.running is None else task.running.gave_way
         self._chunk_ended(task)
         if part is not None and task.home == self._instance:
             task.logprob_parts.append(part)

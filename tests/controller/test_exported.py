@@ -56,7 +56,7 @@ def scraped() -> Scraped:
 def test_a_finished_request_counts_with_its_chunks(scraped: Scraped) -> None:
     request = finished()
     request.room = 7
-    request.times[1].passed_s = 0.5
+    request.times[1].own_s = 1.0  # of one and a half
     scraped.metrics.ended(request)
     assert scraped("requests_total", outcome="finished", cause="none") == 1
     assert scraped("prompt_tokens_total", outcome="finished") == 100

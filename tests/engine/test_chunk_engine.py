@@ -60,6 +60,18 @@ def test_where_a_device_says_when_it_started_that_is_reported() -> None:
     assert rank.last(ChunkDone)["start_s"] == -123.5
 
 
+def test_what_ran_before_a_chunk_began_is_not_part_of_it() -> None:
+    rank = Rank()
+    rank.plan()
+    rank.request()
+    rank.engine.step()
+    rank.enter(0)
+    rank.coroutines.passed(7.0)
+    while rank.coroutines.turn():
+        pass
+    assert rank.last(ChunkDone)["passed_s"] == 0.0
+
+
 def test_what_was_counted_comes_with_the_end_of_the_next_chunk_and_once_an_instance() -> None:
     rank = Rank()
     follower = Rank(tp_rank=1)
