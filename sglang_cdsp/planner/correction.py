@@ -4,13 +4,18 @@ Per SP size one factor on Equation 1. A measured chunk moves the logarithm of it
 `gain` times its error, and that error is first cut to `max_step`, so one outlier changes
 a factor by at most `gain * max_step` (default 2 %), whatever it measured; the factor itself stays
 within `bound`. All of it shows in `snapshot`.
+
+A machine that is slower than the one that was profiled is so at every size. So the other sizes take
+`shared` of each step, too: else a size that was not tried yet keeps the times of the profile, and
+looks the better, the slower those that are tried turn out to be. Where only one size is slower, its
+own samples and the others' pull apart again until the mean error of each is 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sglang_cdsp.planner.errors import LatencyModelError
@@ -25,6 +30,7 @@ class CorrectionOptions:
         gain: share of an error that a sample corrects, in (0, 1].
         max_step: largest log error counted.
         bound: factors stay within [1/bound, bound].
+        shared: share of a size's step that all others take, in [0, 1).
         refresh: relative change of a factor that makes `model` a new one (plans stay comparable
             and the planner's tables are not rebuilt after each chunk).
     """
@@ -33,11 +39,14 @@ class CorrectionOptions:
     max_step: float = 0.2
     bound: float = 2.0
     refresh: float = 0.01
+    shared: float = 0.75
 
     def __post_init__(self) -> None:
-        if not (0 < self.gain <= 1 and self.max_step > 0 and self.bound >= 1 and self.refresh >= 0):
+        limits = self.max_step > 0 and self.bound >= 1 and self.refresh >= 0
+        if not (0 < self.gain <= 1 and limits and 0 <= self.shared < 1):
             raise LatencyModelError(
-                "correction needs gain in (0, 1], max_step > 0, bound >= 1 and refresh >= 0"
+                "correction needs gain in (0, 1], max_step > 0, bound >= 1, refresh >= 0 "
+                "and shared in [0, 1)"
             )
 
 
@@ -84,8 +93,7 @@ class OnlineCorrection:
         row = self._base.coefficients(sp)
         expected = sum(row.predict(history, tokens) for history, tokens in parts)
         expected -= (len(parts) - 1) * row.a
-        for size in self._neighbours(sp):
-            self._learn(size, math.log(measured_s / expected))
+        self._learn(self._neighbours(sp), math.log(measured_s / expected))
         factors = {size: state.factor for size, state in self._sizes.items()}
         if any(
             abs(factors[size] / self._applied[size] - 1) > self._options.refresh for size in factors
@@ -115,16 +123,27 @@ class OnlineCorrection:
         sizes = self._base.sp_sizes
         return tuple(s for s in (max(s for s in sizes if s < sp), min(s for s in sizes if s > sp)))
 
-    def _learn(self, size: int, log_ratio: float) -> None:
-        old, options = self._sizes[size], self._options
-        error = log_ratio - math.log(old.factor)
-        step = min(max(error, -options.max_step), options.max_step)
-        limit = math.log(options.bound)
-        log_factor = min(max(math.log(old.factor) + options.gain * step, -limit), limit)
-        weight = max(options.gain, 1 / (old.samples + 1))
-        self._sizes[size] = SizeCorrection(
-            math.exp(log_factor),
-            old.samples + 1,
-            old.cut + (step != error),
-            old.error + weight * (abs(math.expm1(min(error, 50.0))) - old.error),
-        )
+    def _learn(self, observed: Sequence[int], log_ratio: float) -> None:
+        """Move the sizes that a sample is of, and the others along with them."""
+        options, steps = self._options, []
+        for size in observed:
+            old = self._sizes[size]
+            error = log_ratio - math.log(old.factor)
+            step = min(max(error, -options.max_step), options.max_step)
+            steps.append(step)
+            weight = max(options.gain, 1 / (old.samples + 1))
+            self._sizes[size] = SizeCorrection(
+                self._moved(old.factor, options.gain * step),
+                old.samples + 1,
+                old.cut + (step != error),
+                old.error + weight * (abs(math.expm1(min(error, 50.0))) - old.error),
+            )
+        along = options.shared * options.gain * sum(steps) / len(steps)
+        for size, state in self._sizes.items():
+            if size not in observed:
+                self._sizes[size] = replace(state, factor=self._moved(state.factor, along))
+
+    def _moved(self, factor: float, by: float) -> float:
+        """A factor whose logarithm is moved, within the bound."""
+        limit = math.log(self._options.bound)
+        return math.exp(min(max(math.log(factor) + by, -limit), limit))

@@ -18,7 +18,46 @@ def test_it_follows_a_machine_that_is_slower_than_profiled() -> None:
     assert correction.model.predict(2, 0, 9000) == pytest.approx(
         1.3 * MODEL.predict(2, 0, 9000), rel=0.011
     )
-    assert correction.model.predict(4, 0, 9000) == MODEL.predict(4, 0, 9000)
+
+
+def test_a_slower_machine_makes_no_size_look_better_that_was_not_tried() -> None:
+    """Twice as slow at all sizes: what only one of them has shown does not change the choice."""
+    correction = OnlineCorrection(MODEL)
+    for _ in range(8):
+        correction.observe(2, 0, 16000, 2 * MODEL.predict(2, 0, 16000))
+    factors = {size: state["factor"] for size, state in correction.snapshot()["sp"].items()}
+    assert factors["2"] > 1.1
+    assert factors["1"] == factors["4"] == pytest.approx(factors["2"] ** 0.75)
+    assert correction.snapshot()["sp"]["1"]["samples"] == 0
+
+
+def test_a_size_that_alone_is_slower_is_told_from_the_others() -> None:
+    correction = OnlineCorrection(MODEL)
+    for _ in range(400):
+        for size, slower in ((1, 1.0), (2, 1.3), (1, 1.0), (1, 1.0)):
+            correction.observe(size, 0, 5000, slower * MODEL.predict(size, 0, 5000))
+    for size, slower in ((1, 1.0), (2, 1.3)):
+        factor = correction.snapshot()["sp"][str(size)]["factor"]
+        assert factor == pytest.approx(slower, rel=0.02)
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.sampled_from(MODEL.sp_sizes), st.floats(1e-6, 1e6)), max_size=100),
+    st.floats(0, 0.99),
+)
+def test_no_sample_of_any_size_moves_a_factor_by_more_than_its_step(
+    samples: list[tuple[int, float]], shared: float
+) -> None:
+    correction = OnlineCorrection(MODEL, CorrectionOptions(shared=shared))
+
+    def factors() -> list[float]:
+        return [state["factor"] for state in correction.snapshot()["sp"].values()]
+
+    for size, seconds in samples:
+        before = factors()
+        correction.observe(size, 0, 1000, seconds)
+        assert all(0.98 <= a / b <= 1.0203 for a, b in zip(factors(), before, strict=True))
 
 
 @quick
@@ -80,6 +119,8 @@ def test_the_state_is_visible() -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(LatencyModelError, match="gain in"):
         CorrectionOptions(gain=0)
+    with pytest.raises(LatencyModelError, match="shared in"):
+        CorrectionOptions(shared=1.0)
 
 
 def test_a_batch_pays_the_constant_once() -> None:
