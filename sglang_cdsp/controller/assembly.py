@@ -92,7 +92,11 @@ class PoolParts:
         prefixes = None
         if self.form is Form.ONE_SERVER and self.reuses_prefixes:
             prefixes = PoolPrefixes(
-                self.ledger.capacity, page_size, _first_logprob, LEAST_REUSED_TOKENS
+                self.ledger.capacity,
+                page_size,
+                _first_logprob,
+                LEAST_REUSED_TOKENS,
+                self.ledger.prefixes,
             )
         run = probe_runner(self.lifecycle(stand_in), self.reports)
         all_sizes = tuple(sorted({*sizes, instances}))

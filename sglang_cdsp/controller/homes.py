@@ -89,19 +89,35 @@ def fits_now(
     free_tokens: Sequence[int],
     page_size: int,
     reused: int = 0,
+    shared: int = 0,
 ) -> bool:
-    """Whether every instance has the free KV slots that a placement needs of it."""
+    """Whether every instance has the free KV slots that a placement needs of it.
+
+    ``shared``: of those of home, as many are promised to others already that use the same ones.
+    """
     demand = slots_needed(request, chunks, page_size, reused)
+    demand[chunks[0][1][0]] -= shared
     return all(need <= free_tokens[instance] for instance, need in demand.items())
 
 
 class Homes:
     """Gives plans of the policy a home with room for the whole prompt."""
 
-    def __init__(self, ledger: InstanceLedger, model: Callable[[], LatencyModel]) -> None:
-        """``model``: the latency model as it is now."""
+    def __init__(
+        self,
+        ledger: InstanceLedger,
+        model: Callable[[], LatencyModel],
+        shared: Callable[[PoolRequest, Plan], int] = lambda request, plan: 0,
+    ) -> None:
+        """Give homes in a pool.
+
+        Args:
+            model: the latency model as it is now.
+            shared: slots of the prefix that a plan starts from, if another plan holds it already.
+        """
         self._ledger = ledger
         self._model = model
+        self._shared = shared
 
     def settled(self, request: PoolRequest, plan: Plan, view: PoolView) -> Plan | None:
         """The plan with a home that can hold the prompt; None while no instance can.
@@ -116,8 +132,9 @@ class Homes:
         free = view.free_tokens
         assert free is not None
         if plan.reused:  # who has the prefix is home
-            page = self._ledger.page_size
-            return plan if fits_now(request, plan.placement, free, page, plan.reused) else None
+            page, shared = self._ledger.page_size, self._shared(request, plan)
+            fits = fits_now(request, plan.placement, free, page, plan.reused, shared)
+            return plan if fits else None
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:

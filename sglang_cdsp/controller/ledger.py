@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cdsp.controller.decode_shares import DecodeShares
 from sglang_cdsp.controller.rings import Ring
+from sglang_cdsp.controller.shared_slots import SharedSlots
 from sglang_cdsp.planner.rests import Placed, seen_by_rest
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, Running
@@ -29,6 +30,7 @@ class _Bound:
         ring: its running chunk, None between chunks and for what does not give way.
         decodes: SGLang itself runs the request.
         tokens_left: what is reckoned to come of its output, where it decodes here.
+        prefix: the cached prefix that it starts from, whose slots others may share.
     """
 
     seq: int
@@ -42,6 +44,7 @@ class _Bound:
     ring: Ring | None = None
     decodes: bool = False
     tokens_left: Callable[[], int] | None = None
+    prefix: SharedSlots | None = None
 
 
 @dataclass
@@ -112,6 +115,7 @@ class InstanceLedger:
         slots: dict[int, int],
         arrival_s: float | None = None,
         tokens_left: Callable[[], int] | None = None,
+        prefix: SharedSlots | None = None,
     ) -> None:
         """Promise ``slots`` per instance to a plan; its last group is busy until it ends.
 
@@ -119,6 +123,7 @@ class InstanceLedger:
             arrival_s: when its request arrived; now if not given.
             tokens_left: what is reckoned to come of its output, whenever asked; None where a
                 decode server has it next.
+            prefix: the cached prefix that it starts from, which counts once for all who share it.
         """
         due = [now_s + chunk.end_s for chunk in plan.chunks]
         ends = dict.fromkeys(plan.instances, due[-1])
@@ -134,6 +139,7 @@ class InstanceLedger:
             plan.passes,
             arrived_s,
             tokens_left=tokens_left,
+            prefix=prefix,
         )
 
     def rebind(self, seq: int, ran: int, rest: Plan, now_s: float, slots: dict[int, int]) -> None:
@@ -165,6 +171,7 @@ class InstanceLedger:
         mine = self._bound[seq]
         before = dict.fromkeys(mine.ends_s, now_s)
         later: set[int] = set()
+        alone = self._alone(mine)
         for other in self._bound.values():
             if other is mine or other.passes:
                 continue
@@ -176,7 +183,7 @@ class InstanceLedger:
         return seen_by_rest(
             self.view(now_s),
             placed,
-            {i: mine.slots.get(i, 0) for i in mine.ends_s},
+            {i: alone.get(i, 0) for i in mine.ends_s},
             lambda i: before[i] - now_s,
             lambda i: i not in later,
         )
@@ -293,8 +300,10 @@ class InstanceLedger:
         """Slots promised to nobody, in whole pages."""
         free = [capacity - RESERVE_TOKENS for capacity in self.capacity]
         running = [0] * len(free)
-        for bound in self._bound.values():
-            for instance, slots in bound.slots.items():
+        counted: set[SharedSlots] = set()
+        # What decodes first: its instance tells of a shared prefix among what is taken.
+        for bound in sorted(self._bound.values(), key=lambda bound: not bound.decodes):
+            for instance, slots in self._slots_of(bound, counted):
                 if bound.decodes:
                     running[instance] += slots
                 else:
@@ -305,6 +314,38 @@ class InstanceLedger:
             # Output may be longer than was promised for it, and some requests nobody planned.
             free[instance] -= max(promised, self._taken.get(instance, 0))
         return tuple(max(0, tokens // self.page_size * self.page_size) for tokens in free)
+
+    @staticmethod
+    def _slots_of(bound: _Bound, counted: set[SharedSlots]) -> Iterator[tuple[int, int]]:
+        """What is promised to a plan, without a prefix that was counted for another one."""
+        prefix = bound.prefix
+        for instance, slots in bound.slots.items():
+            if prefix is None or instance != prefix.instance:
+                yield instance, slots
+            elif prefix in counted:
+                yield instance, max(0, slots - prefix.tokens)
+            else:
+                counted.add(prefix)
+                yield instance, slots
+
+    def _alone(self, bound: _Bound) -> dict[int, int]:
+        """What of a plan's promised slots nobody else holds, by instance."""
+        others = (other for other in self._bound.values() if other is not bound)
+        held = {other.prefix for other in others if other.prefix and self._holds(other)}
+        return dict(self._slots_of(bound, held))
+
+    @staticmethod
+    def _holds(bound: _Bound) -> bool:
+        """Whether a plan holds the prefix that it started from."""
+        return bound.prefix is not None and bound.prefix.instance in bound.slots
+
+    def prefixes(self, instance: int) -> list[SharedSlots]:
+        """The cached prefixes at an instance that bound plans start from, and hold there."""
+        return [
+            bound.prefix
+            for bound in self._bound.values()
+            if bound.prefix and bound.prefix.instance == instance and self._holds(bound)
+        ]
 
     @property
     def smallest_instance(self) -> int:

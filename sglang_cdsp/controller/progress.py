@@ -90,10 +90,11 @@ class Progress:
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
         demand = slots_needed(request, chunks, self._ledger.page_size, plan.reused)
+        prefix = None
         if self._planning.prefixes is not None:
-            self._planning.prefixes.leaves(request)
+            prefix = self._planning.prefixes.bound(request, self._ledger.prefixes(plan.home))
         left = partial(tokens_left, request) if request.decodes else None
-        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s, left)
+        self._ledger.bind(request.seq, plan, now_s, demand, request.arrival_s, left, prefix)
         if request.one_instance and request.decodes:
             self._ledger.decodes(request.seq)
         self._effects.bind(request)

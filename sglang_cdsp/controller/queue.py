@@ -25,7 +25,7 @@ class WaitingQueue:
         self._policy = planning.policy
         self._ledger = ledger
         self._clock = clock
-        self._homes = Homes(ledger, lambda: planning.model)
+        self._homes = Homes(ledger, lambda: planning.model, self._shared)
         self._forced: list[PoolRequest] = []
         self._planned: dict[str, PoolRequest] = {}
         self._homeless: list[tuple[PoolRequest, Plan]] = []
@@ -96,6 +96,14 @@ class WaitingQueue:
                     self._homeless.append((request, plan))
                 else:
                     yield request, home
+
+    def _shared(self, request: PoolRequest, plan: Plan) -> int:
+        """Slots of the prefix that a plan starts from, if another plan holds it already."""
+        prefixes = self._planning.prefixes
+        if prefixes is None:
+            return 0
+        there = self._ledger.prefixes(plan.home)
+        return plan.reused if prefixes.shared(request, plan.home, plan.reused, there) else 0
 
     def _as_it_stands(self, request: PoolRequest, plan: Plan, view: PoolView) -> Plan:
         """A plan that has waited for a home, or the policy's of now if that is worth the change.

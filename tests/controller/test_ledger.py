@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
+from sglang_cdsp.controller.shared_slots import SharedSlots
 from sglang_cdsp.planner.rests import Placed
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 
@@ -191,3 +192,38 @@ def test_a_moved_request_counts_at_both_until_its_source_has_freed_it(
     assert ledger.free_tokens() == (992, 304, 0)
     ledger.release(0)
     assert ledger.free_tokens()[0] == 992
+
+
+def test_a_prefix_that_several_plans_start_from_takes_its_slots_once() -> None:
+    """It is locked by each of them, and stays until the last one has ended."""
+    ledger = InstanceLedger(capacity=(1064, 1064), page_size=4, instances_per_node=2)
+    prefix = SharedSlots(1, 600)
+    for seq in range(3):
+        ledger.bind(seq, plan(((1,), 1.0)), 0.0, {1: 640}, prefix=prefix)
+    assert ledger.free_tokens() == (1000, 1000 - 640 - 40 - 40)
+    assert ledger.prefixes(1) == [prefix] * 3
+    assert ledger.prefixes(0) == []
+    ledger.decodes(1)
+    ledger.taken(1, 700)  # 600 are the prefix
+    assert ledger.free_tokens()[1] == 1000 - 700 - 40 - 40
+    ledger.release(1)
+    ledger.taken(1, 0)
+    assert ledger.free_tokens()[1] == 1000 - 640 - 40
+    ledger.release(0)
+    assert ledger.free_tokens()[1] == 1000 - 640
+    ledger.release(2)
+    assert ledger.free_tokens() == (1000, 1000)
+    assert ledger.prefixes(1) == []
+
+
+def test_who_has_left_the_holder_shares_nothing_there() -> None:
+    ledger = InstanceLedger(capacity=(1064, 1064), page_size=4, instances_per_node=2)
+    prefix = SharedSlots(1, 600)
+    for seq in range(2):
+        ledger.bind(seq, plan(((1,), 1.0)), 0.0, {1: 640}, prefix=prefix)
+        ledger.decodes(seq)
+    ledger.moves(0, 0, 680)
+    ledger.moved(0)
+    ledger.left(0, 1)
+    assert ledger.free_tokens() == (1000 - 680, 1000 - 640)
+    assert ledger.prefixes(1) == [prefix]

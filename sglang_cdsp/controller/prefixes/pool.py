@@ -18,6 +18,7 @@ from sglang_cdsp.controller.homes import home_tokens
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.controller.shared_slots import SharedSlots
 from sglang_cdsp.planner.prefixes.index import PrefixIndex
 from sglang_cdsp.planner.types import HeldPrefix
 from sglang_cdsp.protocol.messages import CacheChange
@@ -35,6 +36,7 @@ class PoolPrefixes:
         page_size: int,
         first_logprob: Callable[[Any], int | None] = lambda tokenized: None,
         least_tokens: int = 0,
+        promised: Callable[[int], Iterable[SharedSlots]] = lambda instance: (),
     ) -> None:
         """Nothing is cached.
 
@@ -43,11 +45,15 @@ class PoolPrefixes:
             first_logprob: the prompt position from which on a request wants log-probabilities,
                 None for none.
             least_tokens: shorter prefixes count as none. Most prompts begin with one token.
+            promised: the prefixes at an instance that plans start from which are in force.
         """
         self._page = page_size
         self._index = PrefixIndex([-(-tokens // page_size) for tokens in capacity])
         self._first_logprob = first_logprob
         self._least = least_tokens
+        self._promised = promised
+        # Of a prompt that begins with each.
+        self._shared: WeakKeyDictionary[SharedSlots, PageHashes] = WeakKeyDictionary()
         self._waiting: dict[str, tuple[PoolRequest, PageHashes]] = {}
         self._pages: WeakKeyDictionary[PoolRequest, PageHashes] = WeakKeyDictionary()
         # Prompts that chunk tasks compute, until their home's own events tell of them.
@@ -76,8 +82,34 @@ class PoolPrefixes:
             if there > most.get(leader.home, 0):
                 most[leader.home] = there
         ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
-        found = (HeldPrefix(i, count * self._page, need) for i, count in ordered)
-        return tuple(prefix for prefix in found if prefix.tokens >= self._least)
+        found = ((i, count * self._page) for i, count in ordered)
+        return tuple(
+            HeldPrefix(i, tokens, need - tokens * self._is_promised(i, tokens, pages))
+            for i, tokens in found
+            if tokens >= self._least
+        )
+
+    def _is_promised(self, instance: int, tokens: int, pages: PageHashes) -> bool:
+        """Whether other plans hold the same prefix there, so that it costs no slots again."""
+        return self._known(self._promised(instance), instance, tokens, pages) is not None
+
+    def _known(
+        self, held: Iterable[SharedSlots], instance: int, tokens: int, pages: PageHashes
+    ) -> SharedSlots | None:
+        """The one of the prefixes ``held`` that a plan shares which starts there."""
+        for one in held:
+            there = one.instance == instance and one.tokens == tokens
+            if there and pages.in_common(self._shared[one]) >= tokens // self._page:
+                return one
+        return None
+
+    def shared(
+        self, request: PoolRequest, instance: int, tokens: int, held: Iterable[SharedSlots]
+    ) -> SharedSlots | None:
+        """The one of the prefixes ``held`` that a prompt would share which starts there."""
+        entry = self._waiting.get(request.rid)
+        pages = entry[1] if entry and entry[0] is request else self._pages.get(request)
+        return None if pages is None else self._known(held, instance, tokens, pages)
 
     # -- a request's way --------------------------------------------------------------------
 
@@ -119,6 +151,22 @@ class PoolPrefixes:
         if request.plan.reused:
             self._hits += 1
             self._pages[request] = known[1]
+
+    def bound(self, request: PoolRequest, held: Iterable[SharedSlots]) -> SharedSlots | None:
+        """A request waits no longer, and has a plan; returns the prefix that it starts from.
+
+        Args:
+            held: those at its home that plans start from which are in force.
+        """
+        self.leaves(request)
+        plan = request.plan
+        if plan is None or not plan.reused or request not in self._pages:
+            return None
+        found = self.shared(request, plan.home, plan.reused, held)
+        if found is None:
+            found = SharedSlots(plan.home, plan.reused)
+            self._shared[found] = self._pages[request]
+        return found
 
     def missed(self, request: PoolRequest, found: int) -> None:
         """A request's home found less of its prefix than the index said."""

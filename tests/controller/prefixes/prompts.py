@@ -10,6 +10,7 @@ from tests.controller.fake_requests import request as tokenized
 
 
 def request(ids: list[int], **more: Any) -> PoolRequest:
-    """A request with that prompt; ``more``: fields of SGLang's request."""
+    """A request with that prompt; ``more``: its ``rid``, fields of SGLang's request."""
+    rid = str(more.pop("rid", "r"))
     raw = tokenized(input_ids=array("q", ids), **more)
-    return PoolRequest("r", raw, len(ids), 0.0, decodes=True, output_tokens=8)
+    return PoolRequest(rid, raw, len(ids), 0.0, decodes=True, output_tokens=8)

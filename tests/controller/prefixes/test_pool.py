@@ -12,6 +12,7 @@ from sglang_cdsp.controller.phases import Event
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.request import PoolRequest
+from sglang_cdsp.controller.shared_slots import SharedSlots
 from sglang_cdsp.planner.types import HeldPrefix, Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import CacheChange, OutputState
 from tests.controller.prefixes.prompts import request
@@ -177,3 +178,40 @@ def test_a_prompt_that_its_home_decodes_is_told_of_by_its_home() -> None:
     leader.advance(Event.JOINED)
     prefixes.tidy()
     assert held(prefixes, request(IDS, **NO_LOGPROBS)) == {}
+
+
+def bound(prefixes: PoolPrefixes, one: PoolRequest, held: list[SharedSlots]) -> SharedSlots:
+    """A plan that starts from the longest prefix there is."""
+    prefixes.waits(one)
+    found = prefixes.held(one.rid)[0]
+    chunk = PlannedChunk(one.tokens - found.tokens, (found.instance,), 0.0, 1.0)
+    one.plan = Plan((chunk,), 1.0, "cdsp", reused=found.tokens, cached=found.tokens)
+    shared = prefixes.bound(one, held)
+    assert shared is not None
+    return shared
+
+
+def test_plans_that_start_from_one_prefix_share_its_slots() -> None:
+    promised: list[SharedSlots] = []
+    prefixes = PoolPrefixes([1000] * 3, PAGE, promised=lambda i: promised)
+    prefixes.changed(1, [stored(IDS)])
+    others = [request([*IDS[:20], *range(n, n + 9)], rid=str(n)) for n in (1, 11, 21)]
+    apart = request([*IDS[:16], *range(31, 44)], rid="apart")
+    need = prefixes_need(prefixes, others[0])
+    promised.append(bound(prefixes, others[0], promised))
+    assert promised[0].instance == 1
+    assert promised[0].tokens == 20
+    assert prefixes_need(prefixes, others[1]) == need - 20, "these are promised already"
+    assert prefixes_need(prefixes, apart) == need, "it starts from another prefix"
+    assert prefixes.shared(others[1], 1, 20, promised) is promised[0]
+    assert prefixes.shared(others[1], 0, 20, promised) is None, "nobody holds it there"
+    assert bound(prefixes, others[1], promised) is promised[0]
+    assert bound(prefixes, apart, promised) is not promised[0]
+    promised.clear()
+    assert prefixes_need(prefixes, others[2]) == need, "the others have ended"
+
+
+def prefixes_need(prefixes: PoolPrefixes, one: PoolRequest) -> int:
+    """Slots that home needs of a prompt, by its longest prefix."""
+    prefixes.waits(one)
+    return prefixes.held(one.rid)[0].home_tokens
