@@ -88,10 +88,12 @@ $(VENV)/.site: requirements/docs.txt $(INSTALLED)
 check: lint
 	$(RUN) -m pytest $(ON_WORKERS) -m "not serving and not slow and not gpu"
 
-# Everything; tests that need a GPU are skipped where there is none.
+# Everything; tests that need a GPU are skipped where there is none. On servers each feature is tried
+# on one way through the pool, drawn anew by a seed that is printed: make test WAYS= tries every way.
+WAYS ?= --one-way=drawn
 test: lint
 	$(RUN) -m pytest $(ON_WORKERS) $(SLOWEST) -m "not serving"
-	$(RUN) -m pytest $(SLOWEST) -m serving
+	$(RUN) -m pytest $(SLOWEST) -m serving $(WAYS)
 
 # Every way to die at every moment, and every family of models in both forms, on real servers: over
 # an hour each. Cells whose results are in bench/results are not run again; MATRIX=--again runs all.

@@ -9,11 +9,15 @@ import pytest
 
 from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.testing.checkpoint import write_checkpoint
+from tests import one_way
 
 # Tests and checks that stand outside of test modules say as much when they fail.
 pytest.register_assert_rewrite("tests.serving.shared", "tests.serving.reference")
 
 TESTS = Path(__file__).parent
+WAY_SEED = pytest.StashKey[int | None]()
+"""What draws one way for each test (``one_way.py``); None for every way."""
+
 SERVING = ("serving*/*", "platforms/test_stock_servers.py")
 """Files whose tests start real servers."""
 
@@ -46,8 +50,27 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of these tests."""
+    one_way.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw what is to be drawn once, and say so in the head of the run."""
+    config.stash[WAY_SEED] = one_way.seed_of(config.getoption(one_way.OPTION))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """What repeats the run."""
+    seed = config.stash[WAY_SEED]
+    return "every way through a pool" if seed is None else f"{one_way.OPTION}={seed}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Mark tests by where they stand; leave out those whose device is missing."""
+    seed = config.stash[WAY_SEED]
+    if seed is not None:
+        one_way.select(config, items, seed)
     for item in items:
         place = item.path.relative_to(TESTS)
         if any(place.match(pattern) for pattern in SERVING):

@@ -15,6 +15,8 @@ from tests.serving.plans import Case, cases
 from tests.serving.reference import TOLERANCE, Reference
 
 CASES = cases(POOL_SIZE)
+ALONE = [case for case in CASES if case.seed < 2]
+"""What is asked for alone, too: all are among those that run eight at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def reference(client: Client, checkpoint: Path) -> Iterator[Reference]:
     print(f"\n{found.summary()}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", ALONE, ids=str)
 def test_forced_plan_alone(case: Case, reference: Reference) -> None:
     reference.check(case, reference.ask(case))
 
@@ -78,8 +80,7 @@ def wait_logged(plan_log: Path, count: int) -> list[str]:
 
 
 def test_own_plans_on_a_burst(reference: Reference) -> None:
-    burst = [case for case in CASES if case.seed < 2]
-    reference.check_all(burst, plan=False, at_once=len(burst))
+    reference.check_all(ALONE, plan=False, at_once=len(ALONE))
 
 
 def test_longer_than_one_instance(client: Client, checkpoint: Path) -> None:
