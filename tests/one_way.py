@@ -21,7 +21,7 @@ def add_option(parser: pytest.Parser) -> None:
     parser.addoption(
         OPTION,
         metavar="SEED",
-        help=f"try one way through the pool for each feature, drawn by a number or a new {DRAWN} one",
+        help=f"each feature takes one way through the pool: by a seed, or by one that is {DRAWN}",
     )
 
 
