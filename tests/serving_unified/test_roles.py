@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -115,6 +116,38 @@ def test_a_turned_seat_is_left_by_what_decodes_there(
         assert client.post("/cdsp/update", {"roles": {"0": "prefill"}}).status_code == 200
         difference(stock, answer.result(), TOLERANCE)
     client.post("/cdsp/update", {"roles": f"{POOL_SIZE}b"})
+
+
+def test_a_prompt_goes_to_its_decode_seat_while_its_last_chunk_runs(
+    client: OneServerClient, checkpoint: Path, plan_log: Path
+) -> None:
+    """Its last chunk runs at two instances that are not to decode."""
+    last = POOL_SIZE - 1
+    assert client.post("/cdsp/update", {"roles": f"{last}p1d"}).status_code == 200
+    prompt = text_tokens(checkpoint, 6000, 12)
+    try:
+        for number, plan in enumerate(([[3000, [0]], [3000, [0, 1]]], [[6000, [1, 0]]])):
+            more = params({}) | {"rid": f"ahead-{number}"}
+            ours = client.pool(prompt, plan, **more)
+            difference(client.stock(prompt, **params({})), ours, TOLERANCE)
+            record = logged(plan_log, f"ahead-{number}")
+            (move,) = record["moves"]
+            assert (move["from"], move["to"]) == (plan[0][1][0], last)
+            assert move["ahead"] == len(prompt)
+            assert move["asked_s"] < record["ttft_s"]["measured"], "while the chunk runs"
+            print(f"\ndecoded at home: {move['tokens'] - move['ahead']} tokens")
+    finally:
+        client.post("/cdsp/update", {"roles": f"{POOL_SIZE}b"})
+
+
+def logged(plan_log: Path, rid: str) -> dict[str, Any]:
+    """What the plan log says of a request, which may be written a moment after its answer."""
+    for _ in range(100):
+        lines = [json.loads(line) for line in plan_log.read_text(encoding="utf-8").splitlines()]
+        if found := [line for line in lines if line.get("rid") == rid]:
+            return dict(found[-1])
+        time.sleep(0.1)
+    raise AssertionError(f"{rid} is not in the plan log")
 
 
 def until_decoding(client: OneServerClient, seat: int) -> None:
