@@ -205,7 +205,7 @@ class Carrier:
                     running.wait()
                 moves = [Move(*ends, Span(0, int(part.numel())))]
                 running = start_moves(
-                    buffers, moves, self._me, lambda span, part=part: part, lane, note=layer
+                    buffers, moves, self._me, partial(_all_of, part), lane, note=layer
                 )
         if running is not None:
             running.wait()
@@ -218,6 +218,11 @@ class Carrier:
         except StoppedError as stopped:
             logger.error("the end of a move was not awaited: %s", stopped)
         transfer.settled, transfer.running = True, None
+
+
+def _all_of(rows: torch.Tensor, span: Span) -> torch.Tensor:
+    """The rows of a message, whose only span is all of them."""
+    return rows
 
 
 def _rows_at_once(buffers: Sequence[torch.Tensor]) -> int:

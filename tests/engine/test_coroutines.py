@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,10 +105,13 @@ def test_nobody_stands_still_for_who_is_aside_and_it_goes_on_whenever_it_can() -
     run = alone(clock, stretch_s=100.0)
     layers = iter((0, 2, 3))
 
+    def computed(layer: int) -> bool:
+        return said.count("chunk") > layer
+
     def aside() -> None:
         run.give_way()
         for layer in layers:
-            run.give_way(lambda layer=layer: said.count("chunk") > layer)
+            run.give_way(partial(computed, layer))
             said.append(f"layer {layer}")
 
     def chunk() -> None:

@@ -68,9 +68,8 @@ def test_a_layer_is_kept_when_all_of_it_has_come() -> None:
 
 def test_where_nothing_is_gathered_each_layer_is_kept_at_once() -> None:
     kept: list[int] = []
-    steps = LayerSteps(
-        Attention([]), Pace(lambda ready: None, None), lambda: None, None, kept.append
-    )  # type: ignore[arg-type]
+    attention: Any = Attention([])
+    steps = LayerSteps(attention, Pace(lambda ready: None, None), lambda: None, None, kept.append)
     for layer in (10, 11):
         steps.forward(None, None, None, SimpleNamespace(layer_id=layer), None)  # type: ignore[arg-type]
     assert kept == [1, 2]

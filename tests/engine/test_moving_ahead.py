@@ -14,7 +14,7 @@ from sglang_cdsp.engine import kv_transfer
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.parallel.errors import LinkError
-from sglang_cdsp.parallel.moves import MOVE_TAG
+from sglang_cdsp.parallel.moves import MOVE_TAG, start_moves
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import (
     GoOrder,
@@ -213,7 +213,7 @@ def test_a_layer_goes_in_messages_of_bounded_size(monkeypatch: pytest.MonkeyPatc
     """Both ends hold a copy of each message beside the pool."""
     monkeypatch.setattr(kv_transfer, "MESSAGE_BYTES", 7 * ROW // LAYERS)
     sizes: list[int] = []
-    start = kv_transfer.start_moves
+    start = start_moves
 
     def noted(buffers: Any, moves: Any, *more: Any, **note: Any) -> Any:
         sizes.extend(move.span.tokens for move in moves)

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from sglang_cdsp.testing.answers import Answer
-from tests.serving.client import difference, text_tokens
+from tests.serving.client import Plan, difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving_unified.client import OneServerClient
 from tests.serving_unified.penalties import penalties
@@ -23,6 +23,7 @@ from tests.serving_unified.streams import Stream, no_repetition
 
 TOLERANCE = 1e-3
 OUTPUT = 48
+AHEAD: tuple[Plan, ...] = ([(3000, [0]), (3000, [0, 1])], [(6000, [1, 0])])
 TURNS = ("2p2d", "2d2p", "1p3d", "1d2p1d", "3b1d")
 ASKED: tuple[tuple[int, dict[str, Any]], ...] = (
     (60, {}),
@@ -126,7 +127,7 @@ def test_a_prompt_goes_to_its_decode_seat_while_its_last_chunk_runs(
     assert client.post("/cdsp/update", {"roles": f"{last}p1d"}).status_code == 200
     prompt = text_tokens(checkpoint, 6000, 12)
     try:
-        for number, plan in enumerate(([[3000, [0]], [3000, [0, 1]]], [[6000, [1, 0]]])):
+        for number, plan in enumerate(AHEAD):
             more = params({}) | {"rid": f"ahead-{number}"}
             ours = client.pool(prompt, plan, **more)
             difference(client.stock(prompt, **params({})), ours, TOLERANCE)
