@@ -174,22 +174,33 @@ class Dispatcher:
         """Abort a one-instance request where it is."""
         self._send(request.reachable, CancelOrder(seq=request.seq))
 
-    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+    def move_in(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
         """Ask an instance to get ready, and give it the request itself."""
         order = MoveInOrder(
-            rid=request.rid, seq=request.seq, source=request.home, lane=lane, serial=serial
+            rid=request.rid,
+            seq=request.seq,
+            source=request.home,
+            lane=lane,
+            serial=serial,
+            ahead=ahead,
         )
         self._send([target], order)
         self._send([target], _stamped(request.tokenized))
 
-    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+    def move_out(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
         """Let a request's home send it."""
-        order = MoveOutOrder(seq=request.seq, target=target, lane=lane, serial=serial)
+        order = MoveOutOrder(seq=request.seq, target=target, lane=lane, serial=serial, ahead=ahead)
         self._send([request.home], order)
 
-    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+    def moved(
+        self, request: PoolRequest, target: int, rows: int, output: OutputState, ahead: int
+    ) -> None:
         """Tell the target what comes."""
-        self._send([target], MovedOrder(seq=request.seq, rows=rows, output=output))
+        self._send([target], MovedOrder(seq=request.seq, rows=rows, output=output, ahead=ahead))
 
     def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
         """Tell source or target that the move of a task is over for it."""

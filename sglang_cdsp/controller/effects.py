@@ -36,14 +36,23 @@ class Effects(Protocol):
     def cancel_stock(self, request: PoolRequest) -> None:
         """Abort a one-instance request at its instance."""
 
-    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
-        """Ask an instance to get ready to be a running request's next home."""
+    def move_in(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
+        """Ask an instance to get ready to be a request's next home, and to take KV rows ahead."""
 
-    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
-        """Order a request's home to send it to an instance that is ready."""
+    def move_out(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
+        """Order a request's home to send it to an instance that is ready, KV rows ahead of it."""
 
-    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
-        """Tell the target what has left the source: so many KV rows, and the output."""
+    def moved(
+        self, request: PoolRequest, target: int, rows: int, output: OutputState, ahead: int
+    ) -> None:
+        """Tell the target what has left the source: so many KV rows in all, and the output.
+
+        ``ahead``: so many of them went ahead.
+        """
 
     def move_end(self, seq: int, instance: int, *, moved: bool) -> None:
         """Tell source or target that the move of a task is over for it."""

@@ -3,7 +3,8 @@
 The planner spreads a prompt's KV over a group and promises each member its share. Home gathers the
 whole of it in the last chunk. Of a plan's first group any member can be home, one whose role is to
 decode before the others; if none has the room, an instance that has it takes a member's place. From
-a home that only prefills a request moves on to one that decodes (``moves.py``).
+a home that only prefills a request moves on to one that decodes, and its KV goes there while its
+last chunk runs (``moves.py``).
 """
 
 from __future__ import annotations

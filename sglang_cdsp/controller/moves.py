@@ -1,18 +1,17 @@
-"""Running requests that move from their home to another between two steps.
+"""Requests that move from their home to another between two steps.
 
 The target gets ready first: it has the request, its grammar compiled, and a lane of the links. Then
-the source takes the request out of its batch, and sends KV and output; when all of it has arrived,
-the target goes on with the next token and the source frees what it holds. Until then the source
-keeps all of it, and puts it back into its batch where the move does not come about. At each moment
-one instance at most goes on with a request: once it has left its source the target says first what
-becomes of it there, and only then is the source told.
+the source sends KV ahead, while the request's last chunk runs or while it decodes on. When that has
+left, the source takes the request out of its batch, and sends the rest of its KV and its output.
+When all of it has arrived, the target goes on with the next token and the source frees what it
+holds. Until then the source keeps all of it, and puts it back into its batch where the move does
+not come about. At each moment one instance at most goes on with a request: once it has left its
+source the target says first what becomes of it there, and only then is the source told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 
 from msgspec.structs import replace
 
@@ -20,6 +19,7 @@ from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.homes import home_tokens
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
+from sglang_cdsp.controller.move import Move, Step, ends_its_plan, rows_ahead, runs
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.presence import Presence, Stand
 from sglang_cdsp.controller.request import MoveTimes, PoolRequest
@@ -37,48 +37,8 @@ MoveReport = MoveReady | MovedOut | MovedIn | MoveFailed | MoveEnded
 AGAIN_S = 1.0
 """How long a request whose move failed stays where it is before it is tried again."""
 
-
-class Step(Enum):
-    """How far a move is."""
-
-    READYING = "the target gets ready"
-    LEAVING = "the source is to take the request out"
-    TRAVELLING = "output and KV are on their way"
-    ARRIVED = "the target goes on with it"
-    OFF = "it does not come about"
-
-
-@dataclass(eq=False)
-class Move:
-    """A move under way.
-
-    Attributes:
-        inside: instances that may still have something of it, the lane among it.
-        asked_s, left_s: when the target was asked, when the source had taken it out; monotonic.
-        rows: of KV that move.
-        left: the source has taken the request out.
-        lost: why its source was lost on the way, "" while it was not.
-    """
-
-    request: PoolRequest
-    seq: int
-    source: int
-    target: int
-    lane: int
-    serial: int
-    asked_s: float
-    step: Step = Step.READYING
-    left_s: float = 0.0
-    rows: int = 0
-    left: bool = False
-    lost: str = ""
-    inside: set[int] = field(default_factory=set)
-
-    @property
-    def outdated(self) -> bool:
-        """Whether its request has ended where it was, or is to be computed anew."""
-        request = self.request
-        return request.phase is Phase.ENDED or request.seq != self.seq or request.output.complete
+SPARE_LANES = 4
+"""Lanes that moves leave to chunks while the requests' own last chunks run."""
 
 
 class Moves:
@@ -148,11 +108,8 @@ class Moves:
             return False
         if request.aborted or request.error:
             return False  # its home ends it with the next step
-        runs = request.phase is Phase.DECODING or (
-            request.phase is Phase.STOCK and request.first_token_s is not None
-        )
         return (
-            runs
+            (runs(request) or ends_its_plan(request))
             and not request.recalled
             and request.seq not in self._moves
             and request.home in self._leaving()
@@ -164,24 +121,23 @@ class Moves:
         need = home_tokens(request, self._ledger.page_size)
         free = self._ledger.free_tokens()
         able = [
-            seat
-            for seat in self._ledger.roles.decode
-            if self._presence.stand(seat) is Stand.UP and free[seat] >= need
+            seat for seat in self._ledger.roles.decode if self._takes(seat) and free[seat] >= need
         ]
         if not able:
             return
         source = request.home
         target = max(able, key=lambda seat: (self._ledger.freeness(seat, free), -seat))
-        lane = self._lanes.take(request.seq, (source, target))
+        spare = 0 if runs(request) else SPARE_LANES
+        lane = self._lanes.take(_lane_of(request.seq), (source, target), spare)
         if lane is None:
             return
-        move = Move(
-            request, request.seq, source, target, lane, self._lanes.next_serial(), self._clock()
-        )
+        serial = self._lanes.next_serial()
+        move = Move(request, request.seq, source, target, lane, serial, self._clock())
+        move.ahead = rows_ahead(request, self._ledger.page_size)
         self._moves[request.seq] = move
         self._ledger.moves(request.seq, target, need)
         move.inside.add(target)
-        self._effects.move_in(request, target, lane, move.serial)
+        self._effects.move_in(request, target, lane, serial, move.ahead)
 
     # -- what the instances tell ----------------------------------------------------------
 
@@ -220,12 +176,17 @@ class Moves:
             return
         move.step = Step.LEAVING
         move.inside.add(move.source)
-        self._effects.move_out(move.request, move.target, move.lane, move.serial)
+        self._effects.move_out(move.request, move.target, move.lane, move.serial, move.ahead)
 
     def _left(self, move: Move, report: MovedOut) -> None:
         move.left = True
         if move.step is not Step.LEAVING:
-            return  # the source has been told meanwhile to put it back
+            return  # the source is told to put it back
+        if not runs(move.request):
+            # Its source is done with the plan, and others are about to be: its phases stay few.
+            move.waits = report
+            return
+        move.waits = None
         move.step = Step.TRAVELLING
         move.left_s, move.rows = report.at_s, report.rows
         request, output = move.request, report.output
@@ -235,7 +196,7 @@ class Moves:
         if request.phase is Phase.STOCK:
             times = request.times[0]
             times.start_s, times.end_s = report.start_s, report.end_s
-        self._effects.moved(request, move.target, report.rows, output)
+        self._effects.moved(request, move.target, report.rows, output, report.ahead)
 
     def _call_back(self, move: Move) -> None:
         """The source cannot send it. It may have sent all there is: the target knows."""
@@ -253,7 +214,7 @@ class Moves:
         request.lost.discard(move.target)  # its next life has the request, whatever became of it
         self._ledger.moved(move.seq)
         times = (move.asked_s, move.left_s, self._clock())
-        request.moves.append(MoveTimes(move.source, move.target, *times, move.rows))
+        request.moves.append(MoveTimes(move.source, move.target, *times, move.rows, move.ahead))
         if move.source in move.inside:
             self._effects.move_end(move.seq, move.source, moved=True)
         if request.aborted:  # nobody had it when it was aborted
@@ -264,11 +225,21 @@ class Moves:
     # -- what ends it ---------------------------------------------------------------------
 
     def tidy(self) -> None:
-        """Requests that have ended, or have another plan, move no more."""
+        """Let go what was held up, and call off what is not to move any more.
+
+        That is what has ended, or has another plan, and what would go to who is not to decode.
+        """
         for move in list(self._moves.values()):
-            if move.step in (Step.READYING, Step.LEAVING) and move.outdated:
-                # A source that was to take it out finds nothing, and says so.
+            if move.step not in (Step.READYING, Step.LEAVING):
+                continue
+            if move.outdated or not self._takes(move.target):
                 self._call_off(move)
+            elif move.waits is not None:
+                self._left(move, move.waits)
+
+    def _takes(self, seat: int) -> bool:
+        """Whether an instance is to decode what comes."""
+        return seat in self._ledger.roles.decode and self._presence.stand(seat) is Stand.UP
 
     def seat_lost(self, seat: int, why: str) -> None:
         """An instance is given up: who is left of its moves goes on alone.
@@ -284,7 +255,7 @@ class Moves:
             elif seat == move.source:
                 if move.step is Step.READYING:
                     self._call_off(move)
-                elif move.left and seat in move.inside:
+                elif move.request.travels and seat in move.inside:
                     move.lost = why
                 self._out_of_source(move)
 
@@ -292,7 +263,8 @@ class Moves:
         """The target has nothing of it any more, and does not go on with it."""
         move.inside.discard(move.target)
         self._ledger.not_moved(move.seq)
-        if self._is_off(move) and move.source in move.inside:
+        self._is_off(move)
+        if move.step is Step.OFF and move.source in move.inside:
             self._effects.move_end(move.seq, move.source, moved=False)
         self._finish(move)
 
@@ -304,7 +276,10 @@ class Moves:
         self._finish(move)
 
     def _call_off(self, move: Move) -> None:
-        """Let the target forget what it was to get; it has no part in the request yet."""
+        """Let the target forget what it was to get, and the source after it.
+
+        Neither goes on with anything that it would not have gone on with.
+        """
         if self._is_off(move) and move.target in move.inside:
             self._effects.move_end(move.seq, move.target, moved=False)
 
@@ -329,7 +304,13 @@ class Moves:
             request.travels = False
             if move.lost:
                 self._left_alone(request, move.source, move.lost)
-            elif request.aborted:  # its source goes on with it, and may not have heard
+            elif request.aborted and not move.outdated:
+                # Its source goes on with it, and may not have heard.
                 self._effects.cancel_stock(request)
-        if self._lanes.give_back(move.seq):
+        if self._lanes.give_back(_lane_of(move.seq)):
             self._lane_left()
+
+
+def _lane_of(seq: int) -> tuple[str, int]:
+    """Who holds the lane of a move: the request's last chunk may have another one meanwhile."""
+    return ("move", seq)

@@ -92,6 +92,7 @@ class MoveTimes:
         left_s: when the source took it out of its batch.
         arrived_s: when the target went on with it.
         rows: of KV that moved.
+        ahead: of these, those that were to go ahead, while it was computed or decoded on.
     """
 
     source: int
@@ -100,6 +101,7 @@ class MoveTimes:
     left_s: float
     arrived_s: float
     rows: int
+    ahead: int = 0
 
     def to_dict(self, arrival_s: float) -> dict[str, Any]:
         """In JSON types; times from the request's arrival."""
@@ -107,6 +109,7 @@ class MoveTimes:
             "from": self.source,
             "to": self.target,
             "tokens": self.rows,
+            "ahead": self.ahead,
             "asked_s": self.asked_s - arrival_s,
             "left_s": self.left_s - arrival_s,
             "arrived_s": self.arrived_s - arrival_s,

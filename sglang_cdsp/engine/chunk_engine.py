@@ -107,7 +107,7 @@ class ChunkEngine:
         self._moving = moving
         self._admitted = StockTracker(scheduler, reporter, abort, self._between_batches)
         if moving is not None:
-            moving.follow(self._admitted)
+            moving.follow(self._admitted, self._tasks)
         self._grammars = GrammarChecks(scheduler.grammar_manager, reporter)
         self._home = HomeRequests(
             tasks=self._tasks,
@@ -327,7 +327,7 @@ class ChunkEngine:
     @property
     def computes(self) -> bool:
         """Whether a chunk runs or is suspended here."""
-        return bool(len(self._coroutines))
+        return self._coroutines.computes
 
     def give_back(self) -> None:
         """Requests that decode are short of slots: tasks that only wait leave them theirs."""

@@ -86,6 +86,8 @@ class Coroutine:
         since_s: when it gave way last, monotonic seconds.
         passed_s: seconds since its start in which something else was computed here.
         gave_way: how often something else was computed here before it went on.
+        aside: it goes on whenever it can, in short pieces, and nobody stands still for it: it
+            waits most of the time, for others that would wait for it in turn.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Coroutine:
     since_s: float = 0.0
     passed_s: float = 0.0
     gave_way: int = 0
+    aside: bool = False
 
 
 class Coroutines:
@@ -154,18 +157,35 @@ class Coroutines:
     def __len__(self) -> int:
         return len(self._live)
 
-    def start(self, name: str, order: tuple[float, ...], work: Callable[[], None]) -> Coroutine:
+    @property
+    def computes(self) -> bool:
+        """Whether any coroutine is more than aside."""
+        return any(not coroutine.aside for coroutine in self._live)
+
+    def start(
+        self,
+        name: str,
+        order: tuple[float, ...],
+        work: Callable[[], None],
+        *,
+        aside: bool = False,
+    ) -> Coroutine:
         """Add a coroutine that runs ``work`` from the next turn on.
 
         ``work`` calls :meth:`give_way` before anything else, and ``StoppedError`` may come out of
         any of these calls. It handles its own errors: what it raises ends the loop.
+
+        ``aside``: as in ``Coroutine``. Such a one comes first whenever it is ready, so its order
+        only counts among its like.
         """
         body = greenlet(work)
         # A greenlet begins with an empty context, in which every ContextVar has its default.
         body.gr_context = copy_context()
-        coroutine = Coroutine(name, order, self._surroundings.take(), body, since_s=self._clock())
+        coroutine = Coroutine(
+            name, order, self._surroundings.take(), body, since_s=self._clock(), aside=aside
+        )
         self._live.append(coroutine)
-        self._live.sort(key=lambda other: other.order)
+        self._live.sort(key=lambda other: (not other.aside, other.order))
         return coroutine
 
     def stop(self, coroutine: Coroutine, reason: str) -> None:
@@ -224,11 +244,14 @@ class Coroutines:
         That waits for a partner at every layer; a piece of a long chunk in between would delay it
         by as much each time, at every member of its group.
         """
-        return self._shake is None and self._live[0].order[0] < coroutine.order[0]
+        if self._shake is not None or coroutine.aside:
+            return False
+        first = next(other for other in self._live if not other.aside)
+        return first.order[0] < coroutine.order[0]
 
     def _held_back(self, coroutine: Coroutine) -> bool:
         """Whether it stands still while something else is expected."""
-        return self._shake is None and coroutine.order[0] >= USUAL
+        return self._shake is None and not coroutine.aside and coroutine.order[0] >= USUAL
 
     def _holds(self) -> bool:
         """Whether something is expected that a piece of a coroutine here would delay for long."""

@@ -36,13 +36,19 @@ class LayerSteps:
         pace: Pace,
         on_layer: Callable[[], None],
         gather: Gather | None = None,
+        on_kept: Callable[[int], None] = lambda layers: None,
     ) -> None:
         """Run ``attention``; before each layer ``on_layer`` is called and a piece ends.
 
-        ``gather`` is the attention's, if it has one.
+        Args:
+            gather: the attention's, if it has one.
+            on_kept: hears of how many layers, from the first on, all KV that is to be kept here
+                lies in the pool, or will once the current stream has run.
         """
         self._attention = attention
         self._gather = gather
+        self._on_kept = on_kept
+        self._ran = self._kept = 0
         self._pace = pace
         self._on_layer = on_layer
         self.token_to_kv_pool = attention.token_to_kv_pool
@@ -70,7 +76,16 @@ class LayerSteps:
         """
         self._on_layer()
         self._pace()
-        return self._attention.forward(q, k, v, layer, forward_batch, save_kv_cache, **unknown)
+        out = self._attention.forward(q, k, v, layer, forward_batch, save_kv_cache, **unknown)
+        # What is gathered of a layer comes while later ones are computed.
+        pending = self._gather.pending if self._gather is not None else None
+        if pending is None:
+            self._kept = self._ran + 1
+        elif pending == layer.layer_id:
+            self._kept = self._ran
+        self._ran += 1
+        self._on_kept(self._kept)
+        return out
 
     def finish(self) -> None:
         """All layers have run: return when nothing of the forward is under way on the links.
@@ -80,3 +95,4 @@ class LayerSteps:
         """
         if self._gather is not None:
             self._gather.finish()
+        self._on_kept(self._ran)

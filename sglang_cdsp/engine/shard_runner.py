@@ -173,12 +173,14 @@ class ShardRunner:
         if spec is not None:
             ask_for_rows(inputs, task.tokens, positions, spec)
         pace = Pace(self._give_way, self._events)
-        gather = self._gather(task, layout) if task.gathers and task.is_final(chunk) else None
+        last = task.gathers and task.is_final(chunk)
+        gather = self._gather(task, layout) if last else None
         attention = LayerSteps(
             self._attention(task, chunk, shard.slots, stored, pace, gather),
             pace,
             partial(self._on_layer, order.serial),
             gather,
+            task.keep_layers if last and task.home == self._instance else lambda layers: None,
         )
         return ShardForward(inputs, attention, positions, sampling, spec)
 

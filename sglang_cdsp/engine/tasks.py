@@ -83,6 +83,7 @@ class ChunkTask:
         matched: at home, they were looked for in the cache.
         awaited_until_s: how long others stand still for the controller's next order, monotonic
             seconds.
+        kept_layers: at home, of how many layers the whole prompt's KV is there, in the last chunk.
     """
 
     seq: int
@@ -119,6 +120,28 @@ class ChunkTask:
     reused: int = 0
     matched: bool = False
     awaited_until_s: float = 0.0
+    kept_layers: int = 0
+
+    def keep_layers(self, layers: int) -> None:
+        """So many layers have the whole prompt's KV at home."""
+        self.kept_layers = layers
+
+    def has_whole(self, layer: int) -> bool:
+        """Whether home has the whole prompt's KV of the n-th of the model's layers.
+
+        Raises:
+            RuntimeError: the task ended before that, and it never will.
+        """
+        if self.computed or self.kept_layers > layer:
+            return True
+        if self.over or self.error:
+            raise RuntimeError(self.error or "its last chunk was ended")
+        return False
+
+    @property
+    def takes_last(self) -> bool:
+        """Whether its last chunk was ordered to start here and has all its slots."""
+        return self.running is not None and self.prepared == len(self.layouts) - 1
 
     @property
     def computed(self) -> bool:

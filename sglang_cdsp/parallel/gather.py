@@ -78,6 +78,12 @@ class Gather:
         self._slots_of = slots_of
         self._links = links
         self._running: MoveHandle | None = None
+        self._layer = -1
+
+    @property
+    def pending(self) -> int | None:
+        """The layer that was started and is not known to be there yet, None for none."""
+        return None if self._running is None else self._layer
 
     def after_attention(self, layer: int) -> None:
         """The layer's KV is in the pool of every holder as soon as that comes here.
@@ -87,6 +93,7 @@ class Gather:
         """
         # One layer at a time: more would pile up in front of a slower partner.
         self.finish()
+        self._layer = layer
         self._running = start_moves(
             rows_of_layer(self._pool, layer),
             self._moves,

@@ -13,43 +13,50 @@ from sglang_cdsp.protocol.values import (
 
 
 class MoveInOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """Get ready to go on with request ``seq``, which ``source`` decodes; the request follows.
+    """Get ready to go on with request ``seq``, which ``source`` is home of; the request follows.
 
     Attributes:
         lane, serial: the buffers of the links that are promised to the move, as in ``GoOrder``.
+        ahead: KV rows, from the first on, that come before the request itself, in whole pages.
     """
 
     seq: int
     source: int
     lane: int
     serial: int
+    ahead: int = 0
 
 
 class MoveOutOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Take request ``seq`` out of the running batch between two steps and send its KV.
 
+    It leaves when all members of its plan are done with it and ``ahead`` rows have gone ahead.
+
     Attributes:
         target: the instance that goes on with it, which is ready.
-        lane, serial: as in ``MoveInOrder``.
+        lane, serial, ahead: as in ``MoveInOrder``.
     """
 
     seq: int
     target: int
     lane: int
     serial: int
+    ahead: int = 0
 
 
 class MovedOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """Request ``seq`` has left its source, and its KV is on its way.
 
     Attributes:
-        rows: KV rows that come, of all its tokens but the last.
+        rows: its KV rows, of all its tokens but the last.
         output: what else there is of it.
+        ahead: of these rows, so many went ahead; 0 where that was in vain and all of them come.
     """
 
     seq: int
     rows: int
     output: OutputState
+    ahead: int = 0
 
 
 class MoveEndOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -71,15 +78,17 @@ class MoveReady(Report, frozen=True, kw_only=True):
 
 
 class MovedOut(Report, frozen=True, kw_only=True):
-    """The instance took request ``seq`` out of its batch; ``rows`` and ``output``: ``MovedOrder``.
+    """The instance took request ``seq`` out of its batch.
 
     Attributes:
+        rows, output, ahead: as in ``MovedOrder``.
         start_s, end_s: of a one-instance request, as in ``StockEnded``.
     """
 
     seq: int
     rows: int
     output: OutputState
+    ahead: int = 0
     start_s: float | None = None
     end_s: float | None = None
 

@@ -490,15 +490,21 @@ class FakePool:
         for me in request.reachable:
             self.instances[me].order(partial(self.instances[me].on_cancel, request.seq))
 
-    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+    def move_in(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
         """An instance is to get ready for a running request."""
         raise AssertionError("decode servers run requests, and keep them")
 
-    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+    def move_out(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
         """A running request is to leave its instance."""
         raise AssertionError("decode servers run requests, and keep them")
 
-    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+    def moved(
+        self, request: PoolRequest, target: int, rows: int, output: OutputState, ahead: int
+    ) -> None:
         """A running request has left its instance."""
         raise AssertionError("decode servers run requests, and keep them")
 

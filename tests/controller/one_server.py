@@ -61,15 +61,17 @@ class Decoding:
 
 @dataclass(eq=False)
 class Leaving:
-    """A running request that is to leave: its row once it is out.
+    """A request that is to leave: its row once it is out.
 
     Attributes:
+        ahead: rows that go ahead.
         stock: it was one of the instance's own queue.
         failed: it cannot send.
     """
 
     seq: int
     target: int
+    ahead: int
     row: Decoding | None = None
     stock: FakeStockRequest | None = None
     failed: bool = False
@@ -77,11 +79,18 @@ class Leaving:
 
 @dataclass(eq=False)
 class Coming:
-    """A running request that is to come: what of it has left its source, None before."""
+    """A request that is to come: what of it has left its source, None before.
+
+    Attributes:
+        ahead: rows that come ahead.
+        held: slots that it has here.
+    """
 
     seq: int
     source: int
     client: Client | None
+    ahead: int
+    held: int = 0
     ready: bool = False
     rows: int | None = None
     output: OutputState | None = None
@@ -205,6 +214,11 @@ class DecodingInstance(FakeInstance):
     def _moving_moves(self) -> Iterator[Move]:
         for leaving in list(self.leaving.values()):
             seq = leaving.seq
+            if leaving.row is None and leaving.ahead:
+                fail = partial(self._cannot_send_ahead, leaving)
+                yield Move(f"{self.me} cannot send ahead {seq}", fail, fault=True)
+            if leaving.row is None and seq in self.tasks:
+                continue  # other members are not done with it
             if leaving.row is None:
                 yield Move(f"{self.me} takes {seq} out", partial(self._take_out, leaving))
                 stays = partial(self._stays, leaving)
@@ -231,14 +245,15 @@ class DecodingInstance(FakeInstance):
             yield Move(f"all of {seq} has come to {self.me}", arrive, fault=broken)
             yield Move(f"{self.me} loses its link for {seq}", refuse, fault=not gone)
 
-    def on_move_in(self, seq: int, source: int, client: Client | None) -> None:
-        """Get ready for a running request."""
+    def on_move_in(self, seq: int, source: int, client: Client | None, ahead: int) -> None:
+        """Get ready for a request."""
         assert seq not in self.coming
         assert seq not in self.decoding
-        self.coming[seq] = Coming(seq, source, client)
+        self.coming[seq] = Coming(seq, source, client, ahead)
 
     def _ready(self, coming: Coming) -> None:
         coming.ready = True
+        self._take_for(coming, coming.ahead)
         self._say(0, MoveReady, seq=coming.seq)
 
     def _refuse(self, coming: Coming) -> None:
@@ -247,12 +262,16 @@ class DecodingInstance(FakeInstance):
 
     def _forget_coming(self, coming: Coming) -> None:
         del self.coming[coming.seq]
-        self.used -= coming.rows or 0
+        self.used -= coming.held
 
-    def on_move_out(self, seq: int, target: int) -> None:
-        """Take a running request out between two steps."""
+    def _take_for(self, coming: Coming, rows: int) -> None:
+        self._take(rows - coming.held)
+        coming.held = rows
+
+    def on_move_out(self, seq: int, target: int, ahead: int) -> None:
+        """Take a request out between two steps, when all are done with its plan."""
         assert seq not in self.leaving
-        self.leaving[seq] = Leaving(seq, target)
+        self.leaving[seq] = Leaving(seq, target, ahead)
 
     def _take_out(self, leaving: Leaving) -> None:
         seq = leaving.seq
@@ -268,7 +287,9 @@ class DecodingInstance(FakeInstance):
             self._say(0, MoveFailed, seq=seq, error="it has ended")
             return
         leaving.row = row
+        assert leaving.ahead <= row.held
         said = {"rows": row.held, "output": row.state, "start_s": start_s, "end_s": end_s}
+        said["ahead"] = leaving.ahead
         self._say(0, MovedOut, seq=seq, **said)
 
     def _held_by(self, stock: FakeStockRequest) -> int:
@@ -283,11 +304,16 @@ class DecodingInstance(FakeInstance):
         leaving.failed = True
         self._say(0, MoveFailed, seq=leaving.seq, error="a link broke")
 
+    def _cannot_send_ahead(self, leaving: Leaving) -> None:
+        """It keeps the request, of which nothing has left it."""
+        del self.leaving[leaving.seq]
+        self._say(0, MoveFailed, seq=leaving.seq, error="a link broke")
+
     def on_moved(self, seq: int, rows: int, output: OutputState) -> None:
         """The source sends so many rows; a target that has refused meanwhile takes none."""
         if seq in self.coming:
             self.coming[seq].rows, self.coming[seq].output = rows, output
-            self._take(rows)
+            self._take_for(self.coming[seq], rows)
 
     def _arrived(self, coming: Coming) -> None:
         del self.coming[coming.seq]
@@ -400,6 +426,7 @@ class OneServerPool(FakePool):
         self.homes: dict[int, tuple[int, str, OutputState | None]] = {}
         self.moves_seen: list[tuple[str, int, int]] = []
         self.seen: Counter[str] = Counter()
+        self._move_lanes: dict[int, tuple[int, set[int]]] = {}
         self._rids: Counter[str] = Counter()
         super().__init__(**options)  # type: ignore[arg-type]
 
@@ -436,24 +463,58 @@ class OneServerPool(FakePool):
         """What decodes may hold more than it was promised, and is said to."""
         assert all(said <= there for said, there in zip(free, expected, strict=True))
 
-    def move_in(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+    def move_in(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
         """The target gets ready, with slots promised to it."""
         assert request.home != target
+        assert ahead % self.page_size == 0
         assert serial > self._last_serial, "each use of a lane has a number of its own"
         self._last_serial = serial
         need = home_tokens(request, self.page_size)
-        promised = self._promised[request.seq]
-        self._promise(request, {request.home: promised[request.home], target: need})
+        assert need >= ahead
+        ends = {request.home, target}
+        for chunk, (other, group) in self._lanes.items():
+            inside = self.left[chunk] < group
+            assert not (inside and other == lane and group & ends), "a chunk has that lane"
+        self._no_move_on(lane, ends)
+        self._move_lanes[request.seq] = (lane, ends)
+        self._promised[_coming(request.seq)] = {target: need}
+        self._promise(request, self._promised[request.seq])
+        ahead = self._prompt_of(request, ahead)
         at = self._decoding_at(target)
-        at.order(partial(at.on_move_in, request.seq, request.home, request.tokenized))
+        at.order(partial(at.on_move_in, request.seq, request.home, request.tokenized, ahead))
 
-    def move_out(self, request: PoolRequest, target: int, lane: int, serial: int) -> None:
+    def _no_move_on(self, lane: int, members: set[int]) -> None:
+        """Nobody who shares an instance may still send on a lane for a move."""
+        for seq, (other, ends) in self._move_lanes.items():
+            at = [self._decoding_at(end) for end in ends & members]
+            if other == lane:
+                assert not any(seq in end.leaving or seq in end.coming for end in at)
+
+    def _check_lane(self, request: PoolRequest, members: set[int]) -> None:
+        super()._check_lane(request, members)
+        self._no_move_on(request.lane, members)
+
+    def _prompt_of(self, request: PoolRequest, ahead: int) -> int:
+        """Of what goes ahead the part that takes slots here: output takes them as drawn."""
+        return min(ahead, pages(request.tokens, self.page_size) * self.page_size)
+
+    def move_out(
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+    ) -> None:
         """The source takes it out."""
         at = self._decoding_at(request.home)
-        at.order(partial(at.on_move_out, request.seq, target))
+        ahead = self._prompt_of(request, ahead)
+        at.order(partial(at.on_move_out, request.seq, target, ahead))
 
-    def moved(self, request: PoolRequest, target: int, rows: int, output: OutputState) -> None:
+    def moved(
+        self, request: PoolRequest, target: int, rows: int, output: OutputState, ahead: int
+    ) -> None:
         """The target hears what comes."""
+        assert request.phase in (Phase.DECODING, Phase.STOCK), "its plan is over everywhere"
+        assert ahead <= rows
+        assert ahead % self.page_size == 0
         if self.alone(request.rid):
             assert output.sent == self.seen[request.rid], "it goes on where its client is"
         at = self._decoding_at(target)
@@ -467,6 +528,7 @@ class OneServerPool(FakePool):
     def move_over(self, request: PoolRequest) -> None:
         """It has another home."""
         assert request.phase is Phase.DECODING
+        self._promised[request.seq].update(self._promised.pop(_coming(request.seq)))
         self.moves_seen.append((request.rid, request.moves[-1].source, request.moves[-1].target))
 
     def _decoding_at(self, instance: int) -> DecodingInstance:
@@ -521,6 +583,10 @@ class OneServerPool(FakePool):
 
     def _leave_homes_alone(self) -> None:
         """Only who decodes, or is to, is promised anything of what decodes."""
+        for key in [key for key in self._promised if key < 0]:
+            move = self.lifecycle._moves._moves.get(_coming(key))
+            if move is None or move.target not in move.inside:
+                del self._promised[key]
         for request in self.lifecycle._table.with_plan:
             runs = request.phase in (Phase.DECODING, Phase.STOCK)
             if runs and request.plan is not None and request.seq in self._promised:
@@ -529,7 +595,10 @@ class OneServerPool(FakePool):
                 self._promised[request.seq] = {seat: promised[seat] for seat in kept}
 
     def _has_part(self, request: PoolRequest, seat: int) -> bool:
-        """Whether a seat decodes a request, or is to."""
-        move = self.lifecycle._moves._moves.get(request.seq)
-        comes = move is not None and seat == move.target and seat in move.inside
-        return seat == request.home or comes
+        """Whether a seat decodes a request."""
+        return seat == request.home
+
+
+def _coming(seq: int) -> int:
+    """Under which number the promise of a move's target is noted, and back."""
+    return ~seq

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from sglang_cdsp.controller.moves import Step
+from sglang_cdsp.controller.move import Step
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.presence import Stand
 from sglang_cdsp.controller.request import PoolRequest
@@ -46,6 +46,7 @@ class AnyOrderOfOneServer(AnyOrder):
     @rule(
         data=st.data(),
         tokens=st.integers(1, 200),
+        early=st.booleans(),
         drained=st.booleans(),
         so_far=st.sampled_from(["asked", "ready", "on its way"]),
         then=st.sampled_from(ON_THE_WAY),
@@ -56,17 +57,25 @@ class AnyOrderOfOneServer(AnyOrder):
         self,
         data: st.DataObject,
         tokens: int,
+        early: bool,
         drained: bool,
         so_far: str,
         then: str,
         confirmed: bool,
         choices: list[int],
     ) -> None:
-        """A request decodes, its home is not to any more, and something happens on its way."""
+        """A request's home is not to decode any more, and something happens on its way.
+
+        It decodes, or its last chunk runs (``early``).
+        """
         request = self.pool.request(tokens)
         self._submit(request, None, "")
-        self._come_on(lambda: request.first_token_s is not None)
-        if request.phase not in (Phase.DECODING, Phase.STOCK) or request.recalled:
+        if early:
+            self._come_on(lambda: _in_last_chunk(request))
+        else:
+            self._come_on(lambda: request.first_token_s is not None)
+        phases = (Phase.RUNNING,) if early else (Phase.DECODING, Phase.STOCK)
+        if request.phase not in phases or request.recalled:
             return
         home = request.home
         if drained and self.pool.lifecycle.presence.stand(home) is Stand.UP:
@@ -116,3 +125,9 @@ class AnyOrderOfOneServer(AnyOrder):
             if reached() or not going:
                 return
             going[0].do()
+
+
+def _in_last_chunk(request: PoolRequest) -> bool:
+    plan = request.plan
+    runs = plan is not None and request.phase is Phase.RUNNING
+    return plan is not None and runs and request.next_chunk == len(plan.chunks) - 1

@@ -194,16 +194,16 @@ def test_a_running_request_moves(wire: Wire) -> None:
     """The target gets the request behind its order; the source is told by number."""
     moving = bound((3, (1,)), (1, (1, 2)))
     output = OutputState(tokens=[7, 8], sent=1, logprobs=b"record")
-    wire.effects.move_in(moving, 2, 3, 17)
-    wire.effects.move_out(moving, 2, 3, 17)
-    wire.effects.moved(moving, 2, 5, output)
+    wire.effects.move_in(moving, 2, 3, 17, 4)
+    wire.effects.move_out(moving, 2, 3, 17, 4)
+    wire.effects.moved(moving, 2, 5, output, 4)
     wire.effects.move_end(5, 1, moved=True)
     asked, again, comes = wire.sent(2)
-    assert asked == MoveInOrder(rid="r", seq=5, source=1, lane=3, serial=17)
+    assert asked == MoveInOrder(rid="r", seq=5, source=1, lane=3, serial=17, ahead=4)
     assert isinstance(again, TokenizedGenerateReqInput)
-    assert comes == MovedOrder(seq=5, rows=5, output=output)
+    assert comes == MovedOrder(seq=5, rows=5, output=output, ahead=4)
     leaves, ended = wire.sent(1)
-    assert leaves == MoveOutOrder(seq=5, target=2, lane=3, serial=17)
+    assert leaves == MoveOutOrder(seq=5, target=2, lane=3, serial=17, ahead=4)
     assert ended == MoveEndOrder(seq=5, moved=True)
     assert wire.sent(0) == []
 

@@ -14,7 +14,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_cdsp.engine.joining import Joining
 from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.stock_requests import StockTracker
-from sglang_cdsp.engine.tasks import StockRequest
+from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
 from sglang_cdsp.protocol.messages import (
     MovedIn,
     MovedOrder,
@@ -88,7 +88,8 @@ class End:
             self.cancelled.append,
             lambda: [*self.joining.reqs, *self.moving.reqs],
         )
-        self.moving.follow(self.tracker)
+        self.tasks: dict[int, ChunkTask] = {}
+        self.moving.follow(self.tracker, self.tasks)
         self.running: Any = ScheduleBatch(reqs=[])
 
     def turn(self) -> None:
@@ -151,20 +152,22 @@ def two_ends(seed: int = 1) -> tuple[End, End]:
     return source, target
 
 
-def ask(source: End, target: End, req: Req) -> None:
+def ask(source: End, target: End, req: Req, ahead: int = 0) -> None:
     """The controller asks the target, and then the source."""
-    target.moving.on_move_in(MoveInOrder(rid="r", seq=5, source=0, lane=1, serial=7))
+    at, to = source.instance.number, target.instance.number
+    order = MoveInOrder(rid="r", seq=5, source=at, lane=1, serial=7, ahead=ahead)
+    target.moving.on_move_in(order)
     assert target.moving.adopt(req)
     target.turn()
     assert target.said(MoveReady) == {"seq": 5}
-    source.moving.on_move_out(MoveOutOrder(seq=5, target=1, lane=1, serial=7))
+    source.moving.on_move_out(MoveOutOrder(seq=5, target=to, lane=1, serial=7, ahead=ahead))
     source.turn()
 
 
 def pass_on(source: End, target: End) -> None:
     """The controller passes on what has left."""
     left = source.said(MovedOut)
-    order = MovedOrder(seq=5, rows=left["rows"], output=left["output"])
+    order = MovedOrder(seq=5, rows=left["rows"], output=left["output"], ahead=left["ahead"])
     target.moving.on_moved(order)
 
 

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -96,6 +97,49 @@ def test_the_more_urgent_goes_first_and_passes_one_that_has_begun() -> None:
     while run.turn():
         pass
     assert said == ["l0", "s0", "s1", "l1", "l2", "l3"]
+
+
+def test_nobody_stands_still_for_who_is_aside_and_it_goes_on_whenever_it_can() -> None:
+    """It waits for others most of the time; an urgent one that waits would stop them."""
+    clock, said = Clock(), list[str]()
+    run = alone(clock, stretch_s=100.0)
+    layers = iter((0, 2, 3))
+
+    def computed(layer: int) -> bool:
+        return said.count("chunk") > layer
+
+    def aside() -> None:
+        run.give_way()
+        for layer in layers:
+            run.give_way(partial(computed, layer))
+            said.append(f"layer {layer}")
+
+    def chunk() -> None:
+        run.give_way()
+        for _ in range(4):
+            said.append("chunk")
+            clock.now_s += 1.0
+            run.give_way()
+
+    run.start("chunk", (0, 1), chunk)
+    run.start("aside", (-1, 1), aside, aside=True)
+    assert run.computes
+    while run.turn():
+        pass
+    assert said == ["chunk", "layer 0", "chunk", "chunk", "layer 2", "chunk", "layer 3"]
+
+
+def test_who_is_aside_stands_still_for_nobody_and_computes_nothing() -> None:
+    clock, said = Clock(), list[str]()
+    run = alone(clock, stretch_s=1.0, expected=lambda: True)
+    run.start("urgent", (-1, 1), lambda: run.give_way(lambda: False))
+    run.start("aside", (0, 1), steps(run, said, "a", clock, 2), aside=True)
+    while len(said) < 2:
+        assert run.turn()
+    lone = alone(clock)
+    lone.start("aside", (0, 1), lambda: lone.give_way(lambda: False), aside=True)
+    assert len(lone) == 1
+    assert not lone.computes
 
 
 def test_time_in_which_another_one_ran_is_no_time_of_its_own() -> None:

@@ -6,12 +6,6 @@ What circulates past home is kept and not sent again; what does not pass is fetc
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +15,11 @@ from sglang_cdsp.attention.q_ring import PARTIAL_TAG, Q_TAG
 from sglang_cdsp.attention.ring import RING_TAG
 from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, plan_layout
-from sglang_cdsp.parallel.links.threads import ThreadLinks
-from sglang_cdsp.parallel.links.types import Header
 from sglang_cdsp.parallel.moves import MOVE_TAG
 from sglang_cdsp.parallel.spans import Span, tokens_of
 from tests.engine.one_thread import DIM, INSTANCES, KV_HEADS, LAYERS, Q_HEADS, run_plan
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
+from tests.engine.wire import counted
 
 ELEMENT = 4
 """Bytes of an element: the instances compute in float32."""
@@ -37,41 +30,6 @@ ROW = LAYERS * 2 * KV_HEADS * DIM * ELEMENT
 KV_CIRCULATES: Chunks = [(96, [0, 1, 2])]
 Q_CIRCULATES: Chunks = [(400, [0, 1]), (8, [0, 1])]
 AND_MOVES: Chunks = [(300, [0]), (8, [0, 1, 2])]
-
-
-@dataclass
-class Wire:
-    """Bytes that instances have written to each other.
-
-    Attributes:
-        sent: by serial, tag, source and destination.
-    """
-
-    sent: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
-
-    def of(self, serial: int, *tags: int, dst: int | None = None) -> int:
-        """Bytes of a chunk with these tags, to one instance or to all."""
-        return sum(
-            count
-            for (at, tag, _, to), count in self.sent.items()
-            if at == serial and tag in tags and dst in (None, to)
-        )
-
-
-@contextmanager
-def counted() -> Iterator[Wire]:
-    """Count what is written on links meanwhile."""
-    wire = Wire()
-    write = ThreadLinks.write
-
-    def counts(links: ThreadLinks, seat: int, slot: int, header: Header, block: Any) -> None:
-        assert block.nbytes == header.size
-        wire.sent[header.serial, header.tag, links.seat, seat] += block.nbytes
-        write(links, seat, slot, header, block)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ThreadLinks, "write", counts)
-        yield wire
 
 
 def ring_of(layout: ChunkLayout) -> RingLayout:

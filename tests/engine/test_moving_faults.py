@@ -11,7 +11,7 @@ import pytest
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from sglang_cdsp.engine import moving
+from sglang_cdsp.engine import moving_in
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.protocol.messages import (
     DecodeEnded,
@@ -199,7 +199,7 @@ def test_what_comes_next_under_an_id_is_another_request(monkeypatch: pytest.Monk
     """A move was called off while its request's grammar compiled here."""
     _, target = two_ends()
     taken: list[str] = []
-    monkeypatch.setattr(moving, "take_compiling", lambda scheduler, rid: taken.append(rid))
+    monkeypatch.setattr(moving_in, "take_compiling", lambda scheduler, rid: taken.append(rid))
     target.moving.on_move_in(MoveInOrder(rid="r", seq=5, source=0, lane=1, serial=7))
     target.moving.on_move_end(MoveEndOrder(seq=5, moved=False))
     assert taken == ["r"], "at once, as its next plan may follow"

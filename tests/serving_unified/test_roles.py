@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import requests
 
 from sglang_cdsp.testing.answers import Answer
-from tests.serving.client import difference, text_tokens
+from tests.serving.client import Plan, difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving_unified.client import OneServerClient
 from tests.serving_unified.penalties import penalties
@@ -22,6 +23,7 @@ from tests.serving_unified.streams import Stream, no_repetition
 
 TOLERANCE = 1e-3
 OUTPUT = 48
+AHEAD: tuple[Plan, ...] = ([(3000, [0]), (3000, [0, 1])], [(6000, [1, 0])])
 TURNS = ("2p2d", "2d2p", "1p3d", "1d2p1d", "3b1d")
 ASKED: tuple[tuple[int, dict[str, Any]], ...] = (
     (60, {}),
@@ -115,6 +117,38 @@ def test_a_turned_seat_is_left_by_what_decodes_there(
         assert client.post("/cdsp/update", {"roles": {"0": "prefill"}}).status_code == 200
         difference(stock, answer.result(), TOLERANCE)
     client.post("/cdsp/update", {"roles": f"{POOL_SIZE}b"})
+
+
+def test_a_prompt_goes_to_its_decode_seat_while_its_last_chunk_runs(
+    client: OneServerClient, checkpoint: Path, plan_log: Path
+) -> None:
+    """Its last chunk runs at two instances that are not to decode."""
+    last = POOL_SIZE - 1
+    assert client.post("/cdsp/update", {"roles": f"{last}p1d"}).status_code == 200
+    prompt = text_tokens(checkpoint, 6000, 12)
+    try:
+        for number, plan in enumerate(AHEAD):
+            more = params({}) | {"rid": f"ahead-{number}"}
+            ours = client.pool(prompt, plan, **more)
+            difference(client.stock(prompt, **params({})), ours, TOLERANCE)
+            record = logged(plan_log, f"ahead-{number}")
+            (move,) = record["moves"]
+            assert (move["from"], move["to"]) == (plan[0][1][0], last)
+            assert move["ahead"] == len(prompt)
+            assert move["asked_s"] < record["ttft_s"]["measured"], "while the chunk runs"
+            print(f"\ndecoded at home: {move['tokens'] - move['ahead']} tokens")
+    finally:
+        client.post("/cdsp/update", {"roles": f"{POOL_SIZE}b"})
+
+
+def logged(plan_log: Path, rid: str) -> dict[str, Any]:
+    """What the plan log says of a request, which may be written a moment after its answer."""
+    for _ in range(100):
+        lines = [json.loads(line) for line in plan_log.read_text(encoding="utf-8").splitlines()]
+        if found := [line for line in lines if line.get("rid") == rid]:
+            return dict(found[-1])
+        time.sleep(0.1)
+    raise AssertionError(f"{rid} is not in the plan log")
 
 
 def until_decoding(client: OneServerClient, seat: int) -> None:
