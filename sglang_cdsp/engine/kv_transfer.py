@@ -13,6 +13,7 @@ from sglang_cdsp.engine.coroutines import Coroutine, Coroutines, StoppedError
 from sglang_cdsp.engine.forward_state import enter_forward_stream
 from sglang_cdsp.engine.stock import JoinedScheduler
 from sglang_cdsp.parallel.gather import Gather
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.spans import Move, Span
 from sglang_cdsp.protocol.messages import MoveInOrder, MoveOutOrder
 
@@ -53,13 +54,15 @@ class Carrier:
         hub: LinkHub,
         instance: int,
         layers: tuple[int, ...],
+        ranks: Ranks = ALONE,
     ) -> None:
-        """``layers``: those of the model that have KV, in order."""
+        """``layers``: those of the model that have KV, in order; ``ranks``: of this instance."""
         self._scheduler = scheduler
         self._coroutines = coroutines
         self._hub = hub
         self._me = instance
         self._layers = layers
+        self._ranks = ranks
         self._model_runner = scheduler.tp_worker.model_runner
 
     def send(self, transfer: Transfer, order: MoveOutOrder, rows: torch.Tensor) -> None:
@@ -142,6 +145,7 @@ class Carrier:
             instance=self._me,
             slots_of=lambda span: rows,
             links=lane,
+            ranks=self._ranks,
         )
         for layer in self._layers:
             gather.after_attention(layer)

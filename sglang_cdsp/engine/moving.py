@@ -25,6 +25,7 @@ from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.stock import RankScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker, take_compiling
 from sglang_cdsp.engine.tasks import StockRequest
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import (
     MovedIn,
@@ -101,12 +102,13 @@ class Moving:
         coroutines: Coroutines,
         hub: LinkHub,
         layers: tuple[int, ...],
+        ranks: Ranks = ALONE,
     ) -> None:
-        """``layers``: those of the model that have KV, in order."""
+        """``layers``: those of the model that have KV, in order; ``ranks``: of this instance."""
         self._scheduler = scheduler
         self._reporter = reporter
         self._joining = joining
-        self._carrier = Carrier(scheduler, coroutines, hub, reporter.instance, layers)
+        self._carrier = Carrier(scheduler, coroutines, hub, reporter.instance, layers, ranks)
         self._leaving: dict[int, _Leaving] = {}
         self._coming: dict[int, _Coming] = {}
 
