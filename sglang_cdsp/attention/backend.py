@@ -14,19 +14,13 @@ import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from sglang_cdsp.attention.families.grouped import Grouped
-from sglang_cdsp.attention.families.types import (
-    ALONE,
-    AtWork,
-    Family,
-    LayerCall,
-    Ranks,
-    ShardChunk,
-)
+from sglang_cdsp.attention.families.types import AtWork, Family, LayerCall, ShardChunk
 from sglang_cdsp.attention.layer_check import check_layer
 from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.paged_kernel import PAGED_KERNELS, PagedKernel
 from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.parallel.links.types import Exchanger, GiveWay
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.rebalancer import rows_of_layer
 from sglang_cdsp.parallel.spans import Span
 

@@ -38,8 +38,8 @@ class RowShape(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return K ``[n, H, D]`` and V ``[n, H, Dv]`` of the rows ``[first, last)``."""
 
-    def whole(self, message: torch.Tensor) -> torch.Tensor:
-        """Return a block that came, as ``read`` and ``stored`` want it.
+    def whole(self, message: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return a block of ``rows`` rows that came, as ``read`` and ``stored`` want it.
 
         Ranks of one instance may each have brought a part of it.
         """
@@ -82,7 +82,7 @@ class BlockShape:
         keys, values = self.views(message)
         return keys[first:last], values[first:last]
 
-    def whole(self, message: torch.Tensor) -> torch.Tensor:
+    def whole(self, message: torch.Tensor, rows: int) -> torch.Tensor:
         """See ``RowShape``: each rank has heads of its own."""
         return message
 

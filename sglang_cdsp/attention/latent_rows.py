@@ -2,7 +2,7 @@
 
 A token's row in SGLang's pool is its normalised latent (``rank`` numbers) and the rotated part of
 its key that all heads share (``rope``); see DeepSeek-V2 (arXiv 2405.04434, section 2.1). It travels
-as it is, once. Attention reads it
+as it is, once, whichever rank of an instance carries it. Attention reads it
 
 - *absorbed*: queries have been multiplied by W_UK, so the row is its own key and the latent its
   value, for all heads; whoever gets the output applies W_UV;
@@ -22,6 +22,7 @@ from sglang_cdsp.attention.blocks import RowShape, answer_of, see
 from sglang_cdsp.attention.merge import RunningState
 from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.ring_layout import RingLayout, Visible
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 
 EXPANDED_AT_ONCE = 4096
 """Rows that are expanded at once: at 128 heads of 192 and 128 numbers some 0.6 GB in bfloat16."""
@@ -60,54 +61,27 @@ class LatentSizes:
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part of every row that one rank of an instance sends and receives for all of them.
-
-    All ranks of an instance hold the same latent rows, and each has links of its own.
-
-    Attributes:
-        rank, size: of the instance's tensor parallelism; ``size`` divides a row.
-        gather: brings together what the ranks have: a tensor ``[n]`` of each to ``[size * n]``, in
-            the order of ranks. All ranks call it.
-    """
-
-    rank: int
-    size: int
-    gather: Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
 class AbsorbedRows:
     """Rows read as they are, see ``RowShape``: one key head, whose values are part of the keys.
 
     Attributes:
         sizes: of the rows.
-        share: what of a row travels on this rank's links; None for all of it.
+        ranks: of the instance. All of them hold these rows, so each sends and receives its share.
     """
 
     sizes: LatentSizes
-    share: Share | None = None
+    ranks: Ranks = ALONE
 
     tile = None
 
-    @property
-    def width(self) -> int:
-        """Numbers of a row that travel."""
-        return self.sizes.row // (self.share.size if self.share else 1)
-
     def sent(self, rows: torch.Tensor) -> torch.Tensor:
-        """What travels of whole rows ``[n * row]``, contiguous."""
-        if self.share is None:
-            return rows
-        first = self.share.rank * self.width
-        return rows.view(-1, self.sizes.row)[:, first : first + self.width].reshape(-1)
+        """What of whole rows ``[n * row]`` travels on this rank's links; a view, contiguous."""
+        by_row = rows.view(-1, self.sizes.row)
+        return by_row[self.ranks.share(by_row.shape[0])].view(-1)
 
-    def whole(self, message: torch.Tensor) -> torch.Tensor:
+    def whole(self, message: torch.Tensor, rows: int) -> torch.Tensor:
         """See ``RowShape``."""
-        if self.share is None:
-            return message
-        parts = self.share.gather(message).view(self.share.size, -1, self.width)
-        return parts.transpose(0, 1).reshape(-1)
+        return self.ranks.whole(message.view(-1, self.sizes.row), rows).view(-1)
 
     @property
     def value_dim(self) -> int:
@@ -116,7 +90,8 @@ class AbsorbedRows:
 
     def empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
         """See ``RowShape``."""
-        return like.new_empty(rows * self.width)
+        share = self.ranks.share(rows)
+        return like.new_empty((share.stop - share.start) * self.sizes.row)
 
     def read(
         self, message: torch.Tensor, first: int, last: int

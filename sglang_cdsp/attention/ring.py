@@ -85,9 +85,10 @@ def ring_attention(
         if passing.number == 0:
             block.attend_own(state)
         elif passing.message is not None and (keep is not None or passing.step.parts):
-            message = shape.whole(passing.message)
+            holder = (layout.me - passing.number) % layout.size
+            message = shape.whole(passing.message, layout.block_rows(holder))
             if keep is not None:
-                keep((layout.me - passing.number) % layout.size, message)
+                keep(holder, message)
             see(state, shape, message, passing.step.parts)
             del message
         del passing

@@ -118,6 +118,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         meter=DeviceMeter(events) if events is not None else None,
         shake=requested_shake(),
     )
+    ranks = ranks_of(tp_rank, int(parallel.tp_size))
     numbers = StockNumbers(scheduler, lambda: engine.load)
     runner = ShardRunner(
         scheduler,
@@ -126,7 +127,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         coroutines.give_way,
         lambda serial: callbacks.layer_begins(coroutines.give_way, serial),
         lambda: decoding is not None and decoding.decodes,
-        ranks_of(tp_rank, int(parallel.tp_size)),
+        ranks,
     )
     moving = None
     if joining is not None:
@@ -137,6 +138,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
             coroutines=coroutines,
             hub=hub,
             layers=runner.layers,
+            ranks=ranks,
         )
     work = ChunkWork(
         scheduler,

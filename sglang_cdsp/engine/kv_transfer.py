@@ -18,6 +18,7 @@ from sglang_cdsp.engine.coroutines import Coroutine, Coroutines, StoppedError
 from sglang_cdsp.engine.forward_state import enter_forward_stream
 from sglang_cdsp.engine.stock import JoinedScheduler
 from sglang_cdsp.parallel.moves import MoveHandle, start_moves
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.rebalancer import rows_of_layer
 from sglang_cdsp.parallel.spans import Move, Span
 from sglang_cdsp.protocol.messages import MoveInOrder, MoveOutOrder
@@ -75,13 +76,15 @@ class Carrier:
         hub: LinkHub,
         instance: int,
         layers: tuple[int, ...],
+        ranks: Ranks = ALONE,
     ) -> None:
-        """``layers``: those of the model that have KV, in order."""
+        """``layers``: those of the model that have KV, in order; ``ranks``: of this instance."""
         self._scheduler = scheduler
         self._coroutines = coroutines
         self._hub = hub
         self._me = instance
         self._layers = layers
+        self._ranks = ranks
         self._model_runner = scheduler.tp_worker.model_runner
 
     def send_ahead(
@@ -205,7 +208,13 @@ class Carrier:
                     running.wait()
                 moves = [Move(*ends, Span(0, int(part.numel())))]
                 running = start_moves(
-                    buffers, moves, self._me, partial(_all_of, part), lane, note=layer
+                    buffers,
+                    moves,
+                    self._me,
+                    partial(_all_of, part),
+                    lane,
+                    note=layer,
+                    ranks=self._ranks,
                 )
         if running is not None:
             running.wait()

@@ -18,6 +18,7 @@ from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.stock import RankScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.protocol.messages import MovedOrder, MoveEndOrder, MoveInOrder, MoveOutOrder
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ class Moving:
         coroutines: Coroutines,
         hub: LinkHub,
         layers: tuple[int, ...],
+        ranks: Ranks = ALONE,
     ) -> None:
-        """``layers``: those of the model that have KV, in order."""
-        carrier = Carrier(scheduler, coroutines, hub, reporter.instance, layers)
+        """``layers``: those of the model that have KV, in order; ``ranks``: of this instance."""
+        carrier = Carrier(scheduler, coroutines, hub, reporter.instance, layers, ranks)
         self._out = MovingOut(scheduler, reporter, joining, carrier)
         self._in = MovingIn(scheduler, reporter, joining, carrier)
 

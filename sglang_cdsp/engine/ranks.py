@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from sglang.srt.distributed import get_tp_group
 
-from sglang_cdsp.attention.families.types import ALONE, Ranks
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 
 
 def ranks_of(rank: int, size: int) -> Ranks:

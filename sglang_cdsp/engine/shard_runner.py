@@ -16,7 +16,6 @@ import torch
 from sglang_cdsp.attention.backend import ShardAttention
 from sglang_cdsp.attention.families.claims import claim
 from sglang_cdsp.attention.families.latent import Latent
-from sglang_cdsp.attention.families.types import ALONE, Ranks
 from sglang_cdsp.attention.ring import RingLayout
 from sglang_cdsp.engine.coroutines import Ready
 from sglang_cdsp.engine.device import Pace, Stopwatch, events_of
@@ -33,6 +32,7 @@ from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.gather import Gather, moves_to_home
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.traffic import Traffic
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.rebalancer import Rebalancer
 from sglang_cdsp.parallel.spans import Span, tokens_of
 from sglang_cdsp.protocol.messages import GoOrder, LogprobPart, LogprobSpec
@@ -245,6 +245,7 @@ class ShardRunner:
             instance=self._instance,
             slots_of=lambda span: task.slot_table.slots([span]),
             links=task.lane,
+            ranks=self._ranks,
         )
 
     def _kept_slots(self, task: ChunkTask, layout: ChunkLayout) -> list[torch.Tensor] | None:
@@ -265,6 +266,7 @@ class ShardRunner:
             instance=self._instance,
             slots_of=lambda span: task.slot_table.slots([span]),
             links=task.lane,
+            ranks=self._ranks,
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.links.types import Exchanger
 from sglang_cdsp.parallel.moves import MoveHandle, start_moves
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.rebalancer import LayerBuffers, rows_of_layer
 from sglang_cdsp.parallel.spans import Move, Span
 
@@ -62,6 +63,7 @@ class Gather:
         instance: int,
         slots_of: Callable[[Span], torch.Tensor],
         links: Exchanger,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Send and receive nothing yet.
 
@@ -71,12 +73,14 @@ class Gather:
             instance: this one.
             slots_of: pool rows of a span here, see ``start_moves``.
             links: to the others.
+            ranks: of this instance, see ``start_moves``.
         """
         self._pool = pool
         self._moves = moves
         self._instance = instance
         self._slots_of = slots_of
         self._links = links
+        self._ranks = ranks
         self._running: MoveHandle | None = None
         self._layer = -1
 
@@ -101,6 +105,7 @@ class Gather:
             self._slots_of,
             self._links,
             note=layer,
+            ranks=self._ranks,
         )
 
     def finish(self) -> None:

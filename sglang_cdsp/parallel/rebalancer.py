@@ -10,6 +10,7 @@ import torch
 
 from sglang_cdsp.parallel.links.types import Exchanger
 from sglang_cdsp.parallel.moves import MoveHandle, start_moves
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.spans import Move, Span
 
 
@@ -26,7 +27,8 @@ class LayerBuffers(Protocol):
 def rows_of_layer(pool: LayerBuffers, layer: int) -> tuple[torch.Tensor, ...]:
     """The buffers of a layer that hold a row a token: K and V, or K alone where V is a view of it.
 
-    So it is with multi-head latent attention, whose values are the leading part of its keys.
+    So it is with multi-head latent attention, whose values are the leading part of its keys, and
+    whose rows all tensor-parallel ranks of an instance hold alike.
     """
     keys, values = pool.get_key_buffer(layer), pool.get_value_buffer(layer)
     return (keys,) if values.data_ptr() == keys.data_ptr() else (keys, values)
@@ -48,6 +50,7 @@ class Rebalancer:
         instance: int,
         slots_of: Callable[[Span], torch.Tensor],
         links: Exchanger,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Start the first layer's move.
 
@@ -58,6 +61,7 @@ class Rebalancer:
             instance: this one.
             slots_of: pool rows of a span here, see ``start_moves``.
             links: to the others.
+            ranks: of this instance, see ``start_moves``.
         """
         self._pool = pool
         self._next = dict(pairwise(layers))
@@ -65,6 +69,7 @@ class Rebalancer:
         self._instance = instance
         self._slots_of = slots_of
         self._links = links
+        self._ranks = ranks
         self._running: dict[int, MoveHandle] = {}
         self._start(layers[0])
 
@@ -76,6 +81,7 @@ class Rebalancer:
             self._slots_of,
             self._links,
             note=layer,
+            ranks=self._ranks,
         )
 
     def before_attention(self, layer: int) -> None:

@@ -17,33 +17,23 @@ from sglang_cdsp.attention.families.window import Window
 from sglang_cdsp.attention.latent_rows import LatentSizes
 from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.parallel.links.lanes import Lane
-from sglang_cdsp.parallel.links.types import Exchanger, LinkShape, Message, Waitable
+from sglang_cdsp.parallel.links.types import LinkShape
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.spans import split_chunk, tokens_of
+from tests.parallel.counting import Counting
+from tests.parallel.joint_ranks import Joint
 from tests.parallel.ring_cases import in_threads, thread_lanes
 
 MEMBERS, TOKENS = 4, 512
+SHAPE = LinkShape(lanes=1, depth=2, slot_bytes=1 << 18)
 
 
 @pytest.fixture(scope="module")
 def lanes() -> Iterator[list[Lane]]:
-    lanes = thread_lanes(MEMBERS, LinkShape(lanes=1, depth=2, slot_bytes=1 << 18))
+    lanes = thread_lanes(MEMBERS, SHAPE)
     yield lanes
     for lane in lanes:
         lane.close()
-
-
-class Counting:
-    """Counts the bytes that an exchanger sends."""
-
-    def __init__(self, links: Exchanger) -> None:
-        self._links = links
-        self.sent = 0
-
-    def exchange(
-        self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0
-    ) -> Waitable:
-        self.sent += sum(message.tensor.nbytes for message in sends)
-        return self._links.exchange(sends, recvs, note)
 
 
 class Pool:
@@ -62,8 +52,16 @@ class Pool:
     def set_kv_buffer(self, *arguments: Any) -> None: ...
 
 
-def sent(lanes: list[Lane], layer: RadixAttention, family: Family | None) -> int:
-    """Bytes of one layer of a prompt in one chunk, all members together."""
+def sent(
+    lanes: list[Lane],
+    layer: RadixAttention,
+    family: Family | None,
+    ranks: Sequence[Ranks] = (ALONE,) * MEMBERS,
+) -> int:
+    """Bytes of one layer of a prompt in one chunk, all members together, of one rank each.
+
+    ``ranks``: which one, by member.
+    """
     pieces = split_chunk(0, TOKENS, MEMBERS, 1)
     counting = [Counting(lane) for lane in lanes]
 
@@ -85,6 +83,7 @@ def sent(lanes: list[Lane], layer: RadixAttention, family: Family | None) -> int
             rebalancer=None,
             history=((),) * MEMBERS,
             families={} if family is None else {0: family},
+            ranks=ranks[me],
         )
         q = torch.zeros(own, layer.tp_q_head_num * layer.qk_head_dim, dtype=torch.bfloat16)
         k = torch.zeros(own, layer.tp_k_head_num * layer.qk_head_dim, dtype=torch.bfloat16)
@@ -93,6 +92,14 @@ def sent(lanes: list[Lane], layer: RadixAttention, family: Family | None) -> int
 
     in_threads(member, range(MEMBERS))
     return sum(links.sent for links in counting)
+
+
+def latent(heads: int) -> tuple[RadixAttention, Latent]:
+    """DeepSeek-V3's rows, absorbed, with so many heads on a rank."""
+    sizes = LatentSizes(heads=heads, rank=512, rope=64, nope=128, value=128)
+    layer = RadixAttention(heads, 576, 0.1, 1, layer_id=0, v_head_dim=512)
+    expand = lambda latents: (latents, latents)  # noqa: E731 - not asked for in this form
+    return layer, Latent({0: LatentLayer(sizes, expand, layer)}, scaled=True)
 
 
 def rows_on_the_way() -> int:
@@ -115,11 +122,22 @@ def test_grouped_query_attention_sends_4096_bytes_a_row(lanes: list[Lane]) -> No
 
 def test_latent_attention_sends_1152_bytes_a_row(lanes: list[Lane]) -> None:
     """DeepSeek-V3's rows, whose values are not sent twice: with them it would be 2,176 bytes."""
-    sizes = LatentSizes(heads=4, rank=512, rope=64, nope=128, value=128)
-    layer = RadixAttention(4, 576, 0.1, 1, layer_id=0, v_head_dim=512)
-    expand = lambda latents: (latents, latents)  # noqa: E731 - not asked for in this form
-    family = Latent({0: LatentLayer(sizes, expand, layer)}, scaled=True)
-    assert sent(lanes, layer, family) == 1152 * rows_on_the_way()
+    assert sent(lanes, *latent(4)) == 1152 * rows_on_the_way()
+
+
+def test_so_it_does_with_several_ranks_an_instance(lanes: list[Lane]) -> None:
+    """All ranks hold the same rows and have links of their own: each sends a half of them."""
+    other = thread_lanes(MEMBERS, SHAPE)
+    joints = [Joint(2) for _ in range(MEMBERS)]
+
+    def rank(number: int) -> int:
+        ranks = [joint.of(number) for joint in joints]
+        return sent((lanes, other)[number], *latent(2), ranks)
+
+    by_rank = in_threads(rank, range(2))
+    assert by_rank == [576 * rows_on_the_way()] * 2
+    for lane in other:
+        lane.close()
 
 
 def test_a_window_sends_its_halo_and_no_ring(lanes: list[Lane]) -> None:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_cdsp.attention.families.latent import queries_circulate
 from sglang_cdsp.attention.latent_rows import (
     AbsorbedRows,
     ExpandedRows,
     LatentBlock,
     LatentSizes,
-    Share,
     expanded_is_cheaper,
 )
 from sglang_cdsp.attention.partial import reference_attention
 from sglang_cdsp.attention.ring import RingLayout, q_ring_attention, ring_attention
 from sglang_cdsp.attention.steps import KvRing, QRing
 from sglang_cdsp.parallel.links.lanes import Lane
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.spans import split_chunk
+from tests.parallel.joint_ranks import Joint
 from tests.parallel.ring_cases import RingCase, in_threads, ring_cases, rows_of, thread_lanes
 
 RANKS = 4
@@ -38,6 +39,16 @@ def lanes() -> Iterator[list[Lane]]:
     yield lanes
     for lane in lanes:
         lane.close()
+
+
+@pytest.fixture(scope="module")
+def columns() -> Iterator[list[list[Lane]]]:
+    """Lanes of each rank to the same rank of the other instances."""
+    columns = [thread_lanes(RANKS) for _ in range(3)]
+    yield columns
+    for lanes in columns:
+        for lane in lanes:
+            lane.close()
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,18 @@ class Latents:
         return out
 
 
-def run(case: RingCase, lanes: list[Lane], *, expanded: bool, queries: bool) -> torch.Tensor:
-    """The chunk's attention ``[tokens, heads, value]``, each member in a thread."""
+def run(
+    case: RingCase,
+    lanes: list[Lane],
+    *,
+    expanded: bool,
+    queries: bool,
+    ranks: Sequence[Ranks] | None = None,
+) -> torch.Tensor:
+    """The chunk's attention ``[tokens, heads, value]``, each member in a thread.
+
+    ``ranks``: by member; alone by default.
+    """
     latents = Latents.of(case)
 
     def member(me: int) -> torch.Tensor:
@@ -96,7 +117,10 @@ def run(case: RingCase, lanes: list[Lane], *, expanded: bool, queries: bool) -> 
         block_rows = torch.cat((held, own))
         pool[slots[block_rows]] = latents.rows[block_rows]
         q = latents.q[own]
-        shape = ExpandedRows(SIZES, None, latents.expand) if expanded else AbsorbedRows(SIZES)
+        own_ranks = ALONE if ranks is None else ranks[me]
+        shape = AbsorbedRows(SIZES, own_ranks)
+        if expanded:
+            shape = ExpandedRows(SIZES, own_ranks, latents.expand)
         given = shape.read(latents.rows[own].reshape(-1), 0, len(own)) if case.seed % 2 else None
         block = LatentBlock(pool, slots[block_rows], len(held), shape, given)
         if not expanded:
@@ -156,28 +180,25 @@ def test_all_members_choose_alike(case: RingCase) -> None:
     assert len(chosen) == 1
 
 
-class Joint:
-    """Gathers among the ranks of one instance, each in a thread of its own."""
+@settings(print_blob=True, deadline=None, max_examples=40)
+@given(case=ring_cases(3), expanded=st.booleans(), size=st.sampled_from([2, 3]))
+def test_ranks_of_an_instance_share_what_travels(
+    columns: list[list[Lane]], case: RingCase, expanded: bool, size: int
+) -> None:
+    """Each has links and heads of its own, and carries its share of the rows that all hold."""
+    joints = [Joint(size) for _ in case.group]
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._barrier = threading.Barrier(size)
-        self._parts: list[torch.Tensor | None] = [None] * size
+    def rank(number: int) -> torch.Tensor:
+        ranks = [joint.of(number) for joint in joints]
+        return run(case, columns[number], expanded=expanded, queries=False, ranks=ranks)
 
-    def of(self, rank: int) -> Share:
-        def gather(tensor: torch.Tensor) -> torch.Tensor:
-            self._parts[rank] = tensor
-            self._barrier.wait(10)
-            whole = torch.cat([part for part in self._parts if part is not None])
-            self._barrier.wait(10)
-            return whole
-
-        return Share(rank, self.size, gather)
+    expected = Latents.of(case).expected(case)
+    for out in in_threads(rank, range(size)):
+        torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("size", [2, 7])
-def test_ranks_of_an_instance_share_what_travels(size: int) -> None:
-    """Each has links of its own, on which a part of every row goes."""
+def test_a_block_goes_over_the_links_once(size: int) -> None:
     draw = torch.Generator().manual_seed(4)
     rows = torch.randn(9 * SIZES.row, generator=draw)
     joint = Joint(size)
@@ -186,8 +207,22 @@ def test_ranks_of_an_instance_share_what_travels(size: int) -> None:
         shape = AbsorbedRows(SIZES, joint.of(number))
         message = shape.empty(9, rows)
         message.copy_(shape.sent(rows))
-        return message.numel(), shape.whole(message)
+        return message.numel(), shape.whole(message, 9)
 
-    for numbers, whole in in_threads(rank, range(size)):
-        assert numbers == rows.numel() // size
+    found = in_threads(rank, range(size))
+    assert sum(numbers for numbers, _ in found) == rows.numel()
+    for _, whole in found:
         assert torch.equal(whole, rows)
+
+
+def test_queries_of_all_ranks_are_counted_against_rows_that_travel_once() -> None:
+    """With more ranks each has fewer heads, and what an instance sends is the same either way."""
+    layout = RingLayout((0, 1), 0, (2000, 2000), split_chunk(4000, 160, 2, 1))
+    sizes = LatentSizes(heads=16, rank=512, rope=64, nope=128, value=128)
+    halves = replace(sizes, heads=8)
+    for expanded in (False, True):
+        alone = queries_circulate(layout, sizes, expanded, 2)
+        assert queries_circulate(layout, halves, expanded, 2, ranks=2) is alone
+    # Absorbed, 16 heads of queries are more than the rows of a prefix 25 times as long; 8 are not.
+    assert not queries_circulate(layout, sizes, False, 2)
+    assert queries_circulate(layout, halves, False, 2)

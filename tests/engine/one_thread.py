@@ -6,6 +6,7 @@ They share one process's forward context, as two suspended forwards of one insta
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from sglang_cdsp.parallel.chunk_layout import plan_layout
 from sglang_cdsp.parallel.links.lanes import LinkHub
 from sglang_cdsp.parallel.links.threads import Switchboard, ThreadLinks
 from sglang_cdsp.parallel.links.types import LinkShape
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.protocol.messages import GoOrder
 from tests.engine.fake_kv import StrictAllocator
 from tests.engine.fake_stock import FakeScheduler
@@ -121,6 +123,7 @@ class Instance:
         *,
         shared: bool,
         kind: Kind | None = None,
+        ranks: Callable[[Instance], Ranks] = lambda instance: ALONE,
     ) -> None:
         self.number = number
         self.allocator = StrictAllocator(LONGEST * 4 // page, page)
@@ -156,6 +159,7 @@ class Instance:
             number,
             self.coroutines.give_way,
             self.layers.append,
+            ranks=ranks(self),
         )
         self.stored: list[int] = []
         self.outputs: dict[int, Any] = {}
@@ -202,12 +206,18 @@ class Instance:
 
 
 def pool_of(
-    page: int, seed: int, *, shared: bool = False, kind: Kind | None = None
+    page: int,
+    seed: int,
+    *,
+    shared: bool = False,
+    kind: Kind | None = None,
+    ranks: Callable[[Instance], Ranks] = lambda instance: ALONE,
 ) -> list[Instance]:
     board = Switchboard()
     shake = random.Random(seed)
     instances = [
-        Instance(i, page, board, shake, shared=shared, kind=kind) for i in range(INSTANCES)
+        Instance(i, page, board, shake, shared=shared, kind=kind, ranks=ranks)
+        for i in range(INSTANCES)
     ]
     said = {(i.number, j): i.hub.invite(j) for i in instances for j in range(INSTANCES)
             if j != i.number}  # fmt: skip

@@ -13,6 +13,8 @@ from sglang_cdsp.parallel.errors import LayoutError
 from sglang_cdsp.parallel.links.lanes import Lane
 from sglang_cdsp.parallel.moves import start_moves
 from sglang_cdsp.parallel.spans import Span, rebalance, split_chunk
+from tests.parallel.counting import Counting
+from tests.parallel.joint_ranks import Joint
 from tests.parallel.ring_cases import in_threads, rows_of, thread_lanes
 
 RANKS = 5
@@ -26,6 +28,16 @@ def lanes() -> Iterator[list[Lane]]:
     yield lanes
     for lane in lanes:
         lane.close()
+
+
+@pytest.fixture(scope="module")
+def columns() -> Iterator[list[list[Lane]]]:
+    """Lanes of each rank to the same rank of the other instances."""
+    columns = [thread_lanes(RANKS) for _ in range(3)]
+    yield columns
+    for lanes in columns:
+        for lane in lanes:
+            lane.close()
 
 
 def rows_like(position: torch.Tensor, layer: int, dim: int) -> torch.Tensor:
@@ -84,6 +96,46 @@ def test_every_row_arrives_where_it_should(
 
     outcomes = in_threads(lambda index: member(group[index]), range(len(group)))
     assert outcomes == [True] * len(group)
+
+
+@settings(print_blob=True, deadline=None, max_examples=30)
+@given(tokens=st.integers(1, 40), size=st.sampled_from([2, 3]), seed=st.integers(0, 99))
+def test_rows_that_all_ranks_hold_are_sent_once(
+    columns: list[list[Lane]], tokens: int, size: int, seed: int
+) -> None:
+    """Latent rows: one buffer a layer, alike at all ranks. Each rank carries its share."""
+    group = (2, 0, 4)
+    pieces = split_chunk(0, tokens, 2, 1)
+    plan = rebalance(dict(zip(group, pieces, strict=False)), group, 1)
+    slots = torch.randperm(2 * tokens, generator=torch.Generator().manual_seed(seed))[:tokens]
+    joints = {me: Joint(size) for me in group}
+    counting = {(me, rank): Counting(columns[rank][me]) for me in group for rank in range(size)}
+
+    def marks(positions: torch.Tensor) -> torch.Tensor:
+        return positions[:, None, None] * 10.0 + torch.arange(KEY_DIM)
+
+    def end(which: tuple[int, int]) -> bool:
+        me, rank = which
+        held = rows_of(pieces[group.index(me)]) if me in group[:2] else rows_of(())
+        buffer = torch.zeros(2 * tokens, 1, KEY_DIM)
+        buffer[slots[held]] = marks(held)
+        handle = start_moves(
+            [buffer],
+            plan.moves,
+            me,
+            lambda span: slots[span.start : span.stop],
+            counting[which],
+            ranks=joints[me].of(rank),
+        )
+        handle.wait()
+        now = rows_of(plan.held[me])
+        return torch.equal(buffer[slots[now]], marks(now))
+
+    ends = list(counting)
+    assert all(in_threads(lambda number: end(ends[number]), range(len(ends))))
+    moved = sum(move.span.tokens for move in plan.moves)
+    assert sum(links.sent for links in counting.values()) == moved * KEY_DIM * 4
+    assert max(links.sent for links in counting.values()) < moved * KEY_DIM * 4 or moved <= 1
 
 
 def test_slots_must_match_the_span(lanes: list[Lane]) -> None:

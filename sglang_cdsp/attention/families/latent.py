@@ -1,8 +1,9 @@
 """Multi-head latent attention (MLA): DeepSeek-V2, V3 and R1, Kimi-K2, GLM-4.7-Flash and others.
 
-One latent row a token circulates; V is a part of it and is not sent twice. Whether attention reads
-the rows absorbed or expanded (``latent_rows.py``) is one answer for a chunk. SGLang's layers are
-told, so that queries have the same form at all members. Where that is fewer bytes queries travel.
+One latent row a token circulates; V is a part of it and is not sent twice, and of the ranks of an
+instance, which all hold the same rows, each carries its share. Whether attention reads the rows
+absorbed or expanded (``latent_rows.py``) is one answer for a chunk. SGLang's layers are told, so
+that queries have the same form at all members. Where that is fewer bytes queries travel.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from sglang_cdsp.attention.latent_rows import (
     ExpandedRows,
     LatentBlock,
     LatentSizes,
-    Share,
     expanded_is_cheaper,
 )
 from sglang_cdsp.attention.layer_check import odd_features
@@ -150,20 +150,21 @@ class LatentAtWork:
         return q_ring_attention(call.q, block, layout, chunk.links, ring=ring, **common)
 
     def _shape(self, known: LatentLayer, expanded: bool) -> AbsorbedRows:
-        """How rows are read, and what of them travels: a part of each where ranks can share."""
-        ranks, row = self._chunk.ranks, known.sizes.row
-        shared = self._chunk.layout.size > 1 and ranks.size > 1 and row % ranks.size == 0
-        share = Share(ranks.rank, ranks.size, ranks.gather) if shared else None
+        """How rows are read, and what of them travels on this rank's links."""
         if expanded:
-            return ExpandedRows(known.sizes, share, known.expand)
-        return AbsorbedRows(known.sizes, share)
+            return ExpandedRows(known.sizes, self._chunk.ranks, known.expand)
+        return AbsorbedRows(known.sizes, self._chunk.ranks)
 
     def _ring(self, call: LayerCall) -> KvRing | QRing:
         """What circulates: latent rows, or queries where they and their answers are fewer bytes."""
         sizes = self._layers[call.layer.layer_id].sizes
         if sizes not in self._rings:
             queries = queries_circulate(
-                self._chunk.layout, sizes, self.form == EXPANDED, call.q.element_size()
+                self._chunk.layout,
+                sizes,
+                self.form == EXPANDED,
+                call.q.element_size(),
+                ranks=self._chunk.ranks.size,
             )
             made = QRing.of if queries else KvRing.of
             self._rings[sizes] = made(self._chunk.layout)
@@ -171,11 +172,15 @@ class LatentAtWork:
 
 
 def queries_circulate(
-    layout: RingLayout, sizes: LatentSizes, expanded: bool, element_size: int
+    layout: RingLayout, sizes: LatentSizes, expanded: bool, element_size: int, ranks: int = 1
 ) -> bool:
-    """Whether queries and their answers are fewer bytes than latent rows; alike at all members."""
+    """Whether queries and their answers are fewer bytes than latent rows; alike at all members.
+
+    Counted for all ranks of an instance together: each has heads of its own, and a share of the
+    same rows.
+    """
     rows = wire_rows(layout)
-    query = sizes.heads * (sizes.query[expanded] * element_size + LSE_BYTES)
+    query = ranks * sizes.heads * (sizes.query[expanded] * element_size + LSE_BYTES)
     return rows.q * query < rows.kv * sizes.row * element_size
 
 

@@ -18,6 +18,7 @@ from sglang_cdsp.attention.pacing import Pacing
 from sglang_cdsp.attention.paged_kernel import PAGED_KERNELS, PagedKernel
 from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.parallel.links.types import Exchanger
+from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.spans import Span
 
 if TYPE_CHECKING:
@@ -70,24 +71,6 @@ class LayerSpec:
     def row(self) -> int:
         """Numbers that one token has in the pool."""
         return sum(heads * dim for heads, dim in self.buffers)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The tensor-parallel ranks of one instance, as one of them sees them.
-
-    Attributes:
-        rank, size: this one, and how many there are.
-        gather: a tensor ``[n]`` of each rank to ``[size * n]``, in the order of ranks. All ranks
-            call it, between two switches of coroutines.
-    """
-
-    rank: int
-    size: int
-    gather: Callable[[torch.Tensor], torch.Tensor]
-
-
-ALONE = Ranks(0, 1, lambda tensor: tensor)
 
 
 @dataclass(frozen=True)

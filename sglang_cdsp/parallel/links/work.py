@@ -49,6 +49,16 @@ class Work:
         """Whether every tensor may be used again, or the exchange failed; moves nothing on."""
         return self._progress.over
 
+    def _arrived(self) -> bool:
+        """As ``done``, but raises where the exchange failed.
+
+        So tensor-parallel ranks hear of it before they go on: what a rank alone has not got, no
+        rank computes with, and none waits for that one in a collective.
+        """
+        if self._progress.error:
+            raise LinkError(self._progress.error)
+        return self._progress.over
+
     def wait(self) -> None:
         """Give way until it is done.
 
@@ -62,9 +72,9 @@ class Work:
             if not self.done():
                 self._poll()
             # Called although all may be there: tensor-parallel ranks switch at the same points.
-            self._give_way(self.done)
+            self._give_way(self._arrived)
             while not self.done():
-                self._give_way(self.done)
+                self._give_way(self._arrived)
         finally:
             # A chunk that is stopped here has waited, too.
             self._traffic.waited_s += time.monotonic() - start_s

@@ -86,6 +86,27 @@ def test_a_wait_that_is_stopped_counts() -> None:
     assert right.traffic.waited_s > 0
 
 
+def test_ranks_can_agree_on_a_failure_before_the_wait_is_over() -> None:
+    """Red where a rank hears of it by itself, when the others have gone on to a collective."""
+    left, right = hubs_of(None, 2, SHAPE)
+    lanes = [hub.open(0, 1, (0, 1)) for hub in (left, right)]
+    work = lanes[1].exchange([], [Message(some(10, 0), 0)])
+    right.drop(0)
+    asked = 0
+
+    def agree(ready: Callable[[], bool] | None) -> None:
+        nonlocal asked
+        asked += 1
+        assert ready is not None
+        with pytest.raises(LinkError, match="given up"):
+            ready()
+
+    waits = Work(work._progress, right.poll, agree, right.traffic)
+    with pytest.raises(LinkError, match="given up"):
+        waits.wait()
+    assert asked == 1
+
+
 def test_a_block_lies_at_its_receiver_when_exchange_returns() -> None:
     """Rule 11, where memory is shared: nothing but the sender's call is needed."""
     left, right = hubs_of(SHARED, 2, SHAPE)
@@ -354,5 +375,6 @@ def test_waiting_gives_way_with_what_it_waits_for() -> None:
     work = lanes[0].exchange([], [Message(into, 1)])
     work.wait()
     assert torch.equal(into, some(10, 8))
-    assert asked[0] == work.done
+    assert asked[0] is not None
+    assert asked[0]()
     assert len(asked) >= 3
