@@ -38,7 +38,8 @@ def registration(manager: str) -> tuple[str, ...]:
 ROWS = (
     row(
         "controller.decode.wire",
-        "decode registers in these frames, the 18th is its number of pages",
+        "decode registers in these frames; the 9th names what it has beside KV pages, the 18th is "
+        "its number of pages",
         Changed(
             Sends(NIXL, "NixlKVReceiver._register_kv_args", registration("self.kv_mgr")),
             Sends(NIXL, "NixlKVManager.build_receiver_registration_message", registration("self")),
