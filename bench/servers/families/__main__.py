@@ -137,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check(parser, options, files=("out",), folders=("answers",))
     results = Results.load(options.out)
     os.environ.setdefault(SHAKE_VAR, str(options.seed))
+    # SGLang compiles an activation here and there, which takes every process many seconds.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     names = []
     with kept_on_failure("bench-families") as scratch:
         for family, form, tp in product(options.families, options.forms, options.tp):
