@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.changed import Changed
-from tests.contract.needs import Fields, Order, Sends
+from tests.contract.needs import Fields, Names, Order, Sends
 from tests.contract.row import row
 
 NIXL = "sglang.srt.disaggregation.nixl.conn"
@@ -36,6 +36,11 @@ def registration(manager: str) -> tuple[str, ...]:
 
 
 ROWS = (
+    row(
+        "controller.decode.wire",
+        "lists of addresses in a frame",
+        Names("sglang.srt.disaggregation.common.utils", ("unpack_int_lists",)),
+    ),
     row(
         "controller.decode.wire",
         "decode registers in these frames; the 9th names what it has beside KV pages, the 18th is "

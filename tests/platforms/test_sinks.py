@@ -45,7 +45,8 @@ def test_is_a_column_of_the_softmax_without_a_value(
     slots = torch.randperm(total, generator=draw) + 1
     pool, table = pool_of(total + 1), torch.zeros(len(lengths), longest, dtype=torch.int32)
     sinks = torch.randn(HEADS, generator=draw)
-    layer = RadixAttention(HEADS, DIM, 1.3, KV_HEADS, layer_id=0, sliding_window_size=window)
+    layer = RadixAttention(HEADS, DIM, 1.3, KV_HEADS, layer_id=0)
+    layer.sliding_window_size = window
     prompts, new_slots, expected = [], [], []
     for row, (before, new) in enumerate(lengths):
         mine, slots = slots[: before + new], slots[before + new :]
