@@ -1,6 +1,6 @@
 """The model architectures that chunk tasks can run exactly; all others are refused.
 
-A chunk task computes the attention of a layer itself, as one of three families does: causal softmax
+A chunk task computes the attention of a layer itself, as one of its families does: causal softmax
 attention of every query over every earlier token from keys and values of its own (``PLAIN``), the
 same from latent rows (``LATENT``), and layers of the first kind beside layers with a window, with
 sinks or without (``WINDOWS``). A model that does anything else is not refused by SGLang but answers
@@ -15,8 +15,9 @@ wrongly, so what is served was read first. Of each class in ``PLAIN``, in SGLang
 
 Those in ``LATENT`` build ``DeepseekV2AttentionMLA``, which asks the attention backend in which form
 it shall compute. Of those in ``WINDOWS`` the same holds as of plain ones, but for windows and
-sinks. Those in ``SEEING`` have a tower for images beside a language model that is one of the
-others; of them the text is served, where SGLang serves the model as one of text.
+sinks; in ``CHUNKED`` most layers see no further back than to the last multiple of a number. Those
+in ``SEEING`` have a tower for images beside a language model that is one of the others; of them the
+text is served, where SGLang serves the model as one of text.
 ``tests/engine/test_architectures.py`` holds this against SGLang's source.
 """
 
@@ -96,8 +97,30 @@ WINDOWS: Mapping[str, str] = {
 }
 """The same, of models in which layers with a sliding window, or with sinks, stand beside others."""
 
+CHUNKED: Mapping[str, str] = {
+    "Llama4ForConditionalGeneration": "mllama4",
+}
+"""The same, of models with chunked attention; SGLang computes it in no other class."""
+
+OWN_POOL: frozenset[str] = frozenset(
+    {
+        "Gemma4ForCausalLM",
+        "GptOssForCausalLM",
+        "Llama4ForConditionalGeneration",
+        "Step3p5ForCausalLM",
+    }
+)
+"""Those of both whose windows SGLang keeps in a pool of their own unless it is told not to."""
+
+IN_ONE_POOL = "--disable-hybrid-swa-memory"
+POOLED_APART = (
+    "keeps its windows in a pool of their own, and chunk tasks need all layers in one: add "
+    f"{IN_ONE_POOL}, here and to decode servers"
+)
+
 SEEING: Mapping[str, str] = {
     "Gemma3ForConditionalGeneration": "gemma3_mm",
+    **CHUNKED,
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
 }
@@ -114,16 +137,17 @@ TOLD_BY = (
     f"'{{\"{TEXT_ALONE}\": true}}', here and to decode servers"
 )
 
-IMAGE_PARTS: tuple[str, ...] = ("vision_tower", "multi_modal_projector", "visual")
+IMAGE_PARTS: tuple[str, ...] = ("vision_tower", "vision_model", "multi_modal_projector", "visual")
 """Attributes of models in ``SEEING`` that see images and no text."""
 
 READ: Mapping[str, str] = {**PLAIN, **LATENT, **WINDOWS, **SEEING}
 """All of them."""
 
 OF_LATENT = "multi-head latent attention"
+IN_CHUNKS = "chunked attention"
 
 TRICKS: Mapping[str, str] = {
-    "attention_chunk_size": "chunked attention",
+    "attention_chunk_size": IN_CHUNKS,
     "dual_chunk_attention_config": "dual chunk attention",
     "attn_logit_softcapping": "a soft cap on attention scores",
     "attn_temperature_len": "attention scores that depend on the length",
@@ -161,6 +185,8 @@ def fault(names: Sequence[str] | None, config: Mapping[str, Any]) -> str:
     tricks = {what for key, what in TRICKS.items() if any(part.get(key) for part in parts)}
     if all(name in LATENT for name in names):
         tricks.discard(OF_LATENT)
+    if all(name in CHUNKED for name in names):
+        tricks.discard(IN_CHUNKS)
     if tricks:
         return f"the model has {' and '.join(sorted(tricks))}; {REMEDY}"
     return ""
@@ -184,6 +210,8 @@ def table() -> str:
 def _kind(name: str) -> str:
     if name in LATENT:
         return "latent"
+    if name in CHUNKED:
+        return "of its text: chunked"
     if name in SEEING:
         return "of its text: windows" if name not in TOLD else "of its text: plain"
     return "windows" if name in WINDOWS else "plain"

@@ -1,8 +1,8 @@
 """The rows just before each piece of a chunk, from whoever holds them.
 
 A query of a window layer sees nothing before its window, so no block goes around the ring: each
-member gets the rows that lie ahead of its pieces within the window, its *halo*, and has then all
-that its queries see. Both ends read off the chunk's layout which rows that is.
+member gets the rows that lie ahead of its pieces within the reach of their queries, its *halo*, and
+has then all that its queries see. Both ends read off the chunk's layout which rows that is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from sglang_cdsp.attention.errors import AttentionError
+from sglang_cdsp.attention.reach import Reach
 from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.attention.steps import note_of
 from sglang_cdsp.parallel.links.types import Exchanger, Message
@@ -39,7 +40,7 @@ class HaloStep:
 
 @dataclass(frozen=True)
 class Halo:
-    """The exchange of halos in layers of one window, as one member makes it.
+    """The exchange of halos in layers of one reach, as one member makes it.
 
     Attributes:
         steps: by distance.
@@ -59,7 +60,7 @@ class Halo:
         cls,
         layout: RingLayout,
         history: Sequence[Sequence[Span]],
-        window: int,
+        reach: Reach,
         device: torch.device,
     ) -> Halo:
         """Work it out.
@@ -67,7 +68,7 @@ class Halo:
         Args:
             layout: the chunk.
             history: by member, the spans of the history that it holds, in the order of its rows.
-            window: rows before a query that it sees.
+            reach: what a query sees.
             device: of the row numbers.
 
         Raises:
@@ -84,8 +85,8 @@ class Halo:
         for distance in range(1, layout.size):
             ahead = (layout.me + distance) % layout.size
             behind = (layout.me - distance) % layout.size
-            give = _ahead_of(held[layout.me], layout.pieces[ahead], window)
-            take = _ahead_of(held[behind], layout.pieces[layout.me], window)
+            give = _ahead_of(held[layout.me], layout.pieces[ahead], reach)
+            take = _ahead_of(held[behind], layout.pieces[layout.me], reach)
             steps.append(
                 HaloStep(
                     layout.group[ahead],
@@ -146,11 +147,11 @@ def exchange(
     return landings
 
 
-def halo_rows(layout: RingLayout, history: Sequence[Sequence[Span]], window: int) -> int:
-    """Rows that one layer of a window puts on the wire, all members together."""
+def halo_rows(layout: RingLayout, history: Sequence[Sequence[Span]], reach: Reach) -> int:
+    """Rows that one layer of a reach puts on the wire, all members together."""
     held = [positions_of([*history[m], *layout.pieces[m]]) for m in range(layout.size)]
     return sum(
-        int(_ahead_of(held[holder], layout.pieces[member], window).sum())
+        int(_ahead_of(held[holder], layout.pieces[member], reach).sum())
         for member in range(layout.size)
         for holder in range(layout.size)
         if holder != member
@@ -163,9 +164,9 @@ def positions_of(spans: Sequence[Span]) -> torch.Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
-def _ahead_of(held: torch.Tensor, pieces: Sequence[Span], window: int) -> torch.Tensor:
-    """Which of the positions lie before a piece, within the window of its first query; bool."""
+def _ahead_of(held: torch.Tensor, pieces: Sequence[Span], reach: Reach) -> torch.Tensor:
+    """Which of the positions lie before a piece, within the reach of its first query; bool."""
     found = torch.zeros_like(held, dtype=torch.bool)
     for piece in pieces:
-        found |= (held < piece.start) & (held >= piece.start - window)
+        found |= (held < piece.start) & (held >= reach.first(piece.start))
     return found

@@ -18,6 +18,7 @@ class UnsupportedLayer(NotImplementedError):
 
 
 WINDOW = "a sliding window"
+CHUNKED = "chunked attention"
 
 
 def odd_features(
@@ -36,7 +37,7 @@ def odd_features(
     features = {
         "a logit soft cap": bool(layer.logit_cap),
         WINDOW: layer.sliding_window_size is not None and layer.sliding_window_size > -1,
-        "chunked attention": layer.use_irope,
+        CHUNKED: layer.use_irope,
         "scores that depend on the length": layer.xai_temperature_len > 0,
         "positions in its scores": layer.pos_encoding_mode != "NONE",
         "cross attention": layer.is_cross_attention,

@@ -108,6 +108,12 @@ class Arrivals:
             self._enqueue(request)
 
     def _enqueue(self, request: PoolRequest) -> None:
+        """Let a request in whose pages, if there will be any, are known."""
+        if request.room is not None:
+            reason = self._decode.unfit(self._rooms.messages(request.room))
+            if reason:
+                self._refuse(request, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
+                return
         request.advance(Event.PAGES)
         self._queue.add(request)
 

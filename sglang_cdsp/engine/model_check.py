@@ -14,7 +14,7 @@ from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from sglang_cdsp import architectures
-from sglang_cdsp.architectures import LATENT, READ, REMEDY
+from sglang_cdsp.architectures import CHUNKED, IN_CHUNKS, LATENT, POOLED_APART, READ, REMEDY
 from sglang_cdsp.attention.families.claims import Claims, claim
 from sglang_cdsp.attention.families.types import Component
 from sglang_cdsp.engine.plain_model import odd_parts
@@ -47,11 +47,10 @@ LATENT_BACKENDS = {
 }
 """The same for pools of latent rows."""
 
+CHUNKED_BACKENDS = {"FlashAttentionBackend": "fa3"}
+"""The same for models with chunked attention: all others compute full attention."""
+
 HYBRID = "HybridAttnBackend"
-WINDOW_POOL = (
-    "keeps its windows in a pool of their own, and chunk tasks need all layers in one: add "
-    "--disable-hybrid-swa-memory, here and to decode servers"
-)
 
 
 class UnsupportedModel(SystemExit):
@@ -72,9 +71,10 @@ def check_config(config: ModelConfig, *, tp_size: int = 1) -> None:
     if fault := architectures.fault(hf_config.architectures, hf_config.to_dict()):
         raise UnsupportedModel(f"sglang-cdsp: {fault}")
     latent = any(name in LATENT for name in hf_config.architectures)
+    chunked = all(name in CHUNKED for name in hf_config.architectures)
     expected = AttentionArch.MLA if latent else AttentionArch.MHA
     if config.is_hybrid_swa:
-        raise UnsupportedModel(f"sglang-cdsp: the model {WINDOW_POOL}")
+        raise UnsupportedModel(f"sglang-cdsp: the model {POOLED_APART}")
     refused = {
         "takes images, audio or video": bool(config.is_multimodal),
         "generates nothing": not config.is_generation,
@@ -82,7 +82,7 @@ def check_config(config: ModelConfig, *, tp_size: int = 1) -> None:
         "has latent attention, which was not tried with several ranks an instance (--tp-size)": (
             latent and tp_size > 1
         ),
-        "has chunked attention": config.attention_chunk_size is not None,
+        f"has {IN_CHUNKS}": config.attention_chunk_size is not None and not chunked,
         "encodes before it decodes": bool(config.is_encoder_decoder),
     }
     _refuse(f"the model {what}" for what, present in refused.items() if present)
@@ -97,7 +97,7 @@ def check_model(scheduler: StockScheduler) -> None:
     config = scheduler.model_config
     runner = scheduler.tp_worker.model_runner
     if scheduler.is_hybrid_swa:
-        raise UnsupportedModel(f"sglang-cdsp: the model {WINDOW_POOL}")
+        raise UnsupportedModel(f"sglang-cdsp: the model {POOLED_APART}")
     _refuse(
         [
             *_odd_class(type(runner.model)),
@@ -108,7 +108,7 @@ def check_model(scheduler: StockScheduler) -> None:
     latent = type(runner.model).__name__ in LATENT
     _check_pool(runner.token_to_kv_pool, runner.dtype, latent)
     _refuse(_odd_buffers(runner.token_to_kv_pool, claims))
-    _check_backend(runner.attn_backend, LATENT_BACKENDS if latent else BACKENDS)
+    _check_backend(runner.attn_backend, _backends(type(runner.model).__name__))
     logger.info("sglang-cdsp computes the attention of chunks: %s", claims.described())
 
 
@@ -168,6 +168,13 @@ def _odd_buffers(pool: KVPool, claims: Claims) -> list[str]:
     if not odd:
         return []
     return [f"{odd[0]}, not a row of heads a slot" + (f" ({len(odd)} such)" if odd[1:] else "")]
+
+
+def _backends(model: str) -> Mapping[str, str]:
+    """Those that a model's stock batches may run on, by the model's class."""
+    if model in CHUNKED:
+        return CHUNKED_BACKENDS
+    return LATENT_BACKENDS if model in LATENT else BACKENDS
 
 
 def _check_backend(backend: Any, known: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_cdsp import architectures
+from sglang_cdsp.architectures import OWN_POOL, POOLED_APART
 
 
 def problems(server_args: Any) -> list[str]:
@@ -22,6 +23,9 @@ def problems(server_args: Any) -> list[str]:
     config = config_of(server_args)
     names = config.get("architectures")
     fault = architectures.fault(names, config) if names else ""
+    in_one_pool = getattr(server_args, "disable_hybrid_swa_memory", False)
+    if not fault and not in_one_pool and not OWN_POOL.isdisjoint(names or ()):
+        fault = f"the model {POOLED_APART}"
     return [f"--model-path {server_args.model_path}: {fault}"] if fault else []
 
 

@@ -55,6 +55,18 @@ PLATFORM_HOOKS = (
         "decode must not copy the keys and values that it reads",
     ),
     Hook(
+        "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend",
+        "sglang_cdsp.platforms.sinks:extend",
+        Kind.AROUND,
+        "sinks take their part of the softmax",
+    ),
+    Hook(
+        "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_decode",
+        "sglang_cdsp.platforms.sinks:decode",
+        Kind.AROUND,
+        "sinks take their part of the softmax",
+    ),
+    Hook(
         "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.__init__",
         "sglang_cdsp.platforms.absorbed:absorb_latents",
         Kind.BEFORE,

@@ -1,34 +1,31 @@
 """Small random checkpoints, one for each family of attention, whose attention matters.
 
-Their models are transformers' own, so transformers can answer beside a server. Query and key
-weights are scaled until attention is peaked: a row that is lost, or read as another one, changes
-the answer.
+Their models are transformers' own where it has them, so that it can answer beside a server. Query
+and key weights are scaled until attention is peaked: a row that is lost, or read as another one,
+changes the answer.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.architectures import TEXT_ALONE
+from sglang_cdsp.testing import step_checkpoint
 from sglang_cdsp.testing.checkpoint import COMPLETE
+from sglang_cdsp.testing.family_weights import Recipe, write_model
 from sglang_cdsp.testing.tokenizer import (
     BOS_ID,
     EOS_ID,
     PAD_ID,
-    SPECIAL_TOKENS,
     train_tokenizer,
     write_tokenizer,
 )
 
 VOCABULARY = 2048
 CONTEXT = 32_768
-
-PEAKED = ("q_proj.weight", "k_proj.weight", "q_b_proj.weight", "kv_a_proj_with_mqa.weight")
-"""Weights whose gain makes attention peaked."""
 
 # SGLang's CPU path of RoPE for latent attention asks for a scaling; real checkpoints have YaRN.
 YARN: Mapping[str, Any] = {
@@ -97,6 +94,7 @@ _GEMMA_AROUND: Mapping[str, Any] = {
         "num_attention_heads": 2,
         "image_size": 28,
         "patch_size": 14,
+        "vision_use_head": False,
     },
     "mm_tokens_per_image": 4,
     "tie_word_embeddings": True,
@@ -112,31 +110,6 @@ _QWEN_AROUND: Mapping[str, Any] = {
     },
     "tie_word_embeddings": False,
 }
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a checkpoint is made.
-
-    Attributes:
-        config_class: of transformers.
-        fields: of the configuration, beside those that all have. Of a model that takes images they
-            are its language model's.
-        extra: what the real ``config.json`` says and transformers does not write.
-        flags: that servers of the model need.
-        around: the configuration around the language model's; None for a model of text.
-    """
-
-    config_class: str
-    fields: Mapping[str, Any]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    around: Mapping[str, Any] | None = None
-
-    @property
-    def auto_class(self) -> str:
-        """The class of transformers that makes and loads the model."""
-        return "AutoModelForCausalLM" if self.around is None else "AutoModelForImageTextToText"
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -170,10 +143,48 @@ RECIPES: Mapping[str, Recipe] = {
         },
         flags=("--disable-hybrid-swa-memory",),
     ),
+    "exaone-4": Recipe(
+        "Exaone4Config",
+        {
+            **_GEMMA,
+            "tie_word_embeddings": False,
+            "sliding_window_pattern": "LLG",
+            # SGLang's norms of queries and keys have this one, whatever the configuration says.
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        },
+        # SGLang asks for a backend of a GPU by the first flag, and computes by the others.
+        flags=(
+            *("--attention-backend", "triton", "--prefill-attention-backend", "torch_native"),
+            *("--decode-attention-backend", "torch_native"),
+        ),
+    ),
+    "step-3.5": Recipe(
+        "",
+        step_checkpoint.FIELDS,
+        flags=("--disable-hybrid-swa-memory",),
+        shapes=step_checkpoint.shapes,
+    ),
+    "gpt-oss": Recipe(
+        "GptOssConfig",
+        {
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "swiglu_limit": 7.0,
+        },
+        flags=("--disable-hybrid-swa-memory",),
+    ),
     "gemma-3-vision": Recipe(
         "Gemma3Config",
         {**_GEMMA, "query_pre_attn_scalar": 32},
         around=_GEMMA_AROUND,
+        published=("vision_tower.", "vision_tower.vision_model."),
     ),
     "qwen3-vl": Recipe(
         "Qwen3VLConfig",
@@ -224,43 +235,10 @@ def write_family_checkpoint(directory: Path, name: str, seed: int = 0) -> Path:
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
-    _write_model(directory, recipe, seed)
+    write_model(directory, recipe, _COMMON, seed)
     write_tokenizer(directory, train_tokenizer(VOCABULARY), CONTEXT)
     ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
     generation = json.dumps({**ids, "do_sample": False}, indent=2)
     (directory / "generation_config.json").write_text(generation + "\n")
     marker.write_text(json.dumps(made_from))
     return directory
-
-
-def _write_model(directory: Path, recipe: Recipe, seed: int) -> None:
-    # Imported here: they take seconds, and most tests need none.
-    import sglang  # noqa: F401 - declares torchvision's operators first
-    import torch
-    import transformers
-
-    fields = {**_COMMON, **recipe.fields}
-    if recipe.around is not None:
-        fields = {**recipe.around, "text_config": fields}
-    config = getattr(transformers, recipe.config_class)(**fields)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = getattr(transformers, recipe.auto_class).from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for key, weight in model.named_parameters():
-                _draw(key, weight)
-    model.save_pretrained(directory)
-    path = directory / "config.json"
-    written = {**json.loads(path.read_text()), "torch_dtype": "float32", **recipe.extra}
-    path.write_text(json.dumps(written, indent=2) + "\n")
-
-
-def _draw(key: str, weight: Any) -> None:
-    """Draw a weight with a gain that keeps activations in scale; norms stay as they are."""
-    if weight.dim() < 2:
-        return
-    gain = 1.6 if key.endswith(PEAKED) else 1.0
-    weight.normal_(0.0, gain / weight.shape[-1] ** 0.5)
-    if key.endswith("lm_head.weight"):
-        # Special tokens never win, so no text ends early.
-        weight[: len(SPECIAL_TOKENS)] = 0.0

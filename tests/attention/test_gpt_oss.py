@@ -6,26 +6,20 @@ group's members compute that of each layer, chunk by chunk, each with the rows t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sglang  # noqa: F401 - declares torchvision's operators before transformers
 import torch
-from sglang.srt.layers.radix_attention import RadixAttention
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.models.gpt_oss import modeling_gpt_oss
 
-from sglang_cdsp.attention.backend import ShardAttention
-from sglang_cdsp.attention.families.claims import claim
-from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.parallel.links.lanes import Lane
-from sglang_cdsp.parallel.spans import Span, split_chunk
-from tests.engine.family_models import Pool
-from tests.parallel.ring_cases import in_threads, rows_of, thread_lanes
+from tests.attention.in_transformers import Members, Plan
+from tests.parallel.ring_cases import thread_lanes
 
-INSTANCES, PAGE, TOKENS, VOCABULARY = 3, 4, 150, 256
+INSTANCES, TOKENS, VOCABULARY = 3, 150, 256
 WINDOW = 24
 CONFIG: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -41,7 +35,6 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
-Plan = Sequence[tuple[int, tuple[int, ...]]]
 PLANS: dict[str, Plan] = {
     "alone": [(TOKENS, (1,))],
     "together": [(TOKENS, (2, 0, 1))],
@@ -72,72 +65,6 @@ def model() -> GptOssForCausalLM:
                 elif weight.dim() > 1:
                     weight.normal_(0.0, 1.6 / weight.shape[-1] ** 0.5)
     return made
-
-
-class Members:
-    """The instances of a pool, which compute one layer's attention after the other by a plan."""
-
-    def __init__(self, plan: Plan, lanes: Sequence[Lane]) -> None:
-        self._plan, self._lanes = plan, lanes
-        self.layers: list[int] = []
-
-    def attention(
-        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **more: Any
-    ) -> tuple[torch.Tensor, None]:
-        """In place of transformers' own: ``[1, H, T, D]`` each to ``[1, T, H, D]``."""
-        self.layers.append(module.layer_idx)
-        by_row = [x[0].transpose(0, 1) for x in (q, k, v)]
-        heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[3]
-        layer = RadixAttention(heads, dim, more["scaling"], kv_heads, layer_id=0)
-        if more["sliding_window"] is not None:
-            layer.sliding_window_size = more["sliding_window"] - 1
-        pools = [Pool(TOKENS, ((kv_heads, dim),) * 2) for _ in range(INSTANCES)]
-        held: list[tuple[Span, ...]] = [() for _ in range(INSTANCES)]
-        out = torch.empty_like(by_row[0])
-        start = 0
-        for tokens, group in self._plan:
-            pieces = split_chunk(start, tokens, len(group), PAGE)
-            history = tuple(held[instance] for instance in group)
-            parts = self._chunk(layer, by_row, pools, group, history, pieces, more["s_aux"])
-            for instance, own, part in zip(group, pieces, parts, strict=True):
-                out[rows_of(own)] = part.view(-1, heads, dim)
-                held[instance] += own
-            start += tokens
-        return out.unsqueeze(0), None
-
-    def _chunk(
-        self,
-        layer: RadixAttention,
-        by_row: Sequence[torch.Tensor],
-        pools: Sequence[Pool],
-        group: tuple[int, ...],
-        history: tuple[tuple[Span, ...], ...],
-        pieces: tuple[tuple[Span, ...], ...],
-        sinks: torch.Tensor,
-    ) -> list[torch.Tensor]:
-        families = claim(torch.nn.ModuleList([layer])).families
-        rows_held = tuple(len(rows_of(spans)) for spans in history)
-
-        def member(me: int) -> torch.Tensor:
-            # A row's slot is its place in the prompt.
-            own, past = rows_of(pieces[me]), rows_of(history[me])
-            pool = SimpleNamespace(token_to_kv_pool=pools[group[me]], req_to_token_pool=None)
-            attention = ShardAttention(
-                inner=pool,
-                layout=RingLayout(group, me, rows_held, pieces),
-                links=self._lanes[group[me]],
-                own_slots=own,
-                history_slots=past,
-                rebalancer=None,
-                history=history,
-                families=families,
-            )
-            batch: Any = SimpleNamespace(out_cache_loc=own)
-            q, k, v = (rows[own].flatten(1) for rows in by_row)
-            with torch.inference_mode():
-                return attention.forward(q, k, v, layer, batch, sinks=sinks)
-
-        return list(in_threads(member, range(len(group))))
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

@@ -19,6 +19,7 @@ from sglang_cdsp.attention.errors import AttentionError
 from sglang_cdsp.attention.families.claims import claim
 from sglang_cdsp.attention.halo import Halo, halo_rows
 from sglang_cdsp.attention.pacing import UNPACED
+from sglang_cdsp.attention.reach import Reach
 from sglang_cdsp.attention.ring_layout import RingLayout
 from sglang_cdsp.attention.windowed import masked_attention, window_attention
 from sglang_cdsp.parallel.links.lanes import Lane
@@ -60,6 +61,7 @@ def scattered(history: int, size: int, page: int, seed: int) -> tuple[tuple[Span
     tokens=st.one_of(st.integers(1, 12), st.sampled_from([63, 64, 129, 300])),
     page=st.sampled_from([1, 4, 16]),
     window=st.sampled_from([0, 1, 5, 40, 500]),
+    chunked=st.booleans(),
     sinks=st.booleans(),
     seed=st.integers(0, 1000),
 )
@@ -70,10 +72,12 @@ def test_equals_masked_attention_over_the_full_sequence(
     tokens: int,
     page: int,
     window: int,
+    chunked: bool,
     sinks: bool,
     seed: int,
 ) -> None:
     """Pieces longer and shorter than the window, history in any order at anybody."""
+    reach = Reach(max(1, window), chunked=True) if chunked else Reach(window)
     history *= page
     total = history + tokens
     draw = torch.Generator().manual_seed(seed)
@@ -83,8 +87,10 @@ def test_equals_masked_attention_over_the_full_sequence(
     spans = scattered(history, size, page, seed)
     pieces = split_chunk(history, tokens, size, page)
     group = tuple(random.Random(seed).sample(range(RANKS), size))
-    layer = RadixAttention(HEADS, DIM, SCALE, KV_HEADS, layer_id=0)
-    layer.sliding_window_size = window
+    layer = RadixAttention(HEADS, DIM, SCALE, KV_HEADS, layer_id=0, use_irope=chunked)
+    layer.sliding_window_size = -1 if chunked else window
+    model: Any = torch.nn.ModuleList([layer])
+    model.config = SimpleNamespace(attention_chunk_size=reach.rows if chunked else None)
 
     def member(me: int) -> torch.Tensor:
         held, own = rows_of(spans[me]), rows_of(pieces[me])
@@ -100,7 +106,7 @@ def test_equals_masked_attention_over_the_full_sequence(
             history_slots=slots[held],
             rebalancer=None,
             history=spans,
-            families=claim(torch.nn.ModuleList([layer])).families,
+            families=claim(model).families,
         )
         batch: Any = SimpleNamespace(out_cache_loc=slots[own])
         more: dict[str, Any] = {} if sink is None else {"sinks": sink}
@@ -109,8 +115,14 @@ def test_equals_masked_attention_over_the_full_sequence(
         )
 
     outs = in_threads(member, range(size))
-    expected = masked(
-        q.double(), k.double(), v.double(), SCALE, window, None if sink is None else sink.double()
+    rows = [rows_of([run]) for run in reach.runs(Span(0, total))]
+    before = None if chunked else window
+    logit = None if sink is None else sink.double()
+    expected = torch.cat(
+        [
+            masked(q[at].double(), k[at].double(), v[at].double(), SCALE, before, logit)
+            for at in rows
+        ]
     )
     for own, out in zip(pieces, outs, strict=True):
         torch.testing.assert_close(
@@ -136,11 +148,25 @@ def test_masked_calls_agree_with_the_plain_one(window: int) -> None:
     torch.testing.assert_close(rounded.double(), expected, atol=5e-2, rtol=5e-2)
 
 
+@given(rows=st.integers(1, 50), start=st.integers(0, 200), tokens=st.integers(1, 200))
+def test_a_chunk_is_seen_from_its_beginning_on(rows: int, start: int, tokens: int) -> None:
+    reach, span = Reach(rows, chunked=True), Span(start, start + tokens)
+    runs = list(reach.runs(span))
+    assert [at for run in runs for at in range(run.start, run.stop)] == list(
+        range(span.start, span.stop)
+    )
+    for run in runs:
+        first = reach.first(run.start)
+        assert first % rows == 0
+        assert all(reach.first(at) == first for at in range(run.start, run.stop))
+        assert run.stop - first <= rows
+
+
 def test_rows_ahead_of_pieces_travel_and_no_others() -> None:
     """Four members, a window of 32: each of seven pieces after the first needs 32 rows, of which
     neighbouring pieces of one member need none twice."""
     pieces = split_chunk(0, 1024, 4, 1)
-    rows = halo_rows(RingLayout((0, 1, 2, 3), 0, (0,) * 4, pieces), ((),) * 4, 32)
+    rows = halo_rows(RingLayout((0, 1, 2, 3), 0, (0,) * 4, pieces), ((),) * 4, Reach(32))
     # Zigzag: pieces 3 and 4 lie side by side at the last member.
     assert rows == 6 * 32
 
@@ -148,4 +174,4 @@ def test_rows_ahead_of_pieces_travel_and_no_others() -> None:
 def test_spans_that_do_not_fit_the_layout_are_refused() -> None:
     layout = RingLayout((0, 1), 0, (4, 0), split_chunk(4, 8, 2, 1))
     with pytest.raises(AttentionError, match="pass those that are held"):
-        Halo.of(layout, ((Span(0, 3),), ()), 2, torch.device("cpu"))
+        Halo.of(layout, ((Span(0, 3),), ()), Reach(2), torch.device("cpu"))

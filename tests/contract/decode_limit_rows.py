@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.changed import Changed
-from tests.contract.needs import Fields, Order, Sends
+from tests.contract.needs import Fields, Names, Order, Sends
 from tests.contract.row import row
 
 NIXL = "sglang.srt.disaggregation.nixl.conn"
@@ -38,7 +38,13 @@ def registration(manager: str) -> tuple[str, ...]:
 ROWS = (
     row(
         "controller.decode.wire",
-        "decode registers in these frames, the 18th is its number of pages",
+        "lists of addresses in a frame",
+        Names("sglang.srt.disaggregation.common.utils", ("unpack_int_lists",)),
+    ),
+    row(
+        "controller.decode.wire",
+        "decode registers in these frames; the 9th names what it has beside KV pages, the 18th is "
+        "its number of pages",
         Changed(
             Sends(NIXL, "NixlKVReceiver._register_kv_args", registration("self.kv_mgr")),
             Sends(NIXL, "NixlKVManager.build_receiver_registration_message", registration("self")),

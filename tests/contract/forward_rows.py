@@ -247,7 +247,7 @@ ROWS = (
             POOL, "MHATokenToKVPool.set_kv_buffer", ("layer", "loc_info", "cache_k", "cache_v")
         ),
     ),
-    row("attention.backend", "where KV goes", Names(POOL, ("KVWriteLoc",))),
+    row("attention.backend platforms.sinks", "where KV goes", Names(POOL, ("KVWriteLoc",))),
     row(
         "engine.slot_table",
         "slots of whole pages, None when too few are free",

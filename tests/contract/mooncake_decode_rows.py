@@ -18,6 +18,9 @@ def registration(manager: str, session: str) -> tuple[str, ...]:
         f"{manager}.local_ip.encode('ascii')",
         f"str({manager}.rank_port).encode('ascii')",
         f"{session}.encode('ascii')",
+        "packed_kv_data_ptrs",
+        "packed_aux_data_ptrs",
+        "packed_state_data_ptrs",
     )
 
 
@@ -25,7 +28,7 @@ def pages(request: str, manager: str, session: str) -> tuple[str, ...]:
     """A room's pages; ``request`` stands before the room's fields."""
     return (
         f"str({request}bootstrap_room).encode('ascii')",
-        *registration(manager, session)[1:],
+        *registration(manager, session)[1:4],
         "kv_indices.tobytes() if not is_dummy else b''",
         "str(aux_index).encode('ascii') if not is_dummy else b''",
         "pack_int_lists(state_indices, 'i') if not is_dummy and state_indices else b''",
@@ -54,7 +57,7 @@ ROWS = (
     ),
     row(
         "controller.decode.wire",
-        "decode registers in these frames",
+        "decode registers in these frames, the 7th names what it has beside KV pages",
         Changed(
             Sends(
                 MOONCAKE,

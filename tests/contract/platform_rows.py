@@ -204,6 +204,26 @@ ROWS = (
             exact=True,
         ),
     ),
+    *(
+        row(
+            "platforms.hooks platforms.sinks",
+            "hooked: sinks take their part of the softmax; a backend is called with them by name",
+            Signature(
+                TORCH_NATIVE,
+                f"TorchNativeAttnBackend.forward_{mode}",
+                ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+                exact=True,
+            ),
+        )
+        for mode in ("extend", "decode")
+    ),
+    row(
+        "platforms.sinks",
+        "a backend's pools, and a batch's requests",
+        Attributes(
+            TORCH_NATIVE, "TorchNativeAttnBackend", ("req_to_token_pool", "token_to_kv_pool")
+        ),
+    ),
     row(
         "platforms.hooks platforms.profiling",
         "hooked: profiles that a CPU cannot make are refused",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 
 import pytest
 
 from sglang_cdsp.args import DEFAULT_STOCK_TOKENS
+from sglang_cdsp.controller.decode.servers import DecodeRank
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.request import PoolRequest
@@ -48,6 +51,35 @@ def test_a_request_waits_for_decodes_pages(pool: FakePool) -> None:
     assert phase_is(request, Phase.ARRIVED)
     pool.decode_sends(ROOM, 0)
     assert phase_is(request, Phase.WAITING)
+    pool.settle()
+    assert request.outcome == "finished"
+
+
+@pytest.mark.parametrize("pages_first", [True, False])
+@pytest.mark.parametrize("tokens", [10, 100])
+def test_decode_with_a_pool_of_windows_gets_no_kv(
+    pool: FakePool, pages_first: bool, tokens: int
+) -> None:
+    """Its buffers are not those of the pool: what was written would be read as other layers'."""
+    pool.decode_servers.register(DecodeRank(0, "decode", 7000, 1000, keeps_more=True))
+    if pages_first:
+        pool.decode_sends(ROOM, 0)
+    request = pool.submit(tokens, room=ROOM)
+    if not pages_first:
+        pool.decode_sends(ROOM, 0)
+    pool.settle()
+    assert "--disable-hybrid-swa-memory" in request.error
+    assert pool.statuses[request.tokenized] == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert ROOM in pool.told_failed
+    assert pool.entered == {}
+    assert empty(pool)
+
+
+def test_decode_that_was_started_anew_with_pages_alone_gets_them(pool: FakePool) -> None:
+    windows = DecodeRank(0, "decode", 7000, 1000, keeps_more=True)
+    pool.decode_servers.register(windows)
+    pool.decode_servers.register(replace(windows, keeps_more=False))
+    request = with_pages(pool, TWO_CHUNKS)
     pool.settle()
     assert request.outcome == "finished"
 

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.servers.families.asking import FEATURES
+from bench.servers.families.results import Results
 from sglang_cdsp.architectures import LATENT, SEEING, TEXT_ALONE, TRICKS, WINDOWS, fault
 from sglang_cdsp.attention.latent_rows import EXPANDED_AT_ONCE
+from tests.serving_families.test_families import TRIED as ON_SERVERS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 NAMED = {
     "DeepseekV2ForCausalLM": "DeepSeek-V2",
     "DeepseekV3ForCausalLM": "V3, R1",
@@ -20,10 +24,35 @@ NAMED = {
     "Gemma4ForCausalLM": "Gemma 4",
     "GptOssForCausalLM": "gpt-oss",
     "Step3p5ForCausalLM": "Step-3.5",
+    "Llama4ForConditionalGeneration": "`Llama4ForConditionalGeneration`",
     "Gemma3ForConditionalGeneration": "`Gemma3ForConditionalGeneration`",
     "Qwen3VLForConditionalGeneration": "Qwen3-VL",
     "Qwen3VLMoeForConditionalGeneration": "Qwen3-VL",
 }
+
+
+TRIED = {
+    "qwen3-moe": "Qwen 3, also MoE",
+    "gemma-3": "Gemma 3 (`Gemma3ForCausalLM`)",
+    "gemma-3-vision": "Gemma 3 with images",
+    "gemma-4": "Gemma 4",
+    "exaone-4": "EXAONE 4",
+    "gpt-oss": "gpt-oss",
+    "step-3.5": "Step-3.5",
+    "qwen3-vl": "Qwen3-VL",
+}
+"""Small checkpoints of these shapes are tried on servers, and how their lines begin."""
+
+
+@pytest.mark.parametrize("family", TRIED)
+def test_yes_is_said_of_what_runs_on_servers(family: str) -> None:
+    """In the tests, or where the whole program has run."""
+    results = Results.load(ROOT / "bench" / "results" / "families.json")
+    [line] = [line for line in PAGE.splitlines() if line.startswith(f"| {TRIED[family]}")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    for form, cell in (("prefill", cells[2]), ("one", cells[3])):
+        ran = results.row(f"{family}/{form}").holds(FEATURES)
+        assert cell.startswith("yes") == (ran or (family, form) in ON_SERVERS), form
 
 
 def test_every_model_of_the_families_has_its_line() -> None:
@@ -37,7 +66,7 @@ def test_every_model_of_the_families_has_its_line() -> None:
     [
         *("DeepseekV32ForCausalLM", "DeepseekV4ForCausalLM", "Qwen3NextForCausalLM"),
         *("MiMoV2FlashForCausalLM", "Gemma2ForCausalLM", "Llama4ForCausalLM"),
-        *("Llama4ForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+        "KimiK25ForConditionalGeneration",
         *("Gemma4ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
     ],
 )

@@ -94,6 +94,23 @@ AROUND_GEMMA: dict[str, Any] = {
     },
     "mm_tokens_per_image": 4,
 }
+LLAMA4: dict[str, Any] = {
+    "text_config": {
+        **SHAPE,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "attention_chunk_size": 16,
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+}
 # A name, the architecture, its configuration's class, and what it has beside the shape.
 MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("llama", "LlamaForCausalLM", "LlamaConfig", {}),
@@ -130,6 +147,7 @@ MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         },
     ),
     ("exaone4", "Exaone4ForCausalLM", "Exaone4Config", EXAONE4),
+    ("llama4's text", "Llama4ForConditionalGeneration", "Llama4Config", LLAMA4),
     (
         "gemma2",
         "Gemma2ForCausalLM",

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import sglang.srt.models
+from sglang.srt.configs.model_config import is_hybrid_swa_model, is_local_attention_model
 
 from sglang_cdsp.architectures import (
+    CHUNKED,
     LATENT,
+    OWN_POOL,
     PLAIN,
     READ,
     SEEING,
@@ -96,11 +99,12 @@ def test_attention_is_made_and_called_as_plain_attention_is(module: str) -> None
     assert module in HAVE_WINDOW_OR_SINKS or not any(word in source for word in odd)
 
 
-@pytest.mark.parametrize("module", sorted(set(WINDOWS.values())))
+@pytest.mark.parametrize("module", sorted({*WINDOWS.values(), "llama4"}))
 def test_windows_and_sinks_are_given_as_their_family_takes_them(module: str) -> None:
     for call in calls(module, "RadixAttention"):
         given = {word.arg for word in call.keywords}
-        assert given <= MADE_WITH | {"logit_cap", "attn_type"}
+        chunked = {"use_irope"} if module == "llama4" else set()
+        assert given <= MADE_WITH | {"logit_cap", "attn_type"} | chunked
         for word in call.keywords:
             assert word.arg != "logit_cap" or ast.unparse(word.value) == "0.0"
     for call in calls(module, "self.attn"):
@@ -120,6 +124,7 @@ def test_models_that_take_images_have_the_language_model_of_one_that_does_not(mo
     tree = ast.parse(source)
     inside = {
         "gemma3_mm": ("sglang.srt.models.gemma3_causal", "Gemma3ForCausalLM"),
+        "mllama4": ("sglang.srt.models.llama4", "Llama4ForCausalLM"),
         "qwen3_vl": ("sglang.srt.models.qwen3", "Qwen3Model"),
         "qwen3_vl_moe": ("sglang.srt.models.qwen3_moe", "Qwen3MoeModel"),
     }[module]
@@ -144,6 +149,18 @@ def test_a_model_that_takes_images_is_served_where_it_is_told_not_to(name: str) 
 def test_what_a_language_model_inside_does_counts() -> None:
     config = {"text_config": {"attn_logit_softcapping": 50.0}}
     assert "a soft cap" in fault(["Gemma3ForConditionalGeneration"], config)
+
+
+def test_whose_windows_have_a_pool_of_their_own_is_what_sglang_says() -> None:
+    assert {name for name in READ if is_hybrid_swa_model([name])} == OWN_POOL
+
+
+def test_chunked_attention_is_served_where_sglang_computes_it() -> None:
+    """SGLang runs the class of text alone, ``Llama4ForCausalLM``, with full attention."""
+    assert {name for name in registered() if is_local_attention_model([name])} == set(CHUNKED)
+    config = {"text_config": {"attention_chunk_size": 8192}}
+    assert fault(["Llama4ForConditionalGeneration"], config) == ""
+    assert "chunked attention" in fault(["Gemma3ForConditionalGeneration"], config)
 
 
 def test_latent_rows_are_served_where_they_were_read() -> None:

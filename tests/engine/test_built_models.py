@@ -16,5 +16,5 @@ def test_plain_models_are_plain_and_the_others_are_not(tmp_path: Path) -> None:
     gemma2 = found.pop("gemma2")
     assert "3 layers have a logit soft cap" in gemma2
     assert len(gemma2) == 1, "windows have a family"
-    assert len(found) == 19, "plain ones, and the families'"
+    assert len(found) == 20, "plain ones, and the families'"
     assert set(map(tuple, found.values())) == {()}

@@ -13,6 +13,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.models.deepseek_v2 import DeepseekV3ForCausalLM
 from sglang.srt.models.llama import LlamaForCausalLM
+from sglang.srt.models.mllama4 import Llama4ForConditionalGeneration
 from torch import nn
 
 from sglang_cdsp.engine.model_check import (
@@ -230,6 +231,27 @@ def test_any_other_backend_is_refused(name: str) -> None:
     message = refusal(attn_backend=backend(name))
     assert f"the attention backend {name} was not tried" in message
     assert "set --attention-backend to one of fa3 or fa4, flashinfer" in message
+
+
+def chunked(**changed: Any) -> Any:
+    """Layers whose attention begins anew at multiples of 16, and a last one without."""
+    layers = nn.ModuleList(
+        RadixAttention(2, 2, 0.5, 2, layer_id=i, use_irope=i < LAYERS - 1) for i in range(LAYERS)
+    )
+    config = SimpleNamespace(text_config=SimpleNamespace(attention_chunk_size=16))
+    model = unmade(Llama4ForConditionalGeneration, layers=layers, config=config)
+    return scheduler(model=model, **changed)
+
+
+def test_chunked_attention_is_served_by_the_one_backend_that_computes_it() -> None:
+    config = model_config("Llama4ForConditionalGeneration", attention_chunk_size=16)
+    check_config(config)
+    with pytest.raises(UnsupportedModel, match="has chunked attention"):
+        check_config(model_config(attention_chunk_size=16))
+    check_model(chunked(attn_backend=backend("FlashAttentionBackend")))
+    for name in set(BACKENDS) - {"FlashAttentionBackend"}:
+        with pytest.raises(UnsupportedModel, match="set --attention-backend to one of fa3,"):
+            check_model(chunked(attn_backend=backend(name)))
 
 
 @pytest.mark.parametrize("name", sorted(LATENT_BACKENDS))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sglang_cdsp.architectures import OWN_POOL
 from sglang_cdsp.launch.model import identity, problems
 
 
@@ -34,6 +35,20 @@ def test_what_the_command_line_changes_counts(tmp_path: Path) -> None:
     plain = {"architectures": ["LlamaForCausalLM"]}
     [line] = found(tmp_path, override='{"attention_chunk_size": 8192}', **plain)
     assert "chunked attention" in line
+
+
+@pytest.mark.parametrize("name", sorted(OWN_POOL))
+def test_windows_in_a_pool_of_their_own_need_the_flag(tmp_path: Path, name: str) -> None:
+    [line] = found(tmp_path, architectures=[name])
+    assert "add --disable-hybrid-swa-memory, here and to decode servers" in line
+    args = arguments(str(tmp_path))
+    args.disable_hybrid_swa_memory = True
+    assert problems(args) == []
+
+
+def test_windows_that_sglang_keeps_in_the_plain_pool_need_none(tmp_path: Path) -> None:
+    for name in ("Gemma3ForCausalLM", "Exaone4ForCausalLM"):
+        assert found(tmp_path, architectures=[name]) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7"])

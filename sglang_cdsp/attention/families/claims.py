@@ -68,7 +68,7 @@ class Claims:
 def claim(model: nn.Module) -> Claims:
     """Ask the families for the attention layers of a built model."""
     modules = tuple(m for m in model.modules() if isinstance(m, RadixAttention))
-    known: dict[int, Family] = {**window.claim(modules), **latent.claim(model)}
+    known: dict[int, Family] = {**window.claim(model, modules), **latent.claim(model)}
     rest = Grouped()
     numbers = sorted({module.layer_id for module in modules})
     return Claims({number: known.get(number, rest) for number in numbers}, modules)

@@ -8,8 +8,11 @@ know decode's limit and refuse such prompts itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from sglang_cdsp.controller.decode.rooms import RoomMessage
 
 # What SGLang's own prompt limit leaves of the KV cache (``TpModelWorker.get_worker_info``).
 INPUT_MARGIN = 7
@@ -32,6 +35,8 @@ class DecodeRank:
         pages: pages of its KV buffers, the padding page included; None if it does not say.
         agent: name of its transfer agent, which each start of a server chooses anew over NIXL; two
             ranks that differ in nothing else are the same place.
+        keeps_more: it keeps more of a request than KV pages, such as windows in a pool of their
+            own. The pool sends nothing else.
     """
 
     tp_rank: int
@@ -39,6 +44,7 @@ class DecodeRank:
     port: int
     pages: int | None
     agent: str = field(default="", compare=False)
+    keeps_more: bool = False
 
 
 @dataclass
@@ -120,6 +126,18 @@ class DecodeServers:
             "shorten the prompt, or start decode with a larger --max-total-tokens or "
             "--mem-fraction-static, or both servers with fewer --num-reserved-decode-tokens"
         )
+
+    def unfit(self, named: Iterable[RoomMessage]) -> str:
+        """Why the pool cannot write to those who named a room's pages; "" if it can."""
+        for message in named:
+            rank = self._ranks.get((message.tp_rank, message.host, message.port))
+            if rank is not None and rank.keeps_more:
+                return (
+                    f"the decode server at {rank.host}:{rank.port} keeps more of a request than "
+                    "the KV pages that this pool writes, such as windows in a pool of their own: "
+                    "start it with the flags of this server, --disable-hybrid-swa-memory among them"
+                )
+        return ""
 
     def patience_s(self, tokens: int) -> float:
         """How long a prompt of ``tokens`` waits for decode to name its pages."""

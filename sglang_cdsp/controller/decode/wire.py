@@ -5,10 +5,12 @@ Fields stand where the stock receivers of all tested SGLang releases put them.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from sglang.srt.disaggregation.base import KVPoll
+from sglang.srt.disaggregation.common.utils import unpack_int_lists
 from sglang.srt.disaggregation.nixl.conn import GUARD
 
 from sglang_cdsp.controller.decode.rooms import RoomMessage
@@ -59,6 +61,7 @@ class WireFormat:
         guard: first frame of registrations and pages, None for no such frame.
         required: where (after the guard) pages say how many agents a room has.
         pages: where registrations say how many pages decode's KV buffers have, None for nowhere.
+        state: where registrations name the buffers of what decode keeps beside KV pages.
         status_tag: first frame of a room's status, None for no such frame.
         awaits_success: decode counts no arrivals, it waits for the status of each prefill rank.
         generations: decode numbers its aborts; one without a number awaits no acknowledgement.
@@ -68,6 +71,7 @@ class WireFormat:
     guard: bytes | None
     required: int
     pages: int | None
+    state: int
     status_tag: bytes | None
     awaits_success: bool
     generations: bool
@@ -93,7 +97,8 @@ class WireFormat:
         agent = fields[AGENT].decode()
         if fields[ROOM] == b"None":
             host, port = fields[HOST].decode(), int(fields[PORT])
-            rank = DecodeRank(tp_rank, host, port, self._pages(fields), agent)
+            more = self._keeps_more(fields)
+            rank = DecodeRank(tp_rank, host, port, self._pages(fields), agent, more)
             return PeerMessage(agent, rank, frames)
         message = RoomMessage(
             tp_rank=tp_rank,
@@ -117,6 +122,13 @@ class WireFormat:
         if self.pages is None or len(fields) <= self.pages or not fields[self.pages]:
             return None
         return int(fields[self.pages]) or None
+
+    def _keeps_more(self, fields: list[bytes]) -> bool:
+        """Whether decode has buffers beside those of KV pages: a list of addresses a kind."""
+        try:
+            return len(fields) > self.state and any(unpack_int_lists(fields[self.state], "Q"))
+        except struct.error as error:
+            raise ValueError(f"no lists of addresses: {error}") from error
 
     def status(self, room: int, status: KVPoll, tp_rank: int) -> list[bytes]:
         """A room's end at one prefill rank."""
@@ -155,6 +167,7 @@ def wire_formats(*, writes_notify: bool, generations: bool) -> dict[str, WireFor
             guard=GUARD,
             required=6,
             pages=16,
+            state=7,
             status_tag=b"KV_STATUS",
             awaits_success=not writes_notify,
             generations=generations,
@@ -163,6 +176,7 @@ def wire_formats(*, writes_notify: bool, generations: bool) -> dict[str, WireFor
             guard=None,
             required=7,
             pages=None,
+            state=6,
             status_tag=None,
             awaits_success=True,
             generations=generations,

@@ -13,6 +13,7 @@ import pytest
 import zmq
 from sglang.srt.disaggregation.base import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVManager
+from sglang.srt.disaggregation.common.utils import pack_int_lists
 from sglang.srt.disaggregation.mooncake import conn as mooncake
 from sglang.srt.disaggregation.nixl import conn as nixl
 from sglang.srt.disaggregation.nixl.conn import GUARD
@@ -67,6 +68,21 @@ def test_a_registration_that_does_not_say_how_much_decode_holds(pages: list[byte
     said = wire_format("nixl").parse(0, [*REGISTRATION["nixl"][:-1], *pages])
     assert isinstance(said, PeerMessage)
     assert said.rank.pages is None
+
+
+@both
+def test_a_registration_with_more_than_kv_pages(engine: str) -> None:
+    """Buffers of windows stand where stock prefill reads those of states."""
+    at = 8 if engine == "nixl" else 6
+    frames = REGISTRATION[engine]
+    for buffers, more in (([], False), ([[]], False), ([[4096, 8192]], True)):
+        changed = [*frames[:at], pack_int_lists(buffers, "Q"), *frames[at + 1 :]]
+        said = wire_format(engine).parse(0, changed)
+        assert isinstance(said, PeerMessage)
+        assert said.rank.keeps_more is more
+        if engine == "nixl":
+            stock = nixl.KVArgsRegisterInfo.from_zmq(changed[1:])
+            assert stock.dst_state_data_ptrs == buffers
 
 
 @both
