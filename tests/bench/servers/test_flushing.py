@@ -35,8 +35,13 @@ def test_a_flush_that_is_refused_is_asked_for_again_while_requests_are_held_back
     pool = Pool()
     sent = threading.Event()
     with flusher(pool) as flushes:
+
+        def send() -> None:
+            flushes.may_send()
+            sent.set()
+
         assert pool.waiting.wait(20)
-        client = threading.Thread(target=lambda: (flushes.may_send(), sent.set()), daemon=True)
+        client = threading.Thread(target=send, daemon=True)
         client.start()
         assert flushes.refused >= 1
         assert not sent.wait(0.1), "requests are held back"

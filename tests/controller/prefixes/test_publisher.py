@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import socket
 import time
@@ -50,6 +51,7 @@ def publisher(config: str) -> Iterator[PoolPublisher]:
     yield opened
     assert opened._stock is not None
     opened._stock.shutdown()
+    atexit.unregister(opened._stock.shutdown)  # a second time it would wait for its thread
 
 
 def removed(name: int) -> Any:
