@@ -1,4 +1,4 @@
-"""A short storm while seats turn and caches are flushed; ``bench/servers/storm.py`` has more."""
+"""A short storm on this folder's servers while seats turn; ``bench/servers/storm.py`` has more."""
 
 from __future__ import annotations
 
@@ -23,6 +23,5 @@ def test_a_storm_leaves_nothing_behind(client: OneServerClient) -> None:
         at_once=6,
         form=replace(one_server_form(INSTANCE_TOKENS), longest=LONGEST),
         turn_every_s=1.0,
-        flush_every_s=3.0,
     )
     assert not wrong, "\n".join(wrong)
