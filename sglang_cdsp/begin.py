@@ -28,6 +28,6 @@ def begin(cdsp: CdspArgs, server_args: Any) -> None:
     routes.install(
         cdsp.admin, cdsp.admin_key, excuse=heartbeat.excuse, shares_weights=shares_weights
     )
-    hook_table.apply(hooks.LAUNCHER_HOOKS)
+    hook_table.apply(hooks.LAUNCHER_HOOKS, at_once=True)
     hooks.verify(hooks.LAUNCHER_HOOKS)
     controller_watch.start(heartbeat, controller_watch.limit_s())

@@ -70,7 +70,7 @@ def resolve(path: str) -> Any:
         raise ImportError(f"{path}: {error}") from error
 
 
-def apply(table: Table, *, plugin: str = "cdsp") -> None:
+def apply(table: Table, *, plugin: str = "cdsp", at_once: bool = False) -> None:
     """Put hooks in place; those of the registry take effect when SGLang applies it.
 
     Applying a table again changes nothing.
@@ -78,6 +78,7 @@ def apply(table: Table, *, plugin: str = "cdsp") -> None:
     Args:
         table: the hooks.
         plugin: whose they are, as SGLang's log shall name it.
+        at_once: have the registry applied now, where SGLang has loaded its plugins already.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
@@ -89,6 +90,8 @@ def apply(table: Table, *, plugin: str = "cdsp") -> None:
             setattr(resolve(owner), name, ours)
         elif not any(there is ours for _, there, _ in HookRegistry._hooks.get(hook.target, ())):
             HookRegistry.register(hook.target, ours, HookType[hook.kind.name], source=source)
+    if at_once:
+        HookRegistry.apply_hooks()
 
 
 def fault(hook: Hook) -> str:

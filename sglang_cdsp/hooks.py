@@ -20,6 +20,7 @@ SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 LOADS = "sglang.srt.managers.tokenizer_manager.create_load_snapshot_reader"
 TOKENIZE = "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request"
 ACCELERATORS = "sglang.srt.entrypoints.v1_loads._num_accelerators_per_dp_rank"
+PUBLISHER = "sglang.srt.runtime_context.describe_kv_events_publisher"
 BUILD_CACHE = "sglang.srt.mem_cache.kv_cache_builder.build_kv_cache"
 COLLECTOR = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
 
@@ -98,6 +99,12 @@ LAUNCHER_HOOKS = (
         "sglang_cdsp.control.text_only:tokenize_one_request",
         Kind.ASSIGN,
         "images are refused, not left out",
+    ),
+    Hook(
+        PUBLISHER,
+        "sglang_cdsp.control.publisher:describe_pool_publisher",
+        Kind.AROUND,
+        "/server_info tells of one publisher of KV events",
     ),
 )
 

@@ -56,6 +56,15 @@ def controller_records_facts() -> bool:
     return hasattr(controller, "_record_scheduler_init_infos")
 
 
+@functools.cache
+def kv_events_have_formats() -> bool:
+    """Whether KV events can be published in the format ``dynamo``, too (0.5.23).
+
+    There a page's published name depends on the request's extra key.
+    """
+    return hasattr(_module("disaggregation.kv_events"), "namespaced_block_hash")
+
+
 def _module(name: str) -> Any:
     """A module of SGLang's runtime; imported late, since it brings torch with it."""
     return importlib.import_module(f"sglang.srt.{name}")

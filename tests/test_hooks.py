@@ -63,7 +63,7 @@ report = {
     "launcher_refused": refused(hooks.LAUNCHER_HOOKS),
     "help": "--cdsp-policy" in parser.format_help(),
 }
-hook_table.apply(hooks.LAUNCHER_HOOKS)
+hook_table.apply(hooks.LAUNCHER_HOOKS, at_once=True)
 report["launcher_after"] = refused(hooks.LAUNCHER_HOOKS)
 unpickled = pickle.loads(pickle.dumps(engine.run_data_parallel_controller_process))
 report["target_in_child"] = unpickled.__module__
@@ -193,7 +193,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv(heartbeat.ENV_VAR, "")  # so that it is taken back
     monkeypatch.setattr(routes, "install", lambda *_, **__: done.append("routes"))
     monkeypatch.setattr(controller_watch, "start", lambda *_: done.append("watch"))
-    monkeypatch.setattr(hook_table, "apply", lambda table: done.append("apply"))
+    monkeypatch.setattr(hook_table, "apply", lambda table, **_: done.append("apply"))
     monkeypatch.setattr(hook_table, "fault", lambda hook: "")
     monkeypatch.setattr(hooks, "verify", lambda table: done.append("verify"))
     return done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from sglang.srt.disaggregation import kv_events
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.nixl.conn import NixlKVManager
 from sglang.srt.managers import data_parallel_controller, schedule_batch
@@ -41,3 +42,8 @@ def test_requests_and_trees_are_asked_alike_about_what_is_kept() -> None:
 def test_facts_in_the_controllers_process() -> None:
     said = inspect.getsource(data_parallel_controller.DataParallelController.__init__)
     assert ("_scheduler_init_infos" in said) is releases.controller_records_facts()
+
+
+def test_formats_of_kv_events_are_chosen_by_the_option() -> None:
+    fields = kv_events.KVEventsConfig.model_fields
+    assert ("format" in fields) is releases.kv_events_have_formats()

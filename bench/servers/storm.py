@@ -3,6 +3,7 @@
     python -m bench.servers.storm [--requests 300] [--abort 0.3] [--seed 1] [--at-once 8]
                            [--backend nixl] [--longest TOKENS]
                            [--form one-server] [--slots 4096] [--turn-roles SECONDS]
+                           [--flush-every SECONDS]
 
 Planned and forced plans, streaming or not, batches, requests that must be refused; clients that
 abort and clients that disconnect. Every request must end in stock's answer or in a clear error,
@@ -11,7 +12,10 @@ new request gets stock's answer. Exit status 1 if anything is wrong, with the se
 `--form one-server` has one server prefill and decode, with longer outputs; with few `--slots` an
 instance decode runs short of slots and requests are retracted. `--turn-roles` draws other roles for
 its seats every so many seconds; only a request whose own plan names a seat that decodes only just
-then may be refused for it, and its client asks again without a plan.
+then may be refused for it, and its client asks again without a plan. `--flush-every` flushes the
+caches of one server every so many seconds (`bench/servers/flushing.py`): a flush that is refused as
+prompts run is asked for again, while new ones wait. After the last one every slot is free, none is
+cached, and the controller's index is empty.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import requests
 from tqdm import tqdm
 
 from bench.servers.flags import check
+from bench.servers.flushing import Flusher, await_empty
 from bench.servers.storm_clients import End, ask
 from bench.servers.storm_forms import (
     CONTEXT_LENGTH,
@@ -62,6 +67,7 @@ def storm(
     at_once: int,
     form: StormForm = DISAGGREGATED,
     turn_every_s: float | None = None,
+    flush_every_s: float | None = None,
 ) -> list[str]:
     """Run the storm on servers with a stock one ("single") beside them.
 
@@ -73,6 +79,7 @@ def storm(
         at_once: requests in flight.
         form: of the pool.
         turn_every_s: seconds between two drawings of the seats' roles, None to leave them alone.
+        flush_every_s: seconds between two flushes of a server that keeps prefixes, None for none.
 
     Returns:
         What was wrong, [] if nothing.
@@ -90,9 +97,12 @@ def storm(
         else None
     )
 
+    flusher = Flusher(stack.urls[form.asked], flush_every_s) if flush_every_s is not None else None
     asked_again: list[str] = []
 
     def one(job: Job) -> End:
+        if flusher is not None:
+            flusher.may_send()
         sent_s = time.monotonic()
         end = ask(stack, job, form=form)
         if turner is None or not told_of_roles(job, end, turner.turns, sent_s, time.monotonic()):
@@ -101,7 +111,7 @@ def storm(
         return ask(stack, without_plan(job), form=form)
 
     begin_s = time.monotonic()
-    with turner or nullcontext(), ThreadPoolExecutor(at_once) as threads:
+    with turner or nullcontext(), flusher or nullcontext(), ThreadPoolExecutor(at_once) as threads:
         ends = list(tqdm(threads.map(one, jobs), total=count, file=sys.stderr))
     took_s = time.monotonic() - begin_s
     wrong = [] if turner is None else [*turner.wrong]
@@ -113,6 +123,8 @@ def storm(
         time.sleep(0.2)
     if left != at_start:
         wrong.append(f"free slots {left}, at start {at_start}")
+    if flusher is not None:
+        wrong += after_flushes(flusher, stack, form, at_start)
     for prompt in list(prompts)[:3]:
         if alone(stack, prompt, stack.url, longest) != reference[prompt]:
             wrong.append("a new request after the storm is wrong")
@@ -127,6 +139,19 @@ def storm(
             f"roles turned {len(turner.turns) - 1} times; {len(asked_again)} asked again without "
             f"a plan; {json.dumps(counted(stack, form))}"
         )
+    return wrong
+
+
+def after_flushes(
+    flusher: Flusher, stack: RunningStack, form: StormForm, slots: Sequence[int]
+) -> list[str]:
+    """What is wrong after the last flush: nothing may be cached, and nothing known to be."""
+    wrong = [*flusher.wrong]
+    print(f"{flusher.flushed} flushes, and {flusher.refused} that were refused as prompts ran")
+    if empty := await_empty(stack.urls[form.asked]):
+        wrong.append(empty)
+    if (free := form.free(stack)) != list(slots):
+        wrong.append(f"after a flush {free} slots are free, of {list(slots)}")
     return wrong
 
 
@@ -201,9 +226,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="SECONDS",
         help="between two drawings of the seats' roles",
     )
+    parser.add_argument(
+        "--flush-every",
+        type=number(0.1, 3600.0),
+        metavar="SECONDS",
+        help="between two flushes of the caches",
+    )
     options = parser.parse_args(arguments)
-    if options.turn_roles is not None and options.form != "one-server":
-        parser.error("--turn-roles is for one server that decodes: give --form one-server too")
+    for flag, value in (("turn-roles", options.turn_roles), ("flush-every", options.flush_every)):
+        if value is not None and options.form != "one-server":
+            parser.error(f"--{flag} is for one server that decodes: give --form one-server too")
     check(parser, options)
     slots = options.slots or CONTEXT_LENGTH
     form = one_server_form(slots) if options.form == "one-server" else DISAGGREGATED
@@ -228,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 at_once=options.at_once,
                 form=form,
                 turn_every_s=options.turn_roles,
+                flush_every_s=options.flush_every,
             )
     for line in wrong:
         print(line)

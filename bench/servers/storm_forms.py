@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -44,13 +45,21 @@ class StormForm:
 
     def slots(self, stack: RunningStack) -> list[int]:
         """KV slots of every instance that nobody needs, and the negated number of used ones."""
-        info = requests.get(f"{stack.urls[self.asked]}/server_info", timeout=30).json()
-        states = [state["cdsp"] for state in info["internal_states"]]
+        states = self._states(stack)
         free = [int(state["free_tokens"]) + int(state["cached_tokens"]) for state in states]
         if "decode" not in self.told:
             return free
         loads = requests.get(f"{stack.urls['decode']}/v1/loads", timeout=30).json()["loads"]
         return [*free, -sum(int(load["num_used_tokens"]) for load in loads)]
+
+    def free(self, stack: RunningStack) -> list[int]:
+        """KV slots of every instance that are free, those that are cached left out."""
+        return [int(state["free_tokens"]) for state in self._states(stack)]
+
+    def _states(self, stack: RunningStack) -> list[dict[str, Any]]:
+        """What every instance says of itself."""
+        info = requests.get(f"{stack.urls[self.asked]}/server_info", timeout=30).json()
+        return [state["cdsp"] for state in info["internal_states"]]
 
 
 DISAGGREGATED = StormForm()

@@ -23,6 +23,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.lifecycle import Lifecycle
 from sglang_cdsp.controller.planning import Planning, make_planning
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
+from sglang_cdsp.controller.prefixes.publisher import PoolPublisher
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
 from sglang_cdsp.controller.request_checks import LIMITS, unsupported
@@ -54,6 +55,7 @@ class PoolParts:
         settings: options of SGLang's that change how long a forward takes.
         form: of the pool.
         reuses_prefixes: whether SGLang's prefix caches are on.
+        publisher: of the pool's KV events.
     """
 
     args: CdspArgs
@@ -74,6 +76,7 @@ class PoolParts:
     settings: Mapping[str, str] = field(default_factory=dict)
     form: Form = Form.PREFILL
     reuses_prefixes: bool = False
+    publisher: PoolPublisher = field(default_factory=lambda: PoolPublisher(None))
     lanes: LaneTable = field(default_factory=lambda: LaneTable(LANES))
 
     def planning(self) -> Planning:
@@ -97,6 +100,8 @@ class PoolParts:
                 _first_logprob,
                 LEAST_REUSED_TOKENS,
                 self.ledger.prefixes,
+                publishes=self.publisher.is_open,
+                rename=self.publisher.rename,
             )
         run = probe_runner(self.lifecycle(stand_in), self.reports)
         all_sizes = tuple(sorted({*sizes, instances}))

@@ -66,6 +66,7 @@ from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
 from sglang_cdsp.controller.pool_seats import PoolSeats
 from sglang_cdsp.controller.prefixes.namespaces import salt_of
+from sglang_cdsp.controller.prefixes.publisher import PoolPublisher
 from sglang_cdsp.controller.reports import read_reports
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order
@@ -123,6 +124,7 @@ class PoolController(DataParallelController):
                 check_transfer_backend(get_disagg().disaggregation_transfer_backend)
             except CdspConfigError as error:
                 give_up(str(error))
+        self._publisher = self._open_publisher()
         messages.register_orders()
         self._tp_size = int(get_parallel().tp_size)
         self._zmq = zmq.Context()
@@ -197,6 +199,8 @@ class PoolController(DataParallelController):
             self.max_req_input_len = hello.max_input_tokens
             self.max_total_num_tokens = sum(self._ledger.capacity)
             self._start_planning(hello)
+        # What SGLang 0.5.23 tells its gRPC server; the instances have no publishers.
+        self.local_kv_event_sources = self._publisher.sources(hello.page_size)
         self._seats.keep(self._lifecycle, hellos, self._observers)
         self._reader = CountedReports(self._seats, self._exported)
         self._tell_status()
@@ -233,6 +237,14 @@ class PoolController(DataParallelController):
             pass_on=lambda payload: self._outputs.send(payload),
         )
         return reports
+
+    def _open_publisher(self) -> PoolPublisher:
+        """The publisher of KV events that one server has; prefill instances cache nothing."""
+        config = get_observability().kv_events_config
+        try:
+            return PoolPublisher(config if self._form is Form.ONE_SERVER else None)
+        except (ValueError, zmq.ZMQError) as error:
+            give_up(f"--kv-events-config {config}: {' '.join(str(error).split())}")
 
     def _open_endpoint(self) -> Destination:
         """The pool's face towards decode servers, if there are any."""
@@ -315,6 +327,7 @@ class PoolController(DataParallelController):
             },
             form=self._form,
             reuses_prefixes=not get_memory().disable_radix_cache,
+            publisher=self._publisher,
         )
         try:
             self._planning = parts.planning()
@@ -550,7 +563,7 @@ class PoolController(DataParallelController):
         while True:
             heartbeat.beat()
             self.soft_watchdog.feed()
-            self._poller.poll(POLL_MS)
+            self._poller.poll(0 if self._owes_events else POLL_MS)
             self._seats.tick()
             self._read_decode()
             self._read_requests()
@@ -558,10 +571,21 @@ class PoolController(DataParallelController):
             self._control.serve(self._lifecycle)
             self._turns.ask_policy()
             self._lifecycle.on_loop()
+            self._publish_events()
             self._tell_load()
             self._levels.tick(time.monotonic(), self._observe())
             self._feed.tick(time.monotonic())
             self._admin.serve()
+
+    @property
+    def _owes_events(self) -> bool:
+        """Whether subscribers are still to be told what is cached no more."""
+        prefixes = self._planning.prefixes
+        return prefixes is not None and prefixes.owes_events
+
+    def _publish_events(self) -> None:
+        if (prefixes := self._planning.prefixes) is not None:
+            self._publisher.publish(prefixes.events())
 
     def _read_requests(self) -> None:
         while True:

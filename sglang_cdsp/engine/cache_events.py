@@ -1,8 +1,8 @@
 """What SGLang's prefix tree stores and evicts, told to the controller as it happens.
 
 SGLang's KV events exist only where a publisher is configured, and go to one reader. In one server
-the trees keep them always; they are taken each turn, told, and passed on to SGLang's own publisher
-if there is one.
+the trees keep them always, and the reader is the controller: it publishes those of all instances as
+one stream (``controller/prefixes/merged.py``), so no instance has a publisher of its own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from sglang.srt.disaggregation.kv_events import (
     BlockStored,
     StorageMedium,
 )
-from sglang.srt.runtime_context import get_disagg, get_parallel
+from sglang.srt.runtime_context import (
+    get_context,
+    get_disagg,
+    get_observability,
+    get_parallel,
+)
 
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.protocol.kv_events import is_published
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
+from sglang_cdsp.protocol.values import DEVICE
 
 logger = logging.getLogger(__name__)
-
-KEPT = 100_000
-"""Events kept for SGLang's publisher, which takes them when it is idle or logs: older ones go."""
 
 
 def build_with_events(original: Callable[..., Any], *args: Any, **more: Any) -> Any:
@@ -39,52 +43,70 @@ def build_with_events(original: Callable[..., Any], *args: Any, **more: Any) -> 
     return original(*args, **more)
 
 
+def take_over_publishing() -> bool:
+    """Leave this scheduler of one server without a publisher; whether the pool has one.
+
+    SGLang would open one at a port of each instance's own.
+    """
+    config = get_observability().kv_events_config
+    if not config or form_of(get_disagg().disaggregation_mode) is not Form.ONE_SERVER:
+        return False
+    get_context().override("sglang-cdsp", kv_events_config=None)
+    return is_published(config)
+
+
 class CacheEvents:
-    """Stands between SGLang's tree and its publisher, which asks it for events."""
+    """Takes the events of SGLang's tree, and tells the controller."""
 
     def __init__(self, tree: Any, reporter: Reporter, *, published: bool) -> None:
-        """Take the events of ``tree``; ``published``: SGLang's own publisher wants them, too."""
+        """Take the events of ``tree``; ``published``: the controller publishes them."""
         self._tree = tree
         self._reporter = reporter
         self._published = published
-        self._passed_on: list[Any] = []
         self._works = reporter.leads and hasattr(tree, "take_events")
 
     def tell(self) -> None:
         """Tell the controller what has changed since the last turn."""
         if not self._works:
             return
-        events = self._tree.take_events()
-        if not events:
-            return
-        changes = changes_of(events)
+        changes = changes_of(self._tree.take_events(), whole=self._published)
         if changes:
             self._reporter.send_from_leader(CacheChanged, changes=changes)
-        if self._published:
-            self._passed_on.extend(events)
-            del self._passed_on[:-KEPT]
-
-    def take_events(self) -> list[Any]:
-        """SGLang's publisher takes what the controller was told."""
-        self.tell()
-        events, self._passed_on = self._passed_on, []
-        return events
 
 
-def changes_of(events: Iterable[Any]) -> list[CacheChange]:
-    """SGLang's events as the controller reads them, in their order; of device memory only."""
+def changes_of(events: Iterable[Any], *, whole: bool = False) -> list[CacheChange]:
+    """SGLang's events as the controller reads them, in their order.
+
+    Args:
+        whole: all that they say, of all places where pages lie; else the names of pages in device
+            memory.
+    """
     changes: list[CacheChange] = []
     for event in events:
         if isinstance(event, AllBlocksCleared):
             changes.append(CacheChange(kind="cleared"))
-        elif isinstance(event, BlockStored | BlockRemoved) and _on_device(event.medium):
-            kind = "stored" if isinstance(event, BlockStored) else "removed"
-            changes.append(CacheChange(kind, array("q", event.block_hashes).tobytes()))
+        elif isinstance(event, BlockStored | BlockRemoved):
+            medium = DEVICE if event.medium is None else str(StorageMedium(event.medium).value)
+            if medium != DEVICE and not whole:
+                continue
+            pages = array("q", event.block_hashes).tobytes()
+            if isinstance(event, BlockRemoved):
+                changes.append(CacheChange("removed", pages, medium))
+            elif whole:
+                changes.append(
+                    CacheChange(
+                        "stored",
+                        pages,
+                        medium,
+                        tokens=array("q", event.token_ids).tobytes(),
+                        parent=event.parent_block_hash,
+                        salt=event.cache_salt,
+                        session=event.session_id,
+                    )
+                )
+            else:
+                changes.append(CacheChange("stored", pages, medium))
     return changes
-
-
-def _on_device(medium: Any) -> bool:
-    return medium is None or medium == StorageMedium.GPU
 
 
 def hashing_works(tree: Any) -> bool:

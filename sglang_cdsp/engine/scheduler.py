@@ -25,7 +25,8 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_cdsp import hook_table, hooks
 from sglang_cdsp.engine.answers import AnswerSender
 from sglang_cdsp.engine.assembly import Callbacks, assemble, greet
-from sglang_cdsp.engine.cache_events import CacheEvents, hashing_works
+from sglang_cdsp.engine.cache_events import CacheEvents, hashing_works, take_over_publishing
+from sglang_cdsp.engine.cache_walk import walked
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.faults import FaultHook, requested_hook
@@ -42,6 +43,7 @@ from sglang_cdsp.parallel.links.nixl_process import prepare_environment
 from sglang_cdsp.parallel.links.types import GiveWay
 from sglang_cdsp.protocol import last_words
 from sglang_cdsp.protocol.addresses import pool_addresses
+from sglang_cdsp.protocol.cache_digest import are_shown
 from sglang_cdsp.protocol.last_words import one_line
 from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
@@ -100,10 +102,12 @@ class PoolScheduler(Scheduler):
         self._decoding: Decoding | None = None
         self._faults: FaultHook | None = None
         self._cache_events: CacheEvents | None = None
+        self._published = False
         self._rank = 0
         self._cdsp_status: dict[str, Any] = {}
         try:
             self._show_signs_of_life()
+            self._published = take_over_publishing()
             super().__init__(server_args, *args, **kwargs)
             self._become_a_member()
         except SystemExit as refusal:
@@ -178,13 +182,9 @@ class PoolScheduler(Scheduler):
         greet(self, parts)
 
     def _keep_cache_events(self, reporter: Reporter) -> None:
-        """Tell the controller what this instance has cached, and SGLang's publisher after it."""
-        if not hashing_works(self.tree_cache):
-            return
-        publisher: Any = self.kv_events_publisher
-        published = bool(publisher.enable_kv_cache_events)
-        self._cache_events = CacheEvents(self.tree_cache, reporter, published=published)
-        publisher.tree_cache = self._cache_events
+        """Tell the controller what this instance has cached."""
+        if hashing_works(self.tree_cache):
+            self._cache_events = CacheEvents(self.tree_cache, reporter, published=self._published)
 
     def _take_longest_prompts_of_pool(self, instances: int) -> None:
         """Raise stock's limits: a prompt may be longer than what one instance's KV holds."""
@@ -394,4 +394,7 @@ class PoolScheduler(Scheduler):
             **self._engine.snapshot(),
             **self._cdsp_status,
         }
+        if are_shown():
+            cache = walked(self.tree_cache, self.token_to_kv_pool_allocator)
+            output.internal_state["cdsp"]["cache"] = cache
         return output

@@ -7,7 +7,7 @@ from typing import Any
 from sglang_cdsp.args import CdspArgs, CdspConfigError
 from sglang_cdsp.checks import check_transfer_backend, check_version, refusals
 from sglang_cdsp.form import Form
-from sglang_cdsp.launch import controller_watch, model, options, ports, stock_options
+from sglang_cdsp.launch import controller_watch, kv_events, model, options, ports, stock_options
 from sglang_cdsp.launch.one_server_options import ONE_SERVER_OPTIONS
 
 SGLANG_DEFAULT_BACKEND = "mooncake"
@@ -32,6 +32,7 @@ def problems_of(cdsp: CdspArgs, server_args: Any, *, listens: bool = True) -> li
         *stock_options.problems(server_args, _options(server_args)),
         *_transfer(server_args),
         *options.problems(cdsp, server_args),
+        *kv_events.problems(server_args),
         *(ports.problems(server_args) if listens else ()),
         *model.problems(server_args),
         *controller_watch.problems(),

@@ -29,6 +29,7 @@ DIFFERENCES: tuple[Option, ...] = (
     honoured("SGLANG_RETRACT_DECODE_STEPS", DECODES),
     honoured("SGLANG_REQ_RUNNING_TIMEOUT", "once a request decodes; a plan runs to its end"),
     honoured("SGLANG_CACHE_HIT_RATE_WINDOW_SECONDS", "SGLang's own prefix cache"),
+    honoured("--kv-events-config", "the controller publishes, for all instances as one"),
     honoured("--max-running-requests", "an instance's rows; a prompt that is ready waits for one"),
     instance("--enable-mixed-chunk", "SGLang's own batches; chunks run beside"),
     instance("--prefill-decode-interval", "SGLang's own batches"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_cdsp.form import Form
+from sglang_cdsp.launch import kv_events
 
 LAST_PORT = 65535
 
@@ -45,7 +46,10 @@ def listeners(server_args: Any) -> tuple[Listener, ...]:
         ("--disaggregation-bootstrap-port", bootstrap_port),
         ("--grpc-port", server_args.grpc_port),
     )
-    return tuple(Listener(flag, host, int(port)) for flag, port in named if port is not None)
+    return (
+        *(Listener(flag, host, int(port)) for flag, port in named if port is not None),
+        *(Listener(kv_events.FLAG, *address) for address in kv_events.listeners(server_args)),
+    )
 
 
 def problems(server_args: Any) -> list[str]:

@@ -211,6 +211,12 @@ OPTIONS: tuple[Option, ...] = (
     nothing("SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_TARGET_VERIFY", "no --scheduler-recv-interval"),
     nothing("SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_NONE", "no --scheduler-recv-interval"),
     nothing("SGLANG_DATA_PARALLEL_BUDGET_INTERVAL", "--cdsp-policy chooses instances"),
+    nothing("--kv-events-config", "there is no prefix cache"),
+    refused(
+        "--load-publish-endpoint",
+        "the pool's load is that of one replica, and /v1/loads shows it; remove it",
+        unless=("off",),
+    ),
     nothing("SGLANG_CACHE_HIT_RATE_WINDOW_SECONDS", "there is no prefix cache"),
     # Disaggregation.
     honoured("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "how long the controller waits for decode"),

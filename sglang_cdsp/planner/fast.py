@@ -56,8 +56,26 @@ class Settings:
         return SMALLEST_RATE, self.price, self.spread_cost, math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A pool as the compiled search reads it; a prompt with several starts is planned in one pool.
+
+    Attributes:
+        queue: seconds by instance, infinity for those that are down.
+        order: the instances by queue, then by number.
+        free: KV slots by instance.
+        least_free: the fewest of them.
+    """
+
+    pool: PoolView
+    queue: Array
+    order: Array
+    free: Array
+    least_free: int
+
+
 class FastPlanner:
-    """One of the compiled searches for one latency model; keeps tables and constant arrays."""
+    """One of the compiled searches for one latency model; keeps tables, and the last pool."""
 
     def __init__(
         self, mode: int, model: LatencyModel, policy: str, search: Search | None = None
@@ -68,7 +86,7 @@ class FastPlanner:
         self._mode = mode
         self._policy = policy
         self._tables: dict[tuple[int, ...], Table] = {}
-        self._limitless: dict[int, Array] = {}
+        self._last: Seen | None = None
         self._no_history = np.empty(0, np.int64)
 
     def plan(
@@ -78,18 +96,15 @@ class FastPlanner:
         page = settings.page_size
         check_prompt(prompt, pool, page)
         table = self._table(usable_sizes(prompt, pool, sizes))
-        queue = np.array(pool.queue_s)
-        if pool.up is not None:
-            queue[~np.array(pool.up)] = math.inf
-        n = len(queue)
+        seen = self._seen(pool)
         total = prompt.tokens + prompt.history_tokens
-        free, roomy = self._free(pool, total + (2 * n + 2) * page)
+        roomy = seen.least_free >= total + (2 * pool.size + 2) * page
         history = prompt.history_instances
         ttft, single, numbers, times = self._solve(
             self._mode,
-            queue,
-            free,
-            queue.argsort(kind="stable"),
+            seen.queue,
+            seen.free,
+            seen.order,
             table.sizes,
             table.coefficients,
             np.array(history, np.int64) if history else self._no_history,
@@ -116,13 +131,19 @@ class FastPlanner:
         )
         return Plan(chunks, ttft, self._policy, single if settings.price is None else None)
 
-    def _free(self, pool: PoolView, enough: int) -> tuple[Array, bool]:
-        if pool.free_tokens is not None:
-            return np.array(pool.free_tokens, np.int64), min(pool.free_tokens) >= enough
-        n = pool.size
-        if n not in self._limitless:
-            self._limitless[n] = np.full(n, NO_LIMIT)
-        return self._limitless[n], True
+    def _seen(self, pool: PoolView) -> Seen:
+        """The arrays of a pool; views do not change, so the same one has the same arrays."""
+        if self._last is not None and self._last.pool is pool:
+            return self._last
+        queue = np.array(pool.queue_s)
+        if pool.up is not None:
+            queue[~np.array(pool.up)] = math.inf
+        if pool.free_tokens is None:
+            free, least = np.full(pool.size, NO_LIMIT), NO_LIMIT
+        else:
+            free, least = np.array(pool.free_tokens, np.int64), min(pool.free_tokens)
+        self._last = Seen(pool, queue, queue.argsort(kind="stable"), free, least)
+        return self._last
 
     def _table(self, sizes: tuple[int, ...]) -> Table:
         table = self._tables.get(sizes)

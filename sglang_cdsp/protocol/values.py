@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+DEVICE = "GPU"
+"""SGLang's name of device memory among the places where pages lie."""
+
 
 class CacheChange(msgspec.Struct, frozen=True):
     """Something that happened to an instance's prefix cache.
@@ -11,10 +14,21 @@ class CacheChange(msgspec.Struct, frozen=True):
     Attributes:
         kind: ``"stored"``, ``"removed"`` or ``"cleared"``.
         pages: names of pages, int64 in this machine's byte order; see ``prefixes/hashes.py``.
+        medium: where they lie, as SGLang's ``StorageMedium`` says it; what is cleared lay anywhere.
+        tokens: of stored pages, in order, int64; only where the pool publishes KV events, as the
+            rest of what SGLang says of them:
+        parent: the page before the first one, None for none.
+        salt: of their namespace.
+        session: whose request stored them.
     """
 
     kind: str
     pages: bytes = b""
+    medium: str = DEVICE
+    tokens: bytes = b""
+    parent: int | None = None
+    salt: str | None = None
+    session: str | None = None
 
 
 class LogprobSpec(msgspec.Struct, frozen=True):

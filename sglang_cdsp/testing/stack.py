@@ -187,6 +187,7 @@ def one_server(
     cpus: Sequence[int] | None = None,
     cores: str | None = None,
     port: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Deployment:
     """Plan a pool that prefills and decodes.
 
@@ -196,8 +197,9 @@ def one_server(
         cpus: cores that it may use, all if not given.
         cores: of its ranks as in `Side`.
         port: where it listens; a free one if not given.
+        environment: variables beside this program's own.
     """
-    return _alone("pool", checkpoint, ("--cdsp", *flags), cpus, cores, port)
+    return _alone("pool", checkpoint, ("--cdsp", *flags), cpus, cores, port, environment)
 
 
 def _alone(
@@ -207,10 +209,12 @@ def _alone(
     cpus: Sequence[int] | None,
     cores: str | None,
     port: int | None,
+    environment: Mapping[str, str] | None = None,
 ) -> Deployment:
-    environment = None if cores is None else {"SGLANG_CPU_OMP_THREADS_BIND": cores}
+    bound_to = {} if cores is None else {"SGLANG_CPU_OMP_THREADS_BIND": cores}
     ports = chain(() if port is None else (port,), free_ports(_MOST_PORTS))
-    command, url = server_command(name, checkpoint, ports, flags, cpus, environment)
+    variables = {**bound_to, **(environment or {})} or None
+    command, url = server_command(name, checkpoint, ports, flags, cpus, variables)
     return Deployment((command,), url, {name: url})
 
 

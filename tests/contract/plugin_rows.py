@@ -57,6 +57,20 @@ ROWS = (
     ),
     row(
         "hook_table",
+        "how those that were handed over are put in place, where plugins are loaded already",
+        Order(
+            REGISTRY,
+            "HookRegistry.apply_hooks",
+            ("if target in cls._patched:", "cls._apply_target(target, hooks)"),
+        ),
+    ),
+    row(
+        "hook_table",
+        "modules that have imported a function call the hooked one, too",
+        Calls(REGISTRY, "HookRegistry._apply_target", "_propagate_patch"),
+    ),
+    row(
+        "hook_table",
         "kinds of hooks",
         Fields(REGISTRY, "HookType", ("BEFORE", "AFTER", "AROUND", "REPLACE")),
     ),

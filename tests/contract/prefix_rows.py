@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.contract.changed import Changed
-from tests.contract.needs import Attributes, Calls, Fields, Order, Signature, Value
+from tests.contract.changed import Changed, Not
+from tests.contract.needs import Attributes, Calls, Fields, Names, Order, Signature, Value
 from tests.contract.row import row
 
 UTILS = "sglang.srt.mem_cache.utils"
@@ -11,6 +11,8 @@ BASE = "sglang.srt.mem_cache.base_prefix_cache"
 UNIFIED = "sglang.srt.mem_cache.unified_radix_cache"
 RADIX = "sglang.srt.mem_cache.radix_cache"
 RUST = "sglang.srt.mem_cache.rust_tree_core.adapter"
+CORE = "sglang.srt.mem_cache.unified_cache.unified_tree_core"
+ALLOCATOR = "BaseTokenToKVPoolAllocator"
 EVENTS = "sglang.srt.mem_cache.events"
 WIRE = "sglang.srt.disaggregation.kv_events"
 BUILDER = "sglang.srt.mem_cache.kv_cache_builder"
@@ -20,6 +22,10 @@ NATIVE = "sglang.srt.mem_cache.cpp_utils.native_hash"
 POLICY = "sglang.srt.managers.schedule_policy"
 BATCH = "sglang.srt.managers.schedule_batch"
 
+STORED = (
+    *("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id"),
+    *("medium", "cache_salt", "session_id"),
+)
 LOCKS = "both forms are served (`engine.prefixes`)"
 CACHE = "UnifiedRadixCache"
 
@@ -86,7 +92,16 @@ ROWS = (
     ),
     row(
         "engine.cache_events engine.scheduler",
-        "SGLang's publisher asks its tree for events",
+        "an instance's own publisher: without the option there is none",
+        Order(
+            SCHEDULER,
+            "Scheduler.init_kv_events_publisher",
+            ("SchedulerKvEventsPublisher(kv_events_config=get_observability().kv_events_config",),
+        ),
+    ),
+    row(
+        "engine.cache_events",
+        "nor does it ask its tree for events",
         Order(
             PUBLISHER,
             "SchedulerKvEventsPublisher.publish_kv_events",
@@ -94,14 +109,82 @@ ROWS = (
         ),
     ),
     row(
-        "engine.cache_events",
+        "engine.cache_events controller.prefixes.merged",
         "what events say",
-        Fields(WIRE, "BlockStored", ("block_hashes",)),
+        Fields(WIRE, "BlockStored", STORED),
     ),
     row(
-        "engine.cache_events",
+        "engine.cache_events controller.prefixes.merged",
         "what evictions say",
-        Fields(WIRE, "BlockRemoved", ("block_hashes",)),
+        Fields(WIRE, "BlockRemoved", ("block_hashes", "medium")),
+    ),
+    row(
+        "engine.cache_events controller.prefixes.merged",
+        "what a flush says",
+        Names(WIRE, ("AllBlocksCleared",)),
+    ),
+    row(
+        "controller.prefixes.publisher",
+        "SGLang's publisher, of rank 0: sequence numbers, replay and topic are its own",
+        Signature(WIRE, "EventPublisherFactory.create", ("config", "attn_dp_rank")),
+    ),
+    row(
+        "controller.prefixes.publisher",
+        "the port of rank 0 is the one that is named",
+        Order(
+            WIRE,
+            "ZmqEventPublisher.offset_endpoint_port",
+            ("if not endpoint or data_parallel_rank == 0:", "return endpoint"),
+        ),
+    ),
+    row(
+        "controller.prefixes.publisher",
+        "a batch of events",
+        Fields(WIRE, "EventBatch", ("ts", "events", "attn_dp_rank")),
+    ),
+    row(
+        "protocol.kv_events launch.kv_events",
+        "the option's value",
+        Fields(WIRE, "KVEventsConfig", ("publisher", "endpoint", "replay_endpoint")),
+    ),
+    row(
+        "controller.prefixes.publisher",
+        "the format `dynamo`, in which an extra key has a part in names",
+        Changed(
+            Not(Names(WIRE, ("kv_event_namespace_seed", "namespaced_block_hash"))),
+            Names(WIRE, ("kv_event_namespace_seed", "namespaced_block_hash")),
+            "instances keep the default format, whose names the controller knows; it publishes in "
+            "the one that is asked for (`controller.prefixes.shown`)",
+            "kv_events_have_formats",
+        ),
+    ),
+    row(
+        "controller.controller controller.prefixes.publisher",
+        "where the native gRPC server subscribes",
+        Changed(
+            Not(Attributes(WIRE, "ZmqEventPublisher", ("describe_local_source",))),
+            Attributes(WIRE, "ZmqEventPublisher", ("describe_local_source",)),
+            "told where it is asked for (`controller.prefixes.publisher`)",
+        ),
+    ),
+    row(
+        "hooks control.publisher",
+        "hooked: what `/server_info` tells routers of publishers",
+        Signature(
+            "sglang.srt.runtime_context",
+            "describe_kv_events_publisher",
+            ("server_args",),
+            exact=True,
+        ),
+    ),
+    row(
+        "hooks control.publisher",
+        "a router opens a socket for each rank that is told",
+        Order(
+            "sglang.srt.runtime_context",
+            "describe_kv_events_publisher",
+            ("'block_size'", "'dp_size':"),
+        ),
     ),
     row(
         "engine.cache_events",
@@ -126,6 +209,31 @@ ROWS = (
             "compute_node_event_hash_values",
             ("node.key.cache_salt is not None", "sglang-cache-salt-v1", "hexdigest()"),
         ),
+    ),
+    row(
+        "engine.cache_walk",
+        "the slots of a tree, of either core",
+        Signature(UNIFIED, f"{CACHE}.all_values_flatten", ()),
+    ),
+    row(
+        "engine.cache_walk",
+        "the pages that nobody has",
+        Signature("sglang.srt.mem_cache.allocator.base", f"{ALLOCATOR}.get_all_free_pages", ()),
+    ),
+    row(
+        "engine.cache_walk",
+        "the digests of a node's pages, after those of the node before",
+        Signature(UTILS, "get_hash_str", ("token_ids", "prior_hash", "page_size")),
+    ),
+    row(
+        "engine.cache_walk",
+        "nodes of the Python tree",
+        Attributes(CORE, "UnifiedTreeNode", ("children", "key")),
+    ),
+    row(
+        "engine.cache_walk",
+        "the Rust tree has none to show",
+        Order(RUST, "RustUnifiedTreeCore.root_node", ("raise NotImplementedError",)),
     ),
     row(
         "controller.prefixes.hashes",

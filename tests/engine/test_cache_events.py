@@ -15,7 +15,12 @@ from sglang.srt.disaggregation.kv_events import (
 )
 
 from sglang_cdsp.engine import cache_events
-from sglang_cdsp.engine.cache_events import CacheEvents, build_with_events, changes_of
+from sglang_cdsp.engine.cache_events import (
+    CacheEvents,
+    build_with_events,
+    changes_of,
+    take_over_publishing,
+)
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
 from tests.engine.fake_stock import FakeReporter
 
@@ -60,21 +65,66 @@ def test_only_device_memory_counts() -> None:
     assert changes_of([stored(1, medium=None)]) == [CacheChange("stored", pages(1))]
 
 
+def test_all_that_is_published_is_told() -> None:
+    on_host = stored(5, -6, medium=StorageMedium.CPU)
+    on_host.parent_block_hash, on_host.cache_salt, on_host.session_id = 4, "salt", "session"
+    gone = BlockRemoved(block_hashes=[2], medium=StorageMedium.CPU)
+    told = changes_of([on_host, gone, stored(1), AllBlocksCleared()], whole=True)
+    assert told == [
+        CacheChange(
+            "stored",
+            pages(5, -6),
+            "CPU_PINNED",
+            tokens=pages(5, -6),
+            parent=4,
+            salt="salt",
+            session="session",
+        ),
+        CacheChange("removed", pages(2), "CPU_PINNED"),
+        CacheChange("stored", pages(1), tokens=pages(1)),
+        CacheChange("cleared"),
+    ]
+
+
 @pytest.mark.parametrize("published", [True, False])
-def test_sglangs_publisher_gets_what_the_controller_was_told(published: bool) -> None:
+def test_the_controller_is_told_each_turn(published: bool) -> None:
     tree, reporter = Tree(), FakeReporter()
     events = CacheEvents(tree, reporter, published=published)  # type: ignore[arg-type]
     events.tell()
     assert reporter.said == []
-    first, second = stored(1), stored(2)
-    tree.events = [first]
-    events.tell()
-    tree.events = [second]
-    assert events.take_events() == ([first, second] if published else [])
+    for name in (1, 2):
+        tree.events = [stored(name)]
+        events.tell()
     assert [kind for kind, _ in reporter.said] == [CacheChanged, CacheChanged]
-    told = [change.pages for _, fields in reporter.said for change in fields["changes"]]
-    assert told == [pages(1), pages(2)]
-    assert events.take_events() == []
+    told = [change for _, fields in reporter.said for change in fields["changes"]]
+    assert [change.pages for change in told] == [pages(1), pages(2)]
+    assert [bool(change.tokens) for change in told] == [published] * 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "config", "left", "published"),
+    [
+        ("null", '{"publisher": "zmq"}', None, True),
+        ("null", '{"publisher": "null"}', None, False),
+        ("null", None, None, False),
+        ("prefill", '{"publisher": "zmq"}', '{"publisher": "zmq"}', False),
+    ],
+)
+def test_instances_of_one_server_have_no_publisher_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    config: str | None,
+    left: str | None,
+    published: bool,
+) -> None:
+    options = SimpleNamespace(kv_events_config=config)
+    context = SimpleNamespace(override=lambda source, **new: vars(options).update(new))
+    monkeypatch.setattr(cache_events, "get_observability", lambda: options)
+    monkeypatch.setattr(cache_events, "get_context", lambda: context)
+    disagg = SimpleNamespace(disaggregation_mode=mode)
+    monkeypatch.setattr(cache_events, "get_disagg", lambda: disagg)
+    assert take_over_publishing() is published
+    assert options.kv_events_config == left
 
 
 @pytest.mark.parametrize(

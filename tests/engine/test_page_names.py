@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 import random
-from array import array
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
+import msgspec
 import pytest
 import torch
-from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
-from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
-from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.disaggregation.kv_events import BlockStored
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.namespaces import salt_of
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.engine.cache_events import changes_of, hashing_works
 from sglang_cdsp.engine.prefixes import match_in
+from sglang_cdsp.testing.kv_events import Subscriber
 from tests.controller.prefixes.prompts import request
+from tests.engine.prefix_trees import SLOTS, insert, tree_of
 from tests.engine.stock_pools import CORES
-
-SLOTS = 4096
-
-
-def tree_of(page: int, core: str) -> UnifiedRadixCache:
-    """SGLang's tree of a server, which tells its events."""
-    kinds: dict[bool, Any] = {True: TokenToKVPoolAllocator, False: PagedTokenToKVPoolAllocator}
-    pool: Any = Mock()
-    arguments: list[Any] = [SLOTS, torch.float32, "cpu", pool, False]
-    if page > 1:
-        arguments.insert(1, page)
-    rows = ReqToTokenPool(4, 128, "cpu", enable_memory_saver=False)
-    return UnifiedRadixCache(
-        CacheInitParams(
-            False,
-            rows,
-            kinds[page == 1](*arguments),
-            page,
-            enable_kv_cache_events=True,
-            tree_components=(ComponentType.FULL,),
-            tree_core_backend=core,
-        )
-    )
-
-
-def insert(tree: UnifiedRadixCache, tokens: list[int], salt: str | None) -> None:
-    """As a request that ends leaves its tokens, in whole pages."""
-    key = RadixKey(array("q", tokens), cache_salt=salt).page_aligned(tree.page_size)
-    slots = tree.token_to_kv_pool_allocator.alloc(len(key))
-    assert slots is not None
-    tree.insert(InsertParams(key=key, value=slots.to(torch.int64)))
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -102,3 +66,41 @@ def test_the_index_follows_a_tree_that_stores_and_evicts(core: str) -> None:
     tree.reset()
     prefixes.changed(0, changes_of(tree.take_events()))
     assert prefixes.snapshot()["pages_by_instance"] == [0]
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("salt", [None, "tenant"])
+@pytest.mark.parametrize("extra_key", [None, "key"])
+def test_one_caches_merged_events_are_its_own(
+    extra_key: str | None, salt: str | None, core: str
+) -> None:
+    """Beside a stock tree, whose requests keep their extra keys; then all of both is evicted."""
+    page, rng = 16, random.Random(5)
+    ours, stock = tree_of(page, core), tree_of(page, core)
+    prefixes = PoolPrefixes([SLOTS], page, publishes=True)
+    first = [rng.randrange(150_000) for _ in range(200)]
+    for tokens in (first, [*first[:100], *(rng.randrange(150_000) for _ in range(100))]):
+        insert(ours, tokens, salt_of(extra_key, salt))
+        insert(stock, tokens, salt, extra_key)
+    ours.evict(EvictParams(num_tokens=SLOTS))
+    stock.evict(EvictParams(num_tokens=SLOTS))
+    prefixes.changed(0, changes_of(ours.take_events(), whole=True))
+    merged, expected = Subscriber(), Subscriber()
+    events, theirs = prefixes.events(), stock.take_events()
+    merged.hear(map(msgspec.to_builtins, events))
+    expected.hear(map(msgspec.to_builtins, theirs))
+    assert merged.pages == expected.pages == {"GPU": set()}
+    assert _stored(events) == _stored(theirs)
+
+
+def _stored(events: list[Any]) -> list[Any]:
+    """What is said of each page that is stored, however many one event has."""
+    told = []
+    for event in events:
+        if isinstance(event, BlockStored):
+            parent, width = event.parent_block_hash, event.block_size
+            for number, name in enumerate(event.block_hashes):
+                tokens = list(event.token_ids[number * width : (number + 1) * width])
+                told.append((name, parent, tokens, width, event.medium, event.cache_salt))
+                parent = name
+    return told

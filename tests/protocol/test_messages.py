@@ -112,7 +112,11 @@ BY: dict[str, Any] = {"instance": 3, "tp_rank": 1, "at_s": 12.5}
 REPORTS: list[Report] = [
     CacheChanged(
         **BY,
-        changes=[CacheChange("stored", b"\0" * 8), CacheChange("cleared")],
+        changes=[
+            CacheChange("stored", b"\0" * 8),
+            CacheChange("stored", b"\1" * 8, "CPU_PINNED", b"\2" * 8, -1, "salt", "session"),
+            CacheChange("cleared"),
+        ],
     ),
     Hello(
         **BY,

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 import requests
 
+from bench.servers.talks import TOLERANCE, Sizes, draw, hold
+from sglang_cdsp.testing.caches import await_agreement
+from sglang_cdsp.testing.kv_events import EventPorts, Replay
 from tests.serving.client import Answer, difference, read, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import more_lengths
 from tests.serving_unified.client import OneServerClient
 
-TOLERANCE = 1e-3
 OUTPUT = 8
 LIMIT: dict[str, Any] = {"sampling_params": {"max_new_tokens": OUTPUT}}
+SIZES = Sizes(output=OUTPUT)
 TALKS = 8 + len(more_lengths())
 STORM = 1000
 """Seeds from here on are those of conversations under flushes."""
@@ -130,21 +133,14 @@ def test_a_flush_empties_trees_and_index(client: OneServerClient, checkpoint: Pa
 
 def talk(client: OneServerClient, checkpoint: Path, seed: int) -> int:
     """A conversation with branches, edits and shared documents; returns what was cached of it."""
-    rng = random.Random(f"prefixes-{seed}")
-    salt = {"cache_salt": f"tenant-{seed % 3}"} if seed % 4 == 3 else {}
-    shared = text_tokens(checkpoint, rng.choice((400, 1500, 2500)), 70 + seed % 3)
-    history = [shared]
-    cached = 0
-    for turn in range(4):
-        prompt = [*rng.choice(history), *text_tokens(checkpoint, rng.randint(1, 700), 80 + turn)]
-        if rng.random() < 0.2:
-            prompt[rng.randrange(len(prompt))] = 9
-        ours, reused = ask(client, prompt, **salt)
-        stock = client.stock(prompt, **LIMIT)
-        difference(stock, ours, TOLERANCE)
-        cached += reused
-        history.append([*prompt, *stock.tokens])
-    return cached
+
+    def pool(prompt: list[int], fields: dict[str, Any]) -> tuple[Answer, int]:
+        return ask(client, prompt, **fields)
+
+    def stock(prompt: list[int]) -> Answer:
+        return client.stock(prompt, **LIMIT)
+
+    return hold(draw(seed, SIZES), pool, stock, checkpoint)
 
 
 def test_conversations_eight_at_a_time_under_pressure(
@@ -181,13 +177,62 @@ def test_conversations_while_caches_are_flushed(client: OneServerClient, checkpo
     flush(client)
 
 
-def test_index_and_trees_agree_when_all_is_quiet(client: OneServerClient) -> None:
+@pytest.fixture(scope="module")
+def replay(ports: EventPorts) -> Iterator[Replay]:
+    """Hears all of the pool's KV events."""
+    hears = Replay(ports)
+    yield hears
+    hears.close()
+
+
+def test_trees_index_slots_and_events_agree_when_all_is_quiet(
+    client: OneServerClient, replay: Replay
+) -> None:
+    """Each page of the trees is looked at, beside what they have told."""
     everything = [INSTANCE_TOKENS] * POOL_SIZE
     assert client.wait_free(everything) == everything, "no slot and no lock is left over"
-    for _ in range(50):
-        trees = [int(state["cached_tokens"]) for state in client.pool_states()]
-        if prefixes(client)["pages_by_instance"] == trees:
+    assert all(state["cache"]["pages"] is not None for state in client.pool_states())
+    assert await_agreement(client.servers.urls["pool"], replay) == []
+    counts = replay.subscriber.counts
+    assert counts["BlockStored"] > 0
+    assert counts["BlockRemoved"] > 0, "conversations came and went"
+    assert counts["AllBlocksCleared"] > 1, "one at the start, and one at each flush"
+
+
+def test_events_are_those_of_one_stock_server(
+    client: OneServerClient, checkpoint: Path, ports: EventPorts, stock_ports: EventPorts
+) -> None:
+    """The same prompts, in the same namespaces, leave the same pages behind."""
+    flush(client)
+    stock_url = client.servers.urls["single"]
+    assert requests.post(f"{stock_url}/flush_cache?timeout=10", timeout=30).status_code == 200
+    prompt = text_tokens(checkpoint, 500, 67)
+    asked: list[tuple[list[int], dict[str, str]]] = [
+        (prompt, {}),
+        ([*prompt[:300], 3, 4, 5], {}),
+        (prompt, {"cache_salt": "tenant"}),
+        (text_tokens(checkpoint, 200, 68), {"extra_key": "key"}),
+        (text_tokens(checkpoint, 200, 69), {"extra_key": "key", "cache_salt": "tenant"}),
+    ]
+    for tokens, key in asked:
+        for url in (client.servers.urls["pool"], stock_url):
+            read(client.generate(url, tokens, **LIMIT, **key))
+    ours, theirs = Replay(ports), Replay(stock_ports, strict=False)
+    for _ in range(100):
+        held = [heard.catch_up().held() for heard in (ours, theirs)]
+        if held[0] == held[1]:
             break
         time.sleep(0.1)
-    assert prefixes(client)["pages_by_instance"] == trees
-    assert prefixes(client)["lost_events"] == 0
+    ours.close()
+    theirs.close()
+    assert len(held[1]) > 1000
+    assert held[0] == held[1]
+
+
+def test_routers_are_told_of_one_publisher(client: OneServerClient, ports: EventPorts) -> None:
+    told = [
+        requests.get(f"{client.servers.urls[name]}/server_info", timeout=30).json()["kv_events"]
+        for name in ("pool", "single")
+    ]
+    assert told[0] == {**told[1], "endpoint_port_base": ports.live}
+    assert told[0]["dp_size"] == 1

@@ -18,6 +18,18 @@ AT_ONCE = 64
 """Pages that are hashed at once when one of them is asked for."""
 
 
+def seed_of(salt: str | None) -> bytes:
+    """The digest that comes before a prompt's first page, b"" without a salt."""
+    # What is no text in UTF-8 has names that no tree uses, and so is found nowhere.
+    seed = SALT_SEED + salt.encode(errors="surrogatepass") if salt else b""
+    return hashlib.sha256(seed).digest() if seed else b""
+
+
+def name_of(digest: bytes) -> int:
+    """The name of the page with a digest, a signed 64-bit integer."""
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
 class PageHashes(Sequence[int]):
     """The names of a prompt's whole pages, each hashed when it is first asked for.
 
@@ -40,9 +52,7 @@ class PageHashes(Sequence[int]):
         self._count = len(ids) // page_size
         self._names = array("q")
         self.salt = salt or None
-        # What is no text in UTF-8 has names that no tree uses, and so is found nowhere.
-        seed = SALT_SEED + salt.encode(errors="surrogatepass") if salt else b""
-        self._digest = hashlib.sha256(seed).digest() if seed else b""
+        self._digest = seed_of(salt)
 
     def __len__(self) -> int:
         return self._count

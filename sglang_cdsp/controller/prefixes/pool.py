@@ -17,11 +17,15 @@ from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang_cdsp.controller.homes import home_tokens
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
+from sglang_cdsp.controller.prefixes.merged import MergedEvents
+from sglang_cdsp.controller.prefixes.shown import Renaming
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.shared_slots import SharedSlots
 from sglang_cdsp.planner.prefixes.index import PrefixIndex
 from sglang_cdsp.planner.types import HeldPrefix
+from sglang_cdsp.protocol.cache_digest import are_shown, digest
 from sglang_cdsp.protocol.messages import CacheChange
+from sglang_cdsp.protocol.values import DEVICE
 
 WHOLE_PROMPTS = ("return_hidden_states", "return_routed_experts", "return_indexer_topk")
 """What a request may ask for of every token of its prompt: then all are computed."""
@@ -37,6 +41,9 @@ class PoolPrefixes:
         first_logprob: Callable[[Any], int | None] = lambda tokenized: None,
         least_tokens: int = 0,
         promised: Callable[[int], Iterable[SharedSlots]] = lambda instance: (),
+        *,
+        publishes: bool = False,
+        rename: Renaming | None = None,
     ) -> None:
         """Nothing is cached.
 
@@ -46,9 +53,12 @@ class PoolPrefixes:
                 None for none.
             least_tokens: shorter prefixes count as none. Most prompts begin with one token.
             promised: the prefixes at an instance that plans start from which are in force.
+            publishes: whether `events` are kept.
+            rename: of the format in which they are published, None for SGLang's own.
         """
         self._page = page_size
         self._index = PrefixIndex([-(-tokens // page_size) for tokens in capacity])
+        self._merged = MergedEvents(self._index, rename) if publishes else None
         self._first_logprob = first_logprob
         self._least = least_tokens
         self._promised = promised
@@ -177,7 +187,7 @@ class PoolPrefixes:
         pages = self._pages.pop(request, None)
         if pages is not None:
             gone = pages[found // self._page : request.plan.reused // self._page]
-            self._index.removed(request.plan.home, gone)
+            self._removed(request.plan.home, gone)
 
     def forget_ended(self) -> None:
         """Keep nothing of requests whose home tells of them itself, or that have ended."""
@@ -187,39 +197,77 @@ class PoolPrefixes:
     # -- from the instances -----------------------------------------------------------------
 
     def changed(self, instance: int, changes: Iterable[CacheChange]) -> None:
-        """An instance tells what has happened to its cache, in order."""
+        """An instance tells what has happened to its cache, in order.
+
+        Only what lies in device memory can be reused.
+        """
+        merged = self._merged
         for change in changes:
-            pages = array("q", change.pages)
-            if change.kind == "stored":
-                self._index.stored(instance, pages)
-            elif change.kind == "removed":
-                self._index.removed(instance, pages)
-            else:
+            if change.kind == "cleared":
                 self._index.emptied(instance)
+                if merged is not None:
+                    merged.cleared(instance)
+            elif change.medium != DEVICE:
+                if merged is not None:
+                    merged.elsewhere(instance, change)
+            elif change.kind == "removed":
+                self._removed(instance, array("q", change.pages))
+            else:
+                new = self._index.stored(instance, array("q", change.pages))
+                if merged is not None:
+                    merged.stored(instance, change, new)
+
+    def _removed(self, instance: int, pages: Iterable[int]) -> None:
+        gone = self._index.removed(instance, pages)
+        if self._merged is not None:
+            self._merged.removed(gone)
 
     def gone(self, instance: int) -> None:
         """An instance's process is lost; its next one has nothing cached."""
         self._index.emptied(instance)
+        if self._merged is not None:
+            self._merged.lost(instance)
 
     def tidy(self) -> None:
         """Take some memory back: what emptied instances have left, and what requests that ended."""
-        self._index.scrub()
+        gone = self._index.scrub()
+        if self._merged is not None:
+            self._merged.removed(gone)
+            self._merged.tidy()
         self.forget_ended()
+
+    # -- for subscribers --------------------------------------------------------------------
+
+    def events(self) -> list[Any]:
+        """SGLang's KV events of the pool since the last call, if they are kept, in order."""
+        return [] if self._merged is None else self._merged.take()
+
+    @property
+    def owes_events(self) -> bool:
+        """Whether `tidy` has more to tell: pages that only emptied instances held."""
+        return self._merged is not None and self._merged.stale
 
     def snapshot(self) -> dict[str, Any]:
         """For status pages, JSON-ready.
 
         ``plans_reusing`` started from a cached prefix, of ``reused_tokens`` in all, out of
         ``cached_tokens`` that some instance had. ``misses``: plans that did not find theirs.
+        For tests ``digests``, of the pages by instance, and ``told``, of what subscribers know.
         """
+        index = self._index
+        more: dict[str, Any] = {}
+        if are_shown():
+            more["digests"] = [digest(index.pages_of(i)) for i in range(index.instances)]
+            more["told"] = None if self._merged is None else digest(self._merged.held())
         return {
             "plans_reusing": self._hits,
             "reused_tokens": self._reused,
             "cached_tokens": self._cached,
             "misses": self._misses,
-            "pages": len(self._index),
-            "pages_by_instance": self._index.counts,
-            "lost_events": self._index.lost_events,
+            "pages": len(index),
+            "pages_by_instance": index.counts,
+            "lost_events": index.lost_events,
+            **more,
         }
 
 

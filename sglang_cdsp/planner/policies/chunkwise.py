@@ -13,6 +13,7 @@ from sglang_cdsp.planner.borrowing import borrowed
 from sglang_cdsp.planner.compiled import CDSP, PAPER, SINGLE
 from sglang_cdsp.planner.explanation import ranges
 from sglang_cdsp.planner.fast import FastPlanner, Settings
+from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy, Search
 from sglang_cdsp.planner.policies.options import PolicyOptions
@@ -21,6 +22,9 @@ from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_cdsp
 from sglang_cdsp.planner.search import price as search_price
 from sglang_cdsp.planner.types import Considered, HeldPrefix, Plan, PoolView, PromptView
+
+Rows = tuple[tuple[int, Coefficients], ...]
+"""Coefficients of Equation 1 by SP size."""
 
 REPLAN_S = 0.02
 """What another plan for the rest of a prompt must save: the way of its orders to the instances."""
@@ -39,6 +43,8 @@ class Chunkwise(FirstComePolicy):
         self._fast = FastPlanner(self.mode, options.current_model(), self.name)
         # Beside decode, by how much slower chunks are there.
         self._slow: dict[float, FastPlanner] = {}
+        # Those of the latest model and sizes.
+        self._rows: tuple[LatencyModel | None, tuple[int, ...], Rows] = (None, (), ())
 
     @abstractmethod
     def best(self, problem: Problem, report: Report) -> Candidate | None:
@@ -90,11 +96,20 @@ class Chunkwise(FirstComePolicy):
 
         `alone`: one instance may compute it whatever the candidate sizes: it has the history.
         """
-        model, sizes = self.options.current_model(), self.options.current_sizes()
+        sizes = self.options.current_sizes()
         if alone and sizes[0] != 1:
             sizes = (1, *sizes)
-        times = [(model.predict(size, history, tokens), size) for size in sizes]
+        rows = self._rows_of(self.options.current_model(), sizes)
+        times = [(row.predict(history, tokens), size) for size, row in rows]
         return min(times)[0], min([seconds * size for seconds, size in times])
+
+    def _rows_of(self, model: LatencyModel, sizes: tuple[int, ...]) -> Rows:
+        """The coefficients by SP size, which prompt after prompt is priced with."""
+        known, of_sizes, rows = self._rows
+        if known is not model or of_sizes != sizes:
+            rows = tuple((size, model.coefficients(size)) for size in sizes)
+            self._rows = model, sizes, rows
+        return rows
 
     def _least_of_start(self, tokens: int, history: int) -> tuple[float, float]:
         return self._least(tokens, history, alone=history > 0)

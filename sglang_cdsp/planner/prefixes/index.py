@@ -67,6 +67,10 @@ class PrefixIndex:
         """Different pages that are known, those among them that nobody holds any more."""
         return len(self._pages)
 
+    def __contains__(self, page: int) -> bool:
+        """Whether a page is known; one that nobody holds any more is until it is struck out."""
+        return page in self._pages
+
     @property
     def instances(self) -> int:
         """How many there are."""
@@ -81,6 +85,16 @@ class PrefixIndex:
         """Pages that an instance holds."""
         return self._counts[instance]
 
+    def pages_of(self, instance: int) -> list[int]:
+        """The pages that an instance holds; looks at all that are known."""
+        bit = 1 << self._bits[instance]
+        return [page for page, holders in self._pages.items() if holders & bit]
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether an instance holds a page."""
+        return any(self._counts)
+
     @property
     def counts(self) -> list[int]:
         """Pages by instance."""
@@ -88,14 +102,17 @@ class PrefixIndex:
 
     # -- what instances tell ----------------------------------------------------------------
 
-    def stored(self, instance: int, pages: Iterable[int]) -> None:
-        """An instance holds these pages from now on."""
+    def stored(self, instance: int, pages: Iterable[int]) -> list[int]:
+        """An instance holds these pages from now on; returns those that were not known."""
         known, sets = self._pages, self._sets
         bit = 1 << self._bits[instance]
         added = 0
+        new: list[int] = []
         for page in pages:
             before = known.get(page, 0)
             if not before & bit:
+                if not before:
+                    new.append(page)
                 after = before | bit
                 known[page] = sets.setdefault(after, after)
                 added += 1
@@ -103,12 +120,14 @@ class PrefixIndex:
         if self._counts[instance] > self._most[instance]:
             self.lost_events += 1
             self.emptied(instance)
+        return new
 
-    def removed(self, instance: int, pages: Iterable[int]) -> None:
-        """An instance does not hold these pages any more."""
+    def removed(self, instance: int, pages: Iterable[int]) -> list[int]:
+        """An instance does not hold these pages any more; returns those that are forgotten."""
         known, sets = self._pages, self._sets
         bit = 1 << self._bits[instance]
         taken = 0
+        gone: list[int] = []
         for page in pages:
             before = known.get(page, 0)
             if before & bit:
@@ -118,7 +137,9 @@ class PrefixIndex:
                     known[page] = sets.setdefault(after, after)
                 else:
                     del known[page]
+                    gone.append(page)
         self._counts[instance] -= taken
+        return gone
 
     def emptied(self, instance: int) -> None:
         """An instance holds nothing any more: it was flushed, or its process has ended."""
@@ -131,10 +152,16 @@ class PrefixIndex:
         self._bits[instance], self._owners[new] = new, instance
         self._counts[instance] = 0
 
-    def scrub(self) -> bool:
-        """Strike out some of what instances held that were emptied; whether there is more to do."""
+    @property
+    def stale(self) -> bool:
+        """Whether something is to be struck out of what emptied instances held."""
+        return bool(self._stale)
+
+    def scrub(self) -> list[int]:
+        """Strike out some of what instances held that were emptied; returns what is forgotten."""
+        gone: list[int] = []
         if not self._stale:
-            return False
+            return gone
         if not self._scrubbing:
             self._scrubbing, self._struck = list(self._pages), self._stale
         for page in self._scrubbing[-SCRUBBED:]:
@@ -145,11 +172,20 @@ class PrefixIndex:
                     self._pages[page] = self._sets.setdefault(left, left)
                 else:
                     del self._pages[page]
+                    gone.append(page)
         del self._scrubbing[-SCRUBBED:]
         if not self._scrubbing:
             self._stale &= ~self._struck
             self._renumber()
-        return bool(self._stale)
+        return gone
+
+    def forget(self) -> None:
+        """Nobody holds anything, and nothing is known."""
+        self._pages = {}
+        self._counts = [0] * len(self._most)
+        self._scrubbing = []
+        self._stale = self._struck = 0
+        self._renumber()
 
     def _renumber(self) -> None:
         """Forget the sets of holders that nobody has, and take low bits again if all are free."""

@@ -31,13 +31,24 @@ Least = Callable[[int, int], tuple[float, float]]
 class Start:
     """One way to begin a prompt.
 
-    prefix: what it reuses, None for nothing. prompt: what is left to plan. least: what it costs at
-    least.
+    prefix: what it reuses, None for nothing. whole: the prompt. least: what it costs at least.
     """
 
     prefix: HeldPrefix | None
-    prompt: PromptView
+    whole: PromptView
     least: float
+
+    @property
+    def prompt(self) -> PromptView:
+        """What is left to plan; made when it is asked for, as most starts are never searched."""
+        if self.prefix is None:
+            return self.whole
+        return replace(
+            self.whole,
+            tokens=self.whole.tokens - self.prefix.tokens,
+            history_tokens=self.prefix.tokens,
+            history_instances=(self.prefix.instance,),
+        )
 
 
 def usable(held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView) -> list[HeldPrefix]:
@@ -77,14 +88,8 @@ def starts(
     found = [Start(None, prompt, soonest + seconds + asked * work)]
     for prefix in usable(held, prompt, pool):
         seconds, work = least(prompt.tokens - prefix.tokens, prefix.tokens)
-        rest = replace(
-            prompt,
-            tokens=prompt.tokens - prefix.tokens,
-            history_tokens=prefix.tokens,
-            history_instances=(prefix.instance,),
-        )
         cost = pool.queue_s[prefix.instance] + seconds + asked * work
-        found.append(Start(prefix, rest, cost))
+        found.append(Start(prefix, prompt, cost))
     return sorted(found, key=lambda start: start.least)
 
 

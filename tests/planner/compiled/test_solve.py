@@ -2,6 +2,7 @@
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from sglang_cdsp.planner import (
     CorrectionOptions,
@@ -57,3 +58,21 @@ def test_a_changed_model_is_used_from_the_next_plan_on() -> None:
     assert before is not None
     assert after is not None
     assert after.ttft_s == pytest.approx(1.5 * before.ttft_s)
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 60_000)), min_size=2, max_size=6))
+def test_what_is_kept_of_a_pool_is_its_own(asked: list[tuple[int, int]]) -> None:
+    """A policy that has planned in other pools before plans as one that has not."""
+    pools = (
+        PoolView((0.0, 2.0, 0.5, 0.0), None, 2),
+        PoolView(
+            (1.0, 0.0, 0.5, 0.3), (9_000, 70_000, 20_000, 4_000), 2, (True, True, False, True)
+        ),
+    )
+    options = PolicyOptions(MODEL, (1, 2, 4))
+    kept = make_policy("cdsp", options)
+    for which, tokens in asked:
+        prompt = PromptView("r", tokens)
+        fresh = make_policy("cdsp", options).plan(prompt, pools[which])
+        assert kept.plan(prompt, pools[which]) == fresh

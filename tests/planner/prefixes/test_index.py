@@ -45,6 +45,7 @@ def held_by(prefixes: dict[int, int], name: int, most: int) -> tuple[HeldPages, 
     return tuple(found[:MOST_LENGTHS])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 130), st.integers(0, 900)), st.integers(0, 900))
 def test_a_lookup_tells_who_holds_how_much(prefixes: dict[int, int], asked: int) -> None:
     index = PrefixIndex([1000] * 131)
@@ -53,6 +54,7 @@ def test_a_lookup_tells_who_holds_how_much(prefixes: dict[int, int], asked: int)
     assert index.lookup(prompt(1, asked)) == held_by(prefixes, 1, asked)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(1, 20_000))
 def test_pages_far_beyond_what_anybody_holds_are_not_asked_for(held: int, asked: int) -> None:
     index = PrefixIndex([1000, 1000])
@@ -72,16 +74,19 @@ class AnyEvents(RuleBasedStateMachine):
     def begin(self) -> None:
         self.index = PrefixIndex([ROOM] * INSTANCES)
         self.trees: list[dict[int, int]] = [{} for _ in range(INSTANCES)]
+        self.known: set[int] = set()
 
     @rule(i=st.integers(0, INSTANCES - 1), name=st.integers(0, 3), count=st.integers(1, 100))
     def store(self, i: int, name: int, count: int) -> None:
         self.trees[i][name] = max(self.trees[i].get(name, 0), count)
-        self.index.stored(i, prompt(name, count))
+        new = self.index.stored(i, prompt(name, count))
+        assert set(new) == {*prompt(name, count)} - self.known
+        self.known.update(new)
 
     @rule(i=st.integers(0, INSTANCES - 1), name=st.integers(0, 3), left=st.integers(0, 99))
     def evict(self, i: int, name: int, left: int) -> None:
         had = self.trees[i].get(name, 0)
-        self.index.removed(i, prompt(name, had)[left:][::-1])
+        self.forget(self.index.removed(i, prompt(name, had)[left:][::-1]))
         self.trees[i][name] = min(had, left)
 
     @rule(i=st.integers(0, INSTANCES - 1))
@@ -91,7 +96,19 @@ class AnyEvents(RuleBasedStateMachine):
 
     @rule()
     def scrub(self) -> None:
-        self.index.scrub()
+        self.forget(self.index.scrub())
+
+    @rule()
+    def forget_all(self) -> None:
+        self.trees = [{} for _ in range(INSTANCES)]
+        self.known = set()
+        self.index.forget()
+        assert not self.index.stale
+
+    def forget(self, gone: list[int]) -> None:
+        """What is forgotten was known."""
+        assert self.known.issuperset(gone)
+        self.known.difference_update(gone)
 
     @rule(i=st.integers(0, INSTANCES - 1), name=st.integers(0, 3))
     def repeat(self, i: int, name: int) -> None:
@@ -107,8 +124,13 @@ class AnyEvents(RuleBasedStateMachine):
 
     @invariant()
     def counts(self) -> None:
+        held: set[int] = set()
         for i, tree in enumerate(self.trees):
             assert self.index.count(i) == sum(tree.values())
+            held.update(page for name, count in tree.items() for page in prompt(name, count))
+        assert self.index.holds_any is bool(held)
+        assert len(self.index) == len(self.known)
+        assert self.index.stale or self.known == held
 
 
 TestAnyEvents = AnyEvents.TestCase
@@ -121,12 +143,12 @@ def test_what_emptied_instances_held_leaves_no_memory_behind() -> None:
         index.stored(0, prompt(turn, 20_000))
         index.stored(1, prompt(turn, 10))
         index.emptied(0)
-        while index.scrub():
-            pass
+        while index.stale:
+            index.scrub()
         assert len(index) == 10 * (turn + 1)
     index.emptied(1)
-    while index.scrub():
-        pass
+    while index.stale:
+        index.scrub()
     assert len(index) == 0
     index.stored(1, prompt(9, 3))
     assert index.lookup(prompt(9, 5)) == (HeldPages(3, (1,)),)
