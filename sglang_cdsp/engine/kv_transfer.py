@@ -1,4 +1,4 @@
-"""KV of one running request on its way from one instance to another, layer by layer."""
+"""KV on its way from one instance to another, layer by layer: a running request's, or a prefix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sglang_cdsp.engine.forward_state import enter_forward_stream
 from sglang_cdsp.engine.stock import JoinedScheduler
 from sglang_cdsp.parallel.gather import Gather
 from sglang_cdsp.parallel.spans import Move, Span
-from sglang_cdsp.protocol.messages import MoveInOrder, MoveOutOrder
+from sglang_cdsp.protocol.messages import CopyInOrder, CopyOutOrder, MoveInOrder, MoveOutOrder
 
 if TYPE_CHECKING:
     from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
@@ -25,9 +25,13 @@ URGENT = -1.0
 """Chunks stand still while KV of a running request travels: its client waits for the next token."""
 
 
+InOrder = MoveInOrder | CopyInOrder
+OutOrder = MoveOutOrder | CopyOutOrder
+
+
 @dataclass(eq=False)
 class Transfer:
-    """One end of a request's way.
+    """One end of a way.
 
     Attributes:
         running: the coroutine, None when none is.
@@ -44,7 +48,7 @@ class Transfer:
 
 
 class Carrier:
-    """Sends and receives KV of running requests on one rank."""
+    """Sends and receives KV on one rank."""
 
     def __init__(
         self,
@@ -53,8 +57,17 @@ class Carrier:
         hub: LinkHub,
         instance: int,
         layers: tuple[int, ...],
+        what: str = "request",
+        urgency: float = URGENT,
     ) -> None:
-        """``layers``: those of the model that have KV, in order."""
+        """Nothing travels yet.
+
+        Args:
+            layers: those of the model that have KV, in order.
+            what: it is that travels, for logs and status.
+            urgency: first number of the order of the coroutines in which it does.
+        """
+        self._what, self._urgency = what, urgency
         self._scheduler = scheduler
         self._coroutines = coroutines
         self._hub = hub
@@ -62,11 +75,11 @@ class Carrier:
         self._layers = layers
         self._model_runner = scheduler.tp_worker.model_runner
 
-    def send(self, transfer: Transfer, order: MoveOutOrder, rows: torch.Tensor) -> None:
+    def send(self, transfer: Transfer, order: OutOrder, rows: torch.Tensor) -> None:
         """Let these rows of the pool, int64 ``[tokens]``, leave for the target."""
         self._start(transfer, order, (self._me, order.target), rows)
 
-    def receive(self, transfer: Transfer, order: MoveInOrder, rows: torch.Tensor) -> None:
+    def receive(self, transfer: Transfer, order: InOrder, rows: torch.Tensor) -> None:
         """Let what comes from the source go into these rows of the pool, int64 ``[tokens]``."""
         self._start(transfer, order, (order.source, self._me), rows)
 
@@ -84,24 +97,24 @@ class Carrier:
             return True
         name = "a move ends"
         work = partial(self._settle, transfer, lane)
-        transfer.running = self._coroutines.start(name, (URGENT, 0), work)
+        transfer.running = self._coroutines.start(name, (self._urgency, 0), work)
         return False
 
     def _start(
         self,
         transfer: Transfer,
-        order: MoveInOrder | MoveOutOrder,
+        order: InOrder | OutOrder,
         ends: tuple[int, int],
         rows: torch.Tensor,
     ) -> None:
-        name = f"request {order.seq} moves from {ends[0]} to {ends[1]}"
+        name = f"{self._what} {order.seq} moves from {ends[0]} to {ends[1]}"
         work = partial(self._run, transfer, order, ends, rows)
-        transfer.running = self._coroutines.start(name, (URGENT, order.seq), work)
+        transfer.running = self._coroutines.start(name, (self._urgency, order.seq), work)
 
     def _run(
         self,
         transfer: Transfer,
-        order: MoveInOrder | MoveOutOrder,
+        order: InOrder | OutOrder,
         ends: tuple[int, int],
         rows: torch.Tensor,
     ) -> None:
@@ -124,7 +137,7 @@ class Carrier:
     def _carry(
         self,
         transfer: Transfer,
-        order: MoveInOrder | MoveOutOrder,
+        order: InOrder | OutOrder,
         ends: tuple[int, int],
         rows: torch.Tensor,
     ) -> None:
