@@ -140,13 +140,13 @@ class Copying:
             self._ended(order.seq, error=f"{lacks} are not free here")
             return
         slots.take([whole])
-        rows = slots.slots([Span(held, count)])
-        give_row(self._scheduler, req, slots.hand_over(count), prefix)
+        rows = slots.hand_over(count)
+        give_row(self._scheduler, req, rows, prefix)
         copy = self._coming[order.seq] = _Coming(req, Transfer())
         if not need:
             copy.transfer.arrived = True
             return
-        self._carrier.receive(copy.transfer, order, rows)
+        self._carrier.receive(copy.transfer, order, rows[held:])
         self._reporter.send_from_leader(CopyReady, seq=order.seq, held=held)
 
     def on_copy_out(self, order: CopyOutOrder) -> None:

@@ -261,6 +261,7 @@ class _Run:
             self._prefixes.bound(now, task, settled)
         self._pool.bind(now, task, settled)
         if self._prefixes is not None:
+            self._prefixes.promised(now, task)
             arrives_s = self._prefixes.used(now, task, self._pool.view(now).queue_s)
             if arrives_s is not None:
                 self._agenda.at(arrives_s, self._copied, arrives_s)

@@ -89,7 +89,7 @@ class Prefixes:
         self.reused_tokens = self.cached_tokens = self.evicted_blocks = 0
         self.copied_tokens = self.hot_copies = 0
         self._cost = setup.copy_cost()
-        self._compute_s = lambda tokens: setup.model.predict(setup.model.sp_sizes[0], 0, tokens)
+        self._model = setup.model
         takes = setup.one_server.of(n) if setup.one_server else ()
         self._takes_chunks = [i for i, role in enumerate(takes) if role is not Role.DECODE]
         self._uses, self._turnover = PrefixUses(), Turnover(n)
@@ -130,11 +130,21 @@ class Prefixes:
         self._asked.pop(task.rid, None)
         self.cached_tokens += plan.cached
         self.reused_tokens += plan.reused
-        self.copied_tokens += plan.copy.tokens if plan.copy is not None else 0
+        copied = plan.copy.tokens if plan.copy is not None else 0
+        self.copied_tokens += copied
         if plan.reused:
-            self._use(now, task, plan.home, plan.reused)
+            # What is copied enters the cache when its slots are promised: others give way to it.
+            self._use(now, task, plan.home, plan.reused - copied)
         if task.request.blocks:
             self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
+
+    def promised(self, now: float, task: Task) -> None:
+        """A bound prompt has its slots: what it starts from may come to its home."""
+        plan = task.plan
+        if plan is not None and plan.copy is not None:
+            instance, there = self._locked[task]
+            self._use(now, task, instance, plan.reused)
+            self._caches[instance].unlock(there)
 
     def used(self, now: float, task: Task, queue_s: Sequence[float]) -> float | None:
         """A bound prompt was cached in part; when a copy of that arrives that begins now, if any.
@@ -154,7 +164,7 @@ class Prefixes:
         seconds = cost.seconds(plan.cached)
         if self._hot is not None or not holders or not wants_copy(uses, copies):
             return None
-        if seconds >= self._compute_s(plan.cached):
+        if seconds >= self._model.predict(self._model.sp_sizes[0], 0, plan.cached):
             return None
         ages = [
             self._turnover.age_s(i, self._index.count(i) * self._block, self.free[i], now)
@@ -175,10 +185,17 @@ class Prefixes:
         """The copy that had begun has arrived."""
         assert self._hot is not None
         (target, blocks), self._hot = self._hot, None
-        self.hot_copies += 1
-        self.copied_tokens += len(blocks) * self._block
-        self._stored(now, target, self._caches[target].lock(blocks))
-        self._caches[target].unlock(blocks)
+        cache = self._caches[target]
+        there = [block for block in blocks if block in cache]
+        cache.lock(there)
+        lacks = len(blocks) - len(there)
+        if self.free[target] // self._block >= lacks:
+            self.hot_copies += 1
+            self.copied_tokens += lacks * self._block
+            self.press(target, lacks)
+            self._stored(now, target, cache.lock(blocks))
+            cache.unlock(blocks)
+        cache.unlock(there)
         self.press(target)
 
     def computed(self, now: float, task: Task) -> None:
@@ -197,9 +214,10 @@ class Prefixes:
         self._leave(task)
         self.press(home)
 
-    def press(self, instance: int) -> None:
-        """Slots of an instance were promised: what is cached gives way."""
-        gone = self._caches[instance].shrink(self.free[instance] // self._block)
+    def press(self, instance: int, coming: int = 0) -> None:
+        """Slots of an instance were promised, or blocks are coming: what is cached gives way."""
+        most = max(0, self.free[instance] // self._block - coming)
+        gone = self._caches[instance].shrink(most)
         self.evicted_blocks += len(gone)
         self._index.removed(instance, gone)
 

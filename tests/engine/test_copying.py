@@ -293,4 +293,5 @@ def test_the_tree_tells_of_it_before_the_copy_has_ended(core: str) -> None:
         if CopyEnded in target.kinds():
             break
         told += changes_of(target.scheduler.tree_cache.take_events())
-    assert [change.kind for change in told] == ["stored"]
+    assert {change.kind for change in told} == {"stored"}
+    assert sum(len(change.pages) // 8 for change in told) == len(PROMPT)

@@ -57,15 +57,19 @@ def test_the_second_turn_computes_what_is_new() -> None:
     assert two.ttft_s < 0.5 * without.ttft_s
 
 
-def split(**changes: object) -> Setup:
-    """Three instances that prefill, one that decodes."""
-    return server(one_server=OneServer(parse_roles("3p1d", 4)), **changes)
+def split(tokens_per_s: float) -> Setup:
+    """Three instances that prefill, one that decodes, with links of a speed."""
+    return server(
+        one_server=OneServer(parse_roles("3p1d", 4)),
+        send_bytes_per_s=tokens_per_s,
+        receive_bytes_per_s=tokens_per_s,
+    )
 
 
 def test_what_the_decode_seat_has_is_copied_to_where_chunks_run() -> None:
     first = Request("1", 0.0, 5000, 500, tuple(range(55)))
     second = Request("2", 100.0, 6000, 10, tuple(range(60)))
-    setup = split(kv_bytes_per_token=1000, send_bytes_per_s=1e7)
+    setup = split(1e4)
     result = simulate(setup, (first, second))
     one, two = result.records
     assert one.decode_instance == two.decode_instance == 3
@@ -82,20 +86,20 @@ def test_what_the_decode_seat_has_is_copied_to_where_chunks_run() -> None:
 def test_a_copy_that_takes_longer_than_computing_is_none() -> None:
     first = Request("1", 0.0, 5000, 500, tuple(range(55)))
     second = Request("2", 100.0, 6000, 10, tuple(range(60)))
-    result = simulate(split(kv_bytes_per_token=1000, send_bytes_per_s=1e3), (first, second))
+    result = simulate(split(200.0), (first, second))
     assert result.records[1].reused == 0
     assert result.records[1].cached == 5500
+    assert result.copied_tokens == 0
 
 
 def test_a_document_that_many_ask_about_has_more_copies() -> None:
     document = tuple(range(50))
     asked = [Request(f"q{n}", 20.0 + 5.0 * n, 5050, 1, document) for n in range(10)]
-    result = simulate(server(), asked)
+    fast = server(send_bytes_per_s=1e5, receive_bytes_per_s=1e5)
+    result = simulate(fast, asked)
     assert result.hot_copies > 0
-    homes = {record.decode_instance for record in result.records}
-    assert all(record.reused for record in result.records[1:])
-    assert len(homes) >= 1
-    assert simulate(server(prefix_copies=False), asked).hot_copies == 0
+    assert all(record.reused == 5000 for record in result.records[1:])
+    assert simulate(replace(fast, prefix_copies=False), asked).hot_copies == 0
 
 
 def test_an_equal_prompt_computes_its_last_block() -> None:
