@@ -14,6 +14,7 @@ from sglang_cdsp.args import DEFAULT_SEAT_TIMEOUT_S, DEFAULT_STOCK_TOKENS
 from sglang_cdsp.controller.absences import Absences
 from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.arrivals import Arrivals
+from sglang_cdsp.controller.copies import PrefixCopies
 from sglang_cdsp.controller.decode.losses import DecodeLosses
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
@@ -27,7 +28,6 @@ from sglang_cdsp.controller.moves import Moves
 from sglang_cdsp.controller.phases import BEFORE_A_PLAN, Event, Phase
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.pool_state import PoolState
-from sglang_cdsp.controller.prefixes.copies import PrefixCopies
 from sglang_cdsp.controller.presence import Presence
 from sglang_cdsp.controller.progress import Progress
 from sglang_cdsp.controller.queue import WaitingQueue
