@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,7 +12,7 @@ from sglang_cdsp.controller.plan_log import record
 from sglang_cdsp.controller.prefixes.copy import Copy, Reason
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.roles import Role, Roles
-from sglang_cdsp.planner.types import HeldPrefix
+from sglang_cdsp.planner.types import Plan, PlannedChunk
 from tests.controller.any_order import SETTINGS
 from tests.controller.cases import phase_is
 from tests.controller.copying import CopyingPool
@@ -132,23 +130,21 @@ def test_an_end_that_is_lost_ends_the_copy(pool: CopyingPool, end: str) -> None:
         assert request.outcome == "finished"
 
 
-def test_who_comes_while_it_is_copied_waits_for_the_same_copy(pool: CopyingPool) -> None:
-    first, copy = copied(pool)
-    assert first.plan is not None
-    home = first.plan.home
+def test_who_starts_from_it_while_it_is_copied_waits_for_the_same_copy(pool: CopyingPool) -> None:
+    _, copy = copied(pool)
+    copies, later = pool.lifecycle.copies, pool.request(1400)
 
-    # It will be there; nobody can be sent any of it before it is.
-    coming = (HeldPrefix(home, 1200, ready=0),)
-    pool.policy.options = replace(pool.policy.options, prefixes=lambda rid: coming)
-    second = pool.submit(1400)
-    pool.turn()
-    assert second.plan is not None
-    assert second.plan.copy is None
-    assert second.plan.home == home
-    assert second.copy == copy.number
+    def starts_at(home: int, reused: int) -> int | None:
+        chunk = PlannedChunk(1400 - reused, (home,), 0.0, 1.0)
+        assert copies.serve(later, Plan((chunk,), 1.0, "cdsp", reused=reused, cached=reused))
+        return later.copy
+
+    assert starts_at(copy.target, 1200) == copy.number
+    assert starts_at(copy.target, 160) == copy.number
+    assert starts_at(copy.target, 1392) is None, "more than comes"
+    assert starts_at((copy.target + 1) % 3, 1200) is None
     pool.settle()
-    assert second.outcome == "finished"
-    assert len(pool.copied) == 1
+    assert starts_at(copy.target, 1200) is None, "it has come"
 
 
 def test_without_a_lane_the_plan_starts_from_what_is_there(pool: CopyingPool) -> None:
