@@ -112,14 +112,17 @@ def two_ends(core: str | None, seed: int = 1) -> tuple[End, End]:
     return source, target
 
 
+def said(tokens: list[int]) -> dict[str, Any]:
+    """What both orders say of a copy."""
+    return {"tokens": array("I", tokens).tobytes(), "salt": SALT, "lane": 1, "serial": 7}
+
+
 def order_in(tokens: list[int]) -> CopyInOrder:
-    said = {"tokens": array("I", tokens).tobytes(), "salt": SALT, "lane": 1, "serial": 7}
-    return CopyInOrder(seq=-1, source=0, **said)  # type: ignore[arg-type]
+    return CopyInOrder(seq=-1, source=0, **said(tokens))
 
 
 def order_out(tokens: list[int], first: int) -> CopyOutOrder:
-    said = {"tokens": array("I", tokens).tobytes(), "salt": SALT, "lane": 1, "serial": 7}
-    return CopyOutOrder(seq=-1, target=1, first=first, **said)  # type: ignore[arg-type]
+    return CopyOutOrder(seq=-1, target=1, first=first, **said(tokens))
 
 
 def until_ended(*ends: End, seed: int = 0) -> None:
