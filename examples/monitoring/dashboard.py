@@ -113,6 +113,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Prefixes that were gone", "reqps", {"misses": rate("prefix_misses_total")}),
         Panel(
+            "Copies of prefixes",
+            "reqps",
+            {
+                "{{reason}}": rate("prefix_copies_total", "reason"),
+                "failed": rate("failed_prefix_copies_total"),
+            },
+            "plan: a plan starts from it; use: many ask for it",
+        ),
+        Panel("Copied tokens", "short", {"tokens/s": rate("copied_tokens_total")}),
+        Panel(
             "Cached pages",
             "short",
             {"instance {{seat}}": f"max by (seat) ({series('cached_pages')})"},

@@ -31,6 +31,7 @@ from sglang_cdsp.controller.warm_up import warm_up, warm_up_plans
 from sglang_cdsp.form import Form
 from sglang_cdsp.planner import default_sp_sizes
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
+from sglang_cdsp.planner.prefixes.copies import CopyTimes
 from sglang_cdsp.protocol.limits import LANES
 from sglang_cdsp.protocol.messages import Hello
 
@@ -123,7 +124,9 @@ class PoolParts:
                 ),
                 anew=self.args.measure_anew,
             )
-        return make_planning(self.args, model, sizes, page_size, source, prefixes)
+        token_bytes = self.hello.kv_token_bytes * self.tp_size
+        copies = CopyTimes(token_bytes) if prefixes is not None and token_bytes else None
+        return make_planning(self.args, model, sizes, page_size, source, prefixes, copies)
 
     def _measured_on(self, sizes: tuple[int, ...], longest: int) -> MeasuredOn:
         """What a model depends on that is measured now, with prompts up to ``longest`` tokens."""

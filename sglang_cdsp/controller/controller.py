@@ -390,17 +390,24 @@ class PoolController(DataParallelController):
 
     def _status(self) -> dict[str, Any]:
         """What ``GET /cdsp/status`` answers."""
-        now_s, prefixes = time.monotonic(), self._planning.prefixes
+        now_s = time.monotonic()
         return {
             **self._planning.snapshot(now_s),
             "decode": self._decode.snapshot(),
             "pool": self._ledger.snapshot(now_s),
             "roles": str(self._ledger.roles),
-            "prefixes": prefixes.snapshot() if prefixes is not None else None,
+            "prefixes": self._prefixes_shown(),
             "requests": len(self._lifecycle.requests),
             "counters": self._metrics.snapshot(),
             "seats": self._seats.snapshot(),
         }
+
+    def _prefixes_shown(self) -> dict[str, Any] | None:
+        """What is known of caches, and the copies between them; None where nothing is reused."""
+        prefixes = self._planning.prefixes
+        if prefixes is None:
+            return None
+        return {**prefixes.snapshot(), "copies": self._lifecycle.copies.snapshot()}
 
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""

@@ -22,11 +22,15 @@ from sglang_cdsp.controller.decode.destination import Destination
 from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.effects import Observer
+from sglang_cdsp.controller.prefixes.copy import Copy
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
+    CopyEndOrder,
+    CopyInOrder,
+    CopyOutOrder,
     ForgetOrder,
     GoOrder,
     LogprobOrder,
@@ -210,6 +214,39 @@ class Dispatcher:
         """Nothing to send: the observers hear of it."""
         self._tell(lambda observer: observer.moved(request))
 
+    def copy_in(self, copy: Copy) -> None:
+        """Ask a copy's target to get ready."""
+        order = CopyInOrder(
+            seq=copy.number,
+            tokens=copy.pages.token_bytes,
+            salt=copy.pages.salt,
+            source=copy.source,
+            lane=copy.lane,
+            serial=copy.serial,
+        )
+        self._send([copy.target], order)
+
+    def copy_out(self, copy: Copy) -> None:
+        """Let a copy's source send what the target lacks."""
+        order = CopyOutOrder(
+            seq=copy.number,
+            tokens=copy.pages.token_bytes,
+            salt=copy.pages.salt,
+            target=copy.target,
+            first=copy.held,
+            lane=copy.lane,
+            serial=copy.serial,
+        )
+        self._send([copy.source], order)
+
+    def copy_end(self, number: int, instance: int) -> None:
+        """Let an instance end its part of a copy."""
+        self._send([instance], CopyEndOrder(seq=number))
+
+    def copy_over(self, copy: Copy) -> None:
+        """Nothing to send: the observers hear of it."""
+        self._tell(lambda observer: observer.copied(copy))
+
     def roles_changed(self, roles: Roles, why: str) -> None:
         """Nothing to send: an instance does what it is asked, whatever its role."""
         self._tell(lambda observer: observer.roles_changed(roles, why))
@@ -290,6 +327,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
         reused=request.plan.reused,
+        copy=request.copy,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Protocol
 
+from sglang_cdsp.controller.prefixes.copy import Copy
 from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
@@ -59,6 +60,18 @@ class Effects(Protocol):
 
     def move_over(self, request: PoolRequest) -> None:
         """Another instance goes on with a request, by the last of its ``moves``."""
+
+    def copy_in(self, copy: Copy) -> None:
+        """Ask a copy's target to get ready."""
+
+    def copy_out(self, copy: Copy) -> None:
+        """Order a copy's source to send what the target lacks."""
+
+    def copy_end(self, number: int, instance: int) -> None:
+        """Order an instance to end its part of a copy that does not come about."""
+
+    def copy_over(self, copy: Copy) -> None:
+        """Nobody has anything of a copy any more, whether it has arrived or not."""
 
     def answer(self, request: PoolRequest, status: HTTPStatus, message: str) -> None:
         """Answer a client whose request will not run."""
@@ -117,6 +130,9 @@ class Observer:
 
     def moved(self, request: PoolRequest) -> None:
         """Another instance goes on with a request, by the last of its ``moves``."""
+
+    def copied(self, copy: Copy) -> None:
+        """A copy of a cached prefix is over, whether it has arrived or not."""
 
     def roles_changed(self, roles: Roles, why: str) -> None:
         """The seats have other roles."""

@@ -70,6 +70,7 @@ class InstanceLedger:
     _taken: dict[int, int] = field(default_factory=dict)
     _absent: set[int] = field(default_factory=set)
     _coming: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _copies: dict[int, tuple[int, int]] = field(default_factory=dict)
     _roles: Roles | None = None
 
     @property
@@ -259,6 +260,14 @@ class InstanceLedger:
         if seq in self._bound:
             self._bound[seq].slots.pop(instance, None)
 
+    def copies(self, number: int, instance: int, tokens: int) -> None:
+        """A cached prefix is on its way to an instance, which keeps slots for it."""
+        self._copies[number] = (instance, tokens)
+
+    def copied(self, number: int) -> None:
+        """It has arrived, and is cached for nobody, or does not come: nothing is kept for it."""
+        self._copies.pop(number, None)
+
     def freeness(self, instance: int, free: Sequence[int]) -> float:
         """Free slots for each request that would decode on an instance, one more among them.
 
@@ -308,7 +317,7 @@ class InstanceLedger:
                     running[instance] += slots
                 else:
                     free[instance] -= slots
-        for instance, slots in self._coming.values():
+        for instance, slots in (*self._coming.values(), *self._copies.values()):
             free[instance] -= slots
         for instance, promised in enumerate(running):
             # Output may be longer than was promised for it, and some requests nobody planned.

@@ -14,6 +14,7 @@ from sglang_cdsp.args import DEFAULT_SEAT_TIMEOUT_S, DEFAULT_STOCK_TOKENS
 from sglang_cdsp.controller.absences import Absences
 from sglang_cdsp.controller.admission import Admission
 from sglang_cdsp.controller.arrivals import Arrivals
+from sglang_cdsp.controller.copies import PrefixCopies
 from sglang_cdsp.controller.decode.losses import DecodeLosses
 from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.decode.rooms import RoomMessage, Rooms
@@ -49,6 +50,7 @@ class Lifecycle(PoolState):
 
     Attributes:
         presence: which seats take part, as the requests see it.
+        copies: of cached prefixes from one instance to another.
     """
 
     def __init__(
@@ -162,6 +164,17 @@ class Lifecycle(PoolState):
             left_alone=self._losses.left_alone,
             clock=clock,
         )
+        self.copies = PrefixCopies(
+            prefixes=planning.prefixes,
+            times=planning.copies,
+            compute_s=lambda tokens: planning.model.predict(planning.model.sp_sizes[0], 0, tokens),
+            ledger=ledger,
+            presence=presence,
+            effects=effects,
+            lanes=lanes,
+            lane_left=self._progress.lane_left,
+            clock=clock,
+        )
 
     # -- from clients ---------------------------------------------------------------------
 
@@ -250,6 +263,10 @@ class Lifecycle(PoolState):
             case messages.CacheChanged():
                 if self._prefixes is not None:
                     self._prefixes.changed(report.instance, report.changes)
+                    self.copies.heard(report)
+                return
+            case messages.CopyReady() | messages.CopyEnded():
+                self.copies.on_report(report)
                 return
             case (
                 messages.MoveReady()
@@ -326,6 +343,7 @@ class Lifecycle(PoolState):
         if self._prefixes is not None:
             self._prefixes.gone(seat)
         self._moves.seat_lost(seat, why)
+        self.copies.seat_lost(seat, why)
         self._losses.lost(seat, why)
 
     def on_seat_ended(self, seat: int) -> None:
@@ -335,6 +353,7 @@ class Lifecycle(PoolState):
         before is so now.
         """
         self._moves.seat_lost(seat, PROCESS_ENDED)
+        self.copies.seat_lost(seat, PROCESS_ENDED)
         self._losses.ended(seat)
 
     def on_seat_up(self, seat: int) -> None:
@@ -354,12 +373,13 @@ class Lifecycle(PoolState):
 
     def seat_idle(self, seat: int) -> bool:
         """Whether nothing of any task is on a seat: one that drains may be ended."""
-        return self._losses.idle(seat) and not self._moves.at(seat)
+        travels = self._moves.at(seat) or self.copies.at(seat)
+        return self._losses.idle(seat) and not travels
 
     @property
     def chunk_running(self) -> bool:
-        """Whether a chunk is inside a forward, or a request on its way to another instance."""
-        return super().chunk_running or bool(self._moves)
+        """Whether a chunk is inside a forward, or a request or a prefix on its way elsewhere."""
+        return super().chunk_running or bool(self._moves) or bool(self.copies)
 
     # -- roles ----------------------------------------------------------------------------
 
@@ -399,7 +419,11 @@ class Lifecycle(PoolState):
         if not self._gate.may_bind:
             return
         for request, plan in self._arrivals.starts():
+            if not self.copies.serve(request, plan):
+                self._arrivals.take_back(request)
+                continue
             self._progress.bind(request, plan)
+            self.copies.used(request)
 
     def _wait_again(self, request: PoolRequest) -> None:
         """Nothing is left of a plan that was recalled."""

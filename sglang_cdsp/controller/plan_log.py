@@ -46,7 +46,8 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     until ``end_s``, when its last home was done with it. ``moves`` are its ways to other instances,
     with the KV rows that moved and those of them that were to go ahead. ``prefix`` tells of the
     cached tokens in front of its chunks, which its home had: how many some instance had, how many
-    its plan reused and why, and whether an earlier plan ``missed`` them.
+    its plan reused and why, whether an earlier plan ``missed`` them, and the ``copy`` by which its
+    home got them: from which instance, how many tokens, and what that was reckoned to take.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -105,6 +106,7 @@ def _prefix(request: PoolRequest) -> dict[str, Any] | None:
         "reused_tokens": plan.reused,
         "choice": plan.choice,
         "missed": request.missed,
+        "copy": plan.copy.to_dict() if plan.copy is not None else None,
     }
 
 

@@ -15,6 +15,7 @@ from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.measured_range import MeasuredRange
 from sglang_cdsp.planner.policies import PolicyOptions, make_policy
+from sglang_cdsp.planner.prefixes.copies import CopyTimes
 from sglang_cdsp.planner.regulator import Regulator, make_regulator, read_rates
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Planning:
         measured: which prompts the latency model was measured on.
         source: where the latency model comes from, as it follows the words "latency model".
         prefixes: what is cached where; None where nothing is reused.
+        copies: what it takes to copy a cached prefix; None where none is copied.
     """
 
     policy: GuardedPolicy
@@ -42,6 +44,7 @@ class Planning:
     measured: MeasuredRange
     source: str = ""
     prefixes: PoolPrefixes | None = None
+    copies: CopyTimes | None = None
 
     @property
     def model(self) -> LatencyModel:
@@ -92,12 +95,14 @@ def make_planning(
     page_size: int,
     source: str = "",
     prefixes: PoolPrefixes | None = None,
+    copies: CopyTimes | None = None,
 ) -> Planning:
     """Put a server's planner together.
 
     Args:
         source: where the latency model comes from.
         prefixes: from which plans may start; None where nothing is reused.
+        copies: what it takes to copy those; None where none is copied.
 
     Raises:
         PlannerError: an option does not fit the model; names the remedy.
@@ -117,6 +122,8 @@ def make_planning(
         regulator=regulator,
         correction=correction,
         prefixes=prefixes.held if prefixes is not None else None,
+        copy_costs=copies.cost if copies is not None else None,
     )
     policy = GuardedPolicy(make_policy(args.policy, options), lambda: make_policy(INSTEAD, options))
-    return Planning(policy, correction, regulator, MeasuredRange(model), source, prefixes)
+    measured = MeasuredRange(model)
+    return Planning(policy, correction, regulator, measured, source, prefixes, copies)

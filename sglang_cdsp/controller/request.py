@@ -205,6 +205,8 @@ class PoolRequest:
         carried: what it was when it left a home, until its client has seen more of it.
         resumes: what its present plan goes on from, None from its prompt alone.
         missed: a cached prefix of its plan was not there: it is computed without any.
+        copy: the copy by which its home gets the prefix that its plan starts from, None for none.
+        uncopied: such a copy could not begin: its next plan starts from what is there.
         prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """
 
@@ -262,6 +264,8 @@ class PoolRequest:
     carried: OutputState | None = None
     resumes: OutputState | None = None
     missed: bool = False
+    copy: int | None = None
+    uncopied: bool = False
     prompt_tokens: int = field(init=False)
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
@@ -325,6 +329,7 @@ class PoolRequest:
             and plan.chunks[0].sp_size == 1
             and self.tokens <= most_tokens
             and self.resumes is None
+            and plan.copy is None  # SGLang's own queue would not wait for it
         )
 
     def forget_plan(self) -> None:
@@ -337,7 +342,7 @@ class PoolRequest:
         self.drained, self.drained_s, self.released = set(), None, set()
         self.lost, self.without = set(), set()
         self.recalled = self.joined = False
-        self.moved_to = None
+        self.moved_to = self.copy = None
         self.recalls += 1
 
     @property

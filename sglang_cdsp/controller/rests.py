@@ -196,6 +196,7 @@ class Rests:
             reused=before.reused,
             cached=before.cached,
             choice=before.choice,
+            copy=before.copy,
         )
         request.revision += 1
         for instance in set(before.instances) - set(found.instances):

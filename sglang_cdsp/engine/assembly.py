@@ -15,6 +15,7 @@ from sglang_cdsp.engine.activations import measured_shard
 from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
+from sglang_cdsp.engine.copying import Copying
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.device import device_name, events_of
@@ -129,8 +130,19 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         lambda: decoding is not None and decoding.decodes,
         ranks,
     )
-    moving = None
+    moving = copying = None
+    match = match_in(scheduler.tree_cache) if one_server else None
     if joining is not None:
+        assert match is not None
+        copying = Copying(
+            scheduler=scheduler,
+            reporter=reporter,
+            coroutines=coroutines,
+            hub=hub,
+            layers=runner.layers,
+            match=match,
+            ranks=ranks,
+        )
         moving = Moving(
             scheduler=scheduler,
             reporter=reporter,
@@ -149,7 +161,8 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         callbacks.chunk_starts,
         numbers.count_prefill,
         make_room=partial(make_room, scheduler) if one_server else None,
-        match=match_in(scheduler.tree_cache) if one_server else None,
+        match=match,
+        copying=copying.comes if copying is not None else lambda copy: False,
     )
     engine = ChunkEngine(
         scheduler=scheduler,
@@ -162,13 +175,14 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         abort=callbacks.abort,
         joining=joining,
         moving=moving,
+        copying=copying,
         stock_tokens=_stock_tokens(),
     )
     decoding = None
-    if joining is not None and moving is not None:
+    if joining is not None and moving is not None and copying is not None:
         capacity = int(scheduler.token_to_kv_pool_allocator.available_size())
         slots = SlotReports(scheduler, reporter, capacity)
-        decoding = Decoding(scheduler, engine, coroutines, joining, moving, slots)
+        decoding = Decoding(scheduler, engine, coroutines, joining, moving, copying, slots)
     return RankParts(reporter, manager, hub, numbers, engine, decoding)
 
 
@@ -214,4 +228,5 @@ def greet(scheduler: RankScheduler, parts: RankParts) -> None:
         kv_cache_dtype="" if parts.manager is None else parts.manager.kv_cache_dtype_str,
         max_shard_tokens=measured_shard(scheduler, int(parallel.tp_size), capacity),
         links=pool_links(scheduler.device),
+        kv_token_bytes=parts.decoding.copying.token_bytes if parts.decoding is not None else 0,
     )

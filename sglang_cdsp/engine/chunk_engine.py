@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sglang_cdsp.engine.chunk_work import ChunkWork
+from sglang_cdsp.engine.copying import Copying
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.faults import moments_of
 from sglang_cdsp.engine.grammars import GrammarChecks
@@ -73,6 +74,7 @@ class ChunkEngine:
         abort: Callable[[str], None],
         joining: Joining | None = None,
         moving: Moving | None = None,
+        copying: Copying | None = None,
         stock_tokens: int = 0,
     ) -> None:
         """What the engine makes happen.
@@ -89,8 +91,10 @@ class ChunkEngine:
             joining: takes computed prompts to SGLang's running batch; None where a decode server
                 has them next.
             moving: takes running requests to other instances, and from them; None as ``joining``.
+            copying: takes cached prefixes to other instances, and from them; None as ``joining``.
             stock_tokens: what SGLang itself prefills at most, of what it has retracted.
         """
+        self._copying = copying
         self._scheduler = scheduler
         self._manager = manager
         self._reporter = reporter
@@ -159,6 +163,7 @@ class ChunkEngine:
             passes=order.passes,
             gathers=self._joining is not None and not order.probe,
             reused=order.reused,
+            copy=order.copy,
         )
         self._tasks[order.seq] = task
         self._queue.append(task)
@@ -310,7 +315,8 @@ class ChunkEngine:
     @property
     def idle(self) -> bool:
         """Whether the engine holds nothing: no slots, no queue, no write in flight."""
-        return not self._queue and not self._tasks and not self._admitted and not self._moving
+        busy = self._queue or self._tasks or self._admitted or self._moving or self._copying
+        return not busy
 
     def step(self) -> None:
         """One turn of the scheduler's loop: poll what is under way, advance the queue, compute."""
@@ -323,6 +329,8 @@ class ChunkEngine:
         self._home.join_computed()
         if self._moving is not None:
             self._moving.step()
+        if self._copying is not None:
+            self._copying.step()
 
     @property
     def computes(self) -> bool:
@@ -342,8 +350,10 @@ class ChunkEngine:
 
     @property
     def held_tokens(self) -> int:
-        """KV slots that chunk tasks hold here."""
+        """KV slots that chunk tasks hold here, requests that come, and prefixes that do."""
         coming = self._moving.held_tokens if self._moving is not None else 0
+        if self._copying is not None:
+            coming += self._copying.held_tokens
         return coming + sum(task.slot_table.tokens for task in self._tasks.values())
 
     @property

@@ -17,7 +17,7 @@ from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardDone, ShardRunner
 from sglang_cdsp.engine.stock import StockScheduler
 from sglang_cdsp.engine.stock_requests import take_compiling
-from sglang_cdsp.engine.tasks import ChunkTask
+from sglang_cdsp.engine.tasks import ChunkTask, Short
 from sglang_cdsp.engine.writes import (
     begin_write,
     cancel_writes,
@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 ROOM_TIMEOUT_S = 5.0
 """How long a rank may take to hear of decode's pages after its instance's leader has."""
 
+LOOK_AGAIN = 64
+"""Turns after which a prefix is looked for again although nothing seems to have changed."""
+
 ORDER_S = 0.02
 """How long others stand still for the controller's answer about a task that passes or is over."""
 
@@ -77,6 +80,7 @@ class ChunkWork:
         computed: Callable[[int], None],
         make_room: Callable[[int], bool] | None = None,
         match: Match | None = None,
+        copying: Callable[[int], bool] = lambda copy: False,
     ) -> None:
         """Work on tasks of ``scheduler``'s.
 
@@ -86,7 +90,9 @@ class ChunkWork:
             make_room: where SGLang's own requests hold slots too: sees to it that so many are
                 free, if it can.
             match: finds cached prefixes; None where no plan starts from one.
+            copying: whether a copy of a prefix to here is under way.
         """
+        self._copying = copying
         self._make_room = make_room
         self._match = match
         self._scheduler = scheduler
@@ -110,12 +116,15 @@ class ChunkWork:
         """Say that the task's next chunk can start, once everything for it is here."""
         if task.announced or task.error or not self._has_arrived(task):
             return
+        if self._is_short_still(task):
+            return
         chunk = task.next_chunk
         try:
             found = self._find_prefix(task)
             missed = found is not None and found < task.reused
             if task.prepared != chunk and not missed and not self._take_slots(task):
                 self._leave_prefix(task)
+                task.short = Short(self._free()) if task.starts_from_cache(self._instance) else None
                 return
         except Exception as error:
             self.fail(task, str(error))
@@ -153,6 +162,22 @@ class ChunkWork:
             task.slot_table.clear()
             task.matched = False
 
+    def _is_short_still(self, task: ChunkTask) -> bool:
+        """Whether a task's slots were not there, and nothing has changed since.
+
+        Its prefix is not looked for again meanwhile, which takes as long as it is. Who is free says
+        all but never nothing of a change; so now and then it is looked for all the same.
+        """
+        if task.short is None or task.short.free != self._free():
+            return False
+        task.short.turns += 1
+        return task.short.turns % LOOK_AGAIN != 0
+
+    def _free(self) -> tuple[int, int]:
+        """KV slots that are free, and those that could be evicted."""
+        free = self._scheduler.token_to_kv_pool_allocator.available_size()
+        return int(free), int(self._scheduler.tree_cache.evictable_size())
+
     def _await_order(self, task: ChunkTask) -> None:
         """Let others stand still for a moment, until the controller has answered.
 
@@ -161,8 +186,13 @@ class ChunkWork:
         task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
-        """Whether the request, decode's pages and a metadata buffer are here, as far as needed."""
+        """Whether all that a chunk needs is here.
+
+        The request, decode's pages, a metadata buffer, and the prefix that is copied to here.
+        """
         answers = task.answers_at(self._instance)
+        if answers and task.copy is not None and self._copying(task.copy):
+            return False
         if answers and task.req is None:
             return False
         if not self._room_is_known(task.room):

@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
+from sglang_cdsp.engine.copying import Copying
 from sglang_cdsp.engine.coroutines import Coroutines
 from sglang_cdsp.engine.decode_share import DecodeShare
 from sglang_cdsp.engine.joining import Joining, SlotReports
@@ -29,6 +30,7 @@ class Decoding:
         coroutines: Coroutines,
         joining: Joining,
         moving: Moving,
+        copying: Copying,
         slots: SlotReports,
     ) -> None:
         """Nobody decodes yet.
@@ -39,6 +41,7 @@ class Decoding:
             coroutines: what chunks run in; their stretch now is the one while nobody decodes.
             joining: computed prompts on their way into SGLang's running batch.
             moving: takes running requests to other instances, and from them.
+            copying: takes cached prefixes to other instances, and from them.
             slots: tells the controller what SGLang's own requests hold.
         """
         self._scheduler = scheduler
@@ -46,6 +49,7 @@ class Decoding:
         self._coroutines = coroutines
         self._joining = joining
         self.moving = moving
+        self.copying = copying
         self._slots = slots
         self._share = DecodeShare(coroutines.stretch_s)
 

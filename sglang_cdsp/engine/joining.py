@@ -171,29 +171,11 @@ class Joining:
         return batch
 
     def _give_row(self, computed: _Computed) -> None:
-        """The request's row lists its slots; no prefix of it is the tree's but a cached one."""
-        req, pool, tree = (
-            computed.req,
-            self._scheduler.req_to_token_pool,
-            self._scheduler.tree_cache,
-        )
+        """The request's row lists its slots."""
         if computed.slots is None:
-            self._keep_row(req)
-            return
-        tokens = int(computed.slots.numel())
-        assert pool.alloc([req]) is not None
-        pool.write((req.kv.req_pool_idx, slice(0, tokens)), computed.slots.to(torch.int32))
-        req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
-        shares = shares_prefixes(tree)
-        first = 0
-        if shares:
-            _bind_root_prefix(req, tree)
-            if computed.prefix is not None:
-                computed.prefix.bind(req)
-                first = computed.prefix.tokens
-        req.init_next_round_input(None if shares else tree)
-        # The tree may key the prompt, whose KV is there; the first token has none yet.
-        _set_extend_range(req, first, tokens)
+            self._keep_row(computed.req)
+        else:
+            give_row(self._scheduler, computed.req, computed.slots, computed.prefix)
 
     def _keep_row(self, req: Req) -> None:
         """A request has its row still; all that it lists is there."""
@@ -231,6 +213,33 @@ class Joining:
                 req.time_stats.set_completion_time()
         scheduler.output_streamer.stream_output(batch.reqs, batch.return_logprob, None)
         batch.filter_batch()
+
+
+def give_row(
+    scheduler: StockScheduler, req: Req, slots: torch.Tensor, prefix: CachedPrefix | None
+) -> None:
+    """A request gets a row that lists its slots; no prefix of it is the tree's but a cached one.
+
+    Args:
+        req: SGLang's, without a row; there is one for it.
+        slots: of its tokens by position, int64 ``[L]``; the request's own from now on.
+        prefix: the cached prefix to which the first of them belong, whose lock it gets.
+    """
+    pool, tree = scheduler.req_to_token_pool, scheduler.tree_cache
+    tokens = int(slots.numel())
+    assert pool.alloc([req]) is not None
+    pool.write((req.kv.req_pool_idx, slice(0, tokens)), slots.to(torch.int32))
+    req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
+    shares = shares_prefixes(tree)
+    first = 0
+    if shares:
+        _bind_root_prefix(req, tree)
+        if prefix is not None:
+            prefix.bind(req)
+            first = prefix.tokens
+    req.init_next_round_input(None if shares else tree)
+    # The tree may key the prompt, whose KV is there; what was sampled last has none yet.
+    _set_extend_range(req, first, tokens)
 
 
 def _set_extend_range(req: Req, start: int, tokens: int) -> None:

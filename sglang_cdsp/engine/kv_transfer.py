@@ -1,6 +1,6 @@
-"""KV of one request on its way from one instance to another, layer by layer.
+"""KV on its way from one instance to another, layer by layer: a running request's, or a prefix.
 
-Most of it goes ahead, while the request is still computed or decodes on: nobody waits for that.
+Most of a request's goes ahead, while it is still computed or decodes on: nobody waits for that.
 What is left then follows in one go when the request itself has left.
 """
 
@@ -21,7 +21,7 @@ from sglang_cdsp.parallel.moves import MoveHandle, start_moves
 from sglang_cdsp.parallel.ranks import ALONE, Ranks
 from sglang_cdsp.parallel.rebalancer import rows_of_layer
 from sglang_cdsp.parallel.spans import Move, Span
-from sglang_cdsp.protocol.messages import MoveInOrder, MoveOutOrder
+from sglang_cdsp.protocol.messages import CopyInOrder, CopyOutOrder, MoveInOrder, MoveOutOrder
 
 if TYPE_CHECKING:
     from sglang_cdsp.parallel.links.lanes import Lane, LinkHub
@@ -35,9 +35,13 @@ URGENT = -1.0
 """Chunks stand still while KV of a running request travels: its client waits for the next token."""
 
 
+InOrder = MoveInOrder | CopyInOrder
+OutOrder = MoveOutOrder | CopyOutOrder
+
+
 @dataclass(eq=False)
 class Transfer:
-    """One end of a request's way.
+    """One end of a way.
 
     Attributes:
         lane: of the links, one for all that travels; None before.
@@ -67,7 +71,7 @@ def at_once(layer: int) -> bool:
 
 
 class Carrier:
-    """Sends and receives KV of requests that move, on one rank."""
+    """Sends and receives KV on one rank."""
 
     def __init__(
         self,
@@ -77,8 +81,18 @@ class Carrier:
         instance: int,
         layers: tuple[int, ...],
         ranks: Ranks = ALONE,
+        what: str = "request",
+        urgency: float = URGENT,
     ) -> None:
-        """``layers``: those of the model that have KV, in order; ``ranks``: of this instance."""
+        """Nothing travels yet.
+
+        Args:
+            layers: those of the model that have KV, in order.
+            ranks: of this instance.
+            what: it is that travels, for logs and status.
+            urgency: first number of the order of the coroutines in which it does.
+        """
+        self._what, self._urgency = what, urgency
         self._scheduler = scheduler
         self._coroutines = coroutines
         self._hub = hub
@@ -101,11 +115,11 @@ class Carrier:
         """Let what goes ahead come into these rows of the pool, int64 ``[tokens]``."""
         self._start(transfer, order, (order.source, self._me), rows, at_once)
 
-    def send(self, transfer: Transfer, order: MoveOutOrder, rows: torch.Tensor) -> None:
+    def send(self, transfer: Transfer, order: OutOrder, rows: torch.Tensor) -> None:
         """Let the rest, these rows of the pool, int64 ``[tokens]``, leave for the target."""
         self._start(transfer, order, (self._me, order.target), rows)
 
-    def receive(self, transfer: Transfer, order: MoveInOrder, rows: torch.Tensor) -> None:
+    def receive(self, transfer: Transfer, order: InOrder, rows: torch.Tensor) -> None:
         """Let the rest go into these rows of the pool, int64 ``[tokens]``."""
         self._start(transfer, order, (order.source, self._me), rows)
 
@@ -129,28 +143,28 @@ class Carrier:
             return True
         name = "a move ends"
         work = partial(self._settle, transfer, lane)
-        transfer.running = self._coroutines.start(name, (URGENT, 0), work)
+        transfer.running = self._coroutines.start(name, (self._urgency, 0), work)
         return False
 
     def _start(
         self,
         transfer: Transfer,
-        order: MoveInOrder | MoveOutOrder,
+        order: InOrder | OutOrder,
         ends: tuple[int, int],
         rows: torch.Tensor,
         there: There | None = None,
     ) -> None:
-        name = f"request {order.seq} moves from {ends[0]} to {ends[1]}"
+        name = f"{self._what} {order.seq} moves from {ends[0]} to {ends[1]}"
         ahead = there is not None
         work = partial(self._run, transfer, order, ends, rows, there)
         transfer.running = self._coroutines.start(
-            f"{name}, ahead" if ahead else name, (URGENT, order.seq), work, aside=ahead
+            f"{name}, ahead" if ahead else name, (self._urgency, order.seq), work, aside=ahead
         )
 
     def _run(
         self,
         transfer: Transfer,
-        order: MoveInOrder | MoveOutOrder,
+        order: InOrder | OutOrder,
         ends: tuple[int, int],
         rows: torch.Tensor,
         there: There | None,
@@ -175,7 +189,7 @@ class Carrier:
     def _carry(
         self,
         transfer: Transfer,
-        order: MoveInOrder | MoveOutOrder,
+        order: InOrder | OutOrder,
         ends: tuple[int, int],
         rows: torch.Tensor,
         there: There | None,

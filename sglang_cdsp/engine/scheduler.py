@@ -28,6 +28,7 @@ from sglang_cdsp.engine.assembly import Callbacks, assemble, greet
 from sglang_cdsp.engine.cache_events import CacheEvents, hashing_works, take_over_publishing
 from sglang_cdsp.engine.cache_walk import walked
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
+from sglang_cdsp.engine.copying import Copying
 from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.faults import FaultHook, requested_hook
 from sglang_cdsp.engine.heartbeat import keep_beating
@@ -49,6 +50,9 @@ from sglang_cdsp.protocol.lives import this_life
 from sglang_cdsp.protocol.messages import (
     Answered,
     CancelOrder,
+    CopyEndOrder,
+    CopyInOrder,
+    CopyOutOrder,
     ForgetOrder,
     GoOrder,
     GrammarOrder,
@@ -217,6 +221,9 @@ class PoolScheduler(Scheduler):
                 (MoveOutOrder, lambda order: self._moves.on_move_out(order)),
                 (MovedOrder, lambda order: self._moves.on_moved(order)),
                 (MoveEndOrder, lambda order: self._moves.on_move_end(order)),
+                (CopyInOrder, lambda order: self._copies.on_copy_in(order)),
+                (CopyOutOrder, lambda order: self._copies.on_copy_out(order)),
+                (CopyEndOrder, lambda order: self._copies.on_copy_end(order)),
                 (GrammarOrder, lambda order: self._engine.on_grammar(order)),
                 (StatusOrder, self._on_status),
                 (LoadOrder, self._on_load),
@@ -232,6 +239,11 @@ class PoolScheduler(Scheduler):
     def _moves(self) -> Moving:
         assert self._decoding is not None
         return self._decoding.moving
+
+    @property
+    def _copies(self) -> Copying:
+        assert self._decoding is not None
+        return self._decoding.copying
 
     def _has_messages(self) -> bool:
         """Whether the loop has something to do while chunks wait for their partners."""

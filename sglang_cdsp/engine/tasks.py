@@ -48,6 +48,19 @@ class StockRequest:
     awaited_until_s: float = 0.0
 
 
+@dataclass
+class Short:
+    """A task's slots were not there; nothing is looked for again while nothing has changed.
+
+    Attributes:
+        free: KV slots that were free then, and those that could have been evicted.
+        turns: how often it was not looked for since.
+    """
+
+    free: tuple[int, int]
+    turns: int = 0
+
+
 @dataclass(eq=False)
 class ChunkTask:
     """A plan on one of its instances.
@@ -80,6 +93,8 @@ class ChunkTask:
         joined: at home, its request is SGLang's and owns its KV slots.
         withdrawn: at home, its request is computed anew, and owns nothing here.
         reused: tokens in front of the first chunk that home has cached.
+        copy: as in ``PlanOrder``.
+        short: at home, what was free when its slots were not there; see ``ChunkWork.announce``.
         matched: at home, they were looked for in the cache.
         awaited_until_s: how long others stand still for the controller's next order, monotonic
             seconds.
@@ -118,6 +133,8 @@ class ChunkTask:
     output: OutputState | None = None
     withdrawn: bool = False
     reused: int = 0
+    copy: int | None = None
+    short: Short | None = None
     matched: bool = False
     awaited_until_s: float = 0.0
     kept_layers: int = 0

@@ -74,6 +74,23 @@ class Considered:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixCopy:
+    """A cached prefix that is copied to a plan's home before its first chunk.
+
+    source: the instance that has it. tokens: those that travel, which home lacks. seconds: what
+    that takes; the first chunk starts no sooner.
+    """
+
+    source: int
+    tokens: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
+        return {"from": self.source, "tokens": self.tokens, "seconds": self.seconds}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The chunks of one request, in order; each group starts with the group before it.
 
@@ -84,7 +101,7 @@ class Plan:
     prompt was bound with, "" if it is. `reused`: cached tokens in front of its first chunk, which
     its home has; they are not computed. `cached`: the most tokens that any instance had cached of
     the prompt, as far as it might be reused. `choice`: why it starts from those or not, "" where
-    there was nothing to choose.
+    there was nothing to choose. `copy`: how home gets those that it reuses, None if it has them.
     """
 
     chunks: tuple[PlannedChunk, ...]
@@ -97,6 +114,7 @@ class Plan:
     reused: int = 0
     cached: int = 0
     choice: str = ""
+    copy: PrefixCopy | None = None
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -139,6 +157,7 @@ class Plan:
             "reused": self.reused,
             "cached": self.cached,
             "choice": self.choice,
+            "copy": self.copy.to_dict() if self.copy else None,
             "chunks": [chunk.to_dict() for chunk in self.chunks],
             "considered": [candidate.to_dict() for candidate in self.considered],
         }
@@ -181,11 +200,18 @@ class HeldPrefix:
 
     At least one token of the prompt is left to compute. `home_tokens`: KV slots that the instance
     needs of the prompt in the end, cached ones included, if that decodes there; 0 if it does not.
+    `ready`: tokens, of these, that it can send to another instance now; None for all of them.
     """
 
     instance: int
     tokens: int
     home_tokens: int = 0
+    ready: int | None = None
+
+    @property
+    def sendable(self) -> int:
+        """Tokens that it can send to another instance now."""
+        return self.tokens if self.ready is None else self.ready
 
 
 PrefixSource = Callable[[str], tuple[HeldPrefix, ...]]

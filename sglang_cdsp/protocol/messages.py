@@ -11,6 +11,13 @@ from __future__ import annotations
 import msgspec
 from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
+from sglang_cdsp.protocol.copying import (
+    CopyEnded,
+    CopyEndOrder,
+    CopyInOrder,
+    CopyOutOrder,
+    CopyReady,
+)
 from sglang_cdsp.protocol.moving import (
     MovedIn,
     MovedOrder,
@@ -86,6 +93,11 @@ __all__ = [
     "CacheChanged",
     "CancelOrder",
     "ChunkDone",
+    "CopyEndOrder",
+    "CopyEnded",
+    "CopyInOrder",
+    "CopyOutOrder",
+    "CopyReady",
     "DecodeEnded",
     "Drained",
     "Failed",
@@ -156,6 +168,9 @@ ORDER_TYPES: tuple[type[BaseReq], ...] = (
     MoveOutOrder,
     MovedOrder,
     MoveEndOrder,
+    CopyInOrder,
+    CopyOutOrder,
+    CopyEndOrder,
     LinkOrder,
     LeaveOrder,
     InviteOrder,
@@ -188,6 +203,8 @@ AnyReport = (
     | MovedIn
     | MoveFailed
     | MoveEnded
+    | CopyReady
+    | CopyEnded
     | Streamed
     | Retracted
     | SlotsTaken

@@ -17,6 +17,7 @@ class Hello(Report, frozen=True, kw_only=True):
         dtype: of weights and activations.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
         links: the kind of its links to other instances.
+        kv_token_bytes: KV of a token at this rank, all layers; 0 where nobody needs to know.
     """
 
     invitations: dict[int, bytes]
@@ -30,6 +31,7 @@ class Hello(Report, frozen=True, kw_only=True):
     kv_cache_dtype: str
     max_shard_tokens: int | None = None
     links: str = ""
+    kv_token_bytes: int = 0
 
 
 class Invitation(Report, frozen=True, kw_only=True):

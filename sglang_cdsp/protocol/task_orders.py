@@ -28,6 +28,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
             members.
         passes: it may start while tasks before it in the order have not ended.
         reused: tokens in front of the first chunk that home has cached: they are not computed.
+        copy: the copy by which home gets those, if it is under way: it is waited for.
     """
 
     seq: int
@@ -41,6 +42,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     urgency: float = 0.0
     passes: bool = False
     reused: int = 0
+    copy: int | None = None
 
 
 class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]

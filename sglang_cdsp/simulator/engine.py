@@ -159,6 +159,8 @@ class _Run:
             reused_tokens=self._prefixes.reused_tokens if self._prefixes else 0,
             cached_tokens=self._prefixes.cached_tokens if self._prefixes else 0,
             evicted_blocks=self._prefixes.evicted_blocks if self._prefixes else 0,
+            copied_tokens=self._prefixes.copied_tokens if self._prefixes else 0,
+            hot_copies=self._prefixes.hot_copies if self._prefixes else 0,
         )
 
     # -- a request's way --------------------------------------------------------------------
@@ -256,9 +258,20 @@ class _Run:
         self._bound.add(task)
         if self._prefixes is not None:
             # Before its slots are promised: they may be those of other prefixes, not of its own.
-            self._prefixes.bound(task, settled)
+            self._prefixes.bound(now, task, settled)
         self._pool.bind(now, task, settled)
+        if self._prefixes is not None:
+            self._prefixes.promised(now, task)
+            arrives_s = self._prefixes.used(now, task, self._pool.view(now).queue_s)
+            if arrives_s is not None:
+                self._agenda.at(arrives_s, self._copied, arrives_s)
         return True
+
+    def _copied(self, now: float, _: float) -> None:
+        """A copy of what is asked for often has arrived."""
+        assert self._prefixes is not None
+        self._changed = True
+        self._prefixes.copied(now)
 
     def chunk_started(self, now: float, task: Task) -> None:
         """Its first chunk runs: decode is asked for room meanwhile (as the paper's handshake)."""

@@ -93,9 +93,17 @@ class Homes:
         """The plan with a home that has the room, which is promised; None while there is none."""
         need, group = self._need(task), plan.chunks[0].instances
         free = self._pool.free
-        if plan.reused:  # who has the prefix is home
-            task.decode_instance = plan.home
-            return plan if self._fits(task, plan, plan.home) else None
+        if plan.reused:  # who has the prefix is home, if requests decode there
+            home = plan.home
+            if self._roles[home] is Role.PREFILL:
+                found = self._home_of_copied(plan, need)
+                if found is None:
+                    return None
+                home = found
+            if not self._fits(task, plan, home):
+                return None
+            task.decode_instance = home
+            return plan
         if plan.policy == GIVEN:
             home = group[0]
             if not self._fits(task, plan, home):
@@ -126,6 +134,19 @@ class Homes:
         task.decode_instance = home
         return chosen
 
+    def _home_of_copied(self, plan: Plan, need: int) -> int | None:
+        """Where a request decodes whose prefix is on a seat that only prefills.
+
+        On the seat from which it was copied to there, if that has the room: only the rest comes.
+        """
+        free = self._pool.free
+        roomy = [
+            i for i, role in enumerate(self._roles) if role is not Role.PREFILL and free[i] >= need
+        ]
+        if plan.copy is not None and plan.copy.source in roomy:
+            return plan.copy.source
+        return self._freest(roomy) if roomy else None
+
     def demand(self, task: Task, slots: Mapping[int, int]) -> dict[int, int]:
         """What a plan is promised by instance, with what its home needs in the end."""
         home = task.decode_instance
@@ -140,8 +161,10 @@ class Homes:
         if home in plan.instances:
             return
         self._moving[task] = 2
-        self.moved_tokens += task.request.prompt_tokens
-        size = task.request.prompt_tokens * self._setup.kv_bytes_per_token
+        there = plan.reused if plan.copy is not None and plan.copy.source == home else 0
+        tokens = task.request.prompt_tokens - there
+        self.moved_tokens += tokens
+        size = tokens * self._setup.kv_bytes_per_token
         self._links.start(now, task, size, plan.instances, (home,))
 
     def running(self) -> tuple[Running, ...]:
@@ -224,7 +247,7 @@ class Homes:
         task.slots = {home: task.slots[home]}
         task.transferred_s = now
         if self._prefixes is not None:
-            self._prefixes.computed(task)
+            self._prefixes.computed(now, task)
         self._here[home] += 1
         if task.request.output_tokens == 1:
             self._end(now, task)
@@ -236,7 +259,7 @@ class Homes:
         self._here[task.decode_instance] -= 1
         self._pool.release(now, task)
         if self._prefixes is not None:
-            self._prefixes.ended(task)
+            self._prefixes.ended(now, task)
         self._ended(now, task)
 
     def _touched(self, now: float, instances: Iterable[int]) -> None:

@@ -60,6 +60,7 @@ class PrefillPool:
     def __init__(self, setup: Setup, agenda: Agenda, listener: ChunkListener, noise: Noise) -> None:
         n = setup.instances
         self._setup, self._listener, self._noise = setup, listener, noise
+        self._agenda = agenda
         self._model: LatencyModel = setup.true_model or setup.model
         self._rows: dict[int, Coefficients] = {}
         self.capacity = (setup.slots,) * n
@@ -145,6 +146,16 @@ class PrefillPool:
             return
         self.order.add(now, task, plan)
         self._promise(now, task, plan)
+        if plan.copy is not None:
+            # Its first chunk waits for one more: what it starts from.
+            task.missing[0] += 1
+            self._agenda.at(now + plan.copy.seconds, self._copied, task)
+        if not task.missing[0]:
+            self._start(now, task)
+
+    def _copied(self, now: float, task: Task) -> None:
+        """The prefix that a task starts from has come to its home."""
+        task.missing[0] -= 1
         if not task.missing[0]:
             self._start(now, task)
 

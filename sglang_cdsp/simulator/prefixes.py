@@ -17,8 +17,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from sglang_cdsp.planner.memory import pages
+from sglang_cdsp.planner.prefixes.hot import PrefixUses, Turnover, target_of_copy, wants_copy
 from sglang_cdsp.planner.prefixes.index import PrefixIndex
 from sglang_cdsp.planner.types import HeldPrefix, Plan
+from sglang_cdsp.simulator.one_server import Role
 from sglang_cdsp.simulator.setup import Setup
 from sglang_cdsp.simulator.task import Task
 
@@ -70,7 +72,8 @@ class Prefixes:
 
     Attributes:
         reused_tokens: prompt tokens that were not computed. cached_tokens: prompt tokens of bound
-            requests that some instance had. evicted_blocks: how many went.
+            requests that some instance had. evicted_blocks: how many went. copied_tokens: whose KV
+            was copied from one cache to another. hot_copies: copies of what was asked for often.
         free: KV slots promised to nobody, by instance: the pool's own, which sets it.
     """
 
@@ -80,10 +83,17 @@ class Prefixes:
         self._caches = [Cache() for _ in range(n)]
         self._index = PrefixIndex([setup.slots // self._block + 1] * n)
         self._asked: dict[str, Task] = {}
-        self._locked: dict[Task, Sequence[int]] = {}
+        self._locked: dict[Task, tuple[int, Sequence[int]]] = {}
         self._coming: dict[Task, Sequence[int]] = {}
         self.free: Sequence[int] = [setup.slots] * n
         self.reused_tokens = self.cached_tokens = self.evicted_blocks = 0
+        self.copied_tokens = self.hot_copies = 0
+        self._cost = setup.copy_cost()
+        self._model = setup.model
+        takes = setup.one_server.of(n) if setup.one_server else ()
+        self._takes_chunks = [i for i, role in enumerate(takes) if role is not Role.DECODE]
+        self._uses, self._turnover = PrefixUses(), Turnover(n)
+        self._hot: tuple[int, Sequence[int]] | None = None
 
     # -- as a policy sees it ----------------------------------------------------------------
 
@@ -95,14 +105,18 @@ class Prefixes:
         request = task.request
         blocks = request.blocks[: (request.prompt_tokens - 1) // self._block]
         need = pages(request.prompt_tokens, self._page) + pages(request.output_tokens, self._page)
-        most = {i: held.pages for held in self._index.lookup(blocks) for i in held.instances}
+        stored = {i: held.pages for held in self._index.lookup(blocks) for i in held.instances}
+        most = dict(stored)
         for leader, theirs in self._coming.items():
             home = leader.decode_instance
             there = _in_common(blocks, theirs)
             if home is not None and there > most.get(home, 0):
                 most[home] = there
         ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
-        return tuple(HeldPrefix(i, count * self._block, need * self._page) for i, count in ordered)
+        return tuple(
+            HeldPrefix(i, count * self._block, need * self._page, stored.get(i, 0) * self._block)
+            for i, count in ordered
+        )
 
     # -- a request's way --------------------------------------------------------------------
 
@@ -111,51 +125,118 @@ class Prefixes:
         if task.request.blocks:
             self._asked[task.rid] = task
 
-    def bound(self, task: Task, plan: Plan) -> None:
+    def bound(self, now: float, task: Task, plan: Plan) -> None:
         """It gets a plan: what that reuses is locked at its home."""
         self._asked.pop(task.rid, None)
         self.cached_tokens += plan.cached
         self.reused_tokens += plan.reused
+        copied = plan.copy.tokens if plan.copy is not None else 0
+        self.copied_tokens += copied
         if plan.reused:
-            self._use(task, plan.home, plan.reused)
+            # What is copied enters the cache when its slots are promised: others give way to it.
+            self._use(now, task, plan.home, plan.reused - copied)
         if task.request.blocks:
             self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
 
-    def computed(self, task: Task) -> None:
+    def promised(self, now: float, task: Task) -> None:
+        """A bound prompt has its slots: what it starts from may come to its home."""
+        plan = task.plan
+        if plan is not None and plan.copy is not None:
+            instance, there = self._locked[task]
+            self._use(now, task, instance, plan.reused)
+            self._caches[instance].unlock(there)
+
+    def used(self, now: float, task: Task, queue_s: Sequence[float]) -> float | None:
+        """A bound prompt was cached in part; when a copy of that arrives that begins now, if any.
+
+        As in the server (`planner/prefixes/hot.py`).
+        """
+        plan, cost = task.plan, self._cost
+        if cost is None or plan is None or not plan.cached:
+            return None
+        blocks = task.request.blocks[: plan.cached // self._block]
+        uses = self._uses.used(blocks[-1], now)
+        holders = {i for h in self._index.lookup(blocks) if h.pages == len(blocks)
+                   for i in h.instances}  # fmt: skip
+        coming = {t.decode_instance for t, theirs in self._coming.items()
+                  if _in_common(blocks, theirs) == len(blocks)}  # fmt: skip
+        copies = sum(1 for i in self._takes_chunks if i in holders or i in coming)
+        seconds = cost.seconds(plan.cached)
+        if self._hot is not None or not holders or not wants_copy(uses, copies):
+            return None
+        if seconds >= self._model.predict(self._model.sp_sizes[0], 0, plan.cached):
+            return None
+        ages = [
+            self._turnover.age_s(i, self._index.count(i) * self._block, self.free[i], now)
+            for i in range(len(self._caches))
+        ]
+        able = [
+            i
+            for i in self._takes_chunks
+            if not (i in holders or i in coming) and self.free[i] >= plan.cached
+        ]
+        target = target_of_copy(uses, copies, ages, queue_s, able)
+        if target is None:
+            return None
+        self._hot = target, blocks
+        return now + seconds
+
+    def copied(self, now: float) -> None:
+        """The copy that had begun has arrived."""
+        assert self._hot is not None
+        (target, blocks), self._hot = self._hot, None
+        cache = self._caches[target]
+        there = [block for block in blocks if block in cache]
+        cache.lock(there)
+        lacks = len(blocks) - len(there)
+        if self.free[target] // self._block >= lacks:
+            self.hot_copies += 1
+            self.copied_tokens += lacks * self._block
+            self.press(target, lacks)
+            self._stored(now, target, cache.lock(blocks))
+            cache.unlock(blocks)
+        cache.unlock(there)
+        self.press(target)
+
+    def computed(self, now: float, task: Task) -> None:
         """Its home has all of its prompt."""
         assert task.decode_instance is not None
         self._coming.pop(task, None)
         self._leave(task)
-        self._use(task, task.decode_instance, task.request.prompt_tokens)
+        self._use(now, task, task.decode_instance, task.request.prompt_tokens)
 
-    def ended(self, task: Task) -> None:
+    def ended(self, now: float, task: Task) -> None:
         """It has its last token, and its slots are promised to nobody any more."""
         home = task.decode_instance
         assert home is not None
         self._leave(task)
-        self._use(task, home, task.total_tokens)
+        self._use(now, task, home, task.total_tokens)
         self._leave(task)
         self.press(home)
 
-    def press(self, instance: int) -> None:
-        """Slots of an instance were promised: what is cached gives way."""
-        gone = self._caches[instance].shrink(self.free[instance] // self._block)
+    def press(self, instance: int, coming: int = 0) -> None:
+        """Slots of an instance were promised, or blocks are coming: what is cached gives way."""
+        most = max(0, self.free[instance] // self._block - coming)
+        gone = self._caches[instance].shrink(most)
         self.evicted_blocks += len(gone)
         self._index.removed(instance, gone)
 
-    def _use(self, task: Task, home: int, tokens: int) -> None:
-        """Lock the first tokens of a task at its home, in whole blocks."""
+    def _use(self, now: float, task: Task, instance: int, tokens: int) -> None:
+        """Lock the first tokens of a task on an instance, in whole blocks."""
         blocks = task.request.blocks[: tokens // self._block]
-        self._index.stored(home, self._caches[home].lock(blocks))
-        self._locked[task] = blocks
+        self._stored(now, instance, self._caches[instance].lock(blocks))
+        self._locked[task] = instance, blocks
+
+    def _stored(self, now: float, instance: int, blocks: Sequence[int]) -> None:
+        self._index.stored(instance, blocks)
+        self._turnover.stored(instance, len(blocks) * self._block, now)
 
     def _leave(self, task: Task) -> None:
         """Unlock what a task uses."""
-        blocks = self._locked.pop(task, None)
-        if blocks is not None:
-            home = task.decode_instance
-            assert home is not None
-            self._caches[home].unlock(blocks)
+        instance, blocks = self._locked.pop(task, (0, ()))
+        self._caches[instance].unlock(blocks)
+        if instance != task.decode_instance:
+            self.press(instance)
 
     # -- accounts ---------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ class Result:
     simulated. moved_tokens: prompt tokens whose KV went to a home outside the group that prefilled
     it (one server). reused_tokens: prompt tokens that were cached and not computed. cached_tokens:
     those that some instance had when their request was bound. evicted_blocks: of the caches.
+    copied_tokens: whose KV was copied from one cache to another. hot_copies: copies of what was
+    asked for often.
     """
 
     setup: Setup
@@ -33,6 +35,8 @@ class Result:
     reused_tokens: int = 0
     cached_tokens: int = 0
     evicted_blocks: int = 0
+    copied_tokens: int = 0
+    hot_copies: int = 0
 
     @property
     def idle_fraction(self) -> float:

@@ -11,6 +11,7 @@ from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.policies import DEFAULT_POLICY, PolicyOptions
 from sglang_cdsp.planner.policies.options import DEFAULT_MIN_CHUNK, DEFAULT_PREEMPT_BUDGET
+from sglang_cdsp.planner.prefixes.copies import FIXED_S, CopyCost
 from sglang_cdsp.planner.regulator import make_regulator
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.one_server import OneServer
@@ -72,6 +73,7 @@ class Setup:
             `decode` is then the time model of one instance, and decode_instances, decode_kv_tokens
             and reserve_at_arrival are unused.
         prefix_cache: instances of one server keep what they have computed, and plans reuse it.
+        prefix_copies: what is cached is copied to other instances, where that pays.
         cache_block: tokens of a block of `Request.blocks`.
     """
 
@@ -103,6 +105,7 @@ class Setup:
     unified_merge: bool = False
     one_server: OneServer | None = None
     prefix_cache: bool = False
+    prefix_copies: bool = True
     cache_block: int = 512
 
     def __post_init__(self) -> None:
@@ -149,6 +152,13 @@ class Setup:
         """KV slots of one prefill instance that whole pages can use."""
         return self.kv_tokens // self.page_size * self.page_size
 
+    def copy_cost(self) -> CopyCost | None:
+        """What it takes to copy a cached prefix; None where none is copied."""
+        if not (self.prefix_cache and self.prefix_copies):
+            return None
+        bytes_per_s = min(self.send_bytes_per_s, self.receive_bytes_per_s)
+        return CopyCost(FIXED_S, self.kv_bytes_per_token / bytes_per_s)
+
     def usable_sizes(self) -> tuple[int, ...]:
         """SP sizes that the pool has instances for."""
         return tuple(size for size in self.sp_sizes if size <= self.instances)
@@ -172,6 +182,7 @@ class Setup:
             regulator=regulator,
             correction=OnlineCorrection(self.model) if self.online_correction else None,
             preempt_budget=self.preempt_budget,
+            copy_costs=self.copy_cost if self.prefix_cache else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -76,6 +76,16 @@ ROWS = (
         ),
     ),
     row(
+        "engine.copying",
+        "a request that nobody made, by which a prefix enters the tree",
+        Signature(
+            BATCH,
+            "Req.__init__",
+            ("rid", "origin_input_text", "origin_input_ids", "sampling_params"),
+            ("cache_salt",),
+        ),
+    ),
+    row(
         "engine.cache_events hooks",
         "hooked: the trees of one server keep their events",
         Order(BUILDER, "build_kv_cache", ("enable_kv_cache_events=enable_kv_cache_events",)),

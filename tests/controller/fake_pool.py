@@ -20,6 +20,7 @@ from sglang_cdsp.controller.ledger import RESERVE_TOKENS, InstanceLedger
 from sglang_cdsp.controller.lifecycle import NO_LIMITS, Lifecycle
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.planning import make_planning
+from sglang_cdsp.controller.prefixes.copy import Copy
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.queue_limits import QueueLimits
 from sglang_cdsp.controller.quiet import QuietGate
@@ -27,6 +28,7 @@ from sglang_cdsp.controller.request import AbortTarget, PoolRequest
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, Send, plan_layout
 from sglang_cdsp.planner.latency import builtin_model
 from sglang_cdsp.planner.memory import kv_demand
+from sglang_cdsp.planner.prefixes.copies import CopyTimes
 from sglang_cdsp.planner.rests import Placed
 from sglang_cdsp.planner.roles import Roles
 from sglang_cdsp.planner.types import Plan
@@ -70,6 +72,10 @@ class FakePool:
 
     def make_prefixes(self, size: int, page_size: int) -> PoolPrefixes | None:
         """What is cached where; nothing is, in most pools."""
+        return None
+
+    def make_copies(self) -> CopyTimes | None:
+        """What it takes to copy a cached prefix; none is copied, in most pools."""
         return None
 
     def __init__(
@@ -133,6 +139,7 @@ class FakePool:
             sizes,
             page_size,
             prefixes=self.make_prefixes(size, page_size),
+            copies=self.make_copies(),
         )
         self.policy = planning.policy.policy
         self.decode_servers = DecodeServers(page_size, RESERVED, TIMEOUT_S, decode_tokens)
@@ -390,6 +397,7 @@ class FakePool:
             request.revision,
             request.plan.passes,
             reused=request.plan.reused,
+            copy=request.copy,
         )
         self.instances[me].order(partial(self.instances[me].on_plan, task))
 
@@ -514,6 +522,22 @@ class FakePool:
 
     def move_over(self, request: PoolRequest) -> None:
         """A running request has another home."""
+
+    def copy_in(self, copy: Copy) -> None:
+        """An instance is to get ready for a prefix."""
+        raise AssertionError("nothing is copied here")
+
+    def copy_out(self, copy: Copy) -> None:
+        """An instance is to send a prefix."""
+        raise AssertionError("nothing is copied here")
+
+    def copy_end(self, number: int, instance: int) -> None:
+        """A copy is over for an instance."""
+        raise AssertionError("nothing is copied here")
+
+    def copy_over(self, copy: Copy) -> None:
+        """Nobody has anything of a copy any more."""
+        raise AssertionError("nothing is copied here")
 
     def roles_changed(self, roles: Roles, why: str) -> None:
         """The seats have other roles."""

@@ -54,6 +54,7 @@ class FakeTask:
     lost: dict[int, str] = field(default_factory=dict)  # by rank
     held: int = 0
     reused: int = 0
+    copy: int | None = None
     matched: bool = False
     writes: Counter[int] = field(default_factory=Counter)
     drained: set[int] = field(default_factory=set)

@@ -22,6 +22,8 @@ from sglang_cdsp.controller.exported.instruments import (
 )
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
+from sglang_cdsp.controller.prefixes.copy import Copy, Reason
+from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.request import ChunkTimes, MoveTimes, PoolRequest
 from sglang_cdsp.planner.roles import parse_roles
 from sglang_cdsp.planner.types import PlannedChunk
@@ -359,3 +361,15 @@ def test_labels_of_the_server_are_on_all_metrics() -> None:
     made.put("seat_up", 1.0, seat=3)
     labels = {"model_name": "m", "zone": "a", "seat": "3"}
     assert registry.get_sample_value(f"{PREFIX}seat_up", labels) == 1.0
+
+
+def test_copies_of_prefixes_count_by_what_they_are_for(scraped: Scraped) -> None:
+    pages = PageHashes(range(32), 16)
+    one = Copy(-1, Reason.PLAN, 0, 1, pages, 32, 0, 1, 10.0, held=16, arrived_s=10.5)
+    scraped.metrics.copied(one)
+    scraped.metrics.copied(replace(one, arrived_s=None, error="a link broke"))
+    assert scraped("prefix_copies_total", reason="plan") == 1
+    assert scraped("prefix_copies_total", reason="use") == 0
+    assert scraped("copied_tokens_total") == 16
+    assert scraped("copy_seconds_total") == 0.5
+    assert scraped("failed_prefix_copies_total") == 1

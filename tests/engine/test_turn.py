@@ -58,7 +58,8 @@ def scheduler(*, overlap: bool, computes: bool, penalties: bool = False) -> Any:
     slots: Any = SimpleNamespace(tell=lambda held, step_s: made.told.append((held, step_s)))
     made.told = []
     moving: Any = SimpleNamespace(take_out=lambda running: made.happened.append("out"))
-    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, moving, slots)
+    copying: Any = None
+    made._decoding = Decoding(made, made._cdsp, made.coroutines, joining, moving, copying, slots)
     return made
 
 

@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from sglang_cdsp.planner.prefixes.copies import FIXED_S
 from sglang_cdsp.simulator import engine
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SetupError
@@ -54,6 +55,51 @@ def test_the_second_turn_computes_what_is_new() -> None:
     assert two.ttft_s is not None
     assert without.ttft_s is not None
     assert two.ttft_s < 0.5 * without.ttft_s
+
+
+def split(tokens_per_s: float) -> Setup:
+    """Three instances that prefill, one that decodes, with links of a speed."""
+    return server(
+        one_server=OneServer(parse_roles("3p1d", 4)),
+        send_bytes_per_s=tokens_per_s,
+        receive_bytes_per_s=tokens_per_s,
+    )
+
+
+def test_what_the_decode_seat_has_is_copied_to_where_chunks_run() -> None:
+    first = Request("1", 0.0, 5000, 500, tuple(range(55)))
+    second = Request("2", 100.0, 6000, 10, tuple(range(60)))
+    setup = split(1e4)
+    result = simulate(setup, (first, second))
+    one, two = result.records
+    assert one.decode_instance == two.decode_instance == 3
+    assert (two.reused, two.cached) == (5500, 5500)
+    assert two.chunks[0].start_s == pytest.approx(100.0 + FIXED_S + 5500 * 1e-4)
+    assert 3 not in two.chunks[0].instances
+    assert result.copied_tokens == 5500
+    # What the decode seat has of the second one does not come back to it.
+    assert result.moved_tokens == 5000 + 500
+    without = simulate(replace(setup, prefix_copies=False), (first, second))
+    assert without.records[1].reused == without.copied_tokens == 0
+
+
+def test_a_copy_that_takes_longer_than_computing_is_none() -> None:
+    first = Request("1", 0.0, 5000, 500, tuple(range(55)))
+    second = Request("2", 100.0, 6000, 10, tuple(range(60)))
+    result = simulate(split(200.0), (first, second))
+    assert result.records[1].reused == 0
+    assert result.records[1].cached == 5500
+    assert result.copied_tokens == 0
+
+
+def test_a_document_that_many_ask_about_has_more_copies() -> None:
+    document = tuple(range(50))
+    asked = [Request(f"q{n}", 20.0 + 5.0 * n, 5050, 1, document) for n in range(10)]
+    fast = server(send_bytes_per_s=1e5, receive_bytes_per_s=1e5)
+    result = simulate(fast, asked)
+    assert result.hot_copies > 0
+    assert all(record.reused == 5000 for record in result.records[1:])
+    assert simulate(replace(fast, prefix_copies=False), asked).hot_copies == 0
 
 
 def test_an_equal_prompt_computes_its_last_block() -> None:
@@ -110,7 +156,7 @@ def workloads(draw: st.DrawFn) -> list[Request]:
     workloads(),
     st.sampled_from(("cdsp", "cdsp-late", "cache-aware", "cdsp-paper")),
     st.sampled_from((8000, 30_000)),
-    st.sampled_from(("", "1p")),
+    st.sampled_from(("", "1p", "1p2d", "2p2d")),
     st.sampled_from((0.0, 0.2)),
 )
 @settings(max_examples=50, deadline=None, print_blob=True)
@@ -124,8 +170,8 @@ def test_any_sharing_ends_well_and_index_and_caches_agree(
             super().__init__(setup)
             seen.append(self)
 
-        def ended(self, task) -> None:  # type: ignore[no-untyped-def]
-            super().ended(task)
+        def ended(self, now, task) -> None:  # type: ignore[no-untyped-def]
+            super().ended(now, task)
             assert self.differences() == []
 
     setup = server(

@@ -143,6 +143,15 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "Those that some instance had cached beyond them: computed again, as that was cheaper.",
         ),
         _counter("prefix_misses_total", "Requests whose prefix was not there any more."),
+        _counter(
+            "prefix_copies_total",
+            "Cached prefixes that were copied to another instance, by what for: a plan that starts "
+            "from it, or its use by many.",
+            "reason",
+        ),
+        _counter("copied_tokens_total", "Tokens whose KV travelled for them."),
+        _counter("copy_seconds_total", "Seconds that they took, from when they were asked for."),
+        _counter("failed_prefix_copies_total", "Copies that did not arrive."),
         _gauge("cached_pages", "Pages in an instance's prefix cache, as is known.", "seat"),
     ),
     "The planner": (

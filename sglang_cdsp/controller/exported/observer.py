@@ -8,6 +8,7 @@ from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.exported.definitions import ENDS
 from sglang_cdsp.controller.exported.ends import cause_of
 from sglang_cdsp.controller.exported.instruments import Instruments
+from sglang_cdsp.controller.prefixes.copy import Copy, Reason
 from sglang_cdsp.controller.reports import Reader
 from sglang_cdsp.controller.request import ChunkTimes, PoolRequest
 from sglang_cdsp.controller.seats.states import Cause, SeatState
@@ -28,6 +29,9 @@ PLAIN_COUNTERS = (
     "reused_tokens_total",
     "unused_cached_tokens_total",
     "prefix_misses_total",
+    "copied_tokens_total",
+    "copy_seconds_total",
+    "failed_prefix_copies_total",
 )
 SEAT_COUNTERS = (
     "give_ways_total",
@@ -70,6 +74,8 @@ class ExportedMetrics(Observer):
             instruments.count("prompt_tokens_total", 0.0, outcome=outcome)
         for name in PLAIN_COUNTERS:
             instruments.count(name, 0.0)
+        for reason in Reason:
+            instruments.count("prefix_copies_total", 0.0, reason=reason.value)
         for size in sp_sizes:
             instruments.count("chunks_total", 0.0, sp_size=size)
             instruments.count("chunk_tokens_total", 0.0, sp_size=size)
@@ -109,6 +115,15 @@ class ExportedMetrics(Observer):
         self._to.count("moved_requests_total")
         self._to.count("moved_tokens_total", move.rows)
         self._to.count("move_seconds_total", move.arrived_s - move.left_s)
+
+    def copied(self, copy: Copy) -> None:
+        """A copy of a cached prefix is over."""
+        if copy.arrived_s is None:
+            self._to.count("failed_prefix_copies_total")
+            return
+        self._to.count("prefix_copies_total", reason=copy.reason.value)
+        self._to.count("copied_tokens_total", copy.travelling)
+        self._to.count("copy_seconds_total", copy.arrived_s - copy.asked_s)
 
     def ended(self, request: PoolRequest) -> None:
         """A request is over: all that is known of it is counted now."""

@@ -11,6 +11,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import overload
 
 SALT_SEED = b"sglang-cache-salt-v1\0"
@@ -88,6 +89,19 @@ class PageHashes(Sequence[int]):
             else:
                 high = middle - 1
         return low
+
+    def first(self, pages: int) -> PageHashes:
+        """The first of them as a prompt of its own; nothing is hashed again."""
+        one = copy(self)
+        one._count = min(pages, self._count)
+        one._bytes = self._bytes[: one._count * self._width]
+        one._names = self._names[: one._count]
+        return one
+
+    @property
+    def token_bytes(self) -> bytes:
+        """The token ids of its pages, little-endian uint32."""
+        return self._bytes[: self._count * self._width]
 
     @property
     def hashed(self) -> int:

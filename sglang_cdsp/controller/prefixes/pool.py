@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
@@ -29,6 +29,16 @@ from sglang_cdsp.protocol.values import DEVICE
 
 WHOLE_PROMPTS = ("return_hidden_states", "return_routed_experts", "return_indexer_topk")
 """What a request may ask for of every token of its prompt: then all are computed."""
+
+
+class Copies(Protocol):
+    """Copies of prefixes that are under way."""
+
+    def coming(self) -> Iterable[tuple[int, PageHashes]]:
+        """What will be cached where when they have arrived."""
+
+    def may_send(self, instance: int) -> bool:
+        """Whether one more copy can leave an instance."""
 
 
 class PoolPrefixes:
@@ -69,6 +79,11 @@ class PoolPrefixes:
         # Prompts that chunk tasks compute, until their home's own events tell of them.
         self._coming: dict[PoolRequest, PageHashes] = {}
         self._hits = self._misses = self._reused = self._cached = 0
+        self._copies: Copies | None = None
+
+    def follow(self, copies: Copies) -> None:
+        """These copies are what is under way from one cache to another."""
+        self._copies = copies
 
     # -- as the planner sees it -------------------------------------------------------------
 
@@ -79,11 +94,16 @@ class PoolPrefixes:
             return ()
         request, pages = known
         need = home_tokens(request, self._page)
-        most = {
+        stored = {
             instance: found.pages
             for found in self._index.lookup(pages)
             for instance in found.instances
         }
+        most = dict(stored)
+        for target, theirs in self._copies.coming() if self._copies is not None else ():
+            there = pages.in_common(theirs)
+            if there > most.get(target, 0):
+                most[target] = there
         for leader, theirs in list(self._coming.items()):
             if not _will_be_cached(leader):
                 del self._coming[leader]
@@ -92,10 +112,15 @@ class PoolPrefixes:
             if there > most.get(leader.home, 0):
                 most[leader.home] = there
         ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
-        found = ((i, count * self._page) for i, count in ordered)
+        found = ((i, count, count * self._page) for i, count in ordered)
         return tuple(
-            HeldPrefix(i, tokens, need - tokens * self._is_promised(i, tokens, pages))
-            for i, tokens in found
+            HeldPrefix(
+                i,
+                tokens,
+                need - tokens * self._is_promised(i, tokens, pages),
+                self._ready(request, i, stored.get(i, 0), count),
+            )
+            for i, count, tokens in found
             if tokens >= self._least
         )
 
@@ -120,6 +145,35 @@ class PoolPrefixes:
         entry = self._waiting.get(request.rid)
         pages = entry[1] if entry and entry[0] is request else self._pages.get(request)
         return None if pages is None else self._known(held, instance, tokens, pages)
+
+    def _ready(self, request: PoolRequest, instance: int, stored: int, count: int) -> int | None:
+        """Tokens that an instance can send now of a prefix of ``count`` pages; None for all."""
+        sends = self._copies is not None and self._copies.may_send(instance)
+        ready = stored if sends and not request.uncopied else 0
+        return None if ready == count else ready * self._page
+
+    def pages_of(self, request: PoolRequest) -> PageHashes | None:
+        """The pages of a request that waits, or whose plan found some of it cached."""
+        known = self._waiting.get(request.rid)
+        if known is not None and known[0] is request:
+            return known[1]
+        return self._pages.get(request)
+
+    def holders(self, pages: PageHashes) -> tuple[list[int], list[int]]:
+        """Instances that have all of a prefix in their caches, and those that will have."""
+        found = self._index.lookup(pages)
+        stored = [i for held in found if held.pages == len(pages) for i in held.instances]
+        leaders = [(leader.home, theirs) for leader, theirs in self._coming.items()]
+        copied = self._copies.coming() if self._copies is not None else ()
+        coming = [
+            home for home, theirs in (*leaders, *copied) if pages.in_common(theirs) == len(pages)
+        ]
+        return stored, coming
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """Tokens in each instance's cache."""
+        return [count * self._page for count in self._index.counts]
 
     # -- a request's way --------------------------------------------------------------------
 
@@ -158,9 +212,9 @@ class PoolPrefixes:
             self._coming[request] = known[1]
         self._cached += request.plan.cached
         self._reused += request.plan.reused
-        if request.plan.reused:
-            self._hits += 1
+        if request.plan.cached or request.plan.reused:
             self._pages[request] = known[1]
+        self._hits += bool(request.plan.reused)
 
     def bound(self, request: PoolRequest, held: Iterable[SharedSlots]) -> SharedSlots | None:
         """A request waits no longer, and has a plan; returns the prefix that it starts from.
@@ -188,6 +242,10 @@ class PoolPrefixes:
         if pages is not None:
             gone = pages[found // self._page : request.plan.reused // self._page]
             self._removed(request.plan.home, gone)
+
+    def lacks(self, instance: int, pages: Iterable[int]) -> None:
+        """An instance does not have these pages cached, whatever it has told."""
+        self._removed(instance, pages)
 
     def forget_ended(self) -> None:
         """Keep nothing of requests whose home tells of them itself, or that have ended."""

@@ -65,19 +65,20 @@ class Chunkwise(FirstComePolicy):
         if len(ways) == 1:
             return self._searched(prompt, pool, price)
         return best_start(
-            ways, pool, lambda rest: self._from_start(rest, pool, price), self._asked(price)
+            ways, pool, lambda start: self._from_start(start, pool, price), self._asked(price)
         )
 
-    def _from_start(self, rest: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+    def _from_start(self, start: Start, pool: PoolView, price: float | None) -> Plan | None:
         """The plan of one start."""
-        return self._searched(rest, pool, price)
+        return self._searched(start.prompt, start.view(pool), price)
 
     def _starts(self, prompt: PromptView, pool: PoolView, price: float | None) -> Sequence[Start]:
         """The ways to begin a prompt; one, which reuses nothing, where there is no other."""
         held = self.held(prompt)
         if not held:
             return (Start(None, prompt, 0.0),)
-        return starts(held, prompt, pool, self._least_of_start, self._asked(price))
+        copies = self.options.current_copy_cost()
+        return starts(held, prompt, pool, self._least_of_start, self._asked(price), copies)
 
     def held(self, prompt: PromptView) -> tuple[HeldPrefix, ...]:
         """Who has what of a prompt cached, as far as this policy's plans may use it."""
@@ -172,7 +173,7 @@ class Chunkwise(FirstComePolicy):
         plan = self.plan(prompt, pool)
         considered: list[Considered] = []
         for start in ways:
-            _, seen = self.explained(start.prompt, pool, self._search_for(prompt))
+            _, seen = self.explained(start.prompt, start.view(pool), self._search_for(prompt))
             holder = start.prefix and start.prefix.instance
             reused = start.prefix.tokens if start.prefix else 0
             chosen = plan is not None and plan.reused == reused

@@ -37,7 +37,8 @@ are the tail of the distribution: they are spared, unless the delay is tiny.
 Plans may still use busy instances for later chunks. If the best plan of the next prompt starts
 later, say because four instances in 0.1 s beat one now, it waits for them and all wait with it. A
 plan that starts from a cached prefix whose holder is busy runs on that holder alone, which is kept
-for it; it waits unbound, and others do not wait with it.
+for it; it waits unbound, and others do not wait with it. One that starts from a copy is bound when
+its instance is free by the time at which the copy has come.
 What a prompt needs is what it needs with the longest prefix that was cached when it arrived.
 """
 
@@ -267,10 +268,10 @@ class CdspLate(Chunkwise):
         need = self._need(problem.tokens, problem.history_tokens)
         return plan_priced(problem, self._price(need.seconds, 0.0), report=report)
 
-    def _from_start(self, rest: PromptView, pool: PoolView, price: float | None) -> Plan | None:
+    def _from_start(self, start: Start, pool: PoolView, price: float | None) -> Plan | None:
         # Its holder is kept for it, and others must not stand idle until that is free.
-        waits = any(pool.queue_s[i] > LEAD_S for i in rest.history_instances)
-        return self._searched(rest, pool, price, (1,) if waits else None)
+        waits = any(pool.queue_s[i] > LEAD_S for i in start.prompt.history_instances)
+        return self._searched(start.prompt, start.view(pool), price, (1,) if waits else None)
 
     def _search_for(self, prompt: PromptView) -> Search:
         price = self._idle_price(prompt)
@@ -307,7 +308,9 @@ class CdspLate(Chunkwise):
 
 
 def _starts_now(plan: Plan) -> bool:
-    return plan.passes or plan.chunks[0].start_s <= LEAD_S
+    # A copy that it starts from begins when it is bound.
+    copy_s = plan.copy.seconds if plan.copy is not None else 0.0
+    return plan.passes or plan.chunks[0].start_s <= LEAD_S + copy_s
 
 
 def _cost(plan: Plan, pool: PoolView, price: float) -> float:

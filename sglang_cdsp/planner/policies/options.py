@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sglang_cdsp.planner.correction import OnlineCorrection
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.latency import LatencyModel
+from sglang_cdsp.planner.prefixes.copies import CopyCost, CopyCosts
 from sglang_cdsp.planner.regulator import Regulator
 from sglang_cdsp.planner.types import PrefixSource
 
@@ -40,6 +41,7 @@ class PolicyOptions:
         preempt_budget: by which share of its own time a running prompt may be delayed by prompts
             that pass it, in all; 0 = nobody passes.
         prefixes: who has what of a prompt cached; without it nothing is reused.
+        copy_costs: what it takes to copy a cached prefix; without it none is copied.
     """
 
     model: LatencyModel
@@ -52,6 +54,7 @@ class PolicyOptions:
     spread_cost: float = DEFAULT_SPREAD_COST
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
     prefixes: PrefixSource | None = None
+    copy_costs: CopyCosts | None = None
 
     def __post_init__(self) -> None:
         sizes = self.sp_sizes
@@ -71,6 +74,10 @@ class PolicyOptions:
             raise OptionError(f"spread cost is {self.spread_cost}; it must be in [0, 100]")
         if not 0 <= self.preempt_budget <= 100:
             raise OptionError(f"preempt budget is {self.preempt_budget}; it must be in [0, 100]")
+
+    def current_copy_cost(self) -> CopyCost | None:
+        """What it takes to copy a cached prefix now; None where none is copied."""
+        return self.copy_costs() if self.copy_costs is not None else None
 
     def current_model(self) -> LatencyModel:
         """The model to plan with, corrected if there is a correction."""

@@ -9,6 +9,7 @@ an instance-second, as its plans are; a plan beside requests that decode pays wh
 A search costs far more than all else here, so starts are tried in the order of what they cost at
 least, and those that cannot win are not searched for. What is cached in part of a longer prefix is
 no start of its own: where one instance has all of it, reusing less computes more and saves nothing.
+A prefix that would have to be copied first (`copies.py`) is one more start, from its target on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sglang_cdsp.planner.borrowing import lost_s
-from sglang_cdsp.planner.types import HeldPrefix, Plan, PoolView, PromptView
+from sglang_cdsp.planner.prefixes.copies import CopyCost, copy_to_start_from
+from sglang_cdsp.planner.types import HeldPrefix, Plan, PoolView, PrefixCopy, PromptView
 
 MOST_SEARCHES = 3
 """So many starts are planned at most, none among them."""
@@ -32,11 +34,22 @@ class Start:
     """One way to begin a prompt.
 
     prefix: what it reuses, None for nothing. whole: the prompt. least: what it costs at least.
+    copy: how the prefix comes to its instance, None if it is there.
     """
 
     prefix: HeldPrefix | None
     whole: PromptView
     least: float
+    copy: PrefixCopy | None = None
+
+    def view(self, pool: PoolView) -> PoolView:
+        """The pool as this start finds it: its home takes no chunk before the copy has come."""
+        if self.copy is None or self.prefix is None:
+            return pool
+        queue = list(pool.queue_s)
+        at = self.prefix.instance
+        queue[at] = max(queue[at], self.copy.seconds)
+        return replace(pool, queue_s=tuple(queue))
 
     @property
     def prompt(self) -> PromptView:
@@ -76,20 +89,35 @@ def usable(held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView) -> li
 
 
 def starts(
-    held: Iterable[HeldPrefix], prompt: PromptView, pool: PoolView, least: Least, asked: float
+    held: Iterable[HeldPrefix],
+    prompt: PromptView,
+    pool: PoolView,
+    least: Least,
+    asked: float,
+    copies: CopyCost | None = None,
 ) -> list[Start]:
     """All starts, first the one that can cost least.
 
     Args:
         asked: seconds of TTFT for an instance-second.
+        copies: what it takes to copy a prefix; None where none is.
     """
+    held = tuple(held)
     seconds, work = least(prompt.tokens, 0)
     soonest = min(pool.queue_s)
     found = [Start(None, prompt, soonest + seconds + asked * work)]
-    for prefix in usable(held, prompt, pool):
+    ways: list[tuple[HeldPrefix, PrefixCopy | None]] = [
+        (prefix, None) for prefix in usable(held, prompt, pool)
+    ]
+    if copies is not None and (copied := copy_to_start_from(held, prompt, pool, copies)):
+        ways.append(copied)
+    for prefix, copy in ways:
         seconds, work = least(prompt.tokens - prefix.tokens, prefix.tokens)
-        cost = pool.queue_s[prefix.instance] + seconds + asked * work
-        found.append(Start(prefix, prompt, cost))
+        free_s = pool.queue_s[prefix.instance]
+        at_s = free_s if copy is None else max(free_s, copy.seconds)
+        # An instance that waits for a copy stands still for it.
+        cost = at_s + seconds + asked * (work + at_s - free_s)
+        found.append(Start(prefix, prompt, cost, copy))
     return sorted(found, key=lambda start: start.least)
 
 
@@ -103,21 +131,21 @@ def cost(plan: Plan, pool: PoolView, asked: float) -> float:
 def best_start(
     ways: Sequence[Start],
     pool: PoolView,
-    plan: Callable[[PromptView], Plan | None],
+    plan: Callable[[Start], Plan | None],
     asked: float,
 ) -> Plan | None:
     """The plan of the start that costs least; None if no start has one.
 
     Args:
         ways: from `starts`.
-        plan: the policy's own search, for a prompt with or without history.
+        plan: the policy's own search, for what a start leaves of the prompt.
     """
     best: Plan | None = None
     chosen, lowest, searches = ways[0], math.inf, 0
     others: list[tuple[float, Start]] = []
     for start in ways:
         given_up = start.least >= lowest or (best is not None and searches == MOST_SEARCHES)
-        found = None if given_up else plan(start.prompt)
+        found = None if given_up else plan(start)
         searches += not given_up
         price = start.least if given_up else math.inf
         if found is not None:
@@ -132,7 +160,8 @@ def best_start(
         return None
     cached = max((s.prefix.tokens for s in ways if s.prefix is not None), default=0)
     reused = chosen.prefix.tokens if chosen.prefix is not None else 0
-    return replace(best, reused=reused, cached=cached, choice=_choice(chosen, others, lowest))
+    choice = _choice(chosen, others, lowest)
+    return replace(best, reused=reused, cached=cached, choice=choice, copy=chosen.copy)
 
 
 def _choice(chosen: Start, others: Sequence[tuple[float, Start]], lowest: float) -> str:
@@ -149,4 +178,7 @@ def _choice(chosen: Start, others: Sequence[tuple[float, Start]], lowest: float)
 def _named(start: Start) -> str:
     if start.prefix is None:
         return "computed whole"
-    return f"{start.prefix.tokens} cached tokens on instance {start.prefix.instance}"
+    told = f"{start.prefix.tokens} cached tokens on instance {start.prefix.instance}"
+    if start.copy is None:
+        return told
+    return f"{told}, {start.copy.tokens} of them copied from instance {start.copy.source}"

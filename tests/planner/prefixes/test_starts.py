@@ -110,7 +110,7 @@ def test_the_chosen_start_is_the_cheapest_of_all(case: Case, data: st.DataObject
     policy = Cdsp(case.options)
     asked = policy._asked(None)
     ways = starts(held, case.prompt, case.pool, policy._least_of_start, asked)
-    chosen = best_start(ways, case.pool, lambda p: policy._searched(p, case.pool, None), asked)
+    chosen = best_start(ways, case.pool, lambda s: policy._from_start(s, case.pool, None), asked)
     found = [policy._searched(way.prompt, case.pool, None) for way in ways]
     costs = [cost(plan, case.pool, asked) for plan in found if plan is not None]
     if not costs:
