@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from bench.servers.families.greedy import generate
 
@@ -42,7 +42,7 @@ class Stock:
         self._running = ExitStack()
         self._url = ""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Stock:
         return self
 
     def __exit__(
