@@ -12,11 +12,11 @@ import pytest
 
 from tests.serving.client import difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
+from tests.serving.reference import TOLERANCE
 from tests.serving_unified.client import OneServerClient
 from tests.serving_unified.test_prefixes import (
     LIMIT,
     OUTPUT,
-    TOLERANCE,
     ask,
     flush,
     prefixes,
