@@ -14,8 +14,8 @@ import pytest
 from bench.servers.families.__main__ import asked_of
 from bench.servers.families.asking import FEATURES, Asked
 from sglang_cdsp.engine.faults import SHAKE_VAR
+from tests.serving_families.tried import TRIED
 
-TRIED = (("deepseek-v3", "prefill"), ("gemma-3", "one"))
 CASES = 16
 
 
