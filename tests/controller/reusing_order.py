@@ -19,6 +19,12 @@ class AnyOrderReusing(AnyOrderOfOneServer):
         """Those that bring their plans reuse nothing: others come in their place."""
         self._submit(self.pool.request(tokens), None, "no decode")
 
+    def arrive_under_a_name_in_use(self, *drawn: object) -> None:
+        """No rule here: the fake instances know prompts by their ids, and answer one of each.
+
+        ``AnyOrderOfOneServer`` has it: who shares an id shares no prefix.
+        """
+
     def teardown(self) -> None:
         super().teardown()
         if hasattr(self, "pool"):

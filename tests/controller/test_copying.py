@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
@@ -42,7 +41,7 @@ class AnyOrderCopying(AnyOrderReusing):
                 assert bool(copy.error) != (copy.arrived_s is not None)
 
 
-AnyOrderCopying.TestCase.settings = settings(SETTINGS, derandomize=True, database=None)
+AnyOrderCopying.TestCase.settings = SETTINGS
 TestAnyOrderCopying = AnyOrderCopying.TestCase
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 
 from sglang_cdsp.controller.feed.reasons import reasons_of
 from sglang_cdsp.controller.feed.recent import computed_tokens
@@ -15,9 +14,7 @@ from tests.controller.cases import phase_is
 from tests.controller.reusing import ReusingPool
 from tests.controller.reusing_order import AnyOrderReusing
 
-# Always the same examples: a third request of one id that is aborted in its instance's queue, after
-# the first one's home was lost with its last report, is not answered by the fake instances.
-AnyOrderReusing.TestCase.settings = settings(SETTINGS, derandomize=True, database=None)
+AnyOrderReusing.TestCase.settings = SETTINGS
 TestAnyOrderReusing = AnyOrderReusing.TestCase
 
 
