@@ -8,7 +8,7 @@ the answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sglang_cdsp.testing.tokenizer import (
     train_tokenizer,
     write_tokenizer,
 )
+from sglang_cdsp.testing.weight_names import mistral_name, rename_weights
 
 VOCABULARY = 2048
 CONTEXT = 32_768
@@ -65,6 +66,20 @@ _EXPERTS: Mapping[str, Any] = {
     "topk_group": 1,
     "routed_scaling_factor": 1.0,
     "norm_topk_prob": True,
+}
+
+_GROUPS: Mapping[str, Any] = {
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+}
+"""A token's experts are of a few groups of them."""
+
+_DEEPSEEK_EXTRA: Mapping[str, Any] = {
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
 }
 
 _LATENT: Mapping[str, Any] = {
@@ -125,6 +140,8 @@ class Recipe:
         extra: what the real ``config.json`` says and transformers does not write.
         flags: that servers of the model need.
         around: the configuration around the language model's; None for a model of text.
+        renamed: a weight's name in the real checkpoint, by transformers' name of it; None for
+            models whose names are the same. Transformers cannot load what is renamed.
     """
 
     config_class: str
@@ -132,18 +149,50 @@ class Recipe:
     extra: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     around: Mapping[str, Any] | None = None
+    renamed: Callable[[str], str] | None = None
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that makes and loads the model."""
+        """The class of transformers that makes the model, and loads it."""
         return "AutoModelForCausalLM" if self.around is None else "AutoModelForImageTextToText"
 
 
 RECIPES: Mapping[str, Recipe] = {
     "deepseek-v3": Recipe(
         "DeepseekV3Config",
+        {**_EXPERTS, **_GROUPS, **_LATENT, "first_k_dense_replace": 1},
+        _DEEPSEEK_EXTRA,
+    ),
+    "kimi-k2": Recipe(
+        "DeepseekV3Config",
+        {
+            **_EXPERTS,
+            **_LATENT,
+            # Half as many heads as DeepSeek-V3, one group of experts, and more YaRN.
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 8,
+            "routed_scaling_factor": 2.827,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {
+                **YARN,
+                "rope_theta": 50_000.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+        _DEEPSEEK_EXTRA,
+    ),
+    "mistral-large-3": Recipe(
+        "DeepseekV3Config",
         {**_EXPERTS, **_LATENT, "first_k_dense_replace": 1},
-        {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+        {
+            **_DEEPSEEK_EXTRA,
+            "architectures": ["MistralLarge3ForCausalLM"],
+            # The real one has 8,192; prompts here are shorter, and their queries are scaled too.
+            "llama_4_scaling": {"original_max_position_embeddings": 512, "beta": 0.1},
+        },
+        renamed=mistral_name,
     ),
     "glm-4.7-flash": Recipe(
         "Glm4MoeLiteConfig",
@@ -250,6 +299,8 @@ def _write_model(directory: Path, recipe: Recipe, seed: int) -> None:
             for key, weight in model.named_parameters():
                 _draw(key, weight)
     model.save_pretrained(directory)
+    if recipe.renamed is not None:
+        rename_weights(directory, recipe.renamed)
     path = directory / "config.json"
     written = {**json.loads(path.read_text()), "torch_dtype": "float32", **recipe.extra}
     path.write_text(json.dumps(written, indent=2) + "\n")
