@@ -1,6 +1,8 @@
 """The time of a chunk's attention layers, in this source tree and in another one, turn by turn.
 
-    python -m bench.micro.chunk --against /path/to/other/tree [--turns 10]
+    python -m bench.micro.chunk --against COMMIT [--turns 10]
+
+The other tree is a commit of this repository, or a folder.
 
 Each tree has a process of its own, on one thread; they take turns, so that whatever else the
 machine does concerns both. A case is a chunk's 32 attention layers as SGLang calls them, with small
@@ -16,8 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +32,7 @@ from sglang_cdsp.cli.parser import OneLineParser
 LAYERS = 32
 Q_HEADS, KV_HEADS, DIM = 8, 2, 64
 WORKER = "--worker"
+HERE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,25 @@ def work() -> None:
         print(json.dumps([run() for run in runs]), flush=True)
 
 
+@contextmanager
+def tree_of(named: str) -> Iterator[Path]:
+    """The source tree of a folder, or of a commit, whose files are there until the block ends.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if Path(named).is_dir():
+        yield Path(named).resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-chunk-") as folder:
+        archive = ["git", "-C", str(HERE), "archive", f"{named}^{{commit}}"]
+        packed = subprocess.run(archive, check=False, capture_output=True)
+        if packed.returncode:
+            raise ValueError(f"{named!r} is no folder and no commit of this repository")
+        subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+        yield Path(folder)
+
+
 def worker(tree: Path) -> subprocess.Popen[str]:
     """Start the worker of a source tree."""
     path = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
@@ -152,14 +176,30 @@ def main() -> None:
     """Measure and print."""
     parser = OneLineParser(prog="python -m bench.micro.chunk", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--against", type=Path, required=True, metavar="TREE")
+    parser.add_argument("--against", required=True, metavar="COMMIT")
     parser.add_argument("--turns", type=int, default=10)
     options = parser.parse_args()
-    trees = {"this": Path(__file__).resolve().parents[2], "other": options.against.resolve()}
+    try:
+        with tree_of(options.against) as other:
+            times = measured({"this": HERE, "other": other}, options.turns)
+    except ValueError as error:
+        parser.error(str(error))
+    for number, case in enumerate(CASES):
+        told: dict[str, Any] = {"case": asdict(case)}
+        for name in times:
+            told[name] = {
+                clock: spread([1e3 * turn[number][which] for turn in times[name]])
+                for which, clock in enumerate(("wall_ms", "cpu_ms"))
+            }
+        print(json.dumps(told))
+
+
+def measured(trees: Mapping[str, Path], turns: int) -> dict[str, list[list[list[float]]]]:
+    """Seconds by tree, turn, case and clock (wall, processor)."""
     workers = {name: worker(tree) for name, tree in trees.items()}
     times: dict[str, list[list[list[float]]]] = {name: [] for name in trees}
     try:
-        for turn in range(options.turns):
+        for turn in range(turns):
             order = list(workers) if turn % 2 else list(reversed(workers))
             for name in order:
                 stdin = workers[name].stdin
@@ -170,14 +210,7 @@ def main() -> None:
     finally:
         for process in workers.values():
             process.kill()
-    for number, case in enumerate(CASES):
-        told: dict[str, Any] = {"case": asdict(case)}
-        for name in trees:
-            told[name] = {
-                clock: spread([1e3 * turn[number][which] for turn in times[name]])
-                for which, clock in enumerate(("wall_ms", "cpu_ms"))
-            }
-        print(json.dumps(told))
+    return times
 
 
 def spread(numbers: list[float]) -> list[float]:

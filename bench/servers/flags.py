@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sglang_cdsp.cli.needs import EXTRAS, SERVER, lacking
@@ -10,6 +11,19 @@ from sglang_cdsp.cli.outputs import OutputError, check_file, check_folder
 from sglang_cdsp.cli.parser import OneLineParser
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
+
+
+def some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """What reads a list of known names, `kill,stop`, each once."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return read
 
 
 def check(

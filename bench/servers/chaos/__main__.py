@@ -24,15 +24,11 @@ from bench.servers.chaos.report import json_lines, table
 from bench.servers.chaos.run import load_of, pool_of, questions_to, run, stock_answers
 from bench.servers.chaos.scenario import Scenario
 from bench.servers.flags import check
+from bench.servers.progress import say
 from bench.servers.storm_forms import FORMS
 from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.scratch import kept_on_failure
-
-
-def say(line: str) -> None:
-    """Progress, apart from the report."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,41 +2,38 @@
 
     python -m bench.servers.families [--families deepseek-v3,gemma-3] [--forms prefill,one]
                                      [--cases 50] [--out bench/results/families.json]
-                                     [--tp 1,2] [--again]
+                                     [--answers FOLDER] [--tp 1,2] [--again]
 
-Each family and form has servers of its own, beside a stock one with the same checkpoint; the pool
-is shaken. What is there already and holds is not tried again, but for ``--again``. The table is
+Each family and form has servers of its own; the pool is shaken. What is there already and holds is
+not tried again, but for ``--again``; each feature's result is kept as soon as it is there. A stock
+server with the same checkpoint is started where its answers are not in the folder. The table is
 printed and written beside the file. Exit status 1 if a cell does not hold.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from bench.servers.families.asking import FEATURES, PAGE, Asked
-from bench.servers.flags import check
-from sglang_cdsp.cli.parser import OneLineParser
+from bench.servers.families.asking import FEATURES, PAGE, Asked, NothingThereError
+from bench.servers.families.results import HELD, NOTHING_THERE, Results, Row, markdown
+from bench.servers.families.stock import Stock
+from bench.servers.flags import check, some_of
+from bench.servers.progress import say
+from sglang_cdsp.cli.parser import OneLineParser, integer
 from sglang_cdsp.engine.faults import SHAKE_VAR
 from sglang_cdsp.planner.latency import Coefficients, LatencyModel
+from sglang_cdsp.testing.checkpoint import COMPLETE
 from sglang_cdsp.testing.family_checkpoints import RECIPES, write_family_checkpoint
 from sglang_cdsp.testing.scratch import kept_on_failure
-from sglang_cdsp.testing.stack import (
-    Deployment,
-    disaggregated,
-    one_server,
-    running,
-    single,
-    together,
-)
+from sglang_cdsp.testing.stack import Deployment, disaggregated, one_server, running, single
 
 RESULTS = Path("bench/results/families.json")
 CAPACITY = 8192
@@ -46,30 +43,14 @@ INSTANCES = {"1": 3, "2": 2}
 FORMS = ("prefill", "one")
 
 
-def say(line: str) -> None:
-    """Progress, apart from the table."""
-    print(line, file=sys.stderr, flush=True)
+def flags_of(family: str) -> tuple[str, ...]:
+    """Flags of every server of a family."""
+    common = ("--context-length", "16384", "--page-size", str(PAGE))
+    return (*common, "--enable-custom-logit-processor", *RECIPES[family].flags)
 
 
-def some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    """What reads a list of names."""
-
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return names
-
-    return read
-
-
-def plan_of(checkpoint: Path, family: str, form: str, tp: str) -> Deployment:
-    """A pool of the form and a stock server, which has one rank."""
-    common = (
-        *("--context-length", "16384", "--page-size", str(PAGE), "--enable-custom-logit-processor"),
-        *RECIPES[family].flags,
-    )
+def pool_of(checkpoint: Path, family: str, form: str, tp: str) -> Deployment:
+    """A pool of the form."""
     # Whatever is planned will do, and measuring the pool takes a minute.
     rows = tuple(
         (size, Coefficients(0.01, 1e-4 / size, 1e-8 / size, 1e-8 / size)) for size in (1, 3)
@@ -81,58 +62,61 @@ def plan_of(checkpoint: Path, family: str, form: str, tp: str) -> Deployment:
         *("--dp-size", str(INSTANCES[tp]), "--cdsp-allow-request-plans"),
         *("--max-total-tokens", str(CAPACITY), "--cdsp-stock-tokens", "64"),
     )
-    stock = single(checkpoint, flags=common)
-    ranks = (*common, "--tp-size", tp)
+    ranks = (*flags_of(family), "--tp-size", tp)
     if form == "one":
-        return together(one_server(checkpoint, flags=(*ranks, *pool)), stock)
-    return together(disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=ranks), stock)
+        return one_server(checkpoint, flags=(*ranks, *pool))
+    return disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=ranks)
 
 
 @contextmanager
 def asked_of(
-    family: str, form: str, seed: int, cases: int, scratch: Path, tp: str = "1"
+    family: str,
+    form: str,
+    seed: int,
+    cases: int,
+    scratch: Path,
+    tp: str = "1",
+    answers: Path | None = None,
 ) -> Iterator[Asked]:
-    """Start the servers of a family and a form."""
+    """Start the servers of a family and a form.
+
+    Args:
+        seed, cases: see ``Asked``.
+        scratch: for checkpoint and logs.
+        tp: ranks of an instance, a key of ``INSTANCES``.
+        answers: folder where stock's answers are kept; None for ``scratch``.
+    """
     checkpoint = write_family_checkpoint(scratch / family, family)
-    plan = plan_of(checkpoint, family, form, tp)
-    with running(plan, scratch / f"{family}-{form}-{tp}", progress=say) as s:
-        info = s.urls["pool"] if form == "one" else s.urls["prefill"]
+    logs = scratch / f"{family}-{form}-{tp}"
+
+    @contextmanager
+    def stock() -> Iterator[str]:
+        plan = single(checkpoint, flags=flags_of(family))
+        with running(plan, logs / "stock", progress=say) as started:
+            yield started.url
+
+    kept = (answers or scratch) / f"{family}.json"
+    identity = f"{version('sglang')} {(checkpoint / COMPLETE).read_text(encoding='utf-8')}"
+    with (
+        running(pool_of(checkpoint, family, form, tp), logs, progress=say) as started,
+        Stock(stock, kept, identity) as stocks,
+    ):
+        info = started.urls["pool"] if form == "one" else started.urls["prefill"]
         kind = RECIPES[family].auto_class
         yield Asked(
-            s.url, s.urls["single"], checkpoint, INSTANCES[tp], CAPACITY, seed, cases, kind, info
+            started.url, stocks, checkpoint, INSTANCES[tp], CAPACITY, seed, cases, kind, info
         )
 
 
-def tried(asked: Asked, features: Sequence[str]) -> dict[str, str]:
-    """What became of each feature: "ok", or the first line of what went wrong."""
-    found = {}
-    for name in features:
-        try:
-            FEATURES[name](asked)
-            found[name] = "ok"
-        except Exception as error:
-            found[name] = (str(error).splitlines() or [repr(error)])[0][:200]
-        say(f"  {name}: {found[name]}")
-    return found
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The cells as a table."""
-    lines = [
-        "# Families by forms by features",
-        "",
-        "Each cell tried on real servers, the pool shaken, against a stock server with the same "
-        "checkpoint; see `bench/servers/families`.",
-        "",
-        f"| family | form | {' | '.join(FEATURES)} | largest gap of a log-probability |",
-        f"|{'---|' * (len(FEATURES) + 3)}",
-    ]
-    for key in sorted(results):
-        row = results[key]
-        cells = [row["features"].get(name, "-") for name in FEATURES]
-        family, form = key.split("/")
-        lines.append(f"| {family} | {form} | {' | '.join(cells)} | {row['worst']:.1e} |")
-    return "\n".join(lines) + "\n"
+def tried(asked: Asked, name: str) -> str:
+    """What became of a feature."""
+    try:
+        FEATURES[name](asked)
+    except NothingThereError:
+        return NOTHING_THERE
+    except Exception as error:
+        return (str(error).splitlines() or [repr(error)])[0][:200]
+    return HELD
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,37 +126,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--forms", type=some_of(FORMS), default=FORMS)
     parser.add_argument("--tp", type=some_of(INSTANCES), default=("1",))
     parser.add_argument("--features", type=some_of(FEATURES), default=tuple(FEATURES))
-    parser.add_argument("--cases", type=int, default=50, help="prompts with drawn plans")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cases", type=integer(1), default=50, help="prompts with drawn plans")
+    parser.add_argument("--seed", type=integer(0, 1 << 31), default=1)
     parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    parser.add_argument(
+        "--answers", type=Path, metavar="FOLDER", help="where stock's answers are kept"
+    )
     parser.add_argument("--again", action="store_true", help="try what is there already, too")
     options = parser.parse_args(arguments)
-    check(parser, options, files=("out",))
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    check(parser, options, files=("out",), folders=("answers",))
+    results = Results.load(options.out)
     os.environ.setdefault(SHAKE_VAR, str(options.seed))
-    held = True
+    names = []
     with kept_on_failure("bench-families") as scratch:
         for family, form, tp in product(options.families, options.forms, options.tp):
             name = f"{family}/{form}" + (f", TP {tp}" if tp != "1" else "")
-            known = results.get(name, {"features": {}})["features"]
-            if not options.again and all(known.get(f) == "ok" for f in options.features):
+            names.append(name)
+            row = Row() if options.again else results.row(name)
+            if row.holds(options.features):
                 continue
             say(name)
-            with asked_of(family, form, options.seed, options.cases, scratch, tp) as asked:
-                features = tried(asked, options.features)
-                results[name] = {
-                    "features": {**known, **features},
-                    "worst": asked.worst,
-                    **asked.notes,
-                    "cases": options.cases,
-                    "seed": options.seed,
-                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                }
-            held = held and set(features.values()) <= {"ok"}
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
-            options.out.with_suffix(".md").write_text(markdown(results))
-    print(markdown(results))
-    return 0 if held else 1
+            with asked_of(
+                family, form, options.seed, options.cases, scratch, tp, options.answers
+            ) as asked:
+                for grown in _rows(asked, row, options.features):
+                    results = results.having(name, grown)
+                    results.save(options.out, tuple(FEATURES))
+    print(markdown(results, tuple(FEATURES)))
+    return 0 if all(results.row(name).holds(options.features) for name in names) else 1
+
+
+def _rows(asked: Asked, row: Row, features: Sequence[str]) -> Iterator[Row]:
+    """The row with one more feature each time; the last feature looks at what all others left."""
+    asked = replace(asked, worst=row.worst, notes=dict(row.notes))
+    made = {"seed": asked.seed, "sglang": version("sglang")}
+    last = list(FEATURES)[-1]
+    for name in [name for name in features if name == last or not row.holds([name])]:
+        became = tried(asked, name)
+        say(f"  {name}: {became}")
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        row = row.having(name, became, asked.worst, {**asked.notes, **made, "at": at})
+        yield row
 
 
 if __name__ == "__main__":

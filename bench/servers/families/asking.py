@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,21 +14,25 @@ from typing import Any
 
 import requests
 
-from sglang_cdsp.testing.answers import TOP, Answer, compare
+from bench.servers.families.greedy import generate
+from bench.servers.families.stock import Stock
+from sglang_cdsp.testing.answers import Answer, compare
 from sglang_cdsp.testing.prompts import cut_ids
 
 TOLERANCE = 1e-3
 """Of a log-probability, float32."""
 
-OUTPUT = 6
 PAGE = 8
 """KV page size: chunks begin at its multiples."""
 
 AT_ONCE = 6
 LONGEST = 3000
-REFERENCE_LENGTHS = (7, 200, 701)
 
 Plan = list[tuple[int, list[int]]]
+
+
+class NothingThereError(Exception):
+    """There is nothing to compare with."""
 
 
 @dataclass
@@ -36,19 +40,22 @@ class Asked:
     """The servers of one cell, and what has been seen of them.
 
     Attributes:
-        pool, stock: URLs.
+        pool: URL.
+        stock: what answers as the pool has to.
         checkpoint: the model's folder.
         instances: of the pool.
         capacity: KV slots of each.
         seed: of everything that is drawn.
         cases: prompts with plans.
-        auto_class: of transformers, that loads the checkpoint.
+        auto_class: of transformers, that loads the checkpoint; "" where it has no such model.
         info: URL of the pool's own server; in one server the same as ``pool``.
         worst: largest gap between log-probabilities so far.
+        notes: what else has been seen, by name.
+        planned: the pool's answers to the prompts with drawn plans, once they have been asked.
     """
 
     pool: str
-    stock: str
+    stock: Stock
     checkpoint: Path
     instances: int
     capacity: int
@@ -58,23 +65,7 @@ class Asked:
     info: str
     worst: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-def generate(url: str, tokens: Sequence[int], **fields: Any) -> dict[str, Any]:
-    """POST ``/generate``, greedy, with log-probabilities; raises if it is refused."""
-    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": OUTPUT}
-    body: dict[str, Any] = {
-        "input_ids": list(tokens),
-        "sampling_params": {**sampling, **fields.pop("sampling_params", {})},
-        "return_logprob": True,
-        "top_logprobs_num": TOP,
-        **fields,
-    }
-    response = requests.post(f"{url}/generate", json=body, timeout=300)
-    if response.status_code != requests.codes.ok:
-        raise AssertionError(f"{response.status_code}: {response.text[:300]}")
-    found: dict[str, Any] = response.json()
-    return found
+    planned: list[tuple[list[int], dict[str, Any]]] = field(default_factory=list)
 
 
 def drawn(asked: Asked) -> list[tuple[list[int], Plan]]:
@@ -103,19 +94,25 @@ def agree(asked: Asked, stock: Any, ours: Any) -> None:
     asked.notes["tokens"] = asked.notes.get("tokens", 0) + found.compared
 
 
-def forced_plans(asked: Asked) -> None:
-    """Drawn prompts with drawn plans, several at a time: stock's answers."""
-    cases = drawn(asked)
+def planned(asked: Asked) -> list[tuple[list[int], dict[str, Any]]]:
+    """Drawn prompts, with the pool's answers by drawn plans; asked once, several at a time."""
 
-    def ask(case: tuple[list[int], Plan]) -> dict[str, Any]:
+    def ask(case: tuple[list[int], Plan]) -> tuple[list[int], dict[str, Any]]:
         tokens, plan = case
         params = {"custom_params": {"cdsp_plan": plan}}
-        return generate(asked.pool, tokens, sampling_params=params)
+        return tokens, generate(asked.pool, tokens, sampling_params=params)
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        answers = list(threads.map(ask, cases))
-    for (tokens, _), answer in zip(cases, answers, strict=True):
-        agree(asked, generate(asked.stock, tokens), answer)
+    if not asked.planned:
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            asked.planned = list(threads.map(ask, drawn(asked)))
+    return asked.planned
+
+
+def forced_plans(asked: Asked) -> None:
+    """Drawn prompts with drawn plans: stock's answers."""
+    for tokens, answer in planned(asked):
+        agree(asked, asked.stock.generate(tokens), answer)
+    asked.notes["plans"] = asked.cases
 
 
 def own_plans(asked: Asked) -> None:
@@ -124,7 +121,7 @@ def own_plans(asked: Asked) -> None:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         answers = list(threads.map(lambda tokens: generate(asked.pool, tokens), prompts))
     for tokens, answer in zip(prompts, answers, strict=True):
-        agree(asked, generate(asked.stock, tokens), answer)
+        agree(asked, asked.stock.generate(tokens), answer)
 
 
 def prompt_logprobs(asked: Asked) -> None:
@@ -132,7 +129,7 @@ def prompt_logprobs(asked: Asked) -> None:
     tokens = cut_ids(asked.checkpoint, 700, 5)
     plan = {"custom_params": {"cdsp_plan": [[304, [1]], [396, [1, 0]]]}}
     mine = generate(asked.pool, tokens, logprob_start_len=0, sampling_params=plan)["meta_info"]
-    theirs = generate(asked.stock, tokens, logprob_start_len=0)["meta_info"]
+    theirs = asked.stock.generate(tokens, logprob_start_len=0)["meta_info"]
     name = "input_token_logprobs"
     assert [entry[1] for entry in mine[name]] == [entry[1] for entry in theirs[name]]
     pairs = zip(mine[name], theirs[name], strict=True)
@@ -149,7 +146,7 @@ def grammar(asked: Asked) -> None:
     plan = {"custom_params": {"cdsp_plan": [[200, [0]], [300, [0, 1]]]}}
     ours = generate(asked.pool, tokens, sampling_params={**params, **plan})
     assert set(ours["text"]) <= set("abcdef"), ours["text"]
-    assert ours["text"] == generate(asked.stock, tokens, sampling_params=params)["text"]
+    assert ours["text"] == asked.stock.generate(tokens, sampling_params=params)["text"]
 
 
 def aborts(asked: Asked) -> None:
@@ -168,11 +165,13 @@ def aborts(asked: Asked) -> None:
                 next(response.iter_lines(chunk_size=1), None)
         except requests.RequestException:
             pass
-    agree(asked, generate(asked.stock, tokens), generate(asked.pool, tokens))
+    agree(asked, asked.stock.generate(tokens), generate(asked.pool, tokens))
 
 
 def as_transformers(asked: Asked) -> None:
-    """The first token's log-probabilities are those of transformers' own model."""
+    """Every token of the answers by drawn plans is transformers' own model's, and how likely."""
+    if not asked.auto_class:
+        raise NothingThereError
     # Imported here: they take seconds.
     import sglang  # noqa: F401 - declares torchvision's operators first
     import torch
@@ -184,25 +183,18 @@ def as_transformers(asked: Asked) -> None:
         .eval()
     )
     worst = 0.0
-    for number, length in enumerate(REFERENCE_LENGTHS):
-        tokens = cut_ids(asked.checkpoint, length, 20 + number)
-        plan = {"custom_params": {"cdsp_plan": _spread(length, asked.instances)}}
-        answer = Answer.of(generate(asked.pool, tokens, sampling_params=plan))
+    for tokens, told in planned(asked):
+        answer = Answer.of(told)
         with torch.inference_mode():
-            logits = model(torch.tensor([tokens])).logits[0, -1]
-        expected = logits.log_softmax(dim=-1)
-        assert int(expected.argmax()) == answer.tokens[0]
-        gaps = [abs(p - float(expected[token])) for token, p in answer.top[0].items()]
-        worst = max(worst, *gaps)
-    assert worst <= TOLERANCE, f"a log-probability is off by {worst}"
+            # With the answer behind the prompt each of its tokens has the context that it had.
+            logits = model(torch.tensor([[*tokens, *answer.tokens[:-1]]])).logits[0]
+        for expected, token, top in zip(
+            logits[len(tokens) - 1 :].log_softmax(dim=-1), answer.tokens, answer.top, strict=True
+        ):
+            assert float(expected.max() - expected[token]) <= TOLERANCE, f"not token {token}"
+            worst = max(worst, *(abs(p - float(expected[other])) for other, p in top.items()))
     asked.notes["transformers"] = worst
-
-
-def _spread(length: int, instances: int) -> Plan:
-    if length < 2 * PAGE:
-        return [(length, [0])]
-    half = length // 2 // PAGE * PAGE
-    return [(half, [0]), (length - half, list(range(instances)))]
+    assert worst <= TOLERANCE, f"a log-probability is off by {worst}"
 
 
 def turns(asked: Asked) -> None:
@@ -217,7 +209,7 @@ def turns(asked: Asked) -> None:
         plan = {} if group is None else {"cdsp_plan": [[len(prompt), group]]}
         sampling = {"custom_params": plan} if plan else {}
         ours = generate(asked.pool, prompt, sampling_params=sampling)
-        agree(asked, generate(asked.stock, prompt), ours)
+        agree(asked, asked.stock.generate(prompt), ours)
         prompt = [*prompt, *Answer.of(ours).tokens, *cut_ids(asked.checkpoint, 500, 31)]
 
 
@@ -230,8 +222,8 @@ def images(asked: Asked) -> None:
     config = json.loads((asked.checkpoint / "config.json").read_text(encoding="utf-8"))
     if "vision_config" not in config:
         prompt = cut_ids(asked.checkpoint, 300, 40)
-        stock, ours = (generate(url, prompt, image_data=dot) for url in (asked.stock, asked.pool))
-        agree(asked, stock, ours)
+        stock = asked.stock.generate(prompt, image_data=dot)
+        agree(asked, stock, generate(asked.pool, prompt, image_data=dot))
         return
     body: dict[str, Any] = {
         "text": "What is this?",
@@ -268,8 +260,3 @@ FEATURES: Mapping[str, Callable[[Asked], None]] = {
     "slots": slots,
 }
 """In the order in which they are tried; the last one looks at what the others left."""
-
-
-def described(asked: Asked) -> str:
-    """What was seen, as JSON."""
-    return json.dumps({"worst_logprob_gap": asked.worst, **asked.notes})

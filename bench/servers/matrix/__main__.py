@@ -10,41 +10,23 @@ start have servers of their own. A cell that is in the file already is not run a
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.servers.chaos.observed import References
 from bench.servers.chaos.run import Say, pool_of, stock_answers
 from bench.servers.chaos.scenario import Checks, Load, Scenario, Servers
-from bench.servers.flags import check
+from bench.servers.flags import check, some_of
 from bench.servers.matrix.cells import MOMENTS, SIZES, WAYS, Cell, Results, cells, markdown
 from bench.servers.matrix.starts import run_start
 from bench.servers.matrix.trial import INSTANCES, questions, run_cell
+from bench.servers.progress import say
 from sglang_cdsp.cli.parser import OneLineParser
 from sglang_cdsp.testing.checkpoint import write_checkpoint
 from sglang_cdsp.testing.scratch import kept_on_failure
 
 RESULTS = Path("bench/results/matrix.json")
-
-
-def say(line: str) -> None:
-    """Progress, apart from the table."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    """What reads a list of names."""
-
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return names
-
-    return read
 
 
 def servers_of(tp: int) -> Scenario:

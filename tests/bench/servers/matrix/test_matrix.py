@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.servers.chaos.record import Death, Outcome, PlanLine, Planned, Run, Seat, Strike
-from bench.servers.matrix.__main__ import main, some_of
+from bench.servers.flags import some_of
+from bench.servers.matrix.__main__ import main
 from bench.servers.matrix.cells import (
     MOMENTS,
     SIZES,
