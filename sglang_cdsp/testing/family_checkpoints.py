@@ -153,7 +153,7 @@ class Recipe:
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that makes the model, and loads it."""
+        """The class of transformers that makes the model."""
         return "AutoModelForCausalLM" if self.around is None else "AutoModelForImageTextToText"
 
 
