@@ -217,12 +217,12 @@ def test_a_block_goes_over_the_links_once(size: int) -> None:
 
 def test_queries_of_all_ranks_are_counted_against_rows_that_travel_once() -> None:
     """With more ranks each has fewer heads, and what an instance sends is the same either way."""
-    layout = RingLayout((0, 1), 0, (2000, 2000), split_chunk(4000, 40, 2, 1))
+    layout = RingLayout((0, 1), 0, (2000, 2000), split_chunk(4000, 160, 2, 1))
     sizes = LatentSizes(heads=16, rank=512, rope=64, nope=128, value=128)
     halves = replace(sizes, heads=8)
     for expanded in (False, True):
         alone = queries_circulate(layout, sizes, expanded, 2)
         assert queries_circulate(layout, halves, expanded, 2, ranks=2) is alone
-    # Absorbed, 16 heads of queries are more than the rows of a prefix 50 times as long; 8 are not.
+    # Absorbed, 16 heads of queries are more than the rows of a prefix 25 times as long; 8 are not.
     assert not queries_circulate(layout, sizes, False, 2)
     assert queries_circulate(layout, halves, False, 2)
