@@ -117,9 +117,11 @@ def gap_of(folder: Path, family: str, ranks: Ranks, seed: int = 0) -> float:
     recipe = RECIPES[family]
     checkpoint = write_family_checkpoint(folder / f"{family}-{ranks.rank}", family)
     tokens = torch.randint(8, 2048, (TOKENS,), generator=torch.Generator().manual_seed(seed))
-    model = loaded(checkpoint, family)
-    ways = [through_a_pool(model, tokens, chunks, ranks, seed) for chunks in PLANS]
-    known = ways[0] if recipe.renamed else expected(checkpoint, recipe, tokens)
+    with torch.no_grad():  # SGLang loads in threads, which no inference mode reaches
+        model = loaded(checkpoint, family)
+    with torch.inference_mode():
+        ways = [through_a_pool(model, tokens, chunks, ranks, seed) for chunks in PLANS]
+        known = ways[0] if recipe.renamed else expected(checkpoint, recipe, tokens)
     return max(float((way - known).abs().max()) for way in ways)
 
 
@@ -127,9 +129,8 @@ def main(folder: Path, rank: int, size: int, families: list[str]) -> None:
     become_rank(folder, rank, size)
     initialize_moe_config()
     torch.set_num_threads(1)
-    with torch.inference_mode():
-        ranks = ranks_of(rank, size)
-        print(json.dumps({family: gap_of(folder, family, ranks) for family in families}))
+    ranks = ranks_of(rank, size)
+    print(json.dumps({family: gap_of(folder, family, ranks) for family in families}))
 
 
 if __name__ == "__main__":
