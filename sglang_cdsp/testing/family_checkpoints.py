@@ -153,7 +153,8 @@ RECIPES: Mapping[str, Recipe] = {
         },
         _DEEPSEEK_EXTRA,
     ),
-    "mistral-large-3": Recipe(
+    # Not by its full name: of a folder called mistral-large-3 SGLang wants Mistral's params.json.
+    "mistral-large": Recipe(
         "DeepseekV3Config",
         {**_EXPERTS, **_LATENT, "first_k_dense_replace": 1},
         {

@@ -34,7 +34,7 @@ NAMED = {
 TRIED = {
     "deepseek-v3": "DeepSeek-V2, V3",
     "glm-4.7-flash": "GLM-4.7-Flash",
-    "mistral-large-3": "Mistral Large 3",
+    "mistral-large": "Mistral Large 3",
     "qwen3-moe": "Qwen 3, also MoE",
     "gemma-3": "Gemma 3 (`Gemma3ForCausalLM`)",
     "gemma-3-vision": "Gemma 3 with images",

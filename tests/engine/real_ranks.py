@@ -4,7 +4,8 @@
 
 One process for each of SIZE ranks, which meet by a file in FOLDER: SGLang's tensor parallelism and
 what ranks gather are as in a server. Each runs its rank of all instances in one thread, as in
-``one_thread``, in the order of one seed: so ranks switch alike. Prints for each family the largest
+``one_thread``, in the order of one seed. Ranks carry unlike shares, so one may be ready before the
+other: they agree at each switch, as in a server. Prints for each family the largest
 gap of a log-probability to transformers', over all tokens at all positions of all plans, as JSON.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from sglang.srt.layers.moe.utils import initialize_moe_config
 from sglang.srt.models.registry import ModelRegistry
 
 from sglang_cdsp.attention.families.latent import latent_layers
+from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.ranks import ranks_of
 from sglang_cdsp.parallel.ranks import Ranks
 from sglang_cdsp.protocol.messages import GoOrder
@@ -33,6 +36,7 @@ from tests.engine.one_thread import pool_of, task_on
 from tests.engine.plans import Chunks
 from tests.engine.real_models import PAGE, TOKENS, configured, expected, weights_of
 
+LATE = timedelta(minutes=5)
 PLANS: tuple[Chunks, ...] = (
     [(TOKENS, [1])],
     [(TOKENS, [2, 0, 1])],
@@ -98,7 +102,8 @@ def through_a_pool(
     """Log-probabilities by a plan, ``[TOKENS, vocabulary]``."""
     kind = Kind(lambda: model, lambda slots: LatentRows(slots, model), lambda tokens: tokens)  # type: ignore[arg-type,return-value]
     draw, found = random.Random(seed), dict[int, torch.Tensor]()
-    instances = pool_of(PAGE, seed, kind=kind, ranks=lambda instance: ranks)
+    agreement = Agreement(get_tp_group().cpu_group, ranks.size, LATE)
+    instances = pool_of(PAGE, seed, kind=kind, ranks=lambda instance: ranks, agreement=agreement)
     tasks = [task_on(instance, 0, chunks, PAGE) for instance in instances]
     for task in tasks:
         task.tokens = tokens
