@@ -130,6 +130,11 @@ _QWEN_AROUND: Mapping[str, Any] = {
 RECIPES: Mapping[str, Recipe] = {
     "deepseek-v3": Recipe(
         "DeepseekV3Config",
+        {**_EXPERTS, **_LATENT, "first_k_dense_replace": 1},
+        _DEEPSEEK_EXTRA,
+    ),
+    "deepseek-r1": Recipe(
+        "DeepseekV3Config",
         {**_EXPERTS, **_GROUPS, **_LATENT, "first_k_dense_replace": 1},
         _DEEPSEEK_EXTRA,
     ),

@@ -17,7 +17,7 @@ TOLERANCE = 1e-3
 @pytest.mark.slow
 def test_two_ranks_an_instance_answer_as_transformers_do(tmp_path: Path) -> None:
     """Weights are shared out among ranks by SGLang, latent rows on the links by the ranks here."""
-    families = ("deepseek-v3", "glm-4.7-flash", "kimi-k2", "mistral-large")
+    families = ("deepseek-r1", "glm-4.7-flash", "kimi-k2", "mistral-large")
     program = [sys.executable, "-m", "tests.engine.real_ranks", str(tmp_path)]
     ranks = [
         subprocess.Popen(
