@@ -123,6 +123,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Copied tokens", "short", {"tokens/s": rate("copied_tokens_total")}),
         Panel(
+            "Time of a copy",
+            "s",
+            {"mean": f"{rate('copy_seconds_total')} / {rate('prefix_copies_total')}"},
+            "from when it is asked for until it is cached there",
+        ),
+        Panel(
             "Cached pages",
             "short",
             {"instance {{seat}}": f"max by (seat) ({series('cached_pages')})"},

@@ -39,7 +39,7 @@ class CorrectionOptions:
     max_step: float = 0.2
     bound: float = 2.0
     refresh: float = 0.01
-    shared: float = 0.75
+    shared: float = 0.5
 
     def __post_init__(self) -> None:
         limits = self.max_step > 0 and self.bound >= 1 and self.refresh >= 0

@@ -188,7 +188,7 @@ ROWS = (
         ),
     ),
     row(
-        "engine.moving",
+        "engine.moving_in engine.moving_out",
         "with overlap a step under way keeps its requests, whoever leaves the running batch",
         Order(
             SCHEDULER,

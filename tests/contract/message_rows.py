@@ -21,7 +21,8 @@ ROWS = (
         ),
     ),
     row(
-        "protocol.messages protocol.task_orders protocol.seat_orders protocol.moving",
+        "protocol.messages protocol.task_orders protocol.seat_orders protocol.moving "
+        "protocol.copying",
         "orders are tagged msgspec structs with a request id",
         Base(IO, "BaseReq", "msgspec.Struct"),
     ),

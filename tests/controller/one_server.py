@@ -600,5 +600,8 @@ class OneServerPool(FakePool):
 
 
 def _coming(seq: int) -> int:
-    """Under which number the promise of a move's target is noted, and back."""
-    return ~seq
+    """Under which number the promise of a move's target is noted, and back.
+
+    Below -1, which is the number of every request that has no plan yet.
+    """
+    return -2 - seq

@@ -16,7 +16,7 @@ from sglang_cdsp.planner.types import Plan, PlannedChunk
 from tests.controller.any_order import SETTINGS
 from tests.controller.cases import phase_is
 from tests.controller.copying import CopyingPool
-from tests.controller.test_reusing import AnyOrderReusing
+from tests.controller.reusing_order import AnyOrderReusing
 
 
 class AnyOrderCopying(AnyOrderReusing):

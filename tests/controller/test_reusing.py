@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import rule
 
 from sglang_cdsp.controller.feed.reasons import reasons_of
 from sglang_cdsp.controller.feed.recent import computed_tokens
@@ -14,26 +12,8 @@ from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import record
 from tests.controller.any_order import SETTINGS
 from tests.controller.cases import phase_is
-from tests.controller.one_server_order import AnyOrderOfOneServer
 from tests.controller.reusing import ReusingPool
-
-
-class AnyOrderReusing(AnyOrderOfOneServer):
-    """As without, but most plans start from a prefix, and some homes do not find it."""
-
-    make_pool = ReusingPool
-
-    @rule(tokens=st.integers(1, 1500))
-    def arrive_with_plan(self, tokens: int) -> None:
-        """Those that bring their plans reuse nothing: others come in their place."""
-        self._submit(self.pool.request(tokens), None, "no decode")
-
-    def teardown(self) -> None:
-        super().teardown()
-        if hasattr(self, "pool"):
-            assert isinstance(self.pool, ReusingPool)
-            assert not self.pool.prefixes._drawn, "a request that has ended is not forgotten"
-
+from tests.controller.reusing_order import AnyOrderReusing
 
 # Always the same examples: a third request of one id that is aborted in its instance's queue, after
 # the first one's home was lost with its last report, is not answered by the fake instances.

@@ -10,7 +10,7 @@ from bench.servers.families.asking import FEATURES
 from bench.servers.families.results import Results
 from sglang_cdsp.architectures import LATENT, SEEING, TEXT_ALONE, TRICKS, WINDOWS, fault
 from sglang_cdsp.attention.latent_rows import EXPANDED_AT_ONCE
-from tests.serving_families.test_families import TRIED as ON_SERVERS
+from tests.serving_families.tried import TRIED as ON_SERVERS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sglang_cdsp"
 PROJECT = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8")).unwrap()["project"]
 BARE = set(PROJECT["dependencies"])
-BESIDE = {"sglang", "torch", "transformers"}
-"""There whenever servers are started: the extra comes beside SGLang."""
+BESIDE = {"sglang", "torch", "transformers", "zmq", "msgspec"}
+"""There whenever servers are started: the extra comes beside SGLang and what that needs."""
 EXTRAS = {name: set(needs) for name, needs in PROJECT["optional-dependencies"].items()}
 
 

@@ -14,9 +14,7 @@ import pytest
 from bench.servers.families.__main__ import asked_of
 from bench.servers.families.asking import FEATURES, Asked
 from sglang_cdsp.engine.faults import SHAKE_VAR
-
-TRIED = (("deepseek-v3", "prefill", "1"), ("gemma-3", "one", "1"))
-"""Family, form, ranks of an instance."""
+from tests.serving_families.tried import TRIED
 
 CASES = 16
 ASKED = tuple(name for name in FEATURES if name != "moves")

@@ -13,8 +13,7 @@ import pytest
 from tests.serving.client import difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.reference import TOLERANCE
-from tests.serving_unified.client import OneServerClient
-from tests.serving_unified.test_prefixes import (
+from tests.serving_unified.cached import (
     LIMIT,
     OUTPUT,
     ask,
@@ -22,6 +21,7 @@ from tests.serving_unified.test_prefixes import (
     prefixes,
     told,
 )
+from tests.serving_unified.client import OneServerClient
 
 
 def made(client: OneServerClient) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -22,45 +21,13 @@ from sglang_cdsp.testing.kv_events import EventPorts, Replay
 from tests.serving.client import Answer, difference, read, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
 from tests.serving.plans import more_lengths
+from tests.serving_unified.cached import LIMIT, OUTPUT, ask, flush, prefixes, told
 from tests.serving_unified.client import OneServerClient
 
-OUTPUT = 8
-LIMIT: dict[str, Any] = {"sampling_params": {"max_new_tokens": OUTPUT}}
 SIZES = Sizes(output=OUTPUT)
 TALKS = 8 + len(more_lengths())
 STORM = 1000
 """Seeds from here on are those of conversations under flushes."""
-
-
-def prefixes(client: OneServerClient) -> dict[str, Any]:
-    """What the controller knows of caches."""
-    url = f"{client.servers.urls['pool']}/cdsp/status"
-    shown: dict[str, Any] = requests.get(url, timeout=30).json()["prefixes"]
-    return shown
-
-
-def ask(client: OneServerClient, prompt: list[int], **fields: Any) -> tuple[Answer, int]:
-    """The pool's answer, by a plan of its own, and how many tokens were cached."""
-    response = client.generate(client.servers.urls["pool"], prompt, **{**LIMIT, **fields})
-    return read(response), int(response.json()["meta_info"]["cached_tokens"])
-
-
-def told(plan_log: Path, tokens: int) -> dict[str, Any]:
-    """The last line of the plan log about a prompt of so many tokens; it may take a moment."""
-    for _ in range(100):
-        lines = [json.loads(line) for line in plan_log.read_text(encoding="utf-8").splitlines()]
-        found = [line for line in lines if line.get("prompt_tokens") == tokens]
-        if found:
-            return dict(found[-1])
-        time.sleep(0.1)
-    raise AssertionError(f"no prompt of {tokens} tokens was logged")
-
-
-def flush(client: OneServerClient) -> None:
-    """Empty all caches."""
-    everything = [INSTANCE_TOKENS] * POOL_SIZE
-    assert client.wait_free(everything) == everything
-    assert client.post("/flush_cache").status_code == 200
 
 
 def test_a_second_turn_starts_where_the_first_one_is_cached(

@@ -47,7 +47,7 @@ def test_events_are_found_by_the_prompts_that_they_are_of() -> None:
     prefixes.changed(2, [stored(IDS[:20])])
     one = request([*IDS[:30], 7, 8, 9], **NO_LOGPROBS)
     assert held(prefixes, one) == {0: 28, 2: 20}
-    assert prefixes.held("r")[0] == HeldPrefix(0, 28, 36 + 8)
+    assert prefixes.held("r")[0] == HeldPrefix(0, 28, 36 + 8, ready=0), "nobody sends it"
     prefixes.changed(0, [removed(IDS, 3)])
     assert held(prefixes, one) == {2: 20, 0: 12}
     prefixes.changed(2, [CacheChange("cleared"), stored(IDS[:8])])

@@ -1,0 +1,26 @@
+"""Plans that start from cached prefixes, in any order of what may happen to them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from tests.controller.one_server_order import AnyOrderOfOneServer
+from tests.controller.reusing import ReusingPool
+
+
+class AnyOrderReusing(AnyOrderOfOneServer):
+    """As without, but most plans start from a prefix, and some homes do not find it."""
+
+    make_pool = ReusingPool
+
+    @rule(tokens=st.integers(1, 1500))
+    def arrive_with_plan(self, tokens: int) -> None:
+        """Those that bring their plans reuse nothing: others come in their place."""
+        self._submit(self.pool.request(tokens), None, "no decode")
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "pool"):
+            assert isinstance(self.pool, ReusingPool)
+            assert not self.pool.prefixes._drawn, "a request that has ended is not forgotten"
