@@ -23,6 +23,7 @@ from sglang_cdsp.testing.tokenizer import (
     train_tokenizer,
     write_tokenizer,
 )
+from sglang_cdsp.testing.weight_names import mistral_name
 
 VOCABULARY = 2048
 CONTEXT = 32_768
@@ -62,6 +63,20 @@ _EXPERTS: Mapping[str, Any] = {
     "topk_group": 1,
     "routed_scaling_factor": 1.0,
     "norm_topk_prob": True,
+}
+
+_GROUPS: Mapping[str, Any] = {
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+}
+"""A token's experts are of a few groups of them."""
+
+_DEEPSEEK_EXTRA: Mapping[str, Any] = {
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
 }
 
 _LATENT: Mapping[str, Any] = {
@@ -116,7 +131,44 @@ RECIPES: Mapping[str, Recipe] = {
     "deepseek-v3": Recipe(
         "DeepseekV3Config",
         {**_EXPERTS, **_LATENT, "first_k_dense_replace": 1},
-        {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+        _DEEPSEEK_EXTRA,
+    ),
+    "deepseek-r1": Recipe(
+        "DeepseekV3Config",
+        {**_EXPERTS, **_GROUPS, **_LATENT, "first_k_dense_replace": 1},
+        _DEEPSEEK_EXTRA,
+    ),
+    "kimi-k2": Recipe(
+        "DeepseekV3Config",
+        {
+            **_EXPERTS,
+            **_LATENT,
+            # Half as many heads as DeepSeek-V3, one group of experts, and more YaRN.
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 8,
+            "routed_scaling_factor": 2.827,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {
+                **YARN,
+                "rope_theta": 50_000.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+        _DEEPSEEK_EXTRA,
+    ),
+    # Not by its full name: of a folder called mistral-large-3 SGLang wants Mistral's params.json.
+    "mistral-large": Recipe(
+        "DeepseekV3Config",
+        {**_EXPERTS, **_LATENT, "first_k_dense_replace": 1},
+        {
+            **_DEEPSEEK_EXTRA,
+            "architectures": ["MistralLarge3ForCausalLM"],
+            # The real one has 8,192; prompts here are shorter, and their queries are scaled too.
+            "llama_4_scaling": {"original_max_position_embeddings": 512, "beta": 0.1},
+        },
+        renamed=mistral_name,
     ),
     "glm-4.7-flash": Recipe(
         "Glm4MoeLiteConfig",

@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_cdsp.testing.step_checkpoint import Shape
 from sglang_cdsp.testing.tokenizer import SPECIAL_TOKENS
+from sglang_cdsp.testing.weight_names import rename_weights
 
 PEAKED = ("q_proj.weight", "k_proj.weight", "q_b_proj.weight", "kv_a_proj_with_mqa.weight")
 """Weights whose gain makes attention peaked."""
@@ -29,6 +30,8 @@ class Recipe:
         shapes: of a model that transformers does not have: names and shapes of the weights, by its
             configuration.
         published: a beginning of weights' names, and what it is in published checkpoints.
+        renamed: a weight's name in the real checkpoint, by transformers' name of it; None for
+            models whose names are the same. Transformers cannot load what is renamed.
     """
 
     config_class: str
@@ -38,13 +41,19 @@ class Recipe:
     around: Mapping[str, Any] | None = None
     shapes: Callable[[Mapping[str, Any]], Iterator[tuple[str, Shape]]] | None = None
     published: tuple[str, str] | None = None
+    renamed: Callable[[str], str] | None = None
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that makes and loads the model; "" for none."""
+        """The class of transformers that makes the model; "" for none."""
         if not self.config_class:
             return ""
         return "AutoModelForCausalLM" if self.around is None else "AutoModelForImageTextToText"
+
+    @property
+    def loaded_by(self) -> str:
+        """The class of transformers that loads the checkpoint; "" for none."""
+        return "" if self.renamed else self.auto_class
 
 
 def write_model(directory: Path, recipe: Recipe, common: Mapping[str, Any], seed: int) -> None:
@@ -83,17 +92,13 @@ def _write_by_transformers(directory: Path, recipe: Recipe, fields: Mapping[str,
         _draw(key, weight)
     model.save_pretrained(directory)
     if recipe.published is not None:
-        _rename(directory / "model.safetensors", *recipe.published)
-
-
-def _rename(path: Path, begins: str, published: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = {
-        published + key.removeprefix(begins) if key.startswith(begins) else key: weight
-        for key, weight in load_file(path).items()
-    }
-    save_file(weights, str(path), metadata={"format": "pt"})
+        begins, published = recipe.published
+        rename_weights(
+            directory,
+            lambda key: published + key.removeprefix(begins) if key.startswith(begins) else key,
+        )
+    if recipe.renamed is not None:
+        rename_weights(directory, recipe.renamed)
 
 
 def _write_weights(

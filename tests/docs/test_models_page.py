@@ -32,6 +32,9 @@ NAMED = {
 
 
 TRIED = {
+    "deepseek-v3": "DeepSeek-V2, V3",
+    "glm-4.7-flash": "GLM-4.7-Flash",
+    "mistral-large": "Mistral Large 3",
     "qwen3-moe": "Qwen 3, also MoE",
     "gemma-3": "Gemma 3 (`Gemma3ForCausalLM`)",
     "gemma-3-vision": "Gemma 3 with images",
@@ -52,7 +55,8 @@ def test_yes_is_said_of_what_runs_on_servers(family: str) -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     for form, cell in (("prefill", cells[2]), ("one", cells[3])):
         ran = results.row(f"{family}/{form}").holds(FEATURES)
-        assert cell.startswith("yes") == (ran or (family, form) in ON_SERVERS), form
+        tested = any((family, form) == tried[:2] for tried in ON_SERVERS)
+        assert cell.startswith("yes") == (ran or tested), form
 
 
 def test_every_model_of_the_families_has_its_line() -> None:

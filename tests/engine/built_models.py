@@ -157,8 +157,8 @@ MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 )
 
 
-def become_the_only_rank(folder: Path) -> None:
-    """SGLang's module state of a server of one rank, on the CPU."""
+def become_rank(folder: Path, rank: int = 0, size: int = 1) -> None:
+    """SGLang's module state of a rank on the CPU; all ``size`` meet by a file in ``folder``."""
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}
     (folder / "config.json").write_text(json.dumps(config))
     args = ServerArgs(
@@ -166,19 +166,28 @@ def become_the_only_rank(folder: Path) -> None:
         device="cpu",
         attention_backend="torch_native",
         disable_radix_cache=True,
+        tp_size=size,
     )
     runtime_context.publish(args, role="scheduler")
     init_distributed_environment(
         backend="gloo",
-        world_size=1,
-        rank=0,
-        local_rank=0,
+        world_size=size,
+        rank=rank,
+        local_rank=rank,
         distributed_init_method=f"file://{folder / 'store'}",
     )
     initialize_model_parallel()
-    ranks = ("tp", "pp", "dp", "attn_tp", "attn_cp", "moe_ep", "moe_tp", "moe_dp")
-    runtime_context.get_parallel().override_permanently(**{f"{rank}_rank": 0 for rank in ranks})
+    alone = dict.fromkeys(("pp", "dp", "attn_cp", "moe_ep", "moe_dp"), 0)
+    ranks = {**alone, **dict.fromkeys(("tp", "attn_tp", "moe_tp"), rank)}
+    runtime_context.get_parallel().override_permanently(
+        **{f"{name}_rank": number for name, number in ranks.items()}
+    )
     initialize_dp_attention(args)
+
+
+def become_the_only_rank(folder: Path) -> None:
+    """The same of a server of one rank."""
+    become_rank(folder)
 
 
 def main(folder: Path) -> None:

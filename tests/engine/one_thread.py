@@ -124,6 +124,7 @@ class Instance:
         shared: bool,
         kind: Kind | None = None,
         ranks: Callable[[Instance], Ranks] = lambda instance: ALONE,
+        agreement: Agreement | None = None,
     ) -> None:
         self.number = number
         self.allocator = StrictAllocator(LONGEST * 4 // page, page)
@@ -145,7 +146,7 @@ class Instance:
         )
         self.coroutines = Coroutines(
             surroundings=ForwardSurroundings("cpu"),
-            ranks=Agreement(None, 1),
+            ranks=agreement or Agreement(None, 1),
             leads=True,
             stretch_s=0.0,
             poll=self.hub.poll,
@@ -212,11 +213,12 @@ def pool_of(
     shared: bool = False,
     kind: Kind | None = None,
     ranks: Callable[[Instance], Ranks] = lambda instance: ALONE,
+    agreement: Agreement | None = None,
 ) -> list[Instance]:
     board = Switchboard()
     shake = random.Random(seed)
     instances = [
-        Instance(i, page, board, shake, shared=shared, kind=kind, ranks=ranks)
+        Instance(i, page, board, shake, shared=shared, kind=kind, ranks=ranks, agreement=agreement)
         for i in range(INSTANCES)
     ]
     said = {(i.number, j): i.hub.invite(j) for i in instances for j in range(INSTANCES)

@@ -96,7 +96,7 @@ def all_rows(
 
 def expected(folder: Path, recipe: Recipe, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probabilities as transformers' own model has them, ``[TOKENS, vocabulary]``."""
-    model = getattr(transformers, recipe.auto_class).from_pretrained(
+    model = getattr(transformers, recipe.loaded_by).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     logits: torch.Tensor = model.eval()(tokens[None]).logits[0]
@@ -130,7 +130,7 @@ def gap_of(folder: Path, family: str, seed: int = 0) -> float:
     tokens = torch.randint(8, 2048, (TOKENS,), generator=torch.Generator().manual_seed(seed))
     model = loaded(checkpoint, recipe)
     ways = [through_a_pool(model, tokens, chunks, seed) for chunks in PLANS]
-    if recipe.auto_class:
+    if recipe.loaded_by:
         ways.append(expected(checkpoint, recipe, tokens))
     return max(float((way - ways[0]).abs().max()) for way in ways[1:])
 

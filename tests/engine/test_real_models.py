@@ -15,7 +15,7 @@ import pytest
 
 from sglang_cdsp.testing.family_checkpoints import RECIPES
 
-LATENT = {"deepseek-v3", "glm-4.7-flash"}
+LATENT = {"deepseek-v3", "deepseek-r1", "glm-4.7-flash", "kimi-k2", "mistral-large"}
 """Have rows of a kind that the pool here does not keep."""
 
 TOLERANCE = 1e-3

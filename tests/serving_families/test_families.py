@@ -17,6 +17,8 @@ from sglang_cdsp.engine.faults import SHAKE_VAR
 from tests.serving_families.tried import TRIED
 
 CASES = 16
+ASKED = tuple(name for name in FEATURES if name != "moves")
+"""``tests/serving_unified`` moves requests; of the families the program does."""
 
 
 @pytest.fixture(scope="module", params=TRIED, ids=lambda tried: "-".join(tried))
@@ -24,15 +26,16 @@ def asked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Asked]:
     """The servers of one family and form, whose chunks switch wherever they may."""
-    family, form = request.param
+    family, form, ranks = request.param
     seed = os.environ.get(SHAKE_VAR) or str(random.SystemRandom().randrange(1 << 31))
     print(f"\nthe pool is shaken: {SHAKE_VAR}={seed}")
+    scratch = tmp_path_factory.mktemp("servers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SHAKE_VAR, seed)
-        with asked_of(family, form, 1, CASES, tmp_path_factory.mktemp("servers")) as servers:
+        with asked_of(family, form, 1, CASES, scratch, ranks) as servers:
             yield servers
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", ASKED)
 def test_a_feature(feature: str, asked: Asked) -> None:
     FEATURES[feature](asked)

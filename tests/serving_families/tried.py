@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-TRIED = (("deepseek-v3", "prefill"), ("gemma-3", "one"))
-"""Family and form."""
+TRIED = (("deepseek-v3", "prefill", "1"), ("gemma-3", "one", "1"))
+"""Family, form, and ranks of an instance."""

@@ -2,12 +2,13 @@
 
     python -m bench.servers.families [--families deepseek-v3,gemma-3] [--forms prefill,one]
                                      [--cases 50] [--out bench/results/families.json]
-                                     [--answers FOLDER] [--tp 1,2] [--again]
+                                     [--answers FOLDER] [--tp 1,2,2:1] [--again]
 
 Each family and form has servers of its own; the pool is shaken. What is there already and holds is
 not tried again, but for ``--again``; each feature's result is kept as soon as it is there. A stock
 server with the same checkpoint is started where its answers are not in the folder. The table is
-printed and written beside the file. Exit status 1 if a cell does not hold.
+printed and written beside the file. ``--tp 2:1`` means instances of two ranks before decode servers
+of one. Exit status 1 if a cell does not hold.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from sglang_cdsp.testing.stack import Deployment, disaggregated, one_server, run
 
 RESULTS = Path("bench/results/families.json")
 CAPACITY = 8192
-INSTANCES = {"1": 3, "2": 2}
-"""Of a pool, by ranks of an instance; decode servers have as many ranks."""
+INSTANCES = {"1": 3, "2": 2, "2:1": 2, "1:2": 2}
+"""Of a pool, by ranks of an instance and, where they differ, of decode servers."""
 
 FORMS = ("prefill", "one")
 
@@ -62,10 +63,16 @@ def pool_of(checkpoint: Path, family: str, form: str, tp: str) -> Deployment:
         *("--dp-size", str(INSTANCES[tp]), "--cdsp-allow-request-plans"),
         *("--max-total-tokens", str(CAPACITY), "--cdsp-stock-tokens", "64"),
     )
-    ranks = (*flags_of(family), "--tp-size", tp)
+    ranks, _, of_decode = tp.partition(":")
+    common, ranks_here = flags_of(family), ("--tp-size", ranks)
     if form == "one":
-        return one_server(checkpoint, flags=(*ranks, *pool))
-    return disaggregated(checkpoint, prefill_flags=("--cdsp", *pool), flags=ranks)
+        return one_server(checkpoint, flags=(*common, *ranks_here, *pool))
+    return disaggregated(
+        checkpoint,
+        prefill_flags=("--cdsp", *pool, *ranks_here),
+        decode_flags=("--tp-size", of_decode or ranks),
+        flags=common,
+    )
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def asked_of(
         answers: folder where stock's answers are kept; None for ``scratch``.
     """
     checkpoint = write_family_checkpoint(scratch / family, family)
-    logs = scratch / f"{family}-{form}-{tp}"
+    logs = scratch / f"{family}-{form}-{tp.replace(':', '-')}"
 
     @contextmanager
     def stock() -> Iterator[str]:
@@ -102,7 +109,7 @@ def asked_of(
         Stock(stock, kept, identity) as stocks,
     ):
         info = started.urls["pool"] if form == "one" else started.urls["prefill"]
-        kind = RECIPES[family].auto_class
+        kind = RECIPES[family].loaded_by
         yield Asked(
             started.url, stocks, checkpoint, INSTANCES[tp], CAPACITY, seed, cases, kind, info
         )

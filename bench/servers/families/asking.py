@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,9 @@ PAGE = 8
 
 AT_ONCE = 6
 LONGEST = 3000
+MOVED_LENGTHS = (60, 700, 1500)
+MOVED_OUTPUT = 48
+MOST_ROUNDS = 3
 
 Plan = list[tuple[int, list[int]]]
 
@@ -248,6 +251,44 @@ def slots(asked: Asked) -> None:
         time.sleep(0.2)
 
 
+def moves(asked: Asked) -> None:
+    """Answers that move from seat to seat while they are decoded: stock's, and some have moved."""
+    if asked.info != asked.pool:
+        raise NothingThereError  # decode servers decode
+    prompts = [cut_ids(asked.checkpoint, n, 50 + n) for n in MOVED_LENGTHS]
+    sampling = {"max_new_tokens": MOVED_OUTPUT}
+    before = _moved(asked)
+    for _ in range(MOST_ROUNDS):
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            running = [
+                threads.submit(generate, asked.pool, prompt, sampling_params=sampling)
+                for prompt in prompts
+            ]
+            away = 0
+            while wait(running, timeout=0.2).not_done:
+                seats = range(asked.instances)
+                _turn(asked, {str(s): "prefill" if s == away else "both" for s in seats})
+                away = (away + 1) % asked.instances
+        _turn(asked, f"{asked.instances}b")
+        for prompt, answer in zip(prompts, running, strict=True):
+            stock = asked.stock.generate(prompt, sampling_params=sampling)
+            agree(asked, stock, answer.result())
+        asked.notes["moves"] = _moved(asked) - before
+        if asked.notes["moves"]:
+            return
+    raise AssertionError("no request moved")
+
+
+def _turn(asked: Asked, roles: str | dict[str, str]) -> None:
+    response = requests.post(f"{asked.pool}/cdsp/update", json={"roles": roles}, timeout=60)
+    assert response.status_code == requests.codes.ok, response.text[:300]
+
+
+def _moved(asked: Asked) -> int:
+    status = requests.get(f"{asked.pool}/cdsp/status", timeout=60).json()
+    return int(status["counters"]["requests_moved"])
+
+
 FEATURES: Mapping[str, Callable[[Asked], None]] = {
     "forced plans": forced_plans,
     "own plans": own_plans,
@@ -256,6 +297,7 @@ FEATURES: Mapping[str, Callable[[Asked], None]] = {
     "aborts": aborts,
     "as transformers": as_transformers,
     "turns": turns,
+    "moves": moves,
     "images": images,
     "slots": slots,
 }
