@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from sglang_cdsp.attention.circulation import WireBytes, choose_circulation, wire_bytes
 from sglang_cdsp.attention.ring import q_ring_attention, ring_attention
 from sglang_cdsp.parallel.links.lanes import Lane
-from sglang_cdsp.parallel.links.types import Exchanger, Message, Waitable
+from tests.parallel.counting import Counting
 from tests.parallel.ring_cases import (
     RingCase,
     in_threads,
@@ -47,20 +47,6 @@ def test_q_circulation_in_a_group_of_one() -> None:
     case = RingCase(group=(3,), history=10, tokens=7)
     out = case.assemble([run_member(case, None, 0, q_ring_attention)])
     torch.testing.assert_close(out.double(), case.expected(), atol=1e-5, rtol=1e-5)
-
-
-class Counting:
-    """Counts the bytes that an exchanger sends."""
-
-    def __init__(self, links: Exchanger) -> None:
-        self._links = links
-        self.sent = 0
-
-    def exchange(
-        self, sends: Sequence[Message], recvs: Sequence[Message], note: int = 0
-    ) -> Waitable:
-        self.sent += sum(message.tensor.nbytes for message in sends)
-        return self._links.exchange(sends, recvs, note)
 
 
 def bytes_sent(case: RingCase, lanes: list[Lane], way: Callable[..., torch.Tensor]) -> int:
