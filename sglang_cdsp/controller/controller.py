@@ -458,7 +458,7 @@ class PoolController(DataParallelController):
             self._on_health_check(tokenized)
             return
         decodes = self._form is Form.ONE_SERVER
-        if decodes:
+        if decodes or self._planning.prefixes is not None:
             salt = salt_of(tokenized.extra_key, tokenized.cache_salt)
             tokenized.extra_key, tokenized.cache_salt = None, salt
         fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST

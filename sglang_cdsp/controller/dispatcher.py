@@ -279,6 +279,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
         reused=request.plan.reused,
+        gathers=request.keeps,
     )
 
 
@@ -291,6 +292,7 @@ def _rest_order(request: PoolRequest) -> RestOrder:
         chunks=_chunks(request.plan),
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
+        gathers=request.keeps,
     )
 
 

@@ -52,12 +52,25 @@ def tokens_left(request: PoolRequest) -> int:
 
 
 def home_tokens(request: PoolRequest, page_size: int) -> int:
-    """KV slots that home needs of a request in the end; 0 where a decode server has it next."""
+    """KV slots that home needs of a request in the end; 0 for its share of the prompt.
+
+    A home that decodes needs the prompt and some output, one that keeps the prompt that.
+    """
     if not request.decodes:
-        return 0
-    promised = pages(request.tokens, page_size) * page_size + request.output_tokens
+        return prompt_slots(request, page_size) if request.keeps else 0
+    promised = prompt_slots(request, page_size) + request.output_tokens
     has = pages(request.prompt_tokens + len(request.output.tokens) + 1, page_size) * page_size
     return max(promised, has)
+
+
+def prompt_slots(request: PoolRequest, page_size: int) -> int:
+    """KV slots of all that is to be prefilled of a request, whole pages."""
+    return pages(request.tokens, page_size) * page_size
+
+
+def tokens_to_reuse(request: PoolRequest, page_size: int) -> int:
+    """KV slots that an instance must have to be home of a plan that starts from its prefix."""
+    return home_tokens(request, page_size) or prompt_slots(request, page_size)
 
 
 def slots_needed(
@@ -73,14 +86,18 @@ def slots_needed(
     """
     home = chunks[0][1][0]
     slots = kv_demand(chunks, page_size, reused, (home,) if reused else ())
-    return with_home(slots, home, request, page_size)
+    return with_home(slots, home, request, page_size, reused)
 
 
 def with_home(
-    slots: Mapping[int, int], home: int, request: PoolRequest, page_size: int
+    slots: Mapping[int, int], home: int, request: PoolRequest, page_size: int, reused: int = 0
 ) -> dict[int, int]:
-    """KV slots of a plan by instance, with what its home needs of the request in the end."""
-    return {**slots, home: max(slots[home], home_tokens(request, page_size))}
+    """KV slots of a plan by instance, with what its home needs of the request in the end.
+
+    One that has ``reused`` tokens cached never has more of the prompt than all.
+    """
+    need = (tokens_to_reuse if reused else home_tokens)(request, page_size)
+    return {**slots, home: max(slots[home], need)}
 
 
 def fits_now(
@@ -110,14 +127,13 @@ class Homes:
             plan: of the whole prompt, on instances that are up.
             view: the pool as the plan finds it.
         """
-        need = home_tokens(request, self._ledger.page_size)
-        if not need:
-            return plan
-        free = view.free_tokens
+        need, free = home_tokens(request, self._ledger.page_size), view.free_tokens
         assert free is not None
         if plan.reused:  # who has the prefix is home
             page = self._ledger.page_size
             return plan if fits_now(request, plan.placement, free, page, plan.reused) else None
+        if not need:
+            return plan
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:

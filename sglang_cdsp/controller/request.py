@@ -182,6 +182,7 @@ class PoolRequest:
         carried: what it was when it left a home, until its client has seen more of it.
         resumes: what its present plan goes on from, None from its prompt alone.
         missed: a cached prefix of its plan was not there: it is computed without any.
+        keeps: before a decode server, its home ends with all of its prompt's KV, for its cache.
         prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """
 
@@ -239,6 +240,7 @@ class PoolRequest:
     carried: OutputState | None = None
     resumes: OutputState | None = None
     missed: bool = False
+    keeps: bool = False
     prompt_tokens: int = field(init=False)
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
@@ -313,7 +315,7 @@ class PoolRequest:
         self.ready, self.times = {}, []
         self.drained, self.drained_s, self.released = set(), None, set()
         self.lost, self.without = set(), set()
-        self.recalled = self.joined = False
+        self.recalled = self.joined = self.keeps = False
         self.moved_to = None
         self.recalls += 1
 

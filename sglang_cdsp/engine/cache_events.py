@@ -1,8 +1,8 @@
 """What SGLang's prefix tree stores and evicts, told to the controller as it happens.
 
-SGLang's KV events exist only where a publisher is configured, and go to one reader. In one server
-the trees keep them always; they are taken each turn, told, and passed on to SGLang's own publisher
-if there is one.
+SGLang's KV events exist only where a publisher is configured, and go to one reader. In one server,
+and in a prefill server that reuses prefixes, the trees keep them always; they are taken each turn,
+told, and passed on to SGLang's own publisher if there is one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sglang.srt.disaggregation.kv_events import (
 )
 from sglang.srt.runtime_context import get_disagg, get_parallel
 
+from sglang_cdsp.args import active_args
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.form import Form, form_of
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
@@ -34,7 +35,9 @@ def build_with_events(original: Callable[..., Any], *args: Any, **more: Any) -> 
     """AROUND hook on ``build_kv_cache``: one rank's tree keeps its events."""
     parallel = get_parallel()
     speaks = int(parallel.tp_rank) == 0 and int(parallel.pp_rank) == 0
-    if speaks and form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER:
+    args = active_args()
+    reuses = args is not None and args.prefix_cache
+    if speaks and (reuses or form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER):
         more["enable_kv_cache_events"] = True
     return original(*args, **more)
 

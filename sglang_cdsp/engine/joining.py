@@ -180,20 +180,8 @@ class Joining:
         if computed.slots is None:
             self._keep_row(req)
             return
-        tokens = int(computed.slots.numel())
         assert pool.alloc([req]) is not None
-        pool.write((req.kv.req_pool_idx, slice(0, tokens)), computed.slots.to(torch.int32))
-        req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
-        shares = shares_prefixes(tree)
-        first = 0
-        if shares:
-            _bind_root_prefix(req, tree)
-            if computed.prefix is not None:
-                computed.prefix.bind(req)
-                first = computed.prefix.tokens
-        req.init_next_round_input(None if shares else tree)
-        # The tree may key the prompt, whose KV is there; the first token has none yet.
-        _set_extend_range(req, first, tokens)
+        fill_row(req, pool, tree, computed.slots, computed.prefix)
 
     def _keep_row(self, req: Req) -> None:
         """A request has its row still; all that it lists is there."""
@@ -231,6 +219,31 @@ class Joining:
                 req.time_stats.set_completion_time()
         scheduler.output_streamer.stream_output(batch.reqs, batch.return_logprob, None)
         batch.filter_batch()
+
+
+def fill_row(
+    req: Req, pool: Any, tree: Any, slots: torch.Tensor, prefix: CachedPrefix | None
+) -> None:
+    """Let the row that a request has just got list its slots, as if SGLang had filled it.
+
+    Args:
+        pool: SGLang's rows.
+        tree: its prefix cache.
+        slots: of the request's first tokens, int64 ``[tokens]``; their KV is there.
+        prefix: the cached prefix to which the first of them belong, whose lock the request gets.
+    """
+    tokens, first = int(slots.numel()), 0
+    pool.write((req.kv.req_pool_idx, slice(0, tokens)), slots.to(torch.int32))
+    req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
+    shares = shares_prefixes(tree)
+    if shares:
+        _bind_root_prefix(req, tree)
+        if prefix is not None:
+            prefix.bind(req)
+            first = prefix.tokens
+    req.init_next_round_input(None if shares else tree)
+    # The tree may key these tokens; one that was sampled has no KV yet.
+    _set_extend_range(req, first, tokens)
 
 
 def _set_extend_range(req: Req, start: int, tokens: int) -> None:

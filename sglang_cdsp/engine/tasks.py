@@ -76,7 +76,8 @@ class ChunkTask:
         lane: its chunk's links, None for a group of one.
         decode_share: as in ``GoOrder``, of the chunk that was started last.
         output: what its request goes on from, None from its prompt alone; at home only.
-        gathers: home ends with all of its KV, and decodes it.
+        gathers: home ends with all of its KV.
+        joins: home decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
         withdrawn: at home, its request is computed anew, and owns nothing here.
         reused: tokens in front of the first chunk that home has cached.
@@ -113,6 +114,7 @@ class ChunkTask:
     lane: Lane | None = None
     decode_share: float = 0.0
     gathers: bool = False
+    joins: bool = False
     joined: bool = False
     output: OutputState | None = None
     withdrawn: bool = False
@@ -158,7 +160,13 @@ class ChunkTask:
         self.prepared = self.next_chunk
 
     def take_rest(
-        self, layouts: tuple[ChunkLayout, ...], chunk: int, revision: int, instance: int
+        self,
+        layouts: tuple[ChunkLayout, ...],
+        chunk: int,
+        revision: int,
+        instance: int,
+        *,
+        gathers: bool,
     ) -> None:
         """Another plan for what follows the chunks that ran, of which ``instance`` is a member.
 
@@ -169,16 +177,25 @@ class ChunkTask:
             chunk: the next to start.
             revision: of the plan.
             instance: this one.
+            gathers: home ends with all of its KV.
         """
         if self.prepared is not None and self.prepared == self.next_chunk:
             self.slot_table.drop(self._spans(self.prepared, instance))
         self.prepared, self.announced = None, False
-        self.layouts, self.revision = layouts, revision
+        self.layouts, self.revision, self.gathers = layouts, revision, gathers
         self.next_chunk = max(chunk, next(c.index for c in layouts if instance in c.group))
 
     def starts_from_cache(self, instance: int) -> bool:
         """Whether ``instance`` is to find the plan's prefix in its cache before its first chunk."""
         return bool(self.reused) and not self.matched and self.answers_at(instance)
+
+    def brings(self, other: ChunkTask) -> bool:
+        """Whether the prefix that ``other`` starts from is computed, and still on its way from here
+        into the cache."""
+        if not self.over or self.error or self.joins or self.probe:
+            return False
+        tokens = other.tokens[: other.reused]
+        return self.computed and torch.equal(self.tokens[: other.reused], tokens)
 
     def is_final(self, chunk: int) -> bool:
         """Whether ``chunk`` is the plan's last."""
