@@ -115,10 +115,22 @@ def fits_now(
 class Homes:
     """Gives plans of the policy a home with room for the whole prompt."""
 
-    def __init__(self, ledger: InstanceLedger, model: Callable[[], LatencyModel]) -> None:
-        """``model``: the latency model as it is now."""
+    def __init__(
+        self,
+        ledger: InstanceLedger,
+        model: Callable[[], LatencyModel],
+        *,
+        keeps: bool = False,
+    ) -> None:
+        """What homes are found with.
+
+        Args:
+            model: the latency model as it is now.
+            keeps: homes before decode servers may keep prompts (``keeping.py``).
+        """
         self._ledger = ledger
         self._model = model
+        self._keeps = keeps
 
     def settled(self, request: PoolRequest, plan: Plan, view: PoolView) -> Plan | None:
         """The plan with a home that can hold the prompt; None while no instance can.
@@ -133,7 +145,9 @@ class Homes:
             page = self._ledger.page_size
             return plan if fits_now(request, plan.placement, free, page, plan.reused) else None
         if not need:
-            return plan
+            # What homes keep was not counted by the policy, with what was bound a moment ago.
+            waits = self._keeps and not self._fits(request, plan.placement, free)
+            return None if waits else plan
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:

@@ -1,8 +1,6 @@
-"""Whether a home before decode servers ends with all KV of a prompt, and so can cache all of it.
+"""Which homes before decode servers end with all KV of a prompt, for their prefix caches.
 
-A prompt is spread over a group so that it need not fit on one instance. Where it fits on its home
-too, home keeps what comes past it in the last chunk, and its prefix cache has the whole prompt when
-decode has it. Without that room home caches what it has of the prompt from its first token on.
+Without the room for all of it a home caches what it has of the prompt from its first token on.
 """
 
 from __future__ import annotations
@@ -11,12 +9,7 @@ from sglang_cdsp.controller.homes import prompt_slots
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.planning import Planning
 from sglang_cdsp.controller.request import PoolRequest
-
-LEFT_FREE = 0.25
-"""Share of an instance that is not promised to what a home would have beyond its share.
-
-A plan that comes meanwhile needs slots there, too, and computes nothing while it waits for them.
-"""
+from sglang_cdsp.planner.prefixes.keeping import may_keep
 
 
 class Keeping:
@@ -39,6 +32,5 @@ class Keeping:
         assert request.plan is not None
         if request.plan.reused:
             return True
-        left = LEFT_FREE * self._ledger.capacity[home]
         need = prompt_slots(request, self._ledger.page_size)
-        return need + left <= self._ledger.free_tokens()[home]
+        return may_keep(need, self._ledger.free_tokens()[home], self._ledger.capacity[home])

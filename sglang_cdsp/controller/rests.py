@@ -48,7 +48,7 @@ class Rests:
         self._effects = effects
         self._clock = clock
         self._max_shard_tokens = max_shard_tokens
-        self._homes = Homes(ledger, lambda: planning.model)
+        self._homes = Homes(ledger, lambda: planning.model, keeps=planning.prefixes is not None)
         self._keeping = Keeping(ledger, planning)
 
     def look_again(self, request: PoolRequest) -> None:

@@ -1,11 +1,12 @@
-"""Cached prefixes in one server: what each instance keeps, evicts and is asked for.
+"""Cached prefixes: what each instance keeps, evicts and is asked for.
 
-As in SGLang: when a prompt is computed, its whole blocks are in its home's cache, and with the
-answer's when it has ended; blocks that a request uses are locked; the others take only slots that
-are promised to nobody, and the least recently used go first, leaves before what they follow. The
-index is the server's own, and so a running prompt counts at its home, where a plan that starts from
-it waits for it. What a plan reuses is locked when the plan is bound, where a server locks
-it when the task heads its queue and plans anew what has gone meanwhile.
+In one server as in SGLang: when a prompt is computed, its whole blocks are in its home's cache, and
+with the answer's when it has ended; blocks that a request uses are locked; the others take only
+slots that are promised to nobody, and the least recently used go first, leaves before what they
+follow. The index is the server's own, and so a running prompt counts at its home, where a plan that
+starts from it waits for it. What a plan reuses is locked when the plan is bound, where a server
+locks it when the task heads its queue and plans anew what has gone meanwhile. Before decode
+instances a prompt is in its home's cache when decode has it (keeping.py).
 
 Blocks stand for their whole prefix: two requests that have a block in common have all before it in
 common, too, as in Mooncake's trace.
@@ -79,6 +80,7 @@ class Prefixes:
         self._block, self._page = setup.cache_block, setup.page_size
         self._caches = [Cache() for _ in range(n)]
         self._index = PrefixIndex([setup.slots // self._block + 1] * n)
+        self._decodes = setup.one_server is not None
         self._asked: dict[str, Task] = {}
         self._locked: dict[Task, Sequence[int]] = {}
         self._coming: dict[Task, Sequence[int]] = {}
@@ -94,10 +96,12 @@ class Prefixes:
             return ()
         request = task.request
         blocks = request.blocks[: (request.prompt_tokens - 1) // self._block]
-        need = pages(request.prompt_tokens, self._page) + pages(request.output_tokens, self._page)
+        need = pages(request.prompt_tokens, self._page)
+        if self._decodes:
+            need += pages(request.output_tokens, self._page)
         most = {i: held.pages for held in self._index.lookup(blocks) for i in held.instances}
         for leader, theirs in self._coming.items():
-            home = leader.decode_instance
+            home = self._home(leader)
             there = _in_common(blocks, theirs)
             if home is not None and there > most.get(home, 0):
                 most[home] = there
@@ -118,7 +122,7 @@ class Prefixes:
         self.reused_tokens += plan.reused
         if plan.reused:
             self._use(task, plan.home, plan.reused)
-        if task.request.blocks:
+        if task.request.blocks and (self._decodes or task.keeps):
             self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
 
     def computed(self, task: Task) -> None:
@@ -130,12 +134,28 @@ class Prefixes:
 
     def ended(self, task: Task) -> None:
         """It has its last token, and its slots are promised to nobody any more."""
-        home = task.decode_instance
+        self._stays(task, task.total_tokens)
+
+    def sent(self, task: Task) -> None:
+        """Decode has its prompt, and its slots are promised to nobody any more."""
+        assert task.plan is not None
+        self._coming.pop(task, None)
+        self._stays(task, task.request.prompt_tokens if task.keeps else task.plan.reused)
+
+    def _stays(self, task: Task, tokens: int) -> None:
+        """Its home has the first tokens cached, and nobody uses them on its behalf."""
+        home = self._home(task)
         assert home is not None
         self._leave(task)
-        self._use(task, home, task.total_tokens)
+        self._use(task, home, tokens)
         self._leave(task)
         self.press(home)
+
+    def _home(self, task: Task) -> int | None:
+        """Where it has, or will have, all of its prompt."""
+        if self._decodes:
+            return task.decode_instance
+        return task.plan.home if task.plan is not None else None
 
     def press(self, instance: int) -> None:
         """Slots of an instance were promised: what is cached gives way."""
@@ -153,7 +173,7 @@ class Prefixes:
         """Unlock what a task uses."""
         blocks = self._locked.pop(task, None)
         if blocks is not None:
-            home = task.decode_instance
+            home = self._home(task)
             assert home is not None
             self._caches[home].unlock(blocks)
 

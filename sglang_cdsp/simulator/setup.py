@@ -71,7 +71,7 @@ class Setup:
         one_server: the one-server form of this package; None for a pool before decode instances.
             `decode` is then the time model of one instance, and decode_instances, decode_kv_tokens
             and reserve_at_arrival are unused.
-        prefix_cache: instances of one server keep what they have computed, and plans reuse it.
+        prefix_cache: instances keep what they have computed, and plans reuse it.
         cache_block: tokens of a block of `Request.blocks`.
     """
 
@@ -129,9 +129,9 @@ class Setup:
                 raise SetupError(
                     f"one_server has roles of {given} instances, the pool has {self.instances}"
                 )
-        if self.prefix_cache and not self.one_server:
+        if self.prefix_cache and self.unified:
             raise SetupError(
-                "prefix_cache needs one_server: in the other forms KV leaves the instances"
+                "prefix_cache and unified do not combine: what decodes there keeps no prompts"
             )
         if self.cache_block < 1 or self.cache_block % self.page_size:
             raise SetupError(
