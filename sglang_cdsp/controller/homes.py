@@ -15,7 +15,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.forced import timed_plan
 from sglang_cdsp.planner.latency import LatencyModel
-from sglang_cdsp.planner.memory import kv_demand, pages
+from sglang_cdsp.planner.memory import fits, kv_demand, pages
 from sglang_cdsp.planner.types import Group, Placement, Plan, PoolView
 
 OUTPUT_SHARE = 0.5
@@ -139,15 +139,15 @@ class Homes:
             plan: of the whole prompt, on instances that are up.
             view: the pool as the plan finds it.
         """
-        need, free = home_tokens(request, self._ledger.page_size), view.free_tokens
+        free, page = view.free_tokens, self._ledger.page_size
         assert free is not None
         if plan.reused:  # who has the prefix is home
-            page = self._ledger.page_size
             return plan if fits_now(request, plan.placement, free, page, plan.reused) else None
-        if not need:
+        if not request.decodes:
             # What homes keep was not counted by the policy, with what was bound a moment ago.
-            waits = self._keeps and not self._fits(request, plan.placement, free)
+            waits = self._keeps and not fits(plan.placement, free, page)
             return None if waits else plan
+        need = home_tokens(request, page)
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:

@@ -14,6 +14,7 @@ from sglang.srt.disaggregation.kv_events import (
     StorageMedium,
 )
 
+from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.engine import cache_events
 from sglang_cdsp.engine.cache_events import CacheEvents, build_with_events, changes_of
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
@@ -78,13 +79,21 @@ def test_sglangs_publisher_gets_what_the_controller_was_told(published: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("mode", "rank", "kept"), [("null", 0, True), ("null", 1, False), ("prefill", 0, False)]
+    ("mode", "cdsp", "rank", "kept"),
+    [
+        ("null", CdspArgs(), 0, True),
+        ("null", CdspArgs(), 1, False),
+        ("prefill", CdspArgs(), 0, False),
+        ("prefill", CdspArgs(prefix_cache=True), 0, True),
+        ("prefill", CdspArgs(prefix_cache=True), 1, False),
+    ],
 )
 def test_one_rank_of_each_instance_keeps_events(
-    monkeypatch: pytest.MonkeyPatch, mode: str, rank: int, kept: bool
+    monkeypatch: pytest.MonkeyPatch, mode: str, cdsp: CdspArgs, rank: int, kept: bool
 ) -> None:
     parallel = SimpleNamespace(tp_rank=rank, pp_rank=0)
     disagg = SimpleNamespace(disaggregation_mode=mode)
+    monkeypatch.setattr(cache_events, "active_args", lambda: cdsp)
     monkeypatch.setattr(cache_events, "get_parallel", lambda: parallel)
     monkeypatch.setattr(cache_events, "get_disagg", lambda: disagg)
     seen: dict[str, Any] = {}
