@@ -13,7 +13,10 @@ CAPACITY = [INSTANCE_TOKENS] * 2
 
 
 def test_turns_and_evictions(client: ReusingClient, checkpoint: Path) -> None:
-    """Each turn is compared with the same prompt in a namespace of its own, which reuses nothing."""
+    """Each turn is compared with the same prompt in a namespace of its own, without any reuse.
+
+    Both are kept, so that the instances are full after some turns.
+    """
     prompt = text_tokens(checkpoint, 2001, 61)
     first = client.pool(prompt, [(1000, [1]), (1001, [1, 0])], **LIMIT)
     assert client.settled(CAPACITY) == [0, 2001]
@@ -22,7 +25,7 @@ def test_turns_and_evictions(client: ReusingClient, checkpoint: Path) -> None:
     for turn in range(6):
         prompt += text_tokens(checkpoint, 31, 70 + turn)
         ours, cached = client.ask(prompt)
-        assert cached in (0, length)
+        assert cached <= length
         reused += cached
         whole, none = client.ask(prompt, cache_salt=f"turn {turn}")
         assert none == 0
