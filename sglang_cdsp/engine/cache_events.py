@@ -35,8 +35,8 @@ def build_with_events(original: Callable[..., Any], *args: Any, **more: Any) -> 
     """AROUND hook on ``build_kv_cache``: one rank's tree keeps its events."""
     parallel = get_parallel()
     speaks = int(parallel.tp_rank) == 0 and int(parallel.pp_rank) == 0
-    args = active_args()
-    reuses = args is not None and args.prefix_cache
+    cdsp = active_args()
+    reuses = cdsp is not None and cdsp.prefix_cache
     if speaks and (reuses or form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER):
         more["enable_kv_cache_events"] = True
     return original(*args, **more)
