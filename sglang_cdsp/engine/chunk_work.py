@@ -410,8 +410,8 @@ class ChunkWork:
         Who was home then gives the request back: the new one has got it, too, and answers.
         """
         was_home = task.answers_at(self._instance)
-        gathers = order.gathers or task.joins
-        task.take_rest(layouts, order.chunk, order.revision, self._instance, gathers=gathers)
+        task.take_rest(layouts, order.chunk, order.revision, self._instance)
+        task.gathers = order.gathers or task.joins
         task.urgency, task.passes = order.urgency, order.passes
         if was_home and not task.answers_at(self._instance):
             self._retire(task, "", silent=True)

@@ -160,13 +160,7 @@ class ChunkTask:
         self.prepared = self.next_chunk
 
     def take_rest(
-        self,
-        layouts: tuple[ChunkLayout, ...],
-        chunk: int,
-        revision: int,
-        instance: int,
-        *,
-        gathers: bool,
+        self, layouts: tuple[ChunkLayout, ...], chunk: int, revision: int, instance: int
     ) -> None:
         """Another plan for what follows the chunks that ran, of which ``instance`` is a member.
 
@@ -177,12 +171,11 @@ class ChunkTask:
             chunk: the next to start.
             revision: of the plan.
             instance: this one.
-            gathers: home ends with all of its KV.
         """
         if self.prepared is not None and self.prepared == self.next_chunk:
             self.slot_table.drop(self._spans(self.prepared, instance))
         self.prepared, self.announced = None, False
-        self.layouts, self.revision, self.gathers = layouts, revision, gathers
+        self.layouts, self.revision = layouts, revision
         self.next_chunk = max(chunk, next(c.index for c in layouts if instance in c.group))
 
     def starts_from_cache(self, instance: int) -> bool:
