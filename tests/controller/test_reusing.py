@@ -151,6 +151,7 @@ def test_decode_gets_the_prefix_and_the_rest(before_decode: ReusingPrefillPool) 
     pool = before_decode
     request = reusing_before(pool)
     assert request.plan is not None
+    assert request.room is not None
     assert request.keeps
     pool.settle()
     assert request.outcome == "finished"
@@ -166,6 +167,7 @@ def test_a_miss_before_decode_costs_another_plan(before_decode: ReusingPrefillPo
     pool = before_decode
     request = reusing_before(pool)
     assert request.plan is not None
+    assert request.room is not None
     home, seq = request.plan.home, request.seq
     name = f"{home} misses the prefix of {seq}"
     pool.until(lambda: any(move.name == name for move in pool.moves()))

@@ -99,7 +99,8 @@ def test_cached_tokens_in_every_answer(client: ReusingClient, checkpoint: Path) 
     client.pool(prompt, [(2002, [3, 1])], **LIMIT)
     client.settled(CAPACITY)
     again = [*prompt, *text_tokens(checkpoint, NEW, 69)]
-    url, body = client.servers.url, {"model": "m", "prompt": again, "max_tokens": 4}
+    url = client.servers.url
+    body: dict[str, Any] = {"model": "m", "prompt": again, "max_tokens": 4}
     usage = requests.post(f"{url}/v1/completions", json=body, timeout=120).json()["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] == 2002
     client.settled(CAPACITY)
