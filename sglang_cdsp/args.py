@@ -115,6 +115,7 @@ class CdspArgs:
         improvement_rates: file that maps arrival rates to improvement rates, None for one rate.
         cache: folder of kept latency models; None for ``SGLANG_CDSP_CACHE``, or the user's.
         measure_anew: measure even where a latency model was kept.
+        prefix_cache: before decode servers, keep prompts' KV where they ended, and start from it.
         admin: where the controller answers the HTTP process; chosen at start.
         admin_key: what the HTTP process proves itself with; chosen at start.
     """
@@ -139,6 +140,7 @@ class CdspArgs:
     improvement_rates: str | None = None
     cache: str | None = None
     measure_anew: bool = False
+    prefix_cache: bool = False
     admin: str = ""
     admin_key: str = ""
 
@@ -268,6 +270,13 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--cdsp-measure-anew",
         action="store_true",
         help="Measure the pool even where an earlier start has kept its latency model.",
+    )
+    group.add_argument(
+        "--cdsp-prefix-cache",
+        action="store_true",
+        help="With --disaggregation-mode prefill: instances keep the KV of prompts that have ended "
+        "while nobody needs the slots, and prompts start from it. Without --disaggregation-mode "
+        "they do so anyway.",
     )
     group.add_argument(
         "--cdsp-instances-per-node",

@@ -143,16 +143,20 @@ REFUSALS: tuple[Refusal, ...] = (
 )
 
 
-def forced_settings(disaggregation_mode: str) -> dict[str, object]:
+def forced_settings(disaggregation_mode: str, *, prefix_cache: bool) -> dict[str, object]:
     """SGLang settings that ``--cdsp`` decides itself, as ``ServerArgs`` fields.
 
-    On a prefill server the radix cache would keep KV slots that the pool counts as free, and the
-    overlap scheduler would start a stock batch while a chunk task waits for its partners. One
-    server counts cached slots as free, and leaves both as they are given.
+    On a prefill server the overlap scheduler would start a stock batch while a chunk task waits for
+    its partners, and the radix cache is off unless the pool is to reuse prefixes. One server leaves
+    both as they are given.
+
+    Args:
+        prefix_cache: ``--cdsp-prefix-cache`` was given.
     """
     if disaggregation_mode != Form.PREFILL.value:
         return {}
-    return {"disable_radix_cache": True, "disable_overlap_schedule": True}
+    cache: dict[str, object] = {} if prefix_cache else {"disable_radix_cache": True}
+    return {**cache, "disable_overlap_schedule": True}
 
 
 def check_version(cdsp: CdspArgs, version: str) -> None:

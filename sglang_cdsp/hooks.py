@@ -144,7 +144,7 @@ SCHEDULER_HOOKS = (
         BUILD_CACHE,
         "sglang_cdsp.engine.cache_events:build_with_events",
         Kind.AROUND,
-        "in one server the controller knows what each instance has cached",
+        "the controller knows what each instance has cached, where prefixes are reused",
     ),
 )
 

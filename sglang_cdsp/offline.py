@@ -54,7 +54,8 @@ class EngineArgs:
                 raise CdspConfigError(*problems)
             return ServerArgs(**stock)
         mode = stock.get("disaggregation_mode", Form.ONE_SERVER.value)
-        chosen = {**open_settings(argparse.Namespace(**stock)), **forced_settings(mode)}
+        forced = forced_settings(mode, prefix_cache=cdsp.prefix_cache)
+        chosen = {**open_settings(argparse.Namespace(**stock)), **forced}
         server_args = ServerArgs(**{**stock, **chosen})
         problems += problems_of(cdsp, server_args, listens=False)
         if problems:

@@ -69,7 +69,7 @@ def read_options(original: Any, cls: Any, namespace: argparse.Namespace) -> Any:
     if cdsp is None:
         _end(problems)
         return original(cls, namespace)
-    forced = forced_settings(namespace.disaggregation_mode)
+    forced = forced_settings(namespace.disaggregation_mode, prefix_cache=cdsp.prefix_cache)
     chosen = {**open_settings(namespace), **access_log_settings(namespace)}
     for name, value in {**chosen, **forced}.items():
         setattr(namespace, name, value)

@@ -121,11 +121,12 @@ def test_tested_releases_pass_and_others_need_the_escape_flag() -> None:
 
 
 def test_settings_that_the_pool_decides() -> None:
-    assert forced_settings("prefill") == {
+    assert forced_settings("prefill", prefix_cache=False) == {
         "disable_radix_cache": True,
         "disable_overlap_schedule": True,
     }
+    assert forced_settings("prefill", prefix_cache=True) == {"disable_overlap_schedule": True}
 
 
 def test_one_server_keeps_its_prefix_cache_and_its_overlap() -> None:
-    assert forced_settings("null") == {}
+    assert forced_settings("null", prefix_cache=False) == {}

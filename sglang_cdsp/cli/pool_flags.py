@@ -96,8 +96,8 @@ def add_pool_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--prefix-cache",
         action="store_true",
-        help="in one server: instances keep what they have computed, and plans reuse it; prompts "
-        "of Mooncake's trace and of the workloads conversations and documents share prefixes",
+        help="instances keep what they have computed, and plans reuse it; prompts of Mooncake's "
+        "trace and of the workloads conversations and documents share prefixes",
     )
     add_form_flags(parser)
     add("--latency-model", metavar="FILE", help="default: the Table I fit, LLaMA3-8B on A100")

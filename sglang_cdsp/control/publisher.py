@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.form import tells_caches
 
 
 def describe_pool_publisher(
@@ -16,6 +16,8 @@ def describe_pool_publisher(
     A router opens a socket for each data-parallel rank that is told, and takes each for a replica.
     """
     described = original(server_args)
-    if described is None or form_of(server_args.disaggregation_mode) is not Form.ONE_SERVER:
+    off = bool(server_args.disable_radix_cache)
+    told = tells_caches(server_args.disaggregation_mode, radix_cache_off=off)
+    if described is None or not told:
         return described
     return {**described, "dp_size": 1}

@@ -94,7 +94,7 @@ class PoolParts:
         model = LatencyModel.load(given) if given is not None else None
         stand_in = make_planning(CdspArgs(), builtin_model(), (1,), page_size)
         prefixes = None
-        if self.form is Form.ONE_SERVER and self.reuses_prefixes:
+        if self.reuses_prefixes:
             prefixes = PoolPrefixes(
                 self.ledger.capacity,
                 page_size,

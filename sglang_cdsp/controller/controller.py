@@ -85,7 +85,7 @@ from sglang_cdsp.controller.startup import (
 )
 from sglang_cdsp.controller.turns import KEY as ROLES
 from sglang_cdsp.controller.turns import RoleTurns
-from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.form import Form, form_of, tells_caches
 from sglang_cdsp.launch.model import config_of
 from sglang_cdsp.launch.model import identity as model_identity
 from sglang_cdsp.planner.forced import PARAMETER
@@ -239,10 +239,12 @@ class PoolController(DataParallelController):
         return reports
 
     def _open_publisher(self) -> PoolPublisher:
-        """The publisher of KV events that one server has; prefill instances cache nothing."""
+        """The pool's publisher of KV events; closed where its instances cache nothing."""
         config = get_observability().kv_events_config
+        off = bool(get_memory().disable_radix_cache)
+        told = tells_caches(self._form.value, radix_cache_off=off)
         try:
-            return PoolPublisher(config if self._form is Form.ONE_SERVER else None)
+            return PoolPublisher(config if told else None)
         except (ValueError, zmq.ZMQError) as error:
             give_up(f"--kv-events-config {config}: {' '.join(str(error).split())}")
 
@@ -478,7 +480,7 @@ class PoolController(DataParallelController):
             self._on_health_check(tokenized)
             return
         decodes = self._form is Form.ONE_SERVER
-        if decodes:
+        if decodes or self._planning.prefixes is not None:
             salt = salt_of(tokenized.extra_key, tokenized.cache_salt)
             tokenized.extra_key, tokenized.cache_salt = None, salt
         fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST

@@ -328,6 +328,7 @@ def _plan_order(request: PoolRequest) -> PlanOrder:
         passes=request.plan.passes,
         reused=request.plan.reused,
         copy=request.copy,
+        gathers=request.keeps,
     )
 
 
@@ -340,6 +341,7 @@ def _rest_order(request: PoolRequest) -> RestOrder:
         chunks=_chunks(request.plan),
         urgency=float(request.plan.passes),
         passes=request.plan.passes,
+        gathers=request.keeps,
     )
 
 

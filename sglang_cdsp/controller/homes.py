@@ -16,7 +16,7 @@ from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.forced import timed_plan
 from sglang_cdsp.planner.latency import LatencyModel
-from sglang_cdsp.planner.memory import kv_demand, pages
+from sglang_cdsp.planner.memory import fits, kv_demand, pages
 from sglang_cdsp.planner.types import Group, Placement, Plan, PoolView
 
 OUTPUT_SHARE = 0.5
@@ -53,12 +53,25 @@ def tokens_left(request: PoolRequest) -> int:
 
 
 def home_tokens(request: PoolRequest, page_size: int) -> int:
-    """KV slots that home needs of a request in the end; 0 where a decode server has it next."""
+    """KV slots that home needs of a request in the end; 0 for its share of the prompt.
+
+    A home that decodes needs the prompt and some output, one that keeps the prompt that.
+    """
     if not request.decodes:
-        return 0
-    promised = pages(request.tokens, page_size) * page_size + request.output_tokens
+        return prompt_slots(request, page_size) if request.keeps else 0
+    promised = prompt_slots(request, page_size) + request.output_tokens
     has = pages(request.prompt_tokens + len(request.output.tokens) + 1, page_size) * page_size
     return max(promised, has)
+
+
+def prompt_slots(request: PoolRequest, page_size: int) -> int:
+    """KV slots of all that is to be prefilled of a request, whole pages."""
+    return pages(request.tokens, page_size) * page_size
+
+
+def tokens_to_reuse(request: PoolRequest, page_size: int) -> int:
+    """KV slots that an instance must have to be home of a plan that starts from its prefix."""
+    return home_tokens(request, page_size) or prompt_slots(request, page_size)
 
 
 def slots_needed(
@@ -74,14 +87,18 @@ def slots_needed(
     """
     home = chunks[0][1][0]
     slots = kv_demand(chunks, page_size, reused, (home,) if reused else ())
-    return with_home(slots, home, request, page_size)
+    return with_home(slots, home, request, page_size, reused)
 
 
 def with_home(
-    slots: Mapping[int, int], home: int, request: PoolRequest, page_size: int
+    slots: Mapping[int, int], home: int, request: PoolRequest, page_size: int, reused: int = 0
 ) -> dict[int, int]:
-    """KV slots of a plan by instance, with what its home needs of the request in the end."""
-    return {**slots, home: max(slots[home], home_tokens(request, page_size))}
+    """KV slots of a plan by instance, with what its home needs of the request in the end.
+
+    One that has ``reused`` tokens cached never has more of the prompt than all.
+    """
+    need = (tokens_to_reuse if reused else home_tokens)(request, page_size)
+    return {**slots, home: max(slots[home], need)}
 
 
 def fits_now(
@@ -109,16 +126,20 @@ class Homes:
         ledger: InstanceLedger,
         model: Callable[[], LatencyModel],
         shared: Callable[[PoolRequest, Plan], int] = lambda request, plan: 0,
+        *,
+        keeps: bool = False,
     ) -> None:
         """Give homes in a pool.
 
         Args:
             model: the latency model as it is now.
             shared: slots of the prefix that a plan starts from, if another plan holds it already.
+            keeps: homes before decode servers may keep prompts (``keeping.py``).
         """
         self._ledger = ledger
         self._model = model
         self._shared = shared
+        self._keeps = keeps
 
     def settled(self, request: PoolRequest, plan: Plan, view: PoolView) -> Plan | None:
         """The plan with a home that can hold the prompt; None while no instance can.
@@ -127,15 +148,17 @@ class Homes:
             plan: of the whole prompt, on instances that are up.
             view: the pool as the plan finds it.
         """
-        need = home_tokens(request, self._ledger.page_size)
-        if not need:
-            return plan
-        free = view.free_tokens
+        free, page = view.free_tokens, self._ledger.page_size
         assert free is not None
         if plan.reused:  # who has the prefix is home
-            page, shared = self._ledger.page_size, self._shared(request, plan)
-            fits = fits_now(request, plan.placement, free, page, plan.reused, shared)
-            return plan if fits else None
+            shared = self._shared(request, plan)
+            there = fits_now(request, plan.placement, free, page, plan.reused, shared)
+            return plan if there else None
+        if not request.decodes:
+            # What homes keep was not counted by the policy, with what was bound a moment ago.
+            waits = self._keeps and not fits(plan.placement, free, page)
+            return None if waits else plan
+        need = home_tokens(request, page)
         group = plan.chunks[0].instances
         able = [instance for instance in group if free[instance] >= need]
         if able:

@@ -38,6 +38,10 @@ class GuardedPolicy(Policy):
     def replans(self) -> bool:  # type: ignore[override]
         return self.policy.replans
 
+    @property
+    def reuses(self) -> bool:  # type: ignore[override]
+        return self.policy.reuses
+
     def _ask(self, question: Callable[[Policy], Answer]) -> Answer:
         try:
             return question(self.policy)

@@ -10,6 +10,7 @@ from sglang_cdsp.controller.decode.room_manager import RoomManager
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.endings import Endings
 from sglang_cdsp.controller.homes import slots_needed, tokens_left
+from sglang_cdsp.controller.keeping import Keeping
 from sglang_cdsp.controller.lanes import LaneTable
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
@@ -66,6 +67,7 @@ class Progress:
             clock=clock,
             max_shard_tokens=max_shard_tokens,
         )
+        self._keeping = Keeping(ledger, planning)
         self._stock_tokens = stock_tokens
         self._clock = clock
         self._max_shard_tokens = max_shard_tokens
@@ -89,6 +91,7 @@ class Progress:
         request.advance(Event.HAND_OVER if request.one_instance else Event.BIND)
         request.seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._table.add_task(request)
+        request.keeps = self._keeping.may_keep(request, plan.home)
         demand = slots_needed(request, chunks, self._ledger.page_size, plan.reused)
         prefix = None
         if self._planning.prefixes is not None:

@@ -25,7 +25,12 @@ class WaitingQueue:
         self._policy = planning.policy
         self._ledger = ledger
         self._clock = clock
-        self._homes = Homes(ledger, lambda: planning.model, self._shared)
+        self._homes = Homes(
+            ledger,
+            lambda: planning.model,
+            self._shared,
+            keeps=planning.prefixes is not None,
+        )
         self._forced: list[PoolRequest] = []
         self._planned: dict[str, PoolRequest] = {}
         self._homeless: list[tuple[PoolRequest, Plan]] = []

@@ -207,6 +207,7 @@ class PoolRequest:
         missed: a cached prefix of its plan was not there: it is computed without any.
         copy: the copy by which its home gets the prefix that its plan starts from, None for none.
         uncopied: such a copy could not begin: its next plan starts from what is there.
+        keeps: before a decode server, its home ends with all of its prompt's KV, for its cache.
         prompt_tokens: length of its prompt; ``tokens`` counts what is gone on from, too.
     """
 
@@ -266,6 +267,7 @@ class PoolRequest:
     missed: bool = False
     copy: int | None = None
     uncopied: bool = False
+    keeps: bool = False
     prompt_tokens: int = field(init=False)
     _phase: Phase = field(default=Phase.ARRIVED, init=False)
 
@@ -341,7 +343,7 @@ class PoolRequest:
         self.ready, self.times = {}, []
         self.drained, self.drained_s, self.released = set(), None, set()
         self.lost, self.without = set(), set()
-        self.recalled = self.joined = False
+        self.recalled = self.joined = self.keeps = False
         self.moved_to = self.copy = None
         self.recalls += 1
 

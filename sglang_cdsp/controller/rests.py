@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from sglang_cdsp.controller.effects import Effects
 from sglang_cdsp.controller.homes import Homes, with_home
+from sglang_cdsp.controller.keeping import Keeping
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.phases import Event, Phase
 from sglang_cdsp.controller.planning import Planning
@@ -47,7 +48,8 @@ class Rests:
         self._effects = effects
         self._clock = clock
         self._max_shard_tokens = max_shard_tokens
-        self._homes = Homes(ledger, lambda: planning.model)
+        self._homes = Homes(ledger, lambda: planning.model, keeps=planning.prefixes is not None)
+        self._keeping = Keeping(ledger, planning)
 
     def look_again(self, request: PoolRequest) -> None:
         """A chunk has ended and others follow: do so by a better plan, if there is one.
@@ -183,8 +185,10 @@ class Rests:
         assert before is not None
         found = within_shards(found, self._max_shard_tokens, self._ledger.page_size)
         page_size, home = self._ledger.page_size, found.chunks[0].instances[0]
+        if home != before.home:
+            request.keeps = self._keeping.may_keep(request, home)
         slots = self._placed(request).with_rest(found.placement, page_size)
-        slots = with_home(slots, home, request, page_size)
+        slots = with_home(slots, home, request, page_size, before.reused)
         due_s = self._ledger.due_s(request.seq)
         request.advance(Event.REPLAN)
         self._ledger.rebind(request.seq, ran, found, now_s, slots)

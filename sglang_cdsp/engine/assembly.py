@@ -21,7 +21,8 @@ from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.device import device_name, events_of
 from sglang_cdsp.engine.faults import FaultHook, requested_shake
 from sglang_cdsp.engine.forward_state import ForwardSurroundings
-from sglang_cdsp.engine.joining import Joining, SlotReports, make_room
+from sglang_cdsp.engine.joining import Joining, SlotReports, make_room, shares_prefixes
+from sglang_cdsp.engine.kept import keep_in
 from sglang_cdsp.engine.meters import DeviceMeter
 from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.prefixes import match_in
@@ -105,6 +106,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
     manager = None if one_server else scheduler.disagg_prefill_bootstrap_queue.kv_manager
     assert one_server or isinstance(manager, PoolKVManager)
     joining = Joining(scheduler) if one_server else None
+    reuses = shares_prefixes(scheduler.tree_cache)
     reporter = Reporter(pool_addresses().reports, instance, tp_rank, this_life().incarnation)
     hub = _hub(scheduler.device, instance, faults, lambda ready: coroutines.give_way(ready))
     events = events_of(scheduler.device)
@@ -131,7 +133,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         ranks,
     )
     moving = copying = None
-    match = match_in(scheduler.tree_cache) if one_server else None
+    match = match_in(scheduler.tree_cache) if one_server or reuses else None
     if joining is not None:
         assert match is not None
         copying = Copying(
@@ -160,9 +162,10 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         coroutines,
         callbacks.chunk_starts,
         numbers.count_prefill,
-        make_room=partial(make_room, scheduler) if one_server else None,
+        make_room=partial(make_room, scheduler) if one_server or reuses else None,
         match=match,
         copying=copying.comes if copying is not None else lambda copy: False,
+        keep=keep_in(scheduler.req_to_token_pool, scheduler.tree_cache) if reuses else None,
     )
     engine = ChunkEngine(
         scheduler=scheduler,

@@ -1,8 +1,9 @@
 """What SGLang's prefix tree stores and evicts, told to the controller as it happens.
 
-SGLang's KV events exist only where a publisher is configured, and go to one reader. In one server
-the trees keep them always, and the reader is the controller: it publishes those of all instances as
-one stream (``controller/prefixes/merged.py``), so no instance has a publisher of its own.
+SGLang's KV events exist only where a publisher is configured, and go to one reader. Where prefixes
+are reused the trees keep them always, and the reader is the controller: it publishes those of all
+instances as one stream (``controller/prefixes/merged.py``), so no instance has a publisher of its
+own.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from sglang.srt.disaggregation.kv_events import (
 from sglang.srt.runtime_context import (
     get_context,
     get_disagg,
+    get_memory,
     get_observability,
     get_parallel,
 )
 
+from sglang_cdsp.args import active_args
 from sglang_cdsp.engine.reports import Reporter
-from sglang_cdsp.form import Form, form_of
+from sglang_cdsp.form import Form, form_of, tells_caches
 from sglang_cdsp.protocol.kv_events import is_published
 from sglang_cdsp.protocol.messages import CacheChange, CacheChanged
 from sglang_cdsp.protocol.values import DEVICE
@@ -38,18 +41,21 @@ def build_with_events(original: Callable[..., Any], *args: Any, **more: Any) -> 
     """AROUND hook on ``build_kv_cache``: one rank's tree keeps its events."""
     parallel = get_parallel()
     speaks = int(parallel.tp_rank) == 0 and int(parallel.pp_rank) == 0
-    if speaks and form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER:
+    cdsp = active_args()
+    reuses = cdsp is not None and cdsp.prefix_cache
+    if speaks and (reuses or form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER):
         more["enable_kv_cache_events"] = True
     return original(*args, **more)
 
 
 def take_over_publishing() -> bool:
-    """Leave this scheduler of one server without a publisher; whether the pool has one.
+    """Leave this scheduler without a publisher, if the pool publishes; whether it does.
 
     SGLang would open one at a port of each instance's own.
     """
     config = get_observability().kv_events_config
-    if not config or form_of(get_disagg().disaggregation_mode) is not Form.ONE_SERVER:
+    mode, off = get_disagg().disaggregation_mode, bool(get_memory().disable_radix_cache)
+    if not config or not tells_caches(mode, radix_cache_off=off):
         return False
     get_context().override("sglang-cdsp", kv_events_config=None)
     return is_published(config)

@@ -161,7 +161,8 @@ class ChunkEngine:
             logprob_spec=order.logprobs,
             urgency=order.urgency,
             passes=order.passes,
-            gathers=self._joining is not None and not order.probe,
+            gathers=order.gathers or (self._joining is not None and not order.probe),
+            joins=self._joining is not None and not order.probe,
             reused=order.reused,
             copy=order.copy,
         )
@@ -388,7 +389,7 @@ class ChunkEngine:
     def _offer(self, item: ChunkTask | StockRequest) -> bool:
         """Let an item start if it can; whether the next one in the order may too."""
         if isinstance(item, ChunkTask):
-            self._work.announce(item)
+            self._work.announce(item, prefix_comes=self._prefix_comes(item))
             return False
         if item.tokenized is None:
             return False
@@ -396,3 +397,14 @@ class ChunkEngine:
         self._admitted.begin(item)
         self._admit(item.tokenized)
         return True
+
+    def _prefix_comes(self, task: ChunkTask) -> bool:
+        """Whether the prefix that a task starts from is in another task's slots here, soon cached.
+
+        Its writes to decode end first. All ranks of the instance see it alike: a task leaves by the
+        controller's order.
+        """
+        if not task.starts_from_cache(self._instance):
+            return False
+        at_home = (t for t in self._tasks.values() if t.home == self._instance)
+        return any(other.brings(task) for other in at_home)

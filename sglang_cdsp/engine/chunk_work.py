@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sglang_cdsp.engine import prompt_logprobs, sampling
 from sglang_cdsp.engine.coroutines import Coroutines, StoppedError
+from sglang_cdsp.engine.kept import Keep
 from sglang_cdsp.engine.prefixes import Match
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.shard_runner import ShardDone, ShardRunner
@@ -81,6 +82,7 @@ class ChunkWork:
         make_room: Callable[[int], bool] | None = None,
         match: Match | None = None,
         copying: Callable[[int], bool] = lambda copy: False,
+        keep: Keep | None = None,
     ) -> None:
         """Work on tasks of ``scheduler``'s.
 
@@ -91,8 +93,10 @@ class ChunkWork:
                 free, if it can.
             match: finds cached prefixes; None where no plan starts from one.
             copying: whether a copy of a prefix to here is under way.
+            keep: puts a prompt that decode has into the prefix cache; None where nothing is kept.
         """
         self._copying = copying
+        self._keep = keep
         self._make_room = make_room
         self._match = match
         self._scheduler = scheduler
@@ -112,8 +116,15 @@ class ChunkWork:
 
     # -- before a chunk -------------------------------------------------------------------
 
-    def announce(self, task: ChunkTask) -> None:
-        """Say that the task's next chunk can start, once everything for it is here."""
+    def announce(self, task: ChunkTask, *, prefix_comes: bool = False) -> None:
+        """Say that the task's next chunk can start, once everything for it is here.
+
+        All ranks of the instance get ready in the same turn, since they touch the prefix cache
+        alike. Decode's pages come to each by itself, so that only the leader waits for them.
+
+        Args:
+            prefix_comes: the prefix that it starts from will be cached soon, if it is not yet.
+        """
         if task.announced or task.error or not self._has_arrived(task):
             return
         if self._is_short_still(task):
@@ -122,12 +133,16 @@ class ChunkWork:
         try:
             found = self._find_prefix(task)
             missed = found is not None and found < task.reused
+            if missed and prefix_comes:
+                return
             if task.prepared != chunk and not missed and not self._take_slots(task):
                 self._leave_prefix(task)
                 task.short = Short(self._free()) if task.starts_from_cache(self._instance) else None
                 return
         except Exception as error:
             self.fail(task, str(error))
+            return
+        if not self._room_is_known(task.room):
             return
         task.announced = True
         if task.passes:
@@ -186,19 +201,15 @@ class ChunkWork:
         task.awaited_until_s = time.monotonic() + ORDER_S
 
     def _has_arrived(self, task: ChunkTask) -> bool:
-        """Whether all that a chunk needs is here.
-
-        The request, decode's pages, a metadata buffer, and the prefix that is copied to here.
-        """
+        """Whether the request, a metadata buffer and the prefix that is copied to here are here, as
+        far as they are needed."""
         answers = task.answers_at(self._instance)
         if answers and task.copy is not None and self._copying(task.copy):
             return False
         if answers and task.req is None:
             return False
-        if not self._room_is_known(task.room):
-            return False
         # A server that decodes itself hands no metadata over.
-        if task.gathers or not (answers and task.is_final(task.next_chunk)):
+        if task.joins or not (answers and task.is_final(task.next_chunk)):
             return True
         return self._scheduler.disagg_prefill_bootstrap_queue.ensure_metadata_buffer(task.req)
 
@@ -295,6 +306,9 @@ class ChunkWork:
         self._coroutines.give_way()
         if task.is_final(order.chunk) and task.req is not None:
             self._reporter.send_from_leader(FirstToken, seq=task.seq)
+            if not task.joins:
+                # As SGLang counts what its own batches find cached; the metadata has it, too.
+                task.req.cached_tokens = task.req.cached_tokens_device = task.reused
         if write is not None:
             finish_write(self._scheduler, task, write)
         self._free_what_moved(task, order.chunk)
@@ -433,6 +447,7 @@ class ChunkWork:
         """
         was_home = task.answers_at(self._instance)
         task.take_rest(layouts, order.chunk, order.revision, self._instance)
+        task.gathers = order.gathers or task.joins
         task.urgency, task.passes = order.urgency, order.passes
         if was_home and not task.answers_at(self._instance):
             self._retire(task, "", silent=True)
@@ -444,11 +459,25 @@ class ChunkWork:
         self._let_go(task, "", silent=True)
 
     def _let_go(self, task: ChunkTask, error: str, *, silent: bool) -> None:
+        if not (error or silent or task.error):
+            self._keep_front(task)
         task.slot_table.clear()
         if task.answers_at(self._instance) and not task.joined:
             self._retire(task, error, silent=silent)
         if task.room is not None:
             self._manager.forget_room(task.room)
+
+    def _keep_front(self, task: ChunkTask) -> None:
+        """At home decode has the prompt now: the prefix cache keeps what home has of it.
+
+        That is all of it where home has gathered it, else what it has without a gap from the first
+        token on. Nothing writes to decode from these slots any more, so that the cache may free
+        those of which it has a copy.
+        """
+        if self._keep is None or task.joins or not task.computed:
+            return
+        if task.answers_at(self._instance) and task.req is not None:
+            self._keep(task.req, task.slot_table)
 
     def _retire(self, task: ChunkTask, error: str, *, silent: bool) -> None:
         """Home's request ends here, wherever SGLang has it."""

@@ -141,7 +141,7 @@ class HomeRequests:
 
     def _may_join(self, task: ChunkTask) -> bool:
         """Whether a task's request can be decoded here."""
-        computed = task.gathers and task.computed and not (task.error or task.withdrawn)
+        computed = task.joins and task.computed and not (task.error or task.withdrawn)
         return computed and task.answers_at(self._reporter.instance)
 
     def _join(self, task: ChunkTask) -> None:

@@ -222,23 +222,34 @@ def give_row(
 
     Args:
         req: SGLang's, without a row; there is one for it.
-        slots: of its tokens by position, int64 ``[L]``; the request's own from now on.
-        prefix: the cached prefix to which the first of them belong, whose lock it gets.
+        slots, prefix: as in ``fill_row``; the request's own from now on.
     """
-    pool, tree = scheduler.req_to_token_pool, scheduler.tree_cache
-    tokens = int(slots.numel())
-    assert pool.alloc([req]) is not None
+    assert scheduler.req_to_token_pool.alloc([req]) is not None
+    fill_row(req, scheduler.req_to_token_pool, scheduler.tree_cache, slots, prefix)
+
+
+def fill_row(
+    req: Req, pool: Any, tree: Any, slots: torch.Tensor, prefix: CachedPrefix | None
+) -> None:
+    """Let the row that a request has just got list its slots, as if SGLang had filled it.
+
+    Args:
+        pool: SGLang's rows.
+        tree: its prefix cache.
+        slots: of the request's first tokens, int64 ``[tokens]``; their KV is there.
+        prefix: the cached prefix to which the first of them belong, whose lock the request gets.
+    """
+    tokens, first = int(slots.numel()), 0
     pool.write((req.kv.req_pool_idx, slice(0, tokens)), slots.to(torch.int32))
     req.kv.kv_committed_len = req.kv.kv_allocated_len = tokens
     shares = shares_prefixes(tree)
-    first = 0
     if shares:
         _bind_root_prefix(req, tree)
         if prefix is not None:
             prefix.bind(req)
             first = prefix.tokens
     req.init_next_round_input(None if shares else tree)
-    # The tree may key the prompt, whose KV is there; what was sampled last has none yet.
+    # The tree may key these tokens; one that was sampled has no KV yet.
     _set_extend_range(req, first, tokens)
 
 

@@ -32,6 +32,7 @@ from sglang_cdsp.engine.copying import Copying
 from sglang_cdsp.engine.decoding import Decoding
 from sglang_cdsp.engine.faults import FaultHook, requested_hook
 from sglang_cdsp.engine.heartbeat import keep_beating
+from sglang_cdsp.engine.joining import shares_prefixes
 from sglang_cdsp.engine.model_check import check_config, check_model
 from sglang_cdsp.engine.moving import Moving
 from sglang_cdsp.engine.outputs import OutputSender
@@ -179,9 +180,9 @@ class PoolScheduler(Scheduler):
             Answered, kind=kind, payload=payload, failure=failure
         )
         self._outputs.tell = lambda payload, told: send(Streamed, payload=payload, parts=told)
-        if self._decoding is not None:
+        if self._decoding is not None or shares_prefixes(self.tree_cache):
             self._keep_cache_events(parts.reporter)
-        else:
+        if self._decoding is None:
             self._take_longest_prompts_of_pool(int(get_parallel().dp_size))
         greet(self, parts)
 

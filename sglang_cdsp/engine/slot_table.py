@@ -121,6 +121,27 @@ class SlotTable:
         self._slots.clear()
         return slots
 
+    @property
+    def front(self) -> int:
+        """So many of the first positions are held without a gap, those of a cached prefix first."""
+        stop = self._prefix.tokens if self._prefix is not None else 0
+        for span in sorted(self._slots):
+            if span.start > stop:
+                break
+            stop = max(stop, span.stop)
+        return stop
+
+    def hand_over_front(self) -> torch.Tensor:
+        """Give the slots of the first positions away, int64 ``[front]``; what follows stays held.
+
+        With them goes the lock on the cached prefix, as in ``hand_over``.
+        """
+        front = self.front
+        slots = self.slots([Span(0, front)]) if front else self.slots(())
+        self._prefix = None
+        self._slots = {span: held for span, held in self._slots.items() if span.start >= front}
+        return slots
+
     def give_back(self) -> None:
         """Free everything but a cached prefix."""
         for slots in self._slots.values():

@@ -89,7 +89,8 @@ class ChunkTask:
         lane: its chunk's links, None for a group of one.
         decode_share: as in ``GoOrder``, of the chunk that was started last.
         output: what its request goes on from, None from its prompt alone; at home only.
-        gathers: home ends with all of its KV, and decodes it.
+        gathers: home ends with all of its KV.
+        joins: home decodes it.
         joined: at home, its request is SGLang's and owns its KV slots.
         withdrawn: at home, its request is computed anew, and owns nothing here.
         reused: tokens in front of the first chunk that home has cached.
@@ -129,6 +130,7 @@ class ChunkTask:
     lane: Lane | None = None
     decode_share: float = 0.0
     gathers: bool = False
+    joins: bool = False
     joined: bool = False
     output: OutputState | None = None
     withdrawn: bool = False
@@ -219,6 +221,14 @@ class ChunkTask:
     def starts_from_cache(self, instance: int) -> bool:
         """Whether ``instance`` is to find the plan's prefix in its cache before its first chunk."""
         return bool(self.reused) and not self.matched and self.answers_at(instance)
+
+    def brings(self, other: ChunkTask) -> bool:
+        """Whether the prefix that ``other`` starts from is computed, and still on its way from here
+        into the cache."""
+        if not self.over or self.error or self.joins or self.probe:
+            return False
+        tokens = other.tokens[: other.reused]
+        return self.computed and torch.equal(self.tokens[: other.reused], tokens)
 
     def is_final(self, chunk: int) -> bool:
         """Whether ``chunk`` is the plan's last."""

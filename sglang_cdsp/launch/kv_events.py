@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_cdsp.form import Form
+from sglang_cdsp.form import tells_caches
 from sglang_cdsp.protocol.kv_events import read_config
 
 FLAG = "--kv-events-config"
@@ -27,9 +27,10 @@ def problems(server_args: Any) -> list[str]:
 
 
 def listeners(server_args: Any) -> tuple[tuple[str, int], ...]:
-    """Host and port of each socket that it has one server listen at; "" for all interfaces."""
+    """Host and port of each socket that it has the pool listen at; "" for all interfaces."""
     text = getattr(server_args, "kv_events_config", None)
-    if not text or server_args.disaggregation_mode != Form.ONE_SERVER.value:
+    off = bool(server_args.disable_radix_cache)
+    if not text or not tells_caches(server_args.disaggregation_mode, radix_cache_off=off):
         return ()
     try:
         config = read_config(text)

@@ -12,7 +12,6 @@ from sglang_cdsp.launch.stock_options import (
     honoured,
     instance,
     nothing,
-    refused,
 )
 
 DECODES = "SGLang's own decode batches"
@@ -36,11 +35,6 @@ DIFFERENCES: tuple[Option, ...] = (
     instance("--prefill-decode-interval-min-bs", "SGLang's own batches"),
     instance("--disable-priority-preemption", "SGLang's own batches"),
     instance("--priority-scheduling-preemption-threshold", "SGLang's own batches"),
-    refused("--radix-cache-backend", "only SGLang's own tree was tried beside chunks; remove it"),
-    refused(
-        "--enable-unified-cache-external-linker",
-        "only SGLang's own tree was tried beside chunks; remove it",
-    ),
     *(
         nothing(option.name, NO_OTHER_SERVER)
         for option in OPTIONS

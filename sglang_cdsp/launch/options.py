@@ -184,6 +184,11 @@ def _form(asked: Asked) -> list[str]:
             "--cdsp-decode-max-total-tokens is about decode servers, and without "
             "--disaggregation-mode this server decodes itself; remove it"
         ]
+    if asked.decodes and asked.cdsp.prefix_cache:
+        return [
+            "--cdsp-prefix-cache is for a prefill server: without --disaggregation-mode prefixes "
+            "are reused anyway; remove it"
+        ]
     if asked.decodes:
         return []
     default = CdspArgs()

@@ -211,13 +211,13 @@ OPTIONS: tuple[Option, ...] = (
     nothing("SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_TARGET_VERIFY", "no --scheduler-recv-interval"),
     nothing("SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_NONE", "no --scheduler-recv-interval"),
     nothing("SGLANG_DATA_PARALLEL_BUDGET_INTERVAL", "--cdsp-policy chooses instances"),
-    nothing("--kv-events-config", "there is no prefix cache"),
+    honoured("--kv-events-config", "with --cdsp-prefix-cache: the controller publishes, as one"),
     refused(
         "--load-publish-endpoint",
         "the pool's load is that of one replica, and /v1/loads shows it; remove it",
         unless=("off",),
     ),
-    nothing("SGLANG_CACHE_HIT_RATE_WINDOW_SECONDS", "there is no prefix cache"),
+    instance("SGLANG_CACHE_HIT_RATE_WINDOW_SECONDS", "with --cdsp-prefix-cache"),
     # Disaggregation.
     honoured("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "how long the controller waits for decode"),
     honoured("SGLANG_DISAGGREGATION_BOOTSTRAP_ENTRY_CLEANUP_INTERVAL", "SGLang's own server"),
@@ -265,8 +265,14 @@ OPTIONS: tuple[Option, ...] = (
         "--enable-lmcache", "the pool counts every KV slot that nobody uses as free; remove it"
     ),
     refused("--enable-flexkv", "the pool counts every KV slot that nobody uses as free; remove it"),
-    refused("--radix-cache-backend", "the pool has no prefix cache; remove it"),
-    refused("--enable-unified-cache-external-linker", "the pool has no prefix cache; remove it"),
+    refused(
+        "--radix-cache-backend",
+        "only SGLang's own tree was tried beside chunks; remove it",
+    ),
+    refused(
+        "--enable-unified-cache-external-linker",
+        "only SGLang's own tree was tried beside chunks; remove it",
+    ),
     refused("--enable-session-radix-cache", "a pool continues no sessions; remove it"),
     refused("--enable-streaming-session", "a pool continues no sessions; remove it"),
     refused_variable("SGLANG_USE_HND_KVCACHE", "chunk tasks need plain KV slots; unset"),

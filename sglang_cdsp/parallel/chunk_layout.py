@@ -113,7 +113,7 @@ def number_sends(layouts: Sequence[ChunkLayout], decode_prefix: int) -> tuple[Se
 
     Stock decode counts the numbers as a set, from whichever agent they come; the one marked
     last says how many there are. Where nothing is left for home's final transfer its spans are
-    empty and only the metadata goes.
+    empty and only the metadata goes. A prefix that home has cached goes with its first shard.
 
     Args:
         layouts: the whole plan.
@@ -121,13 +121,16 @@ def number_sends(layouts: Sequence[ChunkLayout], decode_prefix: int) -> tuple[Se
     """
     shards: list[tuple[int, int, tuple[Span, ...]]] = []
     home = layouts[0].group[0]
+    reused = layouts[0].start
     final_chunk = layouts[-1].index
     final: tuple[Span, ...] = ()
     for layout in layouts:
         for instance, own in zip(layout.group, layout.spans, strict=True):
+            cached = (Span(0, reused),) if reused and layout is layouts[0] else ()
+            held = (*cached, *own) if instance == home else own
             clipped = tuple(
                 Span(max(span.start, decode_prefix), span.stop)
-                for span in own
+                for span in held
                 if span.stop > decode_prefix
             )
             if instance == home and layout.index == final_chunk:

@@ -29,6 +29,8 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
         passes: it may start while tasks before it in the order have not ended.
         reused: tokens in front of the first chunk that home has cached: they are not computed.
         copy: the copy by which home gets those, if it is under way: it is waited for.
+        gathers: home ends with the KV of the whole prompt, for its cache; one that decodes does so
+            anyway.
     """
 
     seq: int
@@ -43,6 +45,7 @@ class PlanOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     passes: bool = False
     reused: int = 0
     copy: int | None = None
+    gathers: bool = False
 
 
 class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -53,7 +56,7 @@ class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     Attributes:
         revision: of the plan; what was said of an earlier one means nothing any more.
         chunk: the next to start; those before it are as they were.
-        chunks, urgency, passes: as in ``PlanOrder``.
+        chunks, urgency, passes, gathers: as in ``PlanOrder``.
     """
 
     seq: int
@@ -62,6 +65,7 @@ class RestOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     chunks: list[tuple[int, list[int]]]
     urgency: float = 0.0
     passes: bool = False
+    gathers: bool = False
 
 
 class ForgetOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]

@@ -52,7 +52,8 @@ def problems(words: Sequence[str]) -> list[str]:
     cdsp, found = from_namespace(namespace)
     if cdsp is None:
         return found
-    for name, value in forced_settings(namespace.disaggregation_mode).items():
+    forced = forced_settings(namespace.disaggregation_mode, prefix_cache=cdsp.prefix_cache)
+    for name, value in forced.items():
         setattr(namespace, name, value)
     return found + problems_of(cdsp, ServerArgs.from_cli_args(namespace))
 

@@ -20,6 +20,7 @@ from sglang_cdsp.planner.types import Plan, PlannedChunk, PromptView
 from sglang_cdsp.simulator.errors import InvariantError
 from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.homes import Homes
+from sglang_cdsp.simulator.keeping import Keeping, parts_to_send
 from sglang_cdsp.simulator.links import Links
 from sglang_cdsp.simulator.noise import make_noise
 from sglang_cdsp.simulator.prefill import PrefillPool
@@ -120,6 +121,9 @@ class _Run:
             self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end_in_pool)
         elif setup.decode_instances:
             self._router = DecodeRouter(setup, agenda, self._reserved, self._end)
+        self._keeping: Keeping | None = None
+        if prefixes is not None and not setup.one_server:
+            self._keeping = Keeping(setup, self._pool, prefixes, reuses=policy.reuses)
         self._idle_pool = self._pool.view(0.0)
         self._longest_fit = 0
         # Where the requests that arrived are; those in `_reserving` wait for decode's slots.
@@ -216,7 +220,7 @@ class _Run:
             # Its times are long over.
             view = self._pool.view(now)
             anew = replace(timed_plan(plan.placement, self._setup.model, view), policy=plan.policy)
-            settled = self._homes.settled(now, task, anew) if self._homes else anew
+            settled = self._settled(now, task, anew)
             if settled is None:
                 return  # what comes behind it would take the room that it waits for
             del self._homeless[0]
@@ -251,8 +255,8 @@ class _Run:
             moved = moved or set(waiting.plan.instances) != set(plan.instances)
 
     def _settle(self, now: float, task: Task, plan: Plan) -> bool:
-        """Bind a plan; False if in one server nobody has the room to decode it now."""
-        settled = self._homes.settled(now, task, plan) if self._homes else plan
+        """Bind a plan; False if its home has not the room that it needs now."""
+        settled = self._settled(now, task, plan)
         if settled is None:
             return False
         self._bound.add(task)
@@ -272,6 +276,12 @@ class _Run:
         assert self._prefixes is not None
         self._changed = True
         self._prefixes.copied(now)
+
+    def _settled(self, now: float, task: Task, plan: Plan) -> Plan | None:
+        """The plan as its home can carry it out; None while it has not the room."""
+        if self._homes:
+            return self._homes.settled(now, task, plan)
+        return self._keeping.settled(task, plan) if self._keeping else plan
 
     def chunk_started(self, now: float, task: Task) -> None:
         """Its first chunk runs: decode is asked for room meanwhile (as the paper's handshake)."""
@@ -308,14 +318,15 @@ class _Run:
             elif self._unified:
                 self._unified.place(now, task)
             elif not self._router:
-                self._pool.release(now, task)
+                self._release(now, task)
                 self._end_in_pool(now, task)
         if self._router:
-            task.in_flight += 1
-            if task.decode_instance is None:
-                task.unsent.append(chunk)
-            else:
-                self._send(now, task, chunk)
+            for part in parts_to_send(task.plan, chunk, first=task.chunk == 1):
+                task.in_flight += 1
+                if task.decode_instance is None:
+                    task.unsent.append(part)
+                else:
+                    self._send(now, task, part)
 
     def _replan(self, now: float, task: Task) -> None:
         """Ask the policy whether the rest of the prompt should run otherwise."""
@@ -347,9 +358,15 @@ class _Run:
             return
         assert self._router is not None
         task.transferred_s = now
-        self._pool.release(now, task)
+        self._release(now, task)
         self._leave_pool(now, task)
         self._router.join(now, task)
+
+    def _release(self, now: float, task: Task) -> None:
+        """Its KV is at decode; what its home keeps of it gives way to whoever needs the slots."""
+        self._pool.release(now, task)
+        if self._keeping:
+            self._keeping.sent(now, task)
 
     def _leave_pool(self, now: float, task: Task) -> None:
         """For the prefill server a request ends when its slots are released."""

@@ -1,11 +1,12 @@
-"""Cached prefixes in one server: what each instance keeps, evicts and is asked for.
+"""Cached prefixes: what each instance keeps, evicts and is asked for.
 
-As in SGLang: when a prompt is computed, its whole blocks are in its home's cache, and with the
-answer's when it has ended; blocks that a request uses are locked; the others take only slots that
-are promised to nobody, and the least recently used go first, leaves before what they follow. The
-index is the server's own, and so a running prompt counts at its home, where a plan that starts from
-it waits for it. What a plan reuses is locked when the plan is bound, where a server locks
-it when the task heads its queue and plans anew what has gone meanwhile.
+In one server as in SGLang: when a prompt is computed, its whole blocks are in its home's cache, and
+with the answer's when it has ended; blocks that a request uses are locked; the others take only
+slots that are promised to nobody, and the least recently used go first, leaves before what they
+follow. The index is the server's own, and so a running prompt counts at its home, where a plan that
+starts from it waits for it. What a plan reuses is locked when the plan is bound, where a server
+locks it when the task heads its queue and plans anew what has gone meanwhile. Before decode
+instances a prompt is in its home's cache when decode has it (keeping.py).
 
 Blocks stand for their whole prefix: two requests that have a block in common have all before it in
 common, too, as in Mooncake's trace.
@@ -82,6 +83,7 @@ class Prefixes:
         self._block, self._page = setup.cache_block, setup.page_size
         self._caches = [Cache() for _ in range(n)]
         self._index = PrefixIndex([setup.slots // self._block + 1] * n)
+        self._decodes = setup.one_server is not None
         self._asked: dict[str, Task] = {}
         self._locked: dict[Task, tuple[int, Sequence[int]]] = {}
         self._coming: dict[Task, Sequence[int]] = {}
@@ -104,11 +106,13 @@ class Prefixes:
             return ()
         request = task.request
         blocks = request.blocks[: (request.prompt_tokens - 1) // self._block]
-        need = pages(request.prompt_tokens, self._page) + pages(request.output_tokens, self._page)
+        need = pages(request.prompt_tokens, self._page)
+        if self._decodes:
+            need += pages(request.output_tokens, self._page)
         stored = {i: held.pages for held in self._index.lookup(blocks) for i in held.instances}
         most = dict(stored)
         for leader, theirs in self._coming.items():
-            home = leader.decode_instance
+            home = self._home(leader)
             there = _in_common(blocks, theirs)
             if home is not None and there > most.get(home, 0):
                 most[home] = there
@@ -135,7 +139,7 @@ class Prefixes:
         if plan.reused:
             # What is copied enters the cache when its slots are promised: others give way to it.
             self._use(now, task, plan.home, plan.reused - copied)
-        if task.request.blocks:
+        if task.request.blocks and (self._decodes or task.keeps):
             self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
 
     def promised(self, now: float, task: Task) -> None:
@@ -158,7 +162,7 @@ class Prefixes:
         uses = self._uses.used(blocks[-1], now)
         holders = {i for h in self._index.lookup(blocks) if h.pages == len(blocks)
                    for i in h.instances}  # fmt: skip
-        coming = {t.decode_instance for t, theirs in self._coming.items()
+        coming = {self._home(t) for t, theirs in self._coming.items()
                   if _in_common(blocks, theirs) == len(blocks)}  # fmt: skip
         copies = sum(1 for i in self._takes_chunks if i in holders or i in coming)
         seconds = cost.seconds(plan.cached)
@@ -207,12 +211,29 @@ class Prefixes:
 
     def ended(self, now: float, task: Task) -> None:
         """It has its last token, and its slots are promised to nobody any more."""
-        home = task.decode_instance
+        self._stays(now, task, task.total_tokens)
+
+    def sent(self, now: float, task: Task) -> None:
+        """Decode has its prompt, and its slots are promised to nobody any more."""
+        assert task.plan is not None
+        self._coming.pop(task, None)
+        tokens = task.request.prompt_tokens if task.keeps else task.plan.reused
+        self._stays(now, task, tokens)
+
+    def _stays(self, now: float, task: Task, tokens: int) -> None:
+        """Its home has the first tokens cached, and nobody uses them on its behalf."""
+        home = self._home(task)
         assert home is not None
         self._leave(task)
-        self._use(now, task, home, task.total_tokens)
+        self._use(now, task, home, tokens)
         self._leave(task)
         self.press(home)
+
+    def _home(self, task: Task) -> int | None:
+        """Where it has, or will have, all of its prompt."""
+        if self._decodes:
+            return task.decode_instance
+        return task.plan.home if task.plan is not None else None
 
     def press(self, instance: int, coming: int = 0) -> None:
         """Slots of an instance were promised, or blocks are coming: what is cached gives way."""
@@ -235,7 +256,7 @@ class Prefixes:
         """Unlock what a task uses."""
         instance, blocks = self._locked.pop(task, (0, ()))
         self._caches[instance].unlock(blocks)
-        if instance != task.decode_instance:
+        if instance != self._home(task):
             self.press(instance)
 
     # -- accounts ---------------------------------------------------------------------------

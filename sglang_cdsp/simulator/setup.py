@@ -72,8 +72,8 @@ class Setup:
         one_server: the one-server form of this package; None for a pool before decode instances.
             `decode` is then the time model of one instance, and decode_instances, decode_kv_tokens
             and reserve_at_arrival are unused.
-        prefix_cache: instances of one server keep what they have computed, and plans reuse it.
-        prefix_copies: what is cached is copied to other instances, where that pays.
+        prefix_cache: instances keep what they have computed, and plans reuse it.
+        prefix_copies: in one server, what is cached is copied to other instances, where that pays.
         cache_block: tokens of a block of `Request.blocks`.
     """
 
@@ -132,9 +132,9 @@ class Setup:
                 raise SetupError(
                     f"one_server has roles of {given} instances, the pool has {self.instances}"
                 )
-        if self.prefix_cache and not self.one_server:
+        if self.prefix_cache and self.unified:
             raise SetupError(
-                "prefix_cache needs one_server: in the other forms KV leaves the instances"
+                "prefix_cache and unified do not combine: what decodes there keeps no prompts"
             )
         if self.cache_block < 1 or self.cache_block % self.page_size:
             raise SetupError(
@@ -154,7 +154,7 @@ class Setup:
 
     def copy_cost(self) -> CopyCost | None:
         """What it takes to copy a cached prefix; None where none is copied."""
-        if not (self.prefix_cache and self.prefix_copies):
+        if not (self.prefix_cache and self.prefix_copies and self.one_server):
             return None
         bytes_per_s = min(self.send_bytes_per_s, self.receive_bytes_per_s)
         return CopyCost(FIXED_S, self.kv_bytes_per_token / bytes_per_s)

@@ -25,6 +25,7 @@ class Task:
             delay it, as far as is known.
         stood_s: per chunk that ran, how long it stood still.
         slowed_s: per chunk that ran, how much longer it took beside decode.
+        keeps: before decode instances, its home ends with all of its prompt.
         slots: KV slots held or promised, per prefill instance.
         unsent: ended chunks whose KV waits for decode's slots. in_flight: chunks on the way.
         decode_slots: KV slots held at decode.
@@ -48,6 +49,7 @@ class Task:
     delayed_s: float = 0.0
     stood_s: list[float] = field(default_factory=list)
     slowed_s: list[float] = field(default_factory=list)
+    keeps: bool = False
     slots: Mapping[int, int] = field(default_factory=dict)
     first_token_s: float | None = None
     unsent: list[PlannedChunk] = field(default_factory=list)

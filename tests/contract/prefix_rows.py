@@ -20,6 +20,8 @@ SCHEDULER = "sglang.srt.managers.scheduler"
 PUBLISHER = "sglang.srt.managers.scheduler_components.kv_events_publisher"
 NATIVE = "sglang.srt.mem_cache.cpp_utils.native_hash"
 POLICY = "sglang.srt.managers.schedule_policy"
+COMMON = "sglang.srt.mem_cache.common"
+METADATA = "sglang.srt.disaggregation.utils"
 BATCH = "sglang.srt.managers.schedule_batch"
 
 STORED = (
@@ -86,8 +88,20 @@ ROWS = (
         ),
     ),
     row(
+        "engine.kept",
+        "a request of SGLang's stand-in for decode leaves nothing in a tree",
+        Order(COMMON, "release_kv_cache", ("not req.skip_radix_cache_insert",)),
+    ),
+    row(
+        "engine.chunk_work",
+        "what decode hears of a prompt's cached tokens",
+        Order(
+            METADATA, "MetadataBuffers.set_buf", ("req.cached_tokens", "req.cached_tokens_device")
+        ),
+    ),
+    row(
         "engine.cache_events hooks",
-        "hooked: the trees of one server keep their events",
+        "hooked: trees keep their events where prefixes are reused",
         Order(BUILDER, "build_kv_cache", ("enable_kv_cache_events=enable_kv_cache_events",)),
     ),
     row(

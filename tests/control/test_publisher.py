@@ -12,12 +12,16 @@ from sglang_cdsp.control.publisher import describe_pool_publisher
 STOCK = {"publisher": "zmq", "endpoint_port_base": 5557, "dp_size": 4}
 
 
-def described(mode: str, stock: dict[str, Any] | None) -> dict[str, Any] | None:
-    return describe_pool_publisher(lambda args: stock, SimpleNamespace(disaggregation_mode=mode))
+def described(
+    mode: str, stock: dict[str, Any] | None, *, cached: bool = False
+) -> dict[str, Any] | None:
+    args = SimpleNamespace(disaggregation_mode=mode, disable_radix_cache=not cached)
+    return describe_pool_publisher(lambda args: stock, args)
 
 
-def test_one_server_has_one_rank() -> None:
-    assert described("null", STOCK) == {**STOCK, "dp_size": 1}
+@pytest.mark.parametrize(("mode", "cached"), [("null", True), ("null", False), ("prefill", True)])
+def test_a_pool_that_tells_of_its_caches_has_one_rank(mode: str, cached: bool) -> None:
+    assert described(mode, STOCK, cached=cached) == {**STOCK, "dp_size": 1}
 
 
 @pytest.mark.parametrize(("mode", "stock"), [("prefill", STOCK), ("null", None)])

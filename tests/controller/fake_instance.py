@@ -158,7 +158,13 @@ class FakeInstance:
         self.queue.append(task)
 
     def on_rest(
-        self, seq: int, revision: int, chunk: int, layouts: tuple[ChunkLayout, ...], passes: bool
+        self,
+        seq: int,
+        revision: int,
+        chunk: int,
+        layouts: tuple[ChunkLayout, ...],
+        passes: bool,
+        gathers: bool,
     ) -> None:
         """What follows a task's chunks that ran is another."""
         task = self.tasks[seq]
@@ -172,6 +178,7 @@ class FakeInstance:
             self.used -= need
         task.prepared, task.announced = None, False
         task.layouts, task.revision, task.passes = layouts, revision, passes
+        task.gathers = gathers
         task.has_request = task.has_request and task.home == self.me
         first = next(layout.index for layout in layouts if self.me in layout.group)
         task.next_chunk = max(chunk, first)
@@ -316,7 +323,8 @@ class FakeInstance:
                 self.pool.decode_written(task.room, rank)
                 task.writes[rank] += 1
         leaving = task.own([m.span for m in layout.moves if m.src == self.me], self.me)
-        if leaving:
+        keeps = task.gathers and task.final and task.home == self.me
+        if leaving and not keeps:
             freed = padded_tokens(leaving, self.pool.page_size)
             task.held -= freed
             self.used -= freed

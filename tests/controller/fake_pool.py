@@ -398,6 +398,7 @@ class FakePool:
             request.plan.passes,
             reused=request.plan.reused,
             copy=request.copy,
+            gathers=request.keeps,
         )
         self.instances[me].order(partial(self.instances[me].on_plan, task))
 
@@ -433,7 +434,7 @@ class FakePool:
                 self._introduce(request, me)
             else:
                 layouts, passes = self._layouts(request), plan.passes
-                said = (request.seq, request.revision, ran, layouts, passes)
+                said = (request.seq, request.revision, ran, layouts, passes, request.keeps)
                 at.order(partial(at.on_rest, *said))
         if plan.home != before.home:
             assert not ran

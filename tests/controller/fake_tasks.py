@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout, padded_tokens
+from sglang_cdsp.parallel.gather import moves_to_home
 from sglang_cdsp.parallel.spans import Span
 
 
@@ -56,13 +57,17 @@ class FakeTask:
     reused: int = 0
     copy: int | None = None
     matched: bool = False
+    gathers: bool = False
     writes: Counter[int] = field(default_factory=Counter)
     drained: set[int] = field(default_factory=set)
 
     def need(self, me: int, page_size: int) -> int:
         """Slots that a member takes before its next chunk."""
         layout = self.layouts[self.next_chunk]
-        incoming = [move.span for move in layout.moves if move.dst == me]
+        moves = layout.moves
+        if self.gathers and self.final:
+            moves += moves_to_home(layout, self.reused)
+        incoming = [move.span for move in moves if move.dst == me]
         return padded_tokens(self.own([*incoming, *layout.shard(me)], me), page_size)
 
     def own(self, spans: Sequence[Span], me: int) -> list[Span]:

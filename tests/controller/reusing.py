@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
-from sglang_cdsp.controller.homes import home_tokens
+from sglang_cdsp.controller.homes import tokens_to_reuse, with_home
 from sglang_cdsp.controller.prefixes.pool import PoolPrefixes
 from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.planner.types import HeldPrefix
+from tests.controller.fake_pool import FakePool
 from tests.controller.one_server import OneServerPool
 
 
@@ -41,7 +42,7 @@ class DrawnPrefixes(PoolPrefixes):
         if rid not in self._drawn:
             return ()
         request, drawn = self._drawn[rid]
-        need = home_tokens(request, self._page)
+        need = tokens_to_reuse(request, self._page)
         return tuple(HeldPrefix(seat, tokens, need) for seat, tokens in drawn)
 
     def leaves(self, request: PoolRequest) -> None:
@@ -70,3 +71,28 @@ class ReusingPool(OneServerPool):
         """Drawn ones."""
         self.prefixes = DrawnPrefixes(size, page_size)
         return self.prefixes
+
+
+class ReusingPrefillPool(FakePool):
+    """The same before decode servers: homes with the room for a prompt end with all of it.
+
+    Attributes:
+        kept: requests whose homes were to do so, each time.
+    """
+
+    prefixes: DrawnPrefixes
+
+    def __init__(self, **options: object) -> None:
+        self.kept: list[PoolRequest] = []
+        super().__init__(**options)  # type: ignore[arg-type]
+
+    def make_prefixes(self, size: int, page_size: int) -> DrawnPrefixes:
+        """Drawn ones."""
+        self.prefixes = DrawnPrefixes(size, page_size)
+        return self.prefixes
+
+    def _demand(self, request: PoolRequest, slots: dict[int, int], home: int) -> dict[int, int]:
+        assert request.plan is not None
+        if request.keeps:
+            self.kept.append(request)
+        return with_home(slots, home, request, self.page_size, request.plan.reused)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sglang_cdsp.engine.prefixes import CachedPrefix
 from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.parallel.chunk_layout import ChunkLayout
 from sglang_cdsp.parallel.spans import Span
@@ -60,6 +61,11 @@ class PlanRun:
         self.allocators = {me: StrictAllocator(pages, page_size) for me in members}
         self.slot_table = {me: SlotTable(self.allocators[me], page_size) for me in members}
         self.memory: dict[int, dict[int, int]] = {me: {} for me in members}
+
+    def start_from(self, me: int, prefix: CachedPrefix) -> None:
+        """A member has the first tokens cached."""
+        self.slot_table[me].use(prefix)
+        self._store(me, Span(0, prefix.tokens), list(range(prefix.tokens)))
 
     def run(self, chunk: int) -> None:
         """As every member does: take slots, receive history, compute, give history away."""

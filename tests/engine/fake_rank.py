@@ -14,7 +14,9 @@ from sglang_cdsp.engine.agreement import Agreement
 from sglang_cdsp.engine.chunk_engine import ChunkEngine
 from sglang_cdsp.engine.chunk_work import ChunkWork
 from sglang_cdsp.engine.coroutines import Coroutines
+from sglang_cdsp.engine.prefixes import CachedPrefix
 from sglang_cdsp.engine.shard_runner import ShardDone
+from sglang_cdsp.engine.slot_table import SlotTable
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.parallel.errors import LinkError
 from sglang_cdsp.parallel.links.traffic import Traffic
@@ -91,6 +93,39 @@ class FakeJoining:
         return True
 
 
+class FakeCache:
+    """A prefix cache that keeps the slots of whole prompts, and finds a prefix if it has it all.
+
+    Attributes:
+        kept: slots of each prompt that was kept, int64 ``[tokens]``.
+        locks: of prefixes that were found and not let go of.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+        self.locks = 0
+
+    def keep(self, req: Any, table: SlotTable) -> None:
+        """Keep what a table has of a prompt from its first token on."""
+        self.locks -= table.prefix is not None
+        self.kept.append(table.hand_over_front())
+
+    def match(self, req: Any, tokens: torch.Tensor) -> CachedPrefix | None:
+        """The prompt that was kept last, if it is long enough."""
+        if not self.kept or self.kept[-1].numel() < tokens.numel():
+            return None
+        self.locks += 1
+        return CachedPrefix(self.kept[-1][: tokens.numel()], "node", "lock", self)
+
+    def dec_lock_ref(self, node: Any, lock: Any) -> None:
+        """A prefix is let go of."""
+        self.locks -= 1
+
+    def unlock(self, lock: Any) -> None:
+        """The same in SGLang 0.5.23."""
+        self.locks -= 1
+
+
 def only_prefill_servers_have(scheduler: FakeScheduler) -> None:
     """Take away what SGLang's scheduler lacks in a server that decodes itself."""
     vars(scheduler).update(disagg_prefill_bootstrap_queue=None)
@@ -117,12 +152,26 @@ class Rank:
         no_room: why no further link can be made, "" while it can.
         computed: tokens of each shard that was computed.
         started: for each forward that began, how many had ended.
+        known: whether decode's pages are here.
     """
 
-    def __init__(self, instance: int = 0, tp_rank: int = 0, *, decodes: bool = False) -> None:
-        """``decodes``: it is of one server that prefills and decodes."""
+    def __init__(
+        self,
+        instance: int = 0,
+        tp_rank: int = 0,
+        *,
+        decodes: bool = False,
+        cache: FakeCache | None = None,
+    ) -> None:
+        """What kind of rank it is.
+
+        Args:
+            decodes: it is of one server that prefills and decodes.
+            cache: before a decode server, where prompts are kept and looked for.
+        """
         self.instance, self.tp_rank = instance, tp_rank
         self.cancelled: list[str] = []
+        self.known = True
         self.said: list[tuple[type[Report], dict[str, Any]]] = []
         self.written: dict[int, str] = {}
         self.breaks: set[int] = set()
@@ -165,7 +214,9 @@ class Rank:
                 self.coroutines,
                 self._starts,
                 self.computed.append,
-                make_room=self._has_room if decodes else None,
+                make_room=self._has_room if decodes or cache else None,
+                match=cache.match if cache is not None else None,
+                keep=cache.keep if cache is not None else None,
             ),
             coroutines=self.coroutines,
             hub=hub,
@@ -197,7 +248,7 @@ class Rank:
     kv_args = SimpleNamespace(page_size=1)
 
     def knows_room(self, room: int) -> bool:
-        return room == ROOM
+        return room == ROOM and self.known
 
     def room_is_here(self, room: int, due_s: float) -> bool:
         return room == ROOM
@@ -246,12 +297,28 @@ class Rank:
 
     # -- what the tests do ----------------------------------------------------------------
 
-    def plan(self, chunks: list[Any] | None = None, *, rid: str = "r", seq: int = 0) -> None:
+    def plan(
+        self,
+        chunks: list[Any] | None = None,
+        *,
+        rid: str = "r",
+        seq: int = 0,
+        reused: int = 0,
+        gathers: bool = False,
+    ) -> None:
         """A plan arrives."""
         chunks = chunks or CHUNKS
-        tokens = array("q", range(sum(tokens for tokens, _ in chunks))).tobytes()
-        room = None if self.joining is not None else ROOM
-        self.engine.on_plan(PlanOrder(rid=rid, seq=seq, tokens=tokens, chunks=chunks, room=room))
+        length = reused + sum(tokens for tokens, _ in chunks)
+        order = PlanOrder(
+            rid=rid,
+            seq=seq,
+            tokens=array("q", range(length)).tobytes(),
+            chunks=chunks,
+            room=None if self.joining is not None else ROOM,
+            reused=reused,
+            gathers=gathers,
+        )
+        self.engine.on_plan(order)
 
     def request(self, rid: str = "r") -> Any:
         """SGLang's request object arrives at home."""

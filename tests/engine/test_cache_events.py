@@ -14,6 +14,7 @@ from sglang.srt.disaggregation.kv_events import (
     StorageMedium,
 )
 
+from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.engine import cache_events
 from sglang_cdsp.engine.cache_events import (
     CacheEvents,
@@ -102,17 +103,20 @@ def test_the_controller_is_told_each_turn(published: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "config", "left", "published"),
+    ("mode", "cached", "config", "left", "published"),
     [
-        ("null", '{"publisher": "zmq"}', None, True),
-        ("null", '{"publisher": "null"}', None, False),
-        ("null", None, None, False),
-        ("prefill", '{"publisher": "zmq"}', '{"publisher": "zmq"}', False),
+        ("null", True, '{"publisher": "zmq"}', None, True),
+        ("null", True, '{"publisher": "null"}', None, False),
+        ("null", True, None, None, False),
+        ("null", False, '{"publisher": "zmq"}', None, True),
+        ("prefill", False, '{"publisher": "zmq"}', '{"publisher": "zmq"}', False),
+        ("prefill", True, '{"publisher": "zmq"}', None, True),
     ],
 )
-def test_instances_of_one_server_have_no_publisher_of_their_own(
+def test_instances_have_no_publisher_of_their_own_where_the_pool_has_one(
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
+    cached: bool,
     config: str | None,
     left: str | None,
     published: bool,
@@ -123,18 +127,28 @@ def test_instances_of_one_server_have_no_publisher_of_their_own(
     monkeypatch.setattr(cache_events, "get_context", lambda: context)
     disagg = SimpleNamespace(disaggregation_mode=mode)
     monkeypatch.setattr(cache_events, "get_disagg", lambda: disagg)
+    memory = SimpleNamespace(disable_radix_cache=not cached)
+    monkeypatch.setattr(cache_events, "get_memory", lambda: memory)
     assert take_over_publishing() is published
     assert options.kv_events_config == left
 
 
 @pytest.mark.parametrize(
-    ("mode", "rank", "kept"), [("null", 0, True), ("null", 1, False), ("prefill", 0, False)]
+    ("mode", "cdsp", "rank", "kept"),
+    [
+        ("null", CdspArgs(), 0, True),
+        ("null", CdspArgs(), 1, False),
+        ("prefill", CdspArgs(), 0, False),
+        ("prefill", CdspArgs(prefix_cache=True), 0, True),
+        ("prefill", CdspArgs(prefix_cache=True), 1, False),
+    ],
 )
 def test_one_rank_of_each_instance_keeps_events(
-    monkeypatch: pytest.MonkeyPatch, mode: str, rank: int, kept: bool
+    monkeypatch: pytest.MonkeyPatch, mode: str, cdsp: CdspArgs, rank: int, kept: bool
 ) -> None:
     parallel = SimpleNamespace(tp_rank=rank, pp_rank=0)
     disagg = SimpleNamespace(disaggregation_mode=mode)
+    monkeypatch.setattr(cache_events, "active_args", lambda: cdsp)
     monkeypatch.setattr(cache_events, "get_parallel", lambda: parallel)
     monkeypatch.setattr(cache_events, "get_disagg", lambda: disagg)
     seen: dict[str, Any] = {}

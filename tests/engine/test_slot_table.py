@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 
+from sglang_cdsp.engine.prefixes import CachedPrefix
 from sglang_cdsp.engine.slot_table import OutOfSlots, SlotTable
 from sglang_cdsp.parallel.spans import Span
 from tests.engine.fake_kv import StrictAllocator
@@ -95,6 +96,33 @@ def test_a_short_pool_names_the_remedy_and_keeps_the_books() -> None:
     assert slot_table.tokens == 8
     slot_table.clear()
     assert allocator.available_size() == 12
+
+
+@settings(max_examples=50, deadline=None, print_blob=True)
+@given(PAGE_SIZES, st.integers(0, 3), st.lists(st.booleans(), max_size=8), st.integers(1, 40))
+def test_the_front_is_given_away_and_the_rest_stays(
+    page: int, cached: int, held: list[bool], last: int
+) -> None:
+    slot_table, allocator = make(page)
+    if cached:
+        slots = allocator.alloc(cached * page)
+        assert slots is not None
+        slot_table.use(CachedPrefix(slots, "node", "lock", "tree"))
+    for number, there in enumerate(held, start=cached):
+        if there:
+            slot_table.take([Span(number * page, (number + 1) * page)])
+    end = (cached + len(held)) * page
+    slot_table.take([Span(end, end + last)])
+    whole = cached + next((n for n, there in enumerate(held) if not there), len(held))
+    front = whole * page + (last if whole == cached + len(held) else 0)
+    assert slot_table.front == front
+    expected = slot_table.slots([Span(0, front)] if front else [])
+    given_away = slot_table.hand_over_front()
+    assert torch.equal(given_away, expected)
+    assert slot_table.prefix is None
+    slot_table.clear()
+    assert allocator.taken == {int(slot) // page for slot in given_away}
+    assert slot_table.front == 0
 
 
 @settings(max_examples=100, deadline=None, print_blob=True)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_cdsp.engine.prefixes import CachedPrefix
 from sglang_cdsp.engine.tasks import ChunkTask
 from sglang_cdsp.engine.writes import (
     begin_write,
@@ -66,14 +67,21 @@ def test_decode_gets_every_page_it_lacks_once_and_in_its_place(
 ) -> None:
     """Chunk by chunk as the engine does it: run, write, give history away.
 
-    A write is read at the time it is posted: the slots are freed only when it has drained.
+    A write is read at the time it is posted: the slots are freed only when it has drained. What
+    home has cached of the prompt is among it.
     """
     chunks = data.draw(plans(page))
-    layouts = plan_layout(chunks, page)
+    reused = data.draw(st.integers(0, 4)) * page
+    layouts = plan_layout(chunks, page, reused)
     length = layouts[-1].start + layouts[-1].tokens
     prefix = data.draw(st.integers(0, length // page)) * page
     places = list(range(1000, 1000 + -(-(length - prefix) // page)))
     run, home = PlanRun(layouts, page), FakeHome()
+    if reused:
+        first = layouts[0].group[0]
+        slots = run.allocators[first].alloc(reused)
+        assert slots is not None
+        run.start_from(first, CachedPrefix(slots, "node", "lock", "tree"))
     got: dict[tuple[int, int], int] = {}
     for layout in layouts:
         run.run(layout.index)

@@ -11,9 +11,11 @@ import pytest
 from sglang_cdsp.launch.kv_events import listeners, problems
 
 
-def server_args(config: Any, mode: str = "null") -> Any:
+def server_args(config: Any, mode: str = "null", *, cached: bool = True) -> Any:
     text = config if isinstance(config, str | None) else json.dumps(config)
-    return SimpleNamespace(kv_events_config=text, disaggregation_mode=mode)
+    return SimpleNamespace(
+        kv_events_config=text, disaggregation_mode=mode, disable_radix_cache=not cached
+    )
 
 
 def test_one_port_is_listened_on_whatever_the_number_of_instances() -> None:
@@ -38,8 +40,10 @@ def test_otherwise_none_is(config: Any) -> None:
     assert problems(server_args(config)) == []
 
 
-def test_a_prefill_server_publishes_nothing() -> None:
-    assert listeners(server_args({"publisher": "zmq"}, "prefill")) == ()
+def test_a_prefill_server_publishes_only_what_it_keeps() -> None:
+    config = {"publisher": "zmq"}
+    assert listeners(server_args(config, "prefill", cached=False)) == ()
+    assert listeners(server_args(config, "prefill")) == (("", 5557),)
 
 
 @pytest.mark.parametrize("config", ["zmq", '{"hwm": "many"}', "[]"])

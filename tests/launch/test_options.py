@@ -283,6 +283,12 @@ def test_a_saved_model_passes(tmp_path: Path) -> None:
     assert found(CdspArgs(latency_model=str(path))) == []
 
 
+def test_a_prefix_cache_of_its_own_is_for_a_prefill_server() -> None:
+    assert found(CdspArgs(prefix_cache=True)) == []
+    line = one(CdspArgs(prefix_cache=True), form="null")
+    assert "prefixes are reused anyway; remove it" in line
+
+
 # -- kept latency models --------------------------------------------------------------------
 
 

@@ -155,7 +155,8 @@ def test_history_moves_only_when_the_group_grows(data: st.DataObject, page: int)
 @examples
 @given(st.data(), PAGE_SIZES)
 def test_sends_cover_what_decode_lacks_exactly_once(data: st.DataObject, page: int) -> None:
-    layouts = plan_layout(data.draw(plans(page)), page)
+    reused = data.draw(st.integers(0, 4)) * page
+    layouts = plan_layout(data.draw(plans(page)), page, reused)
     length = layouts[-1].start + layouts[-1].tokens
     prefix = data.draw(st.integers(0, length // page)) * page
     sends = number_sends(layouts, prefix)
@@ -168,6 +169,8 @@ def test_sends_cover_what_decode_lacks_exactly_once(data: st.DataObject, page: i
     assert len(set(places)) == len(places), "one transfer a member and chunk"
     for send in sends:
         shard = positions(layouts[send.chunk].shard(send.instance))
+        if send.chunk == 0 and send.instance == layouts[0].group[0]:
+            shard += once(0, reused)
         assert positions(send.spans) <= shard, "a shard is sent by the one that computed it"
 
 

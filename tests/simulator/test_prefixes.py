@@ -197,9 +197,78 @@ def test_any_sharing_ends_well_and_index_and_caches_agree(
             assert record.reused == 0
 
 
-def test_it_needs_one_server() -> None:
-    with pytest.raises(SetupError, match="prefix_cache needs one_server"):
-        world(prefix_cache=True)
+def before_decode(**changes: object) -> Setup:
+    """The same before one decode instance, to which KV takes its time."""
+    return server(**{"one_server": None, "decode_instances": 1, **changes})
+
+
+def test_before_decode_the_second_turn_computes_all_but_the_first_prompt() -> None:
+    first = Request("1", 0.0, 5000, 500, tuple(range(55)))
+    second = Request("2", 100.0, 6000, 10, tuple(range(60)))
+    one, two = simulate(before_decode(), (first, second)).records
+    assert two.reused == two.cached == 5000
+    assert two.chunks[0].instances[0] == one.chunks[0].instances[0]
+    assert sum(chunk.tokens for chunk in two.chunks) == 1000
+    # Decode gets the whole prompt all the same, 1,000 tokens a second.
+    assert two.transferred_s is not None
+    assert two.transferred_s >= 106.0
+
+
+def test_before_decode_a_home_without_much_room_keeps_nothing_beyond_its_share() -> None:
+    first = Request("1", 0.0, 16_000, 1, tuple(range(160)))
+    second = Request("2", 100.0, 16_100, 1, tuple(range(161)))
+    records = simulate(before_decode(), (first, second)).records
+    assert [record.reused for record in records] == [0, 0]
+    assert len(records[0].chunks[-1].instances) > 1
+
+
+@given(
+    workloads(),
+    st.sampled_from(("cdsp", "cdsp-late", "cache-aware", "cdsp-paper")),
+    st.sampled_from((8000, 30_000)),
+    st.sampled_from((0, 1)),
+    st.sampled_from((0.0, 0.2)),
+)
+@settings(max_examples=50, deadline=None, print_blob=True)
+def test_before_decode_any_sharing_ends_well_and_index_and_caches_agree(
+    rows: list[Request], policy: str, kv_tokens: int, decode_instances: int, budget: float
+) -> None:
+    seen: list[Prefixes] = []
+
+    class Watched(Prefixes):
+        def __init__(self, setup: Setup) -> None:
+            super().__init__(setup)
+            seen.append(self)
+
+        def sent(self, now, task) -> None:  # type: ignore[no-untyped-def]
+            super().sent(now, task)
+            assert self.differences() == []
+
+    setup = before_decode(
+        policy=policy,
+        kv_tokens=kv_tokens,
+        decode_instances=decode_instances,
+        preempt_budget=budget,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "Prefixes", Watched)
+        result = simulate(setup, rows)
+    (prefixes,) = seen
+    for i, cache in enumerate(prefixes._caches):
+        assert not cache._locks
+        assert cache.idle * BLOCK <= prefixes.free[i]
+    for record in result.records:
+        assert not record.error
+        computed = sum(chunk.tokens for chunk in record.chunks)
+        assert computed + record.reused == record.request.prompt_tokens
+        assert computed >= 1
+        if policy == "cdsp-paper":
+            assert record.reused == 0
+
+
+def test_what_does_not_combine_is_refused() -> None:
+    with pytest.raises(SetupError, match="prefix_cache and unified do not combine"):
+        world(prefix_cache=True, unified=True, policy="loongserve")
     with pytest.raises(SetupError, match="multiple of the page size"):
         server(page_size=64)
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 
-from sglang_cdsp.controller.homes import home_tokens
+from sglang_cdsp.controller.homes import tokens_to_reuse
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.prefixes.hashes import PageHashes
 from sglang_cdsp.controller.prefixes.merged import MergedEvents
@@ -93,7 +93,7 @@ class PoolPrefixes:
         if known is None:
             return ()
         request, pages = known
-        need = home_tokens(request, self._page)
+        need = tokens_to_reuse(request, self._page)
         stored = {
             instance: found.pages
             for found in self._index.lookup(pages)
@@ -208,7 +208,8 @@ class PoolPrefixes:
             return
         # SGLang's tree keeps nothing of a request that names its stand-in for decode.
         kept = getattr(request.tokenized, "bootstrap_host", None) != FAKE_BOOTSTRAP_HOST
-        if kept and not (request.one_instance or request.joins_late):
+        there = request.keeps or (request.decodes and not request.joins_late)
+        if kept and there and not request.one_instance:
             self._coming[request] = known[1]
         self._cached += request.plan.cached
         self._reused += request.plan.reused
@@ -335,4 +336,5 @@ COMING = frozenset((Phase.BOUND, Phase.RUNNING, Phase.DRAINING, Phase.RELEASING)
 def _will_be_cached(leader: PoolRequest) -> bool:
     """Whether a prompt that chunk tasks compute will be in its home's cache when they are done."""
     ends = leader.error or leader.recalled or leader.aborted or leader.plan is None
-    return leader.phase in COMING and not ends
+    stays = leader.keeps or leader.decodes
+    return leader.phase in COMING and stays and not ends

@@ -30,6 +30,9 @@ class Policy(ABC):
     replans = False
     """Whether `replan` may ever answer."""
 
+    reuses = False
+    """Whether its plans may start from cached prefixes."""
+
     @abstractmethod
     def arrive(self, prompt: PromptView, now_s: float) -> None:
         """A prompt waits from now on. Call `check` first to refuse what can never fit."""

@@ -58,6 +58,8 @@ class CacheAware(DataParallel):
     with Mooncake's estimate of TTFT as queue time and prefill time in place of thresholds.
     """
 
+    reuses = True
+
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)
         self.name = "cache-aware"
