@@ -88,8 +88,9 @@ $(VENV)/.site: requirements/docs.txt $(INSTALLED)
 check: lint
 	$(RUN) -m pytest $(ON_WORKERS) -m "not serving and not slow and not gpu"
 
-# Everything; tests that need a GPU are skipped where there is none. On servers each feature is tried
-# on one way through the pool, drawn anew by a seed that is printed: make test WAYS= tries every way.
+# Tests that need a GPU are skipped where there is none. On servers each question is asked once, of one
+# way through the pool and one form of the server, and a part of the folders with servers of their own
+# is run, drawn anew by a seed that is printed: make test WAYS= runs everything, twice as long.
 WAYS ?= --one-way=drawn
 test: lint
 	$(RUN) -m pytest $(ON_WORKERS) $(SLOWEST) -m "not serving"
@@ -113,7 +114,7 @@ NEWEST_TESTS := tests/contract tests/controller tests/engine tests/transfer test
   tests/platforms --ignore tests/platforms/test_stock_servers.py
 NEWEST_SERVING := tests/serving/test_parity.py tests/serving/test_ends.py \
   tests/serving/test_features.py tests/serving/test_requests.py
-NEWEST_SERVED := not forced_plan_alone and not turn and not planned
+NEWEST_SERVED := not forced_plan_alone
 
 .PHONY: newest test-newest
 
@@ -132,7 +133,7 @@ $(NEWEST)/.installed: requirements/newest.txt $(INSTALLED) | $(NEWEST_RUN)
 
 test-newest: newest
 	$(NEWEST_RUN) -m pytest $(ON_WORKERS) $(SLOWEST) $(NEWEST_TESTS) -k "not AnyOrder"
-	$(NEWEST_RUN) -m pytest $(SLOWEST) $(NEWEST_SERVING) -k "$(NEWEST_SERVED)"
+	$(NEWEST_RUN) -m pytest $(SLOWEST) $(NEWEST_SERVING) -k "$(NEWEST_SERVED)" $(WAYS)
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

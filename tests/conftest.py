@@ -68,9 +68,6 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Mark tests by where they stand; leave out those whose device is missing."""
-    seed = config.stash[WAY_SEED]
-    if seed is not None:
-        one_way.select(config, items, seed)
     for item in items:
         place = item.path.relative_to(TESTS)
         if any(place.match(pattern) for pattern in SERVING):
@@ -79,6 +76,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
             *item.fixturenames
         }:
             item.add_marker(pytest.mark.slow)
+    seed = config.stash[WAY_SEED]
+    if seed is not None:
+        one_way.select(config, items, seed)
     if any(item.get_closest_marker("gpu") for item in items):
         _skip_without_a_device(items)
 

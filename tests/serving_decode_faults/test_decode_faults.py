@@ -234,5 +234,8 @@ def test_a_killed_controller_ends_the_server_and_every_request(
     assert not any(not_text(one) for one in found)
     assert left_of(processes) == []
     log = server.log.read_text(errors="replace")
-    said = f"the pool controller (pid {controller.pid}) was killed by signal 9"
-    assert log.count(said) == 1
+    ours = f"the pool controller (pid {controller.pid}) was killed by signal 9"
+    # SGLang's own watchdog looks once a second, and may be the first to see it.
+    stocks = f"(pid={controller.pid}) crashed with exit code -9"
+    assert log.count(ours) <= 1
+    assert ours in log or stocks in log
