@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from sglang_cdsp.planner.decode_price import USUAL_SHARE
 from sglang_cdsp.planner.errors import OptionError
 from sglang_cdsp.planner.policies.options import (
     DEFAULT_IMPROVEMENT_RATE,
@@ -43,9 +44,6 @@ DEFAULT_STOCK_TOKENS = 1024
 
 DEFAULT_SEAT_TIMEOUT_S = 120.0
 """How long a prompt that only fits with an absent instance waits for it: a start or two."""
-
-DEFAULT_DECODE_SHARE = 0.2
-"""A running request feels a stretch of four decode steps beside a chunk."""
 
 
 class CdspConfigError(ValueError):
@@ -97,9 +95,10 @@ class CdspArgs:
             longer one is a chunk task, which gives way inside its forward.
         preempt_budget: share of its own time by which prompts that pass may delay a running one.
         decode_share: share of an instance's time that requests which decode there get beside a
-            chunk, in (0, 0.5].
+            chunk, in (0, 0.5]; None for the one that follows from who runs and who waits
+            (``planner.decode_price``), or from ``tpot_target``.
         tpot_target: seconds between two tokens of a request that decodes beside a chunk, which is
-            turned into the decode share; None for the share as it is.
+            turned into the decode share; None for no such promise.
         roles: who takes chunks and who decodes, in the form of ``planner.roles``; "" for both
             everywhere.
         max_shard_tokens: most tokens of a member in one chunk; None for what device memory allows.
@@ -126,7 +125,7 @@ class CdspArgs:
     min_chunk: int = DEFAULT_MIN_CHUNK
     stock_tokens: int = DEFAULT_STOCK_TOKENS
     preempt_budget: float = DEFAULT_PREEMPT_BUDGET
-    decode_share: float = DEFAULT_DECODE_SHARE
+    decode_share: float | None = None
     tpot_target: float | None = None
     roles: str = ""
     max_shard_tokens: int | None = None
@@ -225,7 +224,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="SHARE",
         help="Without --disaggregation-mode: share of an instance's time that goes to decode while "
-        f"a chunk runs beside it, above 0 and at most 0.5 (default: {default.decode_share}).",
+        f"a chunk runs beside it, above 0 and at most 0.5 (default: {USUAL_SHARE} while as many "
+        "requests decode as prompts wait, less in proportion where more wait).",
     )
     group.add_argument(
         "--cdsp-tpot-target",
@@ -413,7 +413,7 @@ def _read(name: str, value: Any) -> Any:
     if name == "decode_share" and not 0.01 <= value <= 0.5:
         raise CdspConfigError(
             f"{flag} {value} is outside [0.01, 0.5]; beyond it long prompts never end; "
-            f"try {DEFAULT_DECODE_SHARE}"
+            f"try {USUAL_SHARE}"
         )
     if name == "tpot_target" and not 0.0 < value < math.inf:
         raise CdspConfigError(f"{flag} {value} is no number of seconds above 0; try 0.1")

@@ -154,6 +154,7 @@ def test_a_share_and_a_target_are_two_ways_to_say_one_thing() -> None:
     assert given(*both[:2]).decode_share == 0.2
     assert given(*both[2:]).tpot_target == 0.1
     assert given().tpot_target is None
+    assert given().decode_share is None, "it follows from who runs and who waits"
 
 
 def test_several_mistakes_are_told_together() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_cdsp.cli.parser import MOST_TOKENS, integer, integers, number
+from sglang_cdsp.planner.decode_price import USUAL_SHARE
 from sglang_cdsp.planner.latency import LatencyModel, builtin_model
 from sglang_cdsp.planner.measured_range import MeasuredRange
 from sglang_cdsp.planner.stretches import LEAST_SHARE, MOST_SHARE
@@ -119,8 +120,8 @@ def add_form_flags(parser: argparse.ArgumentParser) -> None:
         "--decode-share",
         type=number(LEAST_SHARE, MOST_SHARE),
         metavar="SHARE",
-        help="of an instance's time beside a chunk that decode gets "
-        f"(default: the server's, {default.decode_share:g})",
+        help="of an instance's time beside a chunk that decode gets (default: as the server's, "
+        f"{USUAL_SHARE} while as many requests decode as prompts wait, less where more wait)",
     )
     add(
         "--stock-tokens",

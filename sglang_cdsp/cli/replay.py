@@ -21,6 +21,7 @@ from sglang_cdsp.args import CdspArgs
 from sglang_cdsp.cli.outputs import OutputError, check_file, unwritable
 from sglang_cdsp.cli.parser import MOST, MOST_TOKENS, integer, integers, number
 from sglang_cdsp.cli.pool_flags import add_form_flags, range_warning, read_form
+from sglang_cdsp.planner.decode_price import USUAL_SHARE
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import default_sp_sizes
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         if warning:
             print(f"python -m sglang_cdsp replay: {warning}", file=sys.stderr)
         true_model = setup.model
-        share = setup.one_server.decode_share if setup.one_server else 0.0
+        share = (setup.one_server.decode_share or USUAL_SHARE) if setup.one_server else 0.0
         if options.fit_speed:
             true_model = fitted_speed(recorded, setup.model, share)
             setup = replace(setup, true_model=true_model)
@@ -127,6 +128,8 @@ def _write(path: Path, text: str) -> int:
 def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup:
     instances = options.instances or instances_named(recorded)
     form = read_form(options, instances, one_server=any(r.end_s is not None for r in recorded))
+    if form and form.decode_share is None and not any(r.decode_shares for r in recorded):
+        form = replace(form, decode_share=USUAL_SHARE)  # a server that knew no other one
     decode = options.decode_model
     if form and decode is None:
         decode = fit_decode(decode_samples(recorded))

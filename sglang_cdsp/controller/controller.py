@@ -314,7 +314,6 @@ class PoolController(DataParallelController):
                 rooms=self._rooms,
                 tokenizer=self._tokenizer,
                 observers=self._observers,
-                decode_share=self._ledger.decode.of,
             ),
             tp_size=self._tp_size,
             reports=self._reports,

@@ -71,16 +71,13 @@ class Dispatcher:
         rooms: Rooms,
         tokenizer: zmq.Socket[bytes],
         observers: Sequence[Observer] = (),
-        decode_share: Callable[[Iterable[int]], float] = lambda members: 0.0,
     ) -> None:
         """Send through these sockets.
 
         Args:
             workers: the schedulers' by instance.
             tokenizer: the tokenizer's.
-            decode_share: of a member's time beside a chunk on these, see ``GoOrder``.
         """
-        self._decode_share = decode_share
         self._workers = workers
         self._endpoint = endpoint
         self._decode = decode
@@ -146,16 +143,15 @@ class Dispatcher:
 
     def go(self, request: PoolRequest, instances: Iterable[int]) -> None:
         """Start the next chunk."""
-        members = tuple(instances)
         order = GoOrder(
             seq=request.seq,
             chunk=request.next_chunk,
             revision=request.revision,
             lane=request.lane,
             serial=request.serial,
-            decode_share=self._decode_share(members),
+            decode_share=request.times[request.next_chunk].decode_share,
         )
-        self._send(members, order)
+        self._send(instances, order)
         self._tell(lambda observer: observer.chunk_started(request))
 
     def stop(self, request: PoolRequest, instances: Iterable[int]) -> None:

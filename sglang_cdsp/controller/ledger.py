@@ -58,6 +58,7 @@ class InstanceLedger:
         layers: of the model; a chunk gives way before each.
         preempt_budget: share of its own time by which a plan may be delayed by those that pass.
         decode: what decode gets of an instance beside a chunk.
+        unplanned: how many prompts wait that have no plan.
     """
 
     capacity: tuple[int, ...]
@@ -66,6 +67,7 @@ class InstanceLedger:
     layers: int = 32
     preempt_budget: float = 0.0
     decode: DecodeShares = field(default_factory=lambda: DecodeShares(0.0, None))
+    unplanned: Callable[[], int] = lambda: 0
     _bound: dict[int, _Bound] = field(default_factory=dict)
     _taken: dict[int, int] = field(default_factory=dict)
     _absent: set[int] = field(default_factory=set)
@@ -400,32 +402,67 @@ class InstanceLedger:
             running=self._running(),
         )
 
-    def pace(self, group: Iterable[int]) -> float:
-        """The fraction of its time that a chunk gets on these instances beside decode."""
-        running = self._running()
-        return min((running[i].pace for i in group), default=1.0) if running else 1.0
+    def decode_share(self, group: Sequence[int]) -> float:
+        """The decode share of a chunk of a bound plan that starts now on these instances.
 
-    def _running(self) -> tuple[Running, ...]:
-        """What decodes on each instance; empty where nobody does."""
+        Where the share follows a price, the members have one: by the requests of the one on which
+        most decode, and the prompts of the one for which most wait. Prompts without a plan count
+        evenly for all instances that take chunks.
+        """
+        return self._share_of(group, *self._loads())
+
+    def _share_of(self, group: Sequence[int], decoding: Sequence[int], due: Sequence[int]) -> float:
+        taking = max(1, len(self.capacity) - len(self.closed))
+        waiting = max(due[i] for i in group) + self.unplanned() / taking
+        return self.decode.of(group, max(decoding[i] for i in group), waiting)
+
+    def _loads(self) -> tuple[list[int], list[int]]:
+        """By instance, the requests that decode there, and the bound plans that are to run."""
+        decoding, due = [0] * len(self.capacity), [0] * len(self.capacity)
+        for bound in self._bound.values():
+            for instance in bound.ends_s:
+                due[instance] += 1
+            # One in SGLang's own queue decodes when its prefill is over.
+            for instance in bound.slots if bound.decodes and not bound.ends_s else ():
+                decoding[instance] += 1
+        return decoding, due
+
+    def pace(self, group: Iterable[int], share: float) -> float:
+        """The fraction of its time that a chunk of a decode share gets on these instances."""
+        running = self._running_by_instance()
+        return min((self.decode.pace(i, share) for i in group if i in running), default=1.0)
+
+    def _running_by_instance(self) -> dict[int, list[int]]:
+        """By instance, what is reckoned to come of the output of each request that decodes."""
         left: dict[int, list[int]] = {}
         for bound in self._bound.values():
             if bound.decodes and bound.tokens_left is not None:
                 to_come = bound.tokens_left()
                 for instance in bound.slots:
                     left.setdefault(instance, []).append(to_come)
+        return left
+
+    def _running(self) -> tuple[Running, ...]:
+        """What decodes on each instance; empty where nobody does."""
+        left = self._running_by_instance()
         if not left:
             return ()
-        return tuple(
-            Running(
-                len(left[i]),
-                sum(left[i]) / len(left[i]),
-                self.decode.pace(i),
-                self.decode.stretch_s(i),
+        loads = self._loads()
+        found = []
+        for i in range(len(self.capacity)):
+            if i not in left:
+                found.append(Running())
+                continue
+            share = self._share_of((i,), *loads)
+            found.append(
+                Running(
+                    len(left[i]),
+                    sum(left[i]) / len(left[i]),
+                    self.decode.pace(i, share),
+                    self.decode.stretch_s(i, share),
+                )
             )
-            if i in left
-            else Running()
-            for i in range(len(self.capacity))
-        )
+        return tuple(found)
 
     def _passable(self, now_s: float) -> tuple[Passable, ...]:
         """The running chunks that prompts may pass within the budget."""

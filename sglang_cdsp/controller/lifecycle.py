@@ -99,6 +99,8 @@ class Lifecycle(PoolState):
             clock=clock,
         )
         self.presence = presence = Presence(len(ledger.capacity))
+        queue = WaitingQueue(planning, ledger, clock)
+        ledger.unplanned = lambda: len(queue)
         self._arrivals = Arrivals(
             absences=Absences(
                 presence=presence,
@@ -111,7 +113,7 @@ class Lifecycle(PoolState):
             table=self._table,
             admission=admission,
             rooms=self._rooms,
-            queue=WaitingQueue(planning, ledger, clock),
+            queue=queue,
             endings=self._endings,
             decode=decode,
             limits=limits,

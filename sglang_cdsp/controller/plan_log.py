@@ -42,12 +42,14 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     these are not 0, the first token was of an earlier plan and no TTFT is predicted.
     ``lost_instances`` are those that were lost since it was bound. ``passes``: its chunk ran
     between the layers of others. A chunk's ``passed_s`` is for how long it stood while others
-    passed it. Where the pool decodes itself, ``output_tokens`` were sent to its client, each once,
-    until ``end_s``, when its last home was done with it. ``moves`` are its ways to other instances,
-    with the KV rows that moved and those of them that were to go ahead. ``prefix`` tells of the
-    cached tokens in front of its chunks, which its home had: how many some instance had, how many
-    its plan reused and why, whether an earlier plan ``missed`` them, and the ``copy`` by which its
-    home got them: from which instance, how many tokens, and what that was reckoned to take.
+    passed it, ``decode_share`` what decode was to get of its members' time meanwhile: 0 where
+    nothing decodes, or does not beside it. Where the pool decodes itself, ``output_tokens`` were
+    sent to its client, each once, until ``end_s``, when its last home was done with it. ``moves``
+    are its ways to other instances, with the KV rows that moved and those of them that were to go
+    ahead. ``prefix`` tells of the cached tokens in front of its chunks, which its home had: how
+    many some instance had, how many its plan reused and why, whether an earlier plan ``missed``
+    them, and the ``copy`` by which its home got them: from which instance, how many tokens, and
+    what that was reckoned to take.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.
@@ -65,6 +67,7 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
                 "start_s": _since(times.start_s if times else None, request.arrival_s),
                 "end_s": _since(times.end_s if times else None, request.arrival_s),
                 "passed_s": times.passed_s if times else 0.0,
+                "decode_share": times.decode_share if times else 0.0,
             }
         )
     resumed = len(request.resumes.tokens) if request.resumes else 0

@@ -159,6 +159,7 @@ class Progress:
             request.lane, request.serial = lane, self._lanes.next_serial()
             request.advance(Event.GO)
             chunk = request.plan.chunks[request.next_chunk]
+            request.times[request.next_chunk].decode_share = self._ledger.decode_share(group)
             self._ledger.started(request.seq, chunk, self._clock())
             self._effects.go(request, group)
 
@@ -247,7 +248,7 @@ class Progress:
         planned = request.plan.chunks[chunk]
         # Members wait for the one that was kept longest, and for the one that decodes most.
         seconds = max(times.end_s - times.start_s - times.passed_s, 0.0)
-        seconds *= self._ledger.pace(planned.instances)
+        seconds *= self._ledger.pace(planned.instances, times.decode_share)
         self._planning.observe(planned.sp_size, history, planned.tokens, seconds)
 
     def do_without(self, seats: Collection[int], *, needed: bool = True) -> tuple[PoolRequest, ...]:

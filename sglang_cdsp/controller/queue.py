@@ -35,6 +35,9 @@ class WaitingQueue:
         self._planned: dict[str, PoolRequest] = {}
         self._homeless: list[tuple[PoolRequest, Plan]] = []
 
+    def __len__(self) -> int:
+        return len(self._forced) + len(self._planned) + len(self._homeless)
+
     def add(self, request: PoolRequest) -> None:
         """A request waits from now on."""
         if request.forced is not None:

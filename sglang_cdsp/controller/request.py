@@ -20,12 +20,14 @@ class ChunkTimes:
         start_s: when the last of the members began with its shard: the others wait for it.
         own_s: the least that a member took, without the time in which it ran something else.
         done: members that have run their shards.
+        decode_share: of its members' time that decode was to get meanwhile, see ``GoOrder``.
     """
 
     start_s: float | None = None
     end_s: float | None = None
     own_s: float | None = None
     done: set[int] = field(default_factory=set)
+    decode_share: float = 0.0
 
     @property
     def passed_s(self) -> float:

@@ -67,6 +67,7 @@ class Callbacks:
         layer_begins: hears of each layer of a chunk, with what lets others go on and the serial of
             its order.
         interrupted: whether the loop has something to do while all chunks wait.
+        pressed: the same but for decode.
     """
 
     admit: Callable[[TokenizedGenerateReqInput], None]
@@ -74,6 +75,7 @@ class Callbacks:
     chunk_starts: Callable[[], None]
     layer_begins: Callable[[GiveWay, int], None]
     interrupted: Callable[[], bool]
+    pressed: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
         stretch_s=STRETCH_S,
         poll=hub.poll,
         interrupted=callbacks.interrupted,
+        pressed=callbacks.pressed,
         expected=lambda: engine.awaits,
         meter=DeviceMeter(events) if events is not None else None,
         shake=requested_shake(),

@@ -35,6 +35,10 @@ SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 0.00005, 0.0005
 LONGEST_WAIT_S = 0.005
 """After this time without anything to run the loop gets its turn."""
 
+PRESSED_S = 0.1
+"""From this length on a stretch ends where more than decode waits for the loop: orders for a short
+prompt that passes, say, which a stretch that decode allows must not keep for a second."""
+
 LONG_PIECE_S = 0.1
 """Pieces from this length on are not begun while something else is about to go on."""
 
@@ -114,6 +118,7 @@ class Coroutines:
         stretch_s: float,
         poll: Callable[[], object] = lambda: None,
         interrupted: Callable[[], bool] = lambda: False,
+        pressed: Callable[[], bool] = lambda: False,
         expected: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         meter: Meter | None = None,
@@ -128,6 +133,7 @@ class Coroutines:
             stretch_s: longest time between two turns of the loop, as far as coroutines give way.
             poll: moves on what others send.
             interrupted: whether the loop has something to do while all coroutines wait.
+            pressed: whether more than decode waits for the loop; the leader's answer counts.
             expected: whether something else is about to begin or to end: what is not urgent
                 stands still meanwhile, if its pieces are long. The leader's answer counts.
             clock: monotonic seconds.
@@ -142,6 +148,7 @@ class Coroutines:
         """Longest time between two turns of the loop; may be changed between turns."""
         self._poll = poll
         self._interrupted = interrupted
+        self._pressed = pressed
         self._expected = expected
         self._clock = clock
         self._meter = meter or HostMeter(clock)
@@ -152,7 +159,7 @@ class Coroutines:
         self._current: Coroutine | None = None
         self._last: Coroutine | None = None
         self._main: greenlet | None = None
-        self._end_s = 0.0
+        self._end_s = self._pressed_s = 0.0
 
     def __len__(self) -> int:
         return len(self._live)
@@ -228,7 +235,7 @@ class Coroutines:
 
     def _may_go_on(self, current: Coroutine) -> bool:
         """Whether a switch can be saved: never with partners, who switch at the same points."""
-        if self._ranks.size > 1 or self._shake is not None or self._clock() >= self._end_s:
+        if self._ranks.size > 1 or self._shake is not None or self._is_over():
             return False
         self._poll()
         if self._stands_still(current) or (self._held_back(current) and self._holds()):
@@ -277,7 +284,8 @@ class Coroutines:
         """
         if not self._live:
             return False
-        self._end_s = self._clock() + self.stretch_s
+        begins_s = self._clock()
+        self._end_s, self._pressed_s = begins_s + self.stretch_s, begins_s + PRESSED_S
         ran = False
         while self._live:
             self._poll()
@@ -347,9 +355,14 @@ class Coroutines:
         """What this rank's clock says; the leader's word is the least that any rank says."""
         if not self._leads:
             return _ALL
-        if not first and self._clock() >= self._end_s:
+        if not first and self._is_over():
             return _OVER
         return _URGENT if self._holds() else _ALL
+
+    def _is_over(self) -> bool:
+        """Whether the stretch is."""
+        now_s = self._clock()
+        return now_s >= self._end_s or (now_s >= self._pressed_s and self._pressed())
 
     def _standing(self, coroutine: Coroutine) -> int:
         if coroutine.failure:

@@ -171,7 +171,8 @@ class PoolScheduler(Scheduler):
             abort=self._abort_now,
             chunk_starts=self._chunk_starts,
             layer_begins=self._layer_begins,
-            interrupted=self._has_messages,
+            interrupted=self._has_work,
+            pressed=self._is_pressed,
         )
         parts = assemble(self, callbacks, self._faults)
         self._numbers, self._cdsp, self._decoding = parts.numbers, parts.engine, parts.decoding
@@ -246,12 +247,15 @@ class PoolScheduler(Scheduler):
         assert self._decoding is not None
         return self._decoding.copying
 
-    def _has_messages(self) -> bool:
-        """Whether the loop has something to do while chunks wait for their partners."""
+    def _is_pressed(self) -> bool:
+        """Whether the loop has something to read, or SGLang something to prefill."""
         socket = getattr(self, "recv_from_tokenizer", None)
         waiting = isinstance(socket, zmq.Socket) and bool(socket.poll(0))
-        decodes = self._decoding is not None and self._decoding.decodes
-        return waiting or bool(self.waiting_queue) or decodes
+        return waiting or bool(self.waiting_queue)
+
+    def _has_work(self) -> bool:
+        """Whether the loop has something to do while chunks wait for their partners."""
+        return self._is_pressed() or (self._decoding is not None and self._decoding.decodes)
 
     @property
     def works_without_batches(self) -> bool:

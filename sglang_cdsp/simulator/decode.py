@@ -49,18 +49,16 @@ class Batch:
         ended: Callable[[float, Task], None],
         members: int = 1,
         *,
-        share: float = 0.0,
         changed: Callable[[float], None] | None = None,
     ) -> None:
         """`ended(now, task)` hears of last tokens. `members` instances share the KV's reading.
 
         Args:
-            share: the decode share beside a chunk; needed for `Way.BESIDE`.
             changed: called with the time when a batch starts a run, and when it is empty.
         """
         self._agenda, self._ended = agenda, ended
         self._a, self._b, self._c = model.a, model.b, model.c / members
-        self._share, self._changed = share, changed
+        self._share, self._changed = 0.0, changed
         self.size = 0
         self.tokens = 0
         self.busy_s = 0.0
@@ -101,14 +99,17 @@ class Batch:
             return
         self._cut(now)
 
-    def turn(self, now: float, way: Way) -> None:
+    def turn(self, now: float, way: Way, share: float = 0.0) -> None:
         """Run in another way from now on; the iteration that runs ends as it began.
 
         But where a chunk ends, the rest of its stretch does too.
+
+        Args:
+            share: the chunk's decode share, above 0 for `Way.BESIDE`.
         """
-        if way is self._way:
+        if way is self._way and share == self._share:
             return
-        was, self._way = self._way, way
+        was, self._way, self._share = self._way, way, share
         if not self.size:
             return
         if was is Way.STILL:

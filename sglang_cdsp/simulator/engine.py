@@ -116,6 +116,7 @@ class _Run:
                 self._links,
                 self._end_in_pool,
                 prefixes,
+                lambda: len(self._waiting) + len(self._homeless),
             )
         elif setup.unified:
             self._unified = UnifiedDecode(setup, agenda, self._pool, self._links, self._end_in_pool)

@@ -50,8 +50,16 @@ class Homes:
         links: Links,
         ended: Callable[[float, Task], None],
         prefixes: Prefixes | None = None,
+        unplanned: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`ended(now, task)` hears of last tokens; `prefixes` keep what homes have computed."""
+        """Nobody decodes.
+
+        Args:
+            ended: `ended(now, task)` hears of last tokens.
+            prefixes: keep what homes have computed.
+            unplanned: how many prompts wait that have no plan.
+        """
+        self._unplanned = unplanned
         self._prefixes = prefixes
         if prefixes is not None:
             prefixes.free, pool.pressed = pool.free, prefixes.press
@@ -64,7 +72,6 @@ class Homes:
                 agenda,
                 setup.decode,
                 self._end,
-                share=form.decode_share,
                 changed=partial(self._batch_changed, i),
             )
             for i in range(setup.instances)
@@ -73,6 +80,7 @@ class Homes:
         self._moving: dict[Task, int] = {}
         pool.up = [role is not Role.DECODE for role in self._roles]
         pool.instances.touched = self._touched
+        pool.instances.share_of, pool.instances.pace_at = self._share_of, self._pace_at
         pool.demand, pool.running = self.demand, self.running
 
     @property
@@ -174,18 +182,31 @@ class Homes:
         """
         if not any(batch.size for batch in self._batches):
             return ()
-        return tuple(map(self._running_on, self._batches))
+        return tuple(map(self._running_on, range(len(self._batches))))
 
-    def _running_on(self, batch: Batch) -> Running:
+    def _running_on(self, i: int) -> Running:
+        batch = self._batches[i]
         if not batch.size:
             return Running()
-        share = self._form.decode_share
+        share, step_s = self._share_of((i,)), batch.step_s
         return Running(
-            batch.size,
-            batch.mean_left,
-            chunk_pace(batch.step_s, share),
-            stretch_s(batch.step_s, share),
+            batch.size, batch.mean_left, chunk_pace(step_s, share), stretch_s(step_s, share)
         )
+
+    def _share_of(self, group: Group) -> float:
+        """The decode share of a chunk that starts now there, as controller/ledger.py has it."""
+        order, instances = self._pool.order, self._pool.instances
+        due = max(len(order.queues[i]) + len(instances.passing(i)) for i in group)
+        return self._form.share(
+            max(self._here[i] for i in group),
+            due + self._unplanned() / sum(self._pool.up),
+            max(self._batches[i].step_s for i in group),
+        )
+
+    def _pace_at(self, i: int, share: float) -> float:
+        """The fraction of an instance's time that a chunk of a decode share gets there now."""
+        batch = self._batches[i]
+        return chunk_pace(batch.step_s, share) if batch.size else 1.0
 
     def place(self, now: float, task: Task) -> None:
         """The request's chunks are over, and its first token is there."""
@@ -266,15 +287,13 @@ class Homes:
         """What computes there has changed."""
         for i in instances:
             run = self._pool.instances.computing(i)
-            way = Way.ALONE
-            if run is not None:
-                way = Way.STILL if run.alone else Way.BESIDE
-            self._batches[i].turn(now, way)
+            if run is None or run.alone:
+                self._batches[i].turn(now, Way.ALONE if run is None else Way.STILL)
+            else:
+                self._batches[i].turn(now, Way.BESIDE, run.share)
 
     def _batch_changed(self, i: int, now: float) -> None:
-        batch = self._batches[i]
-        pace = chunk_pace(batch.step_s, self._form.decode_share) if batch.size else 1.0
-        self._pool.instances.set_pace(now, i, pace)
+        self._pool.instances.pace_changed(now, i)
 
 
 def _with_first(plan: Plan, first: Group) -> Plan:

@@ -6,9 +6,9 @@ It starts when all its members are there and runs to its end; of several that wa
 the one that needs the fewest seconds goes first. Then the chunks go on. Nobody passes a prompt that
 passes.
 
-Where decode runs beside, a chunk gets a part of each instance, its *pace*; a ring goes on at the
-least of its members' paces, for their decode steps fall into the time in which it waits anyway. A
-forward of SGLang's own batches runs alone.
+Where decode runs beside, a chunk gets a part of each instance, its *pace*, which follows from the
+chunk's decode share; a ring goes on at the least of its members' paces, for their decode steps fall
+into the time in which it waits anyway. A forward of SGLang's own batches runs alone.
 
 All members know one order of those that wait, so that none holds what another waits for: the first
 in that order starts as soon as its members have ended what they serve.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sglang_cdsp.planner.types import Group
@@ -38,6 +38,7 @@ class Run:
         seconds: what it computes, alone on its instances. done_s: of these, what it had computed
             when it last stood still or changed its pace.
         alone: it shares its instance with nobody while it runs.
+        share: of its instances' time, for decode beside it; known when it starts.
         pace: the fraction of its instances' time that it gets.
         started_s: when it started. since_s: when it last went on or changed its pace.
         ends_s: when it ends; inf while it stands still or has not started.
@@ -58,6 +59,7 @@ class Run:
     resumes_s: float = 0.0
     stood_s: float = 0.0
     alone: bool = False
+    share: float = 0.0
     pace: float = 1.0
     slowed_s: float = 0.0
 
@@ -96,7 +98,8 @@ class Instances:
         went_on: called with the time and a chunk that goes on after it stood still.
         vacant: called with the time and instances where nothing runs after one passed.
         touched: called with the time and instances where something else computes than before.
-        paces: the fraction of each instance's time that a chunk gets there.
+        share_of: the decode share of a chunk that starts now on a group.
+        pace_at: the fraction of an instance's time that a chunk of a decode share gets there now.
         running: the chunk at each instance. serving: the prompt that passes it.
         busy_s: seconds each instance has computed.
     """
@@ -108,14 +111,14 @@ class Instances:
     went_on: Callable[[float, Run], None]
     vacant: Callable[[float, list[int]], None]
     touched: Callable[[float, Iterable[int]], None] | None = None
-    paces: list[float] = field(init=False)
+    share_of: Callable[[Group], float] | None = None
+    pace_at: Callable[[int, float], float] | None = None
     running: list[Run | None] = field(init=False)
     serving: list[Run | None] = field(init=False)
     busy_s: list[float] = field(init=False)
     _waiting: list[list[tuple[Order, Run]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.paces = [1.0] * self.count
         self.running = [None] * self.count
         self.serving = [None] * self.count
         self.busy_s = [0.0] * self.count
@@ -125,7 +128,7 @@ class Instances:
         """Whether a prompt passes at the instance, or waits to."""
         return self.serving[i] is not None or bool(self._waiting[i])
 
-    def passing(self, i: int) -> Iterable[Run]:
+    def passing(self, i: int) -> Sequence[Run]:
         """Those that pass at the instance, and those that wait to."""
         serving = self.serving[i]
         return [*([serving] if serving else []), *(run for _, run in self._waiting[i])]
@@ -137,11 +140,8 @@ class Instances:
                 return run
         return None
 
-    def set_pace(self, now: float, i: int, pace: float) -> None:
-        """Chunks get another fraction of the instance from now on."""
-        if pace == self.paces[i]:
-            return
-        self.paces[i] = pace
+    def pace_changed(self, now: float, i: int) -> None:
+        """A chunk gets another fraction of the instance from now on."""
         run = self.computing(i)
         if run is not None and run.ends_s > now:
             self._pace(now, run)
@@ -176,6 +176,10 @@ class Instances:
 
     def _go(self, now: float, run: Run) -> None:
         run.started_s = run.since_s = now
+        if self.share_of is not None and not run.alone:
+            # Decode gets the largest share of those that have begun there.
+            passed = [other.share for i in run.group if (other := self.running[i]) is not None]
+            run.share = max((self.share_of(run.group), *passed))
         run.pace = self.pace_of(run)
         run.ends_s = now + run.seconds / run.pace
         for i in run.group:
@@ -185,7 +189,9 @@ class Instances:
 
     def pace_of(self, run: Run) -> float:
         """The fraction of its instances' time that it gets, or would get if it went on now."""
-        return 1.0 if run.alone else min(self.paces[i] for i in run.group)
+        if run.alone or self.pace_at is None:
+            return 1.0
+        return min(self.pace_at(i, run.share) for i in run.group)
 
     def _pace(self, now: float, run: Run) -> None:
         """A chunk that runs gets another fraction of its instances."""

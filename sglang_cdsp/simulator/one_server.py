@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from sglang_cdsp.planner.decode_price import priced_share
 from sglang_cdsp.planner.stretches import LEAST_SHARE, MOST_SHARE
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.types import Request
@@ -50,23 +51,29 @@ class OneServer:
 
     Attributes:
         roles: by instance; empty = all do both.
-        decode_share: of an instance's time beside a chunk that goes to decode, as the server's.
+        decode_share: of an instance's time beside a chunk that goes to decode; None for the share
+            by its price (planner/decode_price.py). As the server's.
         stock_tokens: longest one-instance prompt in SGLang's own batches: decode on its instance
             stands still while it runs; the server's option.
     """
 
     roles: tuple[Role, ...] = ()
-    decode_share: float = 0.2
+    decode_share: float | None = None
     stock_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        if not LEAST_SHARE <= self.decode_share <= MOST_SHARE:
+        share = self.decode_share
+        if share is not None and not LEAST_SHARE <= share <= MOST_SHARE:
             raise SetupError(
-                f"decode_share is {self.decode_share}; it must be from {LEAST_SHARE} to "
-                f"{MOST_SHARE}"
+                f"decode_share is {share}; it must be from {LEAST_SHARE} to {MOST_SHARE}"
             )
         if self.stock_tokens < 1:
             raise SetupError(f"stock_tokens is {self.stock_tokens}; it must be at least 1")
+
+    def share(self, running: int, waiting: float, step_s: float) -> float:
+        """The decode share of a chunk that starts now; arguments as of `priced_share`."""
+        given = self.decode_share
+        return priced_share(running, waiting, step_s) if given is None else given
 
     def is_stock(self, request: Request) -> bool:
         """Whether SGLang's own batches run it where it has one instance."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_cdsp.planner.latency import MOST_INSTANCES
+from sglang_cdsp.planner.stretches import MOST_SHARE
 from sglang_cdsp.planner.types import Placement
 from sglang_cdsp.simulator.errors import SimulationError
 from sglang_cdsp.simulator.types import Request
@@ -30,6 +31,7 @@ class Recorded:
     on the same clock; None where a decode server had it, or it has only one token. moves: when it
     left an instance after its first token, when it went on at the next, and which that was.
     reused: tokens in front of the first chunk that its home had cached.
+    decode_shares: what decode was to get of each chunk's time; empty where the log does not say it.
     """
 
     request: Request
@@ -43,6 +45,7 @@ class Recorded:
     end_s: float | None = None
     moves: tuple[tuple[float, float, int], ...] = ()
     reused: int = 0
+    decode_shares: tuple[float, ...] = ()
 
     @property
     def home(self) -> int:
@@ -171,10 +174,15 @@ def _recorded(record: dict[str, Any]) -> Recorded:
             for move in record.get("moves", ())
         ),
         int((record.get("prefix") or {}).get("reused_tokens", 0)),
+        tuple(float(c["decode_share"]) for c in chunks if "decode_share" in c),
     )
     times = (recorded.ttft_s, *recorded.chunk_s)
     if not all(0 < seconds < math.inf for seconds in times) or not math.isfinite(recorded.bound_s):
         raise ValueError("a time is not above 0")
+    if len(recorded.decode_shares) not in (0, len(chunks)):
+        raise ValueError("some chunks have a decode share, and some have none")
+    if not all(0 <= share <= MOST_SHARE for share in recorded.decode_shares):
+        raise ValueError(f"a decode share is not from 0 to {MOST_SHARE}")
     computed = sum(tokens for tokens, _ in recorded.chunks)
     if recorded.request.prompt_tokens != recorded.reused + computed or recorded.reused < 0:
         raise ValueError("the chunks are not the prompt")

@@ -223,15 +223,16 @@ def chunk_errors(
     """(predicted - real) / real of every chunk's time: the latency model's part of the errors.
 
     Args:
-        decode_share: what requests that decode on a member took of the chunk's time meanwhile.
+        decode_share: what requests that decode on a member took of the chunk's time meanwhile,
+            where the log does not say it.
     """
     errors = []
     for r in recorded:
         history = r.reused
         for number, ((tokens, group), real_s) in enumerate(zip(r.chunks, r.chunk_s, strict=True)):
             own_s = real_s
-            if decode_share:
-                own_s *= 1 - decode_share * decoded_beside(recorded, number, r)
+            if share := r.decode_shares[number] if r.decode_shares else decode_share:
+                own_s *= 1 - share * decoded_beside(recorded, number, r)
             errors.append(model.predict(len(group), history, tokens) / own_s - 1)
             history += tokens
     return np.array(errors)

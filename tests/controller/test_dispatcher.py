@@ -20,7 +20,7 @@ from sglang_cdsp.controller.decode.servers import DecodeRank, DecodeServers
 from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
 from sglang_cdsp.controller.effects import Observer
 from sglang_cdsp.controller.metrics import PoolMetrics
-from sglang_cdsp.controller.request import AbortTarget, PoolRequest, Replan
+from sglang_cdsp.controller.request import AbortTarget, ChunkTimes, PoolRequest, Replan
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import (
     CancelOrder,
@@ -117,6 +117,7 @@ def bound(
     tokens = sum(tokens for tokens, _ in chunks)
     made = PoolRequest("r", None if probe else asked or request(tokens), tokens, 0.0)
     made.seq, made.plan = 5, Plan(planned, 1.0, "test")
+    made.times = [ChunkTimes() for _ in planned]
     return made
 
 
@@ -157,12 +158,13 @@ def test_go_stop_and_release(wire: Wire) -> None:
     request = bound((3, (1,)), (1, (1, 2)))
     request.next_chunk, request.revision = 1, 2
     request.lane, request.serial = 3, 17
+    request.times[1].decode_share = 0.05
     wire.effects.go(request, (1, 2))
     wire.effects.stop(request, request.reachable)
     request.error, request.answered = "no", True
     wire.effects.release(request)
     orders = [
-        GoOrder(seq=5, chunk=1, revision=2, lane=3, serial=17),
+        GoOrder(seq=5, chunk=1, revision=2, lane=3, serial=17, decode_share=0.05),
         StopOrder(seq=5),
         ReleaseOrder(seq=5, error="no", silent=True),
     ]

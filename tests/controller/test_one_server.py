@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_cdsp.controller.decode_shares import DecodeShares
 from sglang_cdsp.controller.homes import (
     OUTPUT_SHARE,
     exchanged,
@@ -17,6 +18,7 @@ from sglang_cdsp.controller.homes import (
 )
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.queue import WaitingQueue
+from sglang_cdsp.planner.decode_price import USUAL_SHARE
 from sglang_cdsp.planner.types import Plan, PlannedChunk
 from sglang_cdsp.protocol.messages import SlotsTaken
 from tests.controller.any_order import SETTINGS
@@ -79,6 +81,41 @@ def test_a_short_prompt_is_its_instances_own_to_the_end(pool: OneServerPool) -> 
     assert sum(pool.ledger.free_tokens()) == 4 * pool.capacity - home_tokens(request, 1)
     pool.settle()
     assert empty(pool)
+
+
+def test_a_chunks_share_is_decided_when_it_starts_and_left_out_of_what_is_learnt(
+    pool: OneServerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One decodes on the instance, and two prompts wait for its chunks: half the usual share."""
+    pool.ledger.decode = DecodeShares(None, None)
+    learnt: list[float] = []
+    monkeypatch.setattr(
+        pool.planning.correction, "observe", lambda *parts: learnt.append(parts[-1])
+    )
+    chunks: Demanded = [(50, [0]), (50, [0])]
+    before = pool.submit(100, plan=chunks)
+    pool.until(lambda: phase_is(before, Phase.DECODING))
+    assert before.times[0].decode_share == USUAL_SHARE
+    first, second = pool.submit(100, plan=chunks), pool.submit(100, plan=chunks)
+    learnt.clear()
+    pool.until(lambda: len(learnt) == 1)
+    assert phase_is(before, Phase.DECODING)
+    assert phase_is(second, Phase.BOUND)
+    share = first.times[0].decode_share
+    assert share == pytest.approx(USUAL_SHARE / 2)
+    assert learnt == [pytest.approx(1.0 - share)]
+
+
+def test_what_waits_without_a_plan_counts_too(pool: OneServerPool) -> None:
+    for _ in range(3):
+        pool.submit(100, plan=TWO_CHUNKS)
+    assert pool.ledger.unplanned() == 3
+    pool.turn()
+    assert pool.ledger.unplanned() == 0
+    waits = pool.submit(100)
+    assert pool.ledger.unplanned() == 1
+    pool.lifecycle.on_abort(waits.rid, "aborted by the client", everything=False)
+    assert pool.ledger.unplanned() == 0
 
 
 def test_what_instances_tell_counts_where_it_is_more_than_was_promised(

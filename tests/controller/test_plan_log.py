@@ -39,6 +39,7 @@ def test_times_count_from_the_arrival() -> None:
                 "start_s": 1.5,
                 "end_s": 2.25,
                 "passed_s": 0.0,
+                "decode_share": 0.0,
             },
             {
                 "tokens": 36,
@@ -48,6 +49,7 @@ def test_times_count_from_the_arrival() -> None:
                 "start_s": 2.5,
                 "end_s": 4.0,
                 "passed_s": 0.0,
+                "decode_share": 0.0,
             },
         ],
         "prefix": {
@@ -65,6 +67,13 @@ def test_times_count_from_the_arrival() -> None:
         "outcome": "finished",
         "error": "",
     }
+
+
+def test_the_share_that_decode_was_to_get_is_told_of_each_chunk() -> None:
+    request = finished()
+    request.times[1].decode_share = 0.05
+    chunks = record(request, unix_offset_s=0.0)["chunks"]
+    assert [chunk["decode_share"] for chunk in chunks] == [0.0, 0.05]
 
 
 def test_changes_of_the_plan_are_told() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sglang_cdsp.engine.coroutines import (
     LONGEST_WAIT_S,
+    PRESSED_S,
     SHORTEST_SLEEP_S,
     Coroutines,
     StoppedError,
@@ -86,6 +87,20 @@ def test_the_loop_gets_its_turn_after_a_stretch() -> None:
         turns.append(len(said))
     assert turns == [2, 4, 5]
     assert len(run) == 0
+
+
+def test_a_long_stretch_ends_where_more_than_decode_waits() -> None:
+    clock, said, messages = Clock(), list[str](), list[bool]()
+    run = alone(clock, stretch_s=10 * PRESSED_S, pressed=lambda: bool(messages))
+    step_s = PRESSED_S / 2
+    run.start("a", (0, 0), steps(run, said, "a", clock, 25, step_s))
+    turns = []
+    for pressed in (False, True, False):
+        messages[:] = [True] * pressed
+        before = len(said)
+        run.turn()
+        turns.append(len(said) - before)
+    assert turns == [20, 2, 3], "not before PRESSED_S, for others are to go on too"
 
 
 def test_the_more_urgent_goes_first_and_passes_one_that_has_begun() -> None:

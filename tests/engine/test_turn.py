@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zmq
 from sglang.srt.managers.scheduler import Scheduler
 
 from sglang_cdsp.engine.decoding import Decoding
@@ -181,3 +182,26 @@ def test_without_tasks_that_hold_slots_the_end_of_the_only_request_is_stocks(
     one.update_running_batch(batch)
     assert done == ["back", "stock"]
     assert [req.rid for req in batch.reqs] == ["a"]
+
+
+def test_what_decodes_waits_for_a_stretch_and_what_is_to_be_read_or_prefilled_does_not() -> None:
+    """Only while chunks wait themselves is decode a reason to give the loop its turn."""
+    one = scheduler(overlap=False, computes=True)
+    one.waiting_queue, one.running_batch = [], SimpleNamespace(reqs=[])
+    assert not one._has_work()
+    one.running_batch = RUNNING
+    assert one._has_work()
+    assert not one._is_pressed()
+    one.waiting_queue = ["prompt"]
+    assert one._is_pressed()
+    one.waiting_queue = []
+    with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
+        one.recv_from_tokenizer = inbox
+        port = inbox.bind_to_random_port("tcp://127.0.0.1")
+        assert not one._is_pressed()
+        with context.socket(zmq.PUSH) as outbox:
+            outbox.connect(f"tcp://127.0.0.1:{port}")
+            outbox.send(b"order")
+            assert inbox.poll(10_000)
+            assert one._is_pressed()
+            inbox.recv()

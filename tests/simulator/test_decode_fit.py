@@ -22,7 +22,7 @@ from sglang_cdsp.simulator.one_server import OneServer
 from sglang_cdsp.simulator.plan_log import read_plan_log
 from sglang_cdsp.simulator.replay import chunk_errors, fitted_speed, replay
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
-from tests.simulator.plan_logs import lines_of, write
+from tests.simulator.plan_logs import line, lines_of, write
 from tests.simulator.small_worlds import LINEAR, Scripted, requests, there, world
 
 MODEL = DecodeModel(0.02, 0.003, 1e-6)
@@ -90,6 +90,19 @@ def test_a_run_is_replayed_from_its_own_log(tmp_path: Path) -> None:
     assert alone.min() < -0.1
     assert abs(chunk_errors(recorded, LINEAR, 0.2)).max() < abs(alone).max()
     assert fitted_speed(recorded, LINEAR, 0.2).predict(1, 0, 1000) == pytest.approx(1.0, rel=0.02)
+
+
+def test_decodes_part_of_a_chunk_is_the_share_that_the_log_says(tmp_path: Path) -> None:
+    """LINEAR: 900 tokens take 0.9 s alone, and took one second while another request decoded."""
+    decoding = line("a", 0.0, 0.0, 1.0, (1000, [0], 0.0, 1.0))
+    decoding |= {"output_tokens": 100, "end_s": 11.0}
+    beside_it = line("b", 2.0, 0.0, 1.0, (900, [0], 0.0, 1.0))
+    for name, shares, error in (("old", (), 0.9 / 0.8), ("new", (0.0, 0.1), 1.0)):
+        log = [dict(decoding), dict(beside_it)]
+        for said, share in zip(log, shares, strict=False):
+            said["chunks"] = [{**said["chunks"][0], "decode_share": share}]
+        recorded = read_plan_log(write(tmp_path / name, log))
+        assert chunk_errors(recorded, LINEAR, 0.2) == pytest.approx([0.0, error - 1])
 
 
 def test_what_ran_beside(tmp_path: Path) -> None:

@@ -74,6 +74,32 @@ def test_a_stretch_ends_with_its_chunk() -> None:
     assert token_gaps([running]) == pytest.approx([0.1, 0.15] + [0.1] * 8)
 
 
+def test_the_share_of_a_chunk_follows_who_runs_and_who_waits_when_it_starts() -> None:
+    work = requests((0, 1000, 101), (3.05, 4000, 1), (3.05, 4000, 1))
+    script = {"r0": ((1000, ON_0),), "r1": ((4000, ON_0),), "r2": ((4000, ON_0),)}
+    running, first, second = run(pool(replace(FORM, decode_share=None)), work, script).records
+    # One runs. Two wait for the first chunk, which gives decode 0.1: a step in a second; for the
+    # second one waits, and it gives 0.2.
+    assert first.ttft_s == pytest.approx(4.0 / 0.9)
+    assert second.ttft_s == pytest.approx(4.0 / 0.9 + 4.0 / 0.8)
+    # The cycle in which the second chunk starts ends as it began, at 8.1; the last stretch ends
+    # with its chunk.
+    last = 0.1 + 3.05 + there(second.ttft_s) - 12.1
+    found = token_gaps([running])
+    assert found == pytest.approx([0.1] * 21 + [1.0] * 5 + [0.5] * 8 + [last] + [0.1] * 65)
+
+
+def test_prompts_without_a_plan_count_for_all_who_take_chunks() -> None:
+    """Three of them, of which two have no room yet."""
+    form = OneServer(parse_roles("", 2), None, stock_tokens=1)
+    setup = pool(form, instances=2, kv_tokens=1800)
+    work = requests((0, 700, 101), *[(3.05, 600, 1)] * 3)
+    script = {f"r{n}": ((r.prompt_tokens, ON_0),) for n, r in enumerate(work)}
+    _, first, *_ = run(setup, work, script).records
+    # One runs; one has the chunk, and two wait for two instances.
+    assert first.ttft_s == pytest.approx(0.6 / 0.9)
+
+
 def test_a_ring_is_as_slow_as_its_slowest_member() -> None:
     work = requests((0, 1000, 101), (3.05, 4000, 1))
     script = {"r0": ((1000, ON_0),), "r1": ((4000, BOTH),)}
@@ -183,6 +209,7 @@ rows = st.lists(
     st.sampled_from(("cdsp", "cdsp-late", "data-parallel")),
     st.sampled_from((0.0, 0.2)),
     st.sampled_from((3500, 20_000)),
+    st.sampled_from((0.2, None)),
 )
 @settings(max_examples=60, deadline=None, print_blob=True)
 def test_every_request_ends_and_its_gaps_are_its_time(
@@ -192,8 +219,9 @@ def test_every_request_ends_and_its_gaps_are_its_time(
     policy: str,
     budget: float,
     kv_tokens: int,
+    share: float | None,
 ) -> None:
-    form = OneServer(parse_roles(roles, 4), 0.2, stock_tokens)
+    form = OneServer(parse_roles(roles, 4), share, stock_tokens)
     setup = world(
         one_server=form,
         policy=policy,

@@ -71,3 +71,15 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
         path.write_text(good + bad + "\n")
         with pytest.raises(PlanLogError, match=r"log: line 2: not a line of --cdsp-plan-log"):
             read_lines(path)
+
+
+@pytest.mark.parametrize("shares", [(0.1, None), (0.1, 0.9), (-0.1, 0.1)])
+def test_decode_shares_that_no_server_gave(
+    tmp_path: Path, shares: tuple[float | None, ...]
+) -> None:
+    said = line("a", 0.0, 0.0, 2.0, (500, [1], 0.0, 1.0), (500, [1], 1.0, 2.0))
+    for chunk, share in zip(said["chunks"], shares, strict=True):
+        if share is not None:
+            chunk["decode_share"] = share
+    with pytest.raises(PlanLogError, match="share"):
+        read_plan_log(write(tmp_path / "log", [said]))
