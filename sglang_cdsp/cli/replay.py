@@ -25,11 +25,13 @@ from sglang_cdsp.planner.decode_price import USUAL_SHARE
 from sglang_cdsp.planner.errors import PlannerError
 from sglang_cdsp.planner.latency import LatencyModel
 from sglang_cdsp.planner.policies import default_sp_sizes
-from sglang_cdsp.simulator.decode_fit import decode_samples, fit_decode
+from sglang_cdsp.simulator.decode_fit import decode_samples, fit_decode, fit_overrun
 from sglang_cdsp.simulator.errors import SimulationError
 from sglang_cdsp.simulator.plan_log import Recorded, instances_named, read_plan_log
 from sglang_cdsp.simulator.replay import (
+    NOBODY,
     PERCENTILES,
+    Beside,
     Comparison,
     chunk_errors,
     fitted_speed,
@@ -88,22 +90,27 @@ def run(options: argparse.Namespace) -> int:
         if warning:
             print(f"python -m sglang_cdsp replay: {warning}", file=sys.stderr)
         true_model = setup.model
-        share = (setup.one_server.decode_share or USUAL_SHARE) if setup.one_server else 0.0
+        beside = _beside(setup, recorded)
         if options.fit_speed:
-            true_model = fitted_speed(recorded, setup.model, share)
+            true_model = fitted_speed(recorded, setup.model, beside)
             setup = replace(setup, true_model=true_model)
         found = {
             "recorded plans": replay(recorded, setup, plans=True),
             "planned anew": replay(recorded, setup, plans=False),
         }
-        chunks = np.abs(chunk_errors(recorded, true_model, share))
+        chunks = np.abs(chunk_errors(recorded, true_model, beside))
     except (PlannerError, SimulationError, OutputError) as error:
         print(f"python -m sglang_cdsp replay: {error}", file=sys.stderr)
         return 2
     shown = {name: comparison.to_dict() for name, comparison in found.items()}
     if options.json:
         model = {"mean": float(chunks.mean()), "worst": float(chunks.max())}
-        found_decode = {"decode_model": asdict(setup.decode)} if setup.one_server else {}
+        found_decode = {}
+        if setup.one_server:
+            found_decode = {
+                "decode_model": asdict(setup.decode),
+                "overrun_s": setup.one_server.overrun_s,
+            }
         said = {"policy": setup.policy, "chunk_error": model, **found_decode, "replays": shown}
         print(json.dumps(said))
     else:
@@ -111,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"chunk times: off by {chunks.mean():.1%} on average, {chunks.max():.1%} at worst")
         print(_table(shown))
         if setup.one_server:
-            print(_tpots(shown, setup.decode))
+            print(_tpots(shown, setup.decode, setup.one_server.overrun_s))
     return _write(options.out, _lines(recorded, found)) if options.out else 0
 
 
@@ -133,6 +140,9 @@ def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup
     decode = options.decode_model
     if form and decode is None:
         decode = fit_decode(decode_samples(recorded))
+    if form and decode:
+        asked = Beside(form.decode_share or USUAL_SHARE).asked
+        form = replace(form, overrun_s=fit_overrun(recorded, decode, asked))
     return Setup(
         one_server=form,
         decode=decode or DecodeModel(),
@@ -151,6 +161,15 @@ def _setup(options: argparse.Namespace, recorded: tuple[Recorded, ...]) -> Setup
     )
 
 
+def _beside(setup: Setup, recorded: tuple[Recorded, ...]) -> Beside:
+    """What decode took of chunks' times."""
+    if setup.one_server is None:
+        return NOBODY
+    steps = [sample.step_s(setup.decode) for sample in decode_samples(recorded)]
+    overrun_steps = setup.one_server.overrun_s * len(steps) / sum(steps) if steps else 0.0
+    return Beside(setup.one_server.decode_share or USUAL_SHARE, overrun_steps)
+
+
 def _lines(recorded: tuple[Recorded, ...], found: dict[str, Comparison]) -> str:
     rows = []
     for position, r in enumerate(recorded):
@@ -162,14 +181,15 @@ def _lines(recorded: tuple[Recorded, ...], found: dict[str, Comparison]) -> str:
     return "".join(rows)
 
 
-def _tpots(shown: dict[str, dict[str, Any]], decode: DecodeModel) -> str:
-    """Decode in one server, beside the table: its step-time model, and the error of mean TPOT."""
+def _tpots(shown: dict[str, dict[str, Any]], decode: DecodeModel, overrun_s: float) -> str:
+    """Decode in one server, beside the table: what was fitted, and the error of mean TPOT."""
     step = f"decode step: {decode.a:.4g} s + {decode.b:.3g} a request + {decode.c:.3g} a KV token"
     errors = [
         f"{name} {figures['mean_tpot_error']:+.1%}"
         for name, figures in shown.items()
         if "mean_tpot_error" in figures
     ]
+    step += f", stretches overrun by {overrun_s:.3g} s"
     return f"{step}; mean TPOT off by: {', '.join(errors)}"
 
 

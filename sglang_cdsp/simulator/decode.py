@@ -50,12 +50,15 @@ class Batch:
         members: int = 1,
         *,
         changed: Callable[[float], None] | None = None,
+        overrun_s: float = 0.0,
     ) -> None:
         """`ended(now, task)` hears of last tokens. `members` instances share the KV's reading.
 
         Args:
             changed: called with the time when a batch starts a run, and when it is empty.
+            overrun_s: by how much a chunk's stretch is longer than its share says, seconds.
         """
+        self._overrun_s = overrun_s
         self._agenda, self._ended = agenda, ended
         self._a, self._b, self._c = model.a, model.b, model.c / members
         self._share, self._changed = 0.0, changed
@@ -154,7 +157,7 @@ class Batch:
         if math.isclose(stretch + step, step / self._share):
             # Between its limits a stretch grows with the iteration after it.
             scale = 1.0 / self._share
-        self._first = step + stretch
+        self._first = step + stretch + self._overrun_s
         self._growth *= scale
 
     def _plan_end(self, length: int) -> None:

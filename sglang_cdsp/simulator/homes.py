@@ -73,6 +73,7 @@ class Homes:
                 setup.decode,
                 self._end,
                 changed=partial(self._batch_changed, i),
+                overrun_s=form.overrun_s,
             )
             for i in range(setup.instances)
         ]
@@ -206,7 +207,10 @@ class Homes:
     def _pace_at(self, i: int, share: float) -> float:
         """The fraction of an instance's time that a chunk of a decode share gets there now."""
         batch = self._batches[i]
-        return chunk_pace(batch.step_s, share) if batch.size else 1.0
+        if not batch.size:
+            return 1.0
+        stretch = stretch_s(batch.step_s, share) + self._form.overrun_s
+        return stretch / (stretch + batch.step_s)
 
     def place(self, now: float, task: Task) -> None:
         """The request's chunks are over, and its first token is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,11 +56,14 @@ class OneServer:
             by its price (planner/decode_price.py). As the server's.
         stock_tokens: longest one-instance prompt in SGLang's own batches: decode on its instance
             stands still while it runs; the server's option.
+        overrun_s: by how much a stretch of a chunk is longer than its decode share says, seconds:
+            it ends where the chunk gives way next. The planner does not know of it.
     """
 
     roles: tuple[Role, ...] = ()
     decode_share: float | None = None
     stock_tokens: int = 1024
+    overrun_s: float = 0.0
 
     def __post_init__(self) -> None:
         share = self.decode_share
@@ -69,6 +73,10 @@ class OneServer:
             )
         if self.stock_tokens < 1:
             raise SetupError(f"stock_tokens is {self.stock_tokens}; it must be at least 1")
+        if not 0.0 <= self.overrun_s < math.inf:
+            raise SetupError(
+                f"overrun_s is {self.overrun_s}; it must be a number of seconds from 0 on"
+            )
 
     def share(self, running: int, waiting: float, step_s: float) -> float:
         """The decode share of a chunk that starts now; arguments as of `priced_share`."""
@@ -85,6 +93,7 @@ class OneServer:
             "roles": [role.value for role in self.roles],
             "decode_share": self.decode_share,
             "stock_tokens": self.stock_tokens,
+            "overrun_s": self.overrun_s,
         }
 
     def of(self, instances: int) -> Sequence[Role]:

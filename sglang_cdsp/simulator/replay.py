@@ -9,7 +9,7 @@ its decisions are part of what is compared; near a tie a small error may turn in
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,32 @@ PERCENTILES = (50, 99)
 
 AT_ANY_PRICE = 100.0
 """A budget for passing that recorded plans do not exhaust: the server judged them by its own."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What decode takes of a chunk's time.
+
+    Attributes:
+        decode_share: what it was to get, where the log does not say it; 0 for nothing.
+        overrun_steps: by how many decode steps stretches were longer than that share says.
+    """
+
+    decode_share: float = 0.0
+    overrun_steps: float = 0.0
+
+    def asked(self, r: Recorded, chunk: int) -> float:
+        """The decode share that a recorded chunk was started with."""
+        return r.decode_shares[chunk] if r.decode_shares else self.decode_share
+
+    def share(self, r: Recorded, chunk: int) -> float:
+        """What decode got of it while requests decoded: D of D / s and the overrun."""
+        asked = self.asked(r, chunk)
+        return 1.0 / (1.0 / asked + self.overrun_steps) if asked else 0.0
+
+
+NOBODY = Beside()
+"""Nobody decodes where chunks run."""
 
 
 @dataclass(frozen=True)
@@ -201,38 +227,43 @@ def replay(recorded: Sequence[Recorded], setup: Setup, *, plans: bool) -> Compar
 
 
 def fitted_speed(
-    recorded: Sequence[Recorded], model: LatencyModel, decode_share: float = 0.0
+    recorded: Sequence[Recorded], model: LatencyModel, beside: Beside = NOBODY
 ) -> LatencyModel:
-    """``model`` with one factor per SP size: the median of real over predicted chunk times.
+    """``model`` with one factor per SP size: the sum of real chunk times over the predicted one.
 
     What a profile of an otherwise idle machine cannot know, for example that clients and HTTP take
     a part of the same cores. The planner's model stays as it was; the online correction of the
-    server sees the same. ``decode_share`` as in `chunk_errors`.
+    server sees the same. Sums, as mean TTFT is made of seconds: a short chunk counts for less.
     """
-    ratios: dict[int, list[float]] = {}
-    sizes = [len(group) for r in recorded for _, group in r.chunks]
-    errors = chunk_errors(recorded, model, decode_share)
-    for size, error in zip(sizes, errors, strict=True):
-        ratios.setdefault(size, []).append(1 / (1 + float(error)))
-    return model.with_factors({size: float(np.median(v)) for size, v in ratios.items()})
+    real: dict[int, float] = {}
+    predicted: dict[int, float] = {}
+    for size, own_s, predicted_s in _chunk_times(recorded, model, beside):
+        real[size] = real.get(size, 0.0) + own_s
+        predicted[size] = predicted.get(size, 0.0) + predicted_s
+    return model.with_factors({size: real[size] / predicted[size] for size in real})
 
 
 def chunk_errors(
-    recorded: Sequence[Recorded], model: LatencyModel, decode_share: float = 0.0
+    recorded: Sequence[Recorded], model: LatencyModel, beside: Beside = NOBODY
 ) -> np.ndarray:
     """(predicted - real) / real of every chunk's time: the latency model's part of the errors.
 
     Args:
-        decode_share: what requests that decode on a member took of the chunk's time meanwhile,
-            where the log does not say it.
+        beside: what requests that decode on a member took of the chunk's time meanwhile.
     """
-    errors = []
+    times = _chunk_times(recorded, model, beside)
+    return np.array([predicted_s / own_s - 1 for _, own_s, predicted_s in times])
+
+
+def _chunk_times(
+    recorded: Sequence[Recorded], model: LatencyModel, beside: Beside
+) -> Iterator[tuple[int, float, float]]:
+    """Of each chunk its SP size, its own seconds without decode's part, and the predicted ones."""
     for r in recorded:
         history = r.reused
         for number, ((tokens, group), real_s) in enumerate(zip(r.chunks, r.chunk_s, strict=True)):
             own_s = real_s
-            if share := r.decode_shares[number] if r.decode_shares else decode_share:
+            if share := beside.share(r, number):
                 own_s *= 1 - share * decoded_beside(recorded, number, r)
-            errors.append(model.predict(len(group), history, tokens) / own_s - 1)
+            yield len(group), own_s, model.predict(len(group), history, tokens)
             history += tokens
-    return np.array(errors)

@@ -15,12 +15,13 @@ from sglang_cdsp.simulator.decode_fit import (
     decode_samples,
     decoded_beside,
     fit_decode,
+    fit_overrun,
 )
 from sglang_cdsp.simulator.engine import simulate
 from sglang_cdsp.simulator.errors import SetupError
 from sglang_cdsp.simulator.one_server import OneServer
 from sglang_cdsp.simulator.plan_log import read_plan_log
-from sglang_cdsp.simulator.replay import chunk_errors, fitted_speed, replay
+from sglang_cdsp.simulator.replay import Beside, chunk_errors, fitted_speed, replay
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
 from tests.simulator.plan_logs import line, lines_of, write
 from tests.simulator.small_worlds import LINEAR, Scripted, requests, there, world
@@ -46,6 +47,13 @@ def test_exact_steps_are_found_again(
     for sample in steps(model, batches):
         again = found.a + found.b * sample.batch + found.c * sample.tokens
         assert again == pytest.approx(sample.seconds, rel=1e-6)
+
+
+@given(st.lists(st.floats(0.005, 0.5), min_size=1, max_size=30))
+def test_the_model_has_the_mean_of_the_steps(seconds: list[float]) -> None:
+    samples = [Sample(1 + n % 7, 100.0 * n, s) for n, s in enumerate(seconds)]
+    found = fit_decode(samples)
+    assert sum(sample.step_s(found) for sample in samples) == pytest.approx(sum(seconds))
 
 
 def test_few_samples_are_a_mean() -> None:
@@ -88,8 +96,10 @@ def test_a_run_is_replayed_from_its_own_log(tmp_path: Path) -> None:
     # Beside decode a chunk took 1 / 0.8 of what it takes alone; all that is decode's.
     alone = chunk_errors(recorded, LINEAR)
     assert alone.min() < -0.1
-    assert abs(chunk_errors(recorded, LINEAR, 0.2)).max() < abs(alone).max()
-    assert fitted_speed(recorded, LINEAR, 0.2).predict(1, 0, 1000) == pytest.approx(1.0, rel=0.02)
+    assert abs(chunk_errors(recorded, LINEAR, Beside(0.2))).max() < abs(alone).max()
+    assert fitted_speed(recorded, LINEAR, Beside(0.2)).predict(1, 0, 1000) == pytest.approx(
+        1.0, rel=0.02
+    )
 
 
 def test_decodes_part_of_a_chunk_is_the_share_that_the_log_says(tmp_path: Path) -> None:
@@ -102,7 +112,7 @@ def test_decodes_part_of_a_chunk_is_the_share_that_the_log_says(tmp_path: Path) 
         for said, share in zip(log, shares, strict=False):
             said["chunks"] = [{**said["chunks"][0], "decode_share": share}]
         recorded = read_plan_log(write(tmp_path / name, log))
-        assert chunk_errors(recorded, LINEAR, 0.2) == pytest.approx([0.0, error - 1])
+        assert chunk_errors(recorded, LINEAR, Beside(0.2)) == pytest.approx([0.0, error - 1])
 
 
 def test_what_ran_beside(tmp_path: Path) -> None:
@@ -116,6 +126,17 @@ def test_what_ran_beside(tmp_path: Path) -> None:
     assert any(
         s.seconds == pytest.approx(MODEL.a + MODEL.b + MODEL.c * s.tokens, rel=0.01) for s in alone
     )
+
+
+@pytest.mark.parametrize("overrun_s", [0.0, 0.03, 0.06])
+def test_stretches_that_overrun_are_found_again(tmp_path: Path, overrun_s: float) -> None:
+    setup = one_server()
+    assert setup.one_server is not None
+    setup = replace(setup, one_server=replace(setup.one_server, overrun_s=overrun_s))
+    ran = simulate(setup, WORK, policy=Scripted(setup, SCRIPT)).records
+    recorded = read_plan_log(write(tmp_path / "log", lines_of(ran, one_server=True)))
+    found = fit_overrun(recorded, MODEL, Beside(0.2).asked)
+    assert found == pytest.approx(overrun_s, abs=0.02)
 
 
 def test_a_log_of_a_pool_before_decode_servers_has_no_decode(tmp_path: Path) -> None:
