@@ -198,7 +198,7 @@ def test_every_field_survives_json() -> None:
     args = CdspArgs(
         *("p", (2, 4), 0.5, 7, 8, 0.3, 0.4, 0.2, "1p1d"),
         *(99, "m", 3, "log", True, True, 900, 60.0, "rates"),
-        *("cache", True),
+        *("cache", True, True),
         admin="ipc://x",
         admin_key="key",
     )

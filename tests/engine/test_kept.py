@@ -16,7 +16,7 @@ from sglang_cdsp.parallel.spans import Span
 from sglang_cdsp.protocol.messages import Ready, Released, ReleaseOrder, RestOrder
 from tests.engine.fake_rank import CHUNKS, PAGES, FakeCache, Rank
 from tests.engine.stock_pools import CORES, ROWS, SLOTS, Scheduler, options
-from tests.engine.test_prefixes import PROMPT, request
+from tests.engine.stock_prompts import PROMPT, request
 
 assert options, "SGLang's options, as far as they are read here"
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-from array import array
 from dataclasses import replace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
-from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_cdsp.engine.joining import Joining, release
 from sglang_cdsp.engine.prefixes import CachedPrefix, match_in
@@ -33,7 +30,8 @@ from tests.engine.one_thread import (
     task_on,
 )
 from tests.engine.plans import PAGE_SIZES, Chunks, plans
-from tests.engine.stock_pools import CORES, SLOTS, VOCAB, Scheduler, options
+from tests.engine.stock_pools import CORES, SLOTS, Scheduler, options
+from tests.engine.stock_prompts import PROMPT, request
 
 assert options, "SGLang's options, as far as they are read here"
 
@@ -142,14 +140,6 @@ def test_a_table_never_frees_what_is_cached(page: int) -> None:
 # -- in SGLang's own tree -----------------------------------------------------------------
 
 
-def request(tokens: list[int], limit: int = 8, **more: Any) -> Req:
-    params = SamplingParams(max_new_tokens=limit)
-    params.normalize(None)
-    req = Req("r", None, array("q", tokens), params, eos_token_ids={1}, vocab_size=VOCAB, **more)
-    req.time_stats = Mock()
-    return req
-
-
 def join(scheduler: Scheduler, joining: Joining, req: Req, prefix: CachedPrefix | None) -> None:
     """A prompt is computed from a prefix on; its first token is 7."""
     first = prefix.tokens if prefix is not None else 0
@@ -179,9 +169,6 @@ def after_one(core: str | None, tokens: list[int], **more: Any) -> tuple[Schedul
     joining.admit(ScheduleBatch(reqs=[]))
     assert scheduler.tree_cache.evictable_size() == len(tokens)
     return scheduler, joining
-
-
-PROMPT = list(range(2, 42))
 
 
 def test_a_match_is_locked_until_it_is_let_go(core: str | None) -> None:

@@ -28,7 +28,7 @@ def taken() -> Iterator[int]:
 
 def server_args(**changed: Any) -> Any:
     ports = {"port": free_port(), "disaggregation_bootstrap_port": free_port(), "grpc_port": None}
-    mode = {"disaggregation_mode": "prefill"}
+    mode = {"disaggregation_mode": "prefill", "disable_radix_cache": True}
     return SimpleNamespace(**{"host": HOST, **mode, **ports, **changed})
 
 
