@@ -156,16 +156,6 @@ def test_a_configuration_is_refused(changed: dict[str, Any], says: str) -> None:
     assert "serve this model without --cdsp" in str(caught.value)
 
 
-def test_latent_attention_of_several_ranks_is_refused() -> None:
-    config = model_config(
-        "DeepseekV3ForCausalLM", attention_arch=AttentionArch.MLA, kv_lora_rank=512
-    )
-    check_config(config)
-    with pytest.raises(UnsupportedModel, match="several ranks an instance"):
-        check_config(config, tp_size=2)
-    check_config(model_config(), tp_size=2)
-
-
 def refusal(**changed: Any) -> str:
     with pytest.raises(UnsupportedModel) as caught:
         check_model(scheduler(**changed))
