@@ -71,7 +71,7 @@ class Weights:
         kv_heads = config.get("num_key_value_heads") or heads
         try:
             if latent:
-                return int(layers * (latent + rotated) * width * ranks)  # type: ignore[operator]
+                return int(layers * (latent + rotated) * width * ranks)
             dim = config.get("head_dim") or hidden // heads  # type: ignore[operator]
             return int(2 * layers * kv_heads * dim * width)  # type: ignore[operator]
         except (TypeError, ValueError, ZeroDivisionError):
