@@ -92,6 +92,7 @@ class Copying:
         self._reporter = reporter
         self._match = match
         self._layers = layers
+        self._ranks = ranks
         self._carrier = Carrier(
             scheduler,
             coroutines,
@@ -110,10 +111,14 @@ class Copying:
 
     @property
     def token_bytes(self) -> int:
-        """KV of a token at this rank, all layers."""
+        """KV of a token on this rank's links, all layers; of rows that all ranks hold its share."""
         pool = self._scheduler.tp_worker.model_runner.token_to_kv_pool
-        rows = [row for layer in self._layers for row in rows_of_layer(pool, layer)]
-        return sum(int(row[0].nbytes) for row in rows)
+        carried = 0
+        for layer in self._layers:
+            buffers = rows_of_layer(pool, layer)
+            whole = sum(int(buffer[0].nbytes) for buffer in buffers)
+            carried += whole if len(buffers) > 1 else whole // self._ranks.size
+        return carried
 
     @property
     def held_tokens(self) -> int:

@@ -57,12 +57,13 @@ class UnsupportedModel(SystemExit):
     """The model cannot be served with ``--cdsp``. (SGLang does not swallow SystemExit.)"""
 
 
-def check_config(config: ModelConfig, *, tp_size: int = 1) -> None:
+def check_config(config: ModelConfig, *, tp_size: int = 1, one_server: bool = False) -> None:
     """Refuse a model by its configuration, before its weights are loaded.
 
     Args:
         config: SGLang's.
         tp_size: ranks of an instance.
+        one_server: whether the pool decodes itself.
 
     Raises:
         UnsupportedModel: names the property.
@@ -79,9 +80,8 @@ def check_config(config: ModelConfig, *, tp_size: int = 1) -> None:
         "takes images, audio or video": bool(config.is_multimodal),
         "generates nothing": not config.is_generation,
         "uses latent attention, which was not expected of it": config.attention_arch != expected,
-        "has latent attention, which was not tried with several ranks an instance (--tp-size)": (
-            latent and tp_size > 1
-        ),
+        "has latent attention, which was not tried with several ranks an instance (--tp-size) in "
+        "one server": latent and tp_size > 1 and one_server,
         f"has {IN_CHUNKS}": config.attention_chunk_size is not None and not chunked,
         "encodes before it decodes": bool(config.is_encoder_decoder),
     }

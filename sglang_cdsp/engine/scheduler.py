@@ -162,7 +162,11 @@ class PoolScheduler(Scheduler):
         if self._faults is not None:
             self._faults.start()
         super().init_model_config()
-        check_config(self.model_config, tp_size=int(get_parallel().tp_size))
+        check_config(
+            self.model_config,
+            tp_size=int(get_parallel().tp_size),
+            one_server=form_of(get_disagg().disaggregation_mode) is Form.ONE_SERVER,
+        )
 
     def _join_pool(self) -> None:
         """Link up with the other instances and greet the controller."""

@@ -17,7 +17,7 @@ class Hello(Report, frozen=True, kw_only=True):
         dtype: of weights and activations.
         max_shard_tokens: how many tokens a forward may have here, None where nothing limits it.
         links: the kind of its links to other instances.
-        kv_token_bytes: KV of a token at this rank, all layers; 0 where nobody needs to know.
+        kv_token_bytes: KV of a token on this rank's links, all layers; 0 where nobody asks.
     """
 
     invitations: dict[int, bytes]

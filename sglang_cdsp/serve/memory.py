@@ -54,14 +54,24 @@ class Weights:
             return self.stored
         return self.stored * width // stored
 
-    def kv_bytes(self, width: int) -> int:
-        """Bytes of a token's KV, ``width`` a number; 0 if the configuration does not say."""
+    def kv_bytes(self, width: int, ranks: int = 1) -> int:
+        """Bytes of a token's KV on all ranks of an instance; 0 if the configuration does not say.
+
+        Heads are shared out among ranks. A latent row is for all heads, so each rank holds it.
+
+        Args:
+            width: bytes of a number.
+            ranks: of an instance.
+        """
         config = self.config
+        latent, rotated = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
         heads = config.get("num_attention_heads")
         layers = config.get("num_hidden_layers")
         hidden = config.get("hidden_size")
         kv_heads = config.get("num_key_value_heads") or heads
         try:
+            if latent:
+                return int(layers * (latent + rotated) * width * ranks)
             dim = config.get("head_dim") or hidden // heads  # type: ignore[operator]
             return int(2 * layers * kv_heads * dim * width)  # type: ignore[operator]
         except (TypeError, ValueError, ZeroDivisionError):
@@ -129,7 +139,7 @@ def _on_cpus(
     given = _number(words, "--max-total-tokens")
     tokens = max(CPU_TOKENS, _number(words, "--context-length") or 0) if given is None else given
     width = WIDTHS.get(value_of(words, "--dtype") or "float32", 4)
-    kv, rest = tokens * weights.kv_bytes(width), asked.tp_size * RANK_BYTES
+    kv, rest = tokens * weights.kv_bytes(width, asked.tp_size), asked.tp_size * RANK_BYTES
     needed = copies * (loaded + kv + rest)
     if needed <= machine.memory:
         return []

@@ -19,6 +19,7 @@ from sglang_cdsp.engine.cache_events import changes_of
 from sglang_cdsp.engine.copying import Copying
 from sglang_cdsp.engine.joining import give_row, release
 from sglang_cdsp.engine.prefixes import match_in
+from sglang_cdsp.parallel.ranks import Ranks
 from sglang_cdsp.protocol.messages import (
     CopyEnded,
     CopyEndOrder,
@@ -299,3 +300,26 @@ def test_the_tree_tells_of_it_before_the_copy_has_ended(core: str) -> None:
         told += changes_of(target.scheduler.tree_cache.take_events())
     assert {change.kind for change in told} == {"stored"}
     assert sum(len(change.pages) // 8 for change in told) == len(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("latent", "carried"), [(False, 2 * 3 * 8 * 4 * 2), (True, 3 * 8 * 4 // 2)]
+)
+def test_ranks_carry_rows_that_all_of_them_hold_once(latent: bool, carried: int) -> None:
+    """What is reckoned of copies is what travels: K and V of a rank's heads, or half of a row."""
+    rows = torch.zeros(9, 2, 8)[:, :1] if latent else torch.zeros(9, 2, 8)
+    pool = SimpleNamespace(
+        get_key_buffer=lambda layer: rows,
+        get_value_buffer=lambda layer: rows[..., :6] if latent else rows.clone(),
+    )
+    runner = SimpleNamespace(device="cpu", token_to_kv_pool=pool)
+    copying = Copying(
+        scheduler=cast(Any, SimpleNamespace(tp_worker=SimpleNamespace(model_runner=runner))),
+        reporter=Mock(),
+        coroutines=Mock(),
+        hub=Mock(),
+        layers=(0, 1, 2),
+        match=Mock(),
+        ranks=Ranks(0, 2, lambda part: part),
+    )
+    assert copying.token_bytes == carried

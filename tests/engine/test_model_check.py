@@ -156,14 +156,15 @@ def test_a_configuration_is_refused(changed: dict[str, Any], says: str) -> None:
     assert "serve this model without --cdsp" in str(caught.value)
 
 
-def test_latent_attention_of_several_ranks_is_refused() -> None:
+def test_latent_attention_of_several_ranks_is_refused_in_one_server() -> None:
     config = model_config(
         "DeepseekV3ForCausalLM", attention_arch=AttentionArch.MLA, kv_lora_rank=512
     )
-    check_config(config)
+    check_config(config, tp_size=2)
+    check_config(config, one_server=True)
     with pytest.raises(UnsupportedModel, match="several ranks an instance"):
-        check_config(config, tp_size=2)
-    check_config(model_config(), tp_size=2)
+        check_config(config, tp_size=2, one_server=True)
+    check_config(model_config(), tp_size=2, one_server=True)
 
 
 def refusal(**changed: Any) -> str:
@@ -308,5 +309,7 @@ def test_a_scheduler_refuses_by_the_configuration_before_it_loads(
     monkeypatch.setattr("sglang_cdsp.engine.scheduler.this_life", lambda: Life("pool", 0, 1))
     parallel = SimpleNamespace(tp_rank=0, tp_size=1)
     monkeypatch.setattr("sglang_cdsp.engine.scheduler.get_parallel", lambda: parallel)
+    alone = SimpleNamespace(disaggregation_mode="null")
+    monkeypatch.setattr("sglang_cdsp.engine.scheduler.get_disagg", lambda: alone)
     with pytest.raises(UnsupportedModel, match="Llama4ForCausalLM"):
         object.__new__(PoolScheduler).init_model_config()

@@ -24,6 +24,15 @@ LLAMA = {
     "hidden_size": 4096,
 }
 EIGHT_B = Weights(16 * GB, LLAMA)
+DEEPSEEK_V3 = {
+    "torch_dtype": "bfloat16",
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "hidden_size": 7168,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+}
 
 
 def asked(instances: int = 2, *flags: str, tp_size: int = 1) -> Asked:
@@ -92,7 +101,12 @@ def test_weights_grow_with_the_dtype_that_is_served() -> None:
 
 def test_kv_of_a_token() -> None:
     assert EIGHT_B.kv_bytes(2) == 131_072  # Llama 3 8B: 128 KiB
+    latent = Weights(0, DEEPSEEK_V3)
+    assert latent.kv_bytes(2) == 61 * 1152, "one row for all heads"
+    assert latent.kv_bytes(2, ranks=8) == 8 * 61 * 1152, "on every rank"
+    assert EIGHT_B.kv_bytes(2, ranks=8) == 131_072, "heads are shared out"
     assert Weights(0, {}).kv_bytes(2) == 0
+    assert Weights(0, {"kv_lora_rank": 512}).kv_bytes(2) == 0
     assert Weights(0, {**LLAMA, "num_attention_heads": 0, "head_dim": None}).kv_bytes(2) == 0
 
 
