@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sglang_cdsp.args import CACHE_VAR
 from sglang_cdsp.testing.checkpoint import write_checkpoint
@@ -56,7 +57,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw what is to be drawn once, and say so in the head of the run."""
+    """Draw what is to be drawn once, and say so in the head of the run.
+
+    No example fails for being slow: machines are, and tests never judge time.
+    """
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
     config.stash[WAY_SEED] = one_way.seed_of(config.getoption(one_way.OPTION))
 
 

@@ -291,6 +291,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {
                 "moves/s": rate("moved_requests_total"),
                 "tokens/s": rate("moved_tokens_total"),
+                "tokens/s that were cached there": rate("move_cached_tokens_total"),
                 "seconds a second on their way": rate("move_seconds_total"),
             },
             "one server: from instances that turn or drain to those that decode",

@@ -190,10 +190,12 @@ class Dispatcher:
         self._send([target], _stamped(request.tokenized))
 
     def move_out(
-        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int, held: int
     ) -> None:
         """Let a request's home send it."""
-        order = MoveOutOrder(seq=request.seq, target=target, lane=lane, serial=serial, ahead=ahead)
+        order = MoveOutOrder(
+            seq=request.seq, target=target, lane=lane, serial=serial, ahead=ahead, held=held
+        )
         self._send([request.home], order)
 
     def moved(

@@ -43,16 +43,19 @@ class Effects(Protocol):
         """Ask an instance to get ready to be a request's next home, and to take KV rows ahead."""
 
     def move_out(
-        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int, held: int
     ) -> None:
-        """Order a request's home to send it to an instance that is ready, KV rows ahead of it."""
+        """Order a request's home to send it to an instance that is ready, KV rows ahead of it.
+
+        ``held``: so many of these rows the target has cached.
+        """
 
     def moved(
         self, request: PoolRequest, target: int, rows: int, output: OutputState, ahead: int
     ) -> None:
         """Tell the target what has left the source: so many KV rows in all, and the output.
 
-        ``ahead``: so many of them went ahead.
+        ``ahead``: so many of them went ahead, or are cached there.
         """
 
     def move_end(self, seq: int, instance: int, *, moved: bool) -> None:

@@ -270,16 +270,18 @@ class InstanceLedger:
         """It has arrived, and is cached for nobody, or does not come: nothing is kept for it."""
         self._copies.pop(number, None)
 
-    def freeness(self, instance: int, free: Sequence[int]) -> float:
+    def freeness(self, instance: int, free: Sequence[int], cached: int = 0) -> float:
         """Free slots for each request that would decode on an instance, one more among them.
 
         Slots that are promised, to requests on their way too, are not free (Llumnix's virtual
-        usage, as Tetris routes to decode, section 4).
+        usage, as Tetris routes to decode, section 4). What is cached there of the one more is free
+        as long as nobody uses it, and the request needs no other slots for it: it counts twice.
 
         Args:
             free: KV slots promised to nobody, by instance.
+            cached: tokens of the one more that the instance has cached.
         """
-        return free[instance] / (1 + self.decoding(instance))
+        return (free[instance] + cached) / (1 + self.decoding(instance))
 
     def taken(self, instance: int, tokens: int, step_s: float | None = None) -> None:
         """An instance tells what requests hold there that SGLang itself runs, in KV slots.

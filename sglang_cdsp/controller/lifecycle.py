@@ -164,6 +164,7 @@ class Lifecycle(PoolState):
             lanes=lanes,
             lane_left=self._progress.lane_left,
             left_alone=self._losses.left_alone,
+            cached=planning.prefixes.cached_of if planning.prefixes else lambda request: {},
             clock=clock,
         )
         self.copies = PrefixCopies(

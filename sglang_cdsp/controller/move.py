@@ -27,8 +27,9 @@ class Move:
     Attributes:
         inside: instances that may still have something of it, the lane among it.
         asked_s, left_s: when the target was asked, when the source had taken it out; monotonic.
-        ahead: rows of KV that are to go ahead.
-        rows: of KV that move in all.
+        ahead: rows of KV that are to go ahead, or need not.
+        held: of these, the first ones, which the target has cached.
+        rows: of its KV in all.
         left: the source has taken the request out.
         waits: what it has said of that, while other members still hold KV of the request.
         lost: why its source was lost on the way, "" while it was not.
@@ -44,6 +45,7 @@ class Move:
     step: Step = Step.READYING
     left_s: float = 0.0
     ahead: int = 0
+    held: int = 0
     rows: int = 0
     left: bool = False
     waits: MovedOut | None = None

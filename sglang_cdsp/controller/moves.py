@@ -1,8 +1,9 @@
 """Requests that move from their home to another between two steps.
 
-The target gets ready first: it has the request, its grammar compiled, and a lane of the links. Then
-the source sends KV ahead, while the request's last chunk runs or while it decodes on. When that has
-left, the source takes the request out of its batch, and sends the rest of its KV and its output.
+The target gets ready first: it has the request, its grammar compiled, and a lane of the links, and
+says how much of its KV it has cached, which does not travel. Then the source sends KV ahead, while
+the request's last chunk runs or while it decodes on. When that has left, the source takes the
+request out of its batch, and sends the rest of its KV and its output.
 When all of it has arrived, the target goes on with the next token and the source frees what it
 holds. Until then the source keeps all of it, and puts it back into its batch where the move does
 not come about. At each moment one instance at most goes on with a request: once it has left its
@@ -11,7 +12,7 @@ source the target says first what becomes of it there, and only then is the sour
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
@@ -54,6 +55,7 @@ class Moves:
         lanes: LaneTable,
         lane_left: Callable[[], None],
         left_alone: Callable[[PoolRequest, int, str], None],
+        cached: Callable[[PoolRequest], Mapping[int, int]],
         clock: Callable[[], float],
     ) -> None:
         """None is under way.
@@ -63,6 +65,7 @@ class Moves:
             lane_left: a move has left its lane: chunks may be waiting for one.
             left_alone: takes a request that has left a source which was lost, for a reason, and
                 that has not arrived anywhere.
+            cached: how many of a request's first tokens are cached, by instance, as is known.
             clock: gives monotonic seconds.
         """
         self._table = table
@@ -72,6 +75,7 @@ class Moves:
         self._lanes = lanes
         self._lane_left = lane_left
         self._left_alone = left_alone
+        self._cached = cached
         self._clock = clock
         self._moves: dict[int, Move] = {}
 
@@ -125,8 +129,9 @@ class Moves:
         ]
         if not able:
             return
-        source = request.home
-        target = max(able, key=lambda seat: (self._ledger.freeness(seat, free), -seat))
+        source, cached = request.home, self._cached(request)
+        freeness = self._ledger.freeness
+        target = max(able, key=lambda seat: (freeness(seat, free, cached.get(seat, 0)), -seat))
         spare = 0 if runs(request) else SPARE_LANES
         lane = self._lanes.take(_lane_of(request.seq), (source, target), spare)
         if lane is None:
@@ -149,7 +154,7 @@ class Moves:
         at_target = report.instance == move.target
         match report:
             case MoveReady():
-                self._ready(move)
+                self._ready(move, report.held)
             case MovedOut():
                 self._left(move, report)
             case MovedIn():
@@ -168,15 +173,15 @@ class Moves:
                 else:
                     self._out_of_source(move)
 
-    def _ready(self, move: Move) -> None:
+    def _ready(self, move: Move, held: int) -> None:
         if move.step is not Step.READYING:
             return
         if move.outdated:
             self._call_off(move)
             return
-        move.step = Step.LEAVING
+        move.step, move.held = Step.LEAVING, held
         move.inside.add(move.source)
-        self._effects.move_out(move.request, move.target, move.lane, move.serial, move.ahead)
+        self._effects.move_out(move.request, move.target, move.lane, move.serial, move.ahead, held)
 
     def _left(self, move: Move, report: MovedOut) -> None:
         move.left = True
@@ -214,7 +219,8 @@ class Moves:
         request.lost.discard(move.target)  # its next life has the request, whatever became of it
         self._ledger.moved(move.seq)
         times = (move.asked_s, move.left_s, self._clock())
-        request.moves.append(MoveTimes(move.source, move.target, *times, move.rows, move.ahead))
+        ahead, held = move.ahead - move.held, move.held
+        request.moves.append(MoveTimes(move.source, move.target, *times, move.rows, ahead, held))
         if move.source in move.inside:
             self._effects.move_end(move.seq, move.source, moved=True)
         if request.aborted:  # nobody had it when it was aborted

@@ -45,11 +45,11 @@ def record(request: PoolRequest, *, unix_offset_s: float) -> dict[str, Any]:
     passed it, ``decode_share`` what decode was to get of its members' time meanwhile: 0 where
     nothing decodes, or does not beside it. Where the pool decodes itself, ``output_tokens`` were
     sent to its client, each once, until ``end_s``, when its last home was done with it. ``moves``
-    are its ways to other instances, with the KV rows that moved and those of them that were to go
-    ahead. ``prefix`` tells of the cached tokens in front of its chunks, which its home had: how
-    many some instance had, how many its plan reused and why, whether an earlier plan ``missed``
-    them, and the ``copy`` by which its home got them: from which instance, how many tokens, and
-    what that was reckoned to take.
+    are its ways to other instances, with its KV rows, those of them that were to go ahead and those
+    that the target had cached. ``prefix`` tells of the cached tokens in front of its chunks, which
+    its home had: how many some instance had, how many its plan reused and why, whether an earlier
+    plan ``missed`` them, and the ``copy`` by which its home got them: from which instance, how many
+    tokens, and what that was reckoned to take.
 
     Args:
         unix_offset_s: the wall clock's lead over the monotonic one, in seconds.

@@ -93,8 +93,9 @@ class MoveTimes:
         asked_s: when the target was asked to get ready.
         left_s: when the source took it out of its batch.
         arrived_s: when the target went on with it.
-        rows: of KV that moved.
+        rows: of its KV when it left.
         ahead: of these, those that were to go ahead, while it was computed or decoded on.
+        cached: of these, the first ones, which the target had cached and which did not travel.
     """
 
     source: int
@@ -104,6 +105,7 @@ class MoveTimes:
     arrived_s: float
     rows: int
     ahead: int = 0
+    cached: int = 0
 
     def to_dict(self, arrival_s: float) -> dict[str, Any]:
         """In JSON types; times from the request's arrival."""
@@ -112,6 +114,7 @@ class MoveTimes:
             "to": self.target,
             "tokens": self.rows,
             "ahead": self.ahead,
+            "cached": self.cached,
             "asked_s": self.asked_s - arrival_s,
             "left_s": self.left_s - arrival_s,
             "arrived_s": self.arrived_s - arrival_s,

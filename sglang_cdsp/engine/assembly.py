@@ -155,6 +155,7 @@ def assemble(scheduler: RankScheduler, callbacks: Callbacks, faults: FaultHook |
             coroutines=coroutines,
             hub=hub,
             layers=runner.layers,
+            match=match,
             ranks=ranks,
         )
     work = ChunkWork(

@@ -78,14 +78,17 @@ class Joining:
         """
         self._waiting.append(_Computed(req, slots, prefix=prefix))
 
-    def go_on(self, req: Req, slots: torch.Tensor | None) -> None:
+    def go_on(
+        self, req: Req, slots: torch.Tensor | None, prefix: CachedPrefix | None = None
+    ) -> None:
         """A request goes on here that decoded before, at another home or in this row.
 
         Args:
             slots: of all its tokens but the last, int64 ``[L]``; None where it has its row. Those
                 come first: others may be waiting for a row.
+            prefix: the cached prefix to which the first of its slots belong, as in ``add``.
         """
-        one = _Computed(req, slots, goes_on=True)
+        one = _Computed(req, slots, goes_on=True, prefix=prefix)
         if slots is None:
             self._waiting.appendleft(one)
         else:

@@ -14,6 +14,7 @@ from sglang_cdsp.engine.joining import Joining
 from sglang_cdsp.engine.kv_transfer import Carrier
 from sglang_cdsp.engine.moving_in import MovingIn
 from sglang_cdsp.engine.moving_out import MovingOut
+from sglang_cdsp.engine.prefixes import Match
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.stock import RankScheduler
 from sglang_cdsp.engine.stock_requests import StockTracker
@@ -39,12 +40,19 @@ class Moving:
         coroutines: Coroutines,
         hub: LinkHub,
         layers: tuple[int, ...],
+        match: Match,
         ranks: Ranks = ALONE,
     ) -> None:
-        """``layers``: those of the model that have KV, in order; ``ranks``: of this instance."""
+        """None moves yet.
+
+        Args:
+            layers: those of the model that have KV, in order.
+            match: finds cached prefixes, and locks them.
+            ranks: of this instance.
+        """
         carrier = Carrier(scheduler, coroutines, hub, reporter.instance, layers, ranks)
         self._out = MovingOut(scheduler, reporter, joining, carrier)
-        self._in = MovingIn(scheduler, reporter, joining, carrier)
+        self._in = MovingIn(scheduler, reporter, joining, carrier, match)
 
     def follow(self, tracker: StockTracker, tasks: Mapping[int, ChunkTask]) -> None:
         """``tracker`` follows the requests that SGLang runs here, ``tasks`` are computed here."""

@@ -1,7 +1,8 @@
 """Requests that come from another instance between two steps: the target's end of a move.
 
-KV comes ahead of a request, layer by layer. When the request has left its source the rest of it
-follows over the links; what else there is of it comes through the controller (``req_state.py``).
+KV comes ahead of a request, layer by layer; what SGLang's tree has cached of it here is locked and
+does not travel. When the request has left its source the rest of it follows over the links; what
+else there is of it comes through the controller (``req_state.py``).
 All ranks of an instance do the same in the same turn.
 """
 
@@ -12,8 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sglang_cdsp.engine.joining import Joining, make_room
+import numpy as np
+import torch
+
+from sglang_cdsp.engine.joining import Joining, make_room, shares_prefixes
 from sglang_cdsp.engine.kv_transfer import Carrier, Transfer
+from sglang_cdsp.engine.prefixes import Match
 from sglang_cdsp.engine.reports import Reporter
 from sglang_cdsp.engine.req_state import restore
 from sglang_cdsp.engine.slot_table import SlotTable
@@ -43,7 +48,7 @@ class _Coming:
 
     Attributes:
         req: SGLang's, None until SGLang made it.
-        slots: where its KV comes to.
+        slots: where its KV comes to, after what is cached of it here.
         moved: what has left the source, None before.
         follows: the rest of its KV is expected.
         off: the move does not come about.
@@ -65,8 +70,15 @@ class MovingIn:
     """What comes to one rank."""
 
     def __init__(
-        self, scheduler: RankScheduler, reporter: Reporter, joining: Joining, carrier: Carrier
+        self,
+        scheduler: RankScheduler,
+        reporter: Reporter,
+        joining: Joining,
+        carrier: Carrier,
+        match: Match,
     ) -> None:
+        """``match`` finds cached prefixes, and locks them."""
+        self._match = match
         self._scheduler = scheduler
         self._reporter = reporter
         self._joining = joining
@@ -113,16 +125,31 @@ class MovingIn:
             return
         move.slots.take([Span(start, stop)])
 
-    def _expect_ahead(self, move: _Coming) -> None:
-        """Take in what goes ahead of a request."""
+    def _expect_ahead(self, move: _Coming) -> int:
+        """Take in what goes ahead of a request, but for what is cached here, which is locked.
+
+        Returns:
+            Rows that are cached.
+        """
         rows = move.order.ahead
-        self._take_slots(move, 0, rows)
-        if rows and not move.error:
-            into = move.slots.slots([Span(0, rows)])
+        if not rows:
+            return 0
+        assert move.req is not None
+        if shares_prefixes(self._scheduler.tree_cache):
+            # Its output is not known here yet.
+            tokens = np.asarray(move.req.origin_input_ids[:rows], dtype=np.int64)
+            prefix = self._match(move.req, torch.from_numpy(tokens))
+            if prefix is not None:
+                move.slots.use(prefix)
+        held = move.slots.tokens
+        self._take_slots(move, held, rows)
+        if not move.error:
+            into = move.slots.slots([Span(0, rows)])[held:]
             self._carrier.receive_ahead(move.transfer, move.order, into)
+        return held
 
     def _expect_rest(self, move: _Coming, order: MovedOrder) -> None:
-        """Take in what has not come ahead of a request, or came in vain."""
+        """Take in what has not come ahead of a request, or came in vain; but what is cached."""
         move.follows = True
         if move.transfer.error:
             return
@@ -191,11 +218,11 @@ class MovingIn:
             del self._coming[seq]
             self._join(seq, move)
         elif move.req is not None and not move.ready:
-            self._expect_ahead(move)
+            held = self._expect_ahead(move)
             if move.error:
                 return  # it is told in the next turn
             move.ready = True
-            self._reporter.send_from_leader(MoveReady, seq=seq)
+            self._reporter.send_from_leader(MoveReady, seq=seq, held=held)
 
     def _restored(self, move: _Coming) -> str:
         """Make a request what it was at its source; why that cannot be done, or ""."""
@@ -215,7 +242,8 @@ class MovingIn:
         req = move.req
         req.time_stats.set_forward_entry_time()
         req.time_stats.set_prefill_finished_time()
-        self._joining.go_on(req, move.slots.hand_over(move.moved.rows))
+        prefix = move.slots.prefix
+        self._joining.go_on(req, move.slots.hand_over(move.moved.rows), prefix)
         now_s = time.monotonic()
         self._tracker.join(StockRequest(seq, req.rid, now_s, req=req, end_s=now_s, joined=True))
         self._reporter.send_from_leader(MovedIn, seq=seq)

@@ -43,7 +43,7 @@ class _Ahead:
     """What goes ahead of a request, as it was when that began.
 
     Attributes:
-        rows: of the pool, int64 ``[tokens]``.
+        rows: of the pool, int64 ``[tokens]``; those before them the target has cached.
         retractions: of the request until then.
     """
 
@@ -160,7 +160,7 @@ class MovingOut:
         """Let a prompt's KV go ahead while its last chunk runs, layer by layer."""
         task, tokens = self._tasks[seq], move.order.ahead
         if tokens and move.ahead is None and task.takes_last and task.req is not None:
-            rows = task.slot_table.slots([Span(0, tokens)])
+            rows = task.slot_table.slots([Span(0, tokens)])[move.order.held :]
             self._send_ahead(move, rows, task.req, task.has_whole)
 
     def _all_ahead(self, move: _Leaving, req: Req, running: Any) -> bool:
@@ -168,7 +168,7 @@ class MovingOut:
         tokens = move.order.ahead
         # One that waits for a row, or was retracted, may have none now.
         if move.ahead is None and req in running.reqs and req.kv.kv_committed_len >= tokens > 0:
-            self._send_ahead(move, self._row(req, 0, tokens), req, at_once)
+            self._send_ahead(move, self._row(req, move.order.held, tokens), req, at_once)
         return move.transfer.ahead or not tokens
 
     def _send_ahead(self, move: _Leaving, rows: torch.Tensor, req: Req, there: There) -> None:
@@ -181,16 +181,16 @@ class MovingOut:
         return table[req.kv.req_pool_idx, start:stop].to(torch.int64)
 
     def _valid_ahead(self, move: _Leaving, req: Req) -> int:
-        """How many rows went ahead as they are now.
+        """How many rows the target has: those that went ahead as they are now, or its cached ones.
 
         A request that was retracted has other KV, and what was in its slots may have been anything.
         So may what was in those that the prefix tree had twice, and freed.
         """
-        ahead = move.ahead
+        ahead, held = move.ahead, move.order.held
         if ahead is None or ahead.retractions != req.retraction_count:
-            return 0
-        tokens = int(ahead.rows.numel())
-        return tokens if torch.equal(ahead.rows, self._row(req, 0, tokens)) else 0
+            return held
+        tokens = held + int(ahead.rows.numel())
+        return tokens if torch.equal(ahead.rows, self._row(req, held, tokens)) else held
 
     def _under_way(self, req: Req) -> bool:
         """Whether a step of a request runs whose results are not in."""

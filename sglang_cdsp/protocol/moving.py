@@ -17,7 +17,8 @@ class MoveInOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     Attributes:
         lane, serial: the buffers of the links that are promised to the move, as in ``GoOrder``.
-        ahead: KV rows, from the first on, that come before the request itself, in whole pages.
+        ahead: KV rows, from the first on, that come before the request itself, in whole pages. What
+            this instance has cached of these does not travel.
     """
 
     seq: int
@@ -35,6 +36,7 @@ class MoveOutOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     Attributes:
         target: the instance that goes on with it, which is ready.
         lane, serial, ahead: as in ``MoveInOrder``.
+        held: as in ``MoveReady``; these rows are not sent.
     """
 
     seq: int
@@ -42,6 +44,7 @@ class MoveOutOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     lane: int
     serial: int
     ahead: int = 0
+    held: int = 0
 
 
 class MovedOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -50,7 +53,8 @@ class MovedOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
     Attributes:
         rows: its KV rows, of all its tokens but the last.
         output: what else there is of it.
-        ahead: of these rows, so many went ahead; 0 where that was in vain and all of them come.
+        ahead: of these rows, so many do not follow: they went ahead, or the target had them cached
+            (``MoveReady.held``). Where what went ahead was in vain only the latter.
     """
 
     seq: int
@@ -72,9 +76,15 @@ class MoveEndOrder(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class MoveReady(Report, frozen=True, kw_only=True):
-    """The instance could go on with request ``seq`` at once; ``MoveInOrder`` asked it to."""
+    """The instance could go on with request ``seq`` at once; ``MoveInOrder`` asked it to.
+
+    Attributes:
+        held: KV rows that it has cached, from the first on, in whole pages; they are locked there
+            until the request is no longer its own. Of those that go ahead at most.
+    """
 
     seq: int
+    held: int = 0
 
 
 class MovedOut(Report, frozen=True, kw_only=True):

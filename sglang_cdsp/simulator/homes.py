@@ -4,8 +4,8 @@ As in the server (controller/homes.py), of a plan's first group the member with 
 for each request that decodes there is home; if none has the room, an instance that has it takes a
 member's place; else the plan waits, and those behind it wait too. In the last chunk home gathers
 what it lacks, which takes no time of its own. Where the group's instances only prefill, home is the
-freest instance that decodes: the KV leaves for it while the last chunk runs, and the request
-decodes there when both are over.
+freest instance that decodes, what is cached there of the prompt counted as free: the rest of the KV
+leaves for it while the last chunk runs, and the request decodes there when both are over.
 
 Requests decode beside chunks on the same instance: a decode step after each stretch of a chunk
 (`Way.BESIDE`), which slows the chunk down as far as the slowest member of its group. A forward of
@@ -15,7 +15,7 @@ are promised, where the server promises a half of the longest and retracts in ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -63,6 +63,7 @@ class Homes:
         self._prefixes = prefixes
         if prefixes is not None:
             prefixes.free, pool.pressed = pool.free, prefixes.press
+            prefixes.shared = pool.shared
         self._setup, self._form, self._pool, self._links = setup, form, pool, links
         self._ended = ended
         self._roles = form.of(setup.instances)
@@ -105,7 +106,7 @@ class Homes:
         if plan.reused:  # who has the prefix is home, if requests decode there
             home = plan.home
             if self._roles[home] is Role.PREFILL:
-                found = self._home_of_copied(plan, need)
+                found = self._home_outside(task, need)
                 if found is None:
                     return None
                 home = found
@@ -133,28 +134,23 @@ class Homes:
                 return None
             home, chosen = moved
         else:
-            deciders = [i for i, role in enumerate(self._roles) if role is not Role.PREFILL]
-            roomy = [i for i in deciders if free[i] >= need]
-            if not roomy:
+            found = self._home_outside(task, need)
+            if found is None:
                 return None
-            home, chosen = self._freest(roomy), plan
+            home, chosen = found, plan
         if not self._fits(task, chosen, home):
             return None
         task.decode_instance = home
         return chosen
 
-    def _home_of_copied(self, plan: Plan, need: int) -> int | None:
-        """Where a request decodes whose prefix is on a seat that only prefills.
-
-        On the seat from which it was copied to there, if that has the room: only the rest comes.
-        """
+    def _home_outside(self, task: Task, need: int) -> int | None:
+        """Where a request decodes whose group only prefills; None while no seat has the room."""
         free = self._pool.free
         roomy = [
             i for i, role in enumerate(self._roles) if role is not Role.PREFILL and free[i] >= need
         ]
-        if plan.copy is not None and plan.copy.source in roomy:
-            return plan.copy.source
-        return self._freest(roomy) if roomy else None
+        cached = self._prefixes.cached(task) if self._prefixes is not None else None
+        return self._freest(roomy, cached) if roomy else None
 
     def demand(self, task: Task, slots: Mapping[int, int]) -> dict[int, int]:
         """What a plan is promised by instance, with what its home needs in the end."""
@@ -170,7 +166,7 @@ class Homes:
         if home in plan.instances:
             return
         self._moving[task] = 2
-        there = plan.reused if plan.copy is not None and plan.copy.source == home else 0
+        there = self._prefixes.there(task) if self._prefixes is not None else 0
         tokens = task.request.prompt_tokens - there
         self.moved_tokens += tokens
         size = tokens * self._setup.kv_bytes_per_token
@@ -237,10 +233,17 @@ class Homes:
         request = task.request
         return (pages(request.prompt_tokens, page) + pages(request.output_tokens, page)) * page
 
-    def _freest(self, instances: Iterable[int]) -> int:
-        """The one with the most free slots for each request that decodes there."""
+    def _freest(self, instances: Iterable[int], cached: Sequence[int] | None = None) -> int:
+        """The one with the most free slots for each request that decodes there.
+
+        ``cached``: tokens of the request by instance, which count as so many more free slots.
+        """
         free = self._pool.free
-        return max(instances, key=lambda i: (free[i] / (1 + self._here[i]), -i))
+
+        def freeness(i: int) -> float:
+            return (free[i] + (cached[i] if cached else 0)) / (1 + self._here[i])
+
+        return max(instances, key=lambda i: (freeness(i), -i))
 
     def _exchanged(self, now: float, task: Task, plan: Plan, need: int) -> tuple[int, Plan] | None:
         """The plan with an instance in it that has the room."""
@@ -262,6 +265,8 @@ class Homes:
         holders = (plan.home,) if plan.reused else ()
         demand = kv_demand(plan.placement, self._setup.page_size, plan.reused, holders)
         demand[home] = max(demand.get(home, 0), self._need(task))
+        if plan.reused and home == plan.home and self._prefixes is not None:
+            demand[home] -= self._prefixes.promised_already(task, plan)
         return all(slots <= self._pool.free[i] for i, slots in demand.items())
 
     def _join(self, now: float, task: Task) -> None:

@@ -28,6 +28,7 @@ class Keeping:
         """`reuses`: the policy's plans may start from cached prefixes; else nothing is kept."""
         self._setup, self._pool, self._prefixes, self._reuses = setup, pool, prefixes, reuses
         prefixes.free, pool.pressed = pool.free, prefixes.press
+        prefixes.shared = pool.shared
         pool.demand = self._demand
 
     def settled(self, task: Task, plan: Plan) -> Plan | None:
@@ -41,6 +42,7 @@ class Keeping:
         demand = self._slots(plan)
         if plan.reused:
             demand = self._with_home(demand, plan.home, need)
+            demand[plan.home] -= self._prefixes.promised_already(task, plan)
         return plan if all(slots <= free[i] for i, slots in demand.items()) else None
 
     def sent(self, now: float, task: Task) -> None:

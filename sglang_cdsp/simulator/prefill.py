@@ -24,6 +24,7 @@ from sglang_cdsp.simulator.events import Agenda
 from sglang_cdsp.simulator.instances import Instances, Run
 from sglang_cdsp.simulator.order import BindingOrder, joins
 from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.shared_slots import SharedSlots
 from sglang_cdsp.simulator.task import Task
 
 ROUNDING_S = 1e-9
@@ -55,6 +56,7 @@ class PrefillPool:
         pressed: hears of an instance whose slots were promised.
         demand: what a task is promised instead of what its plan needs by itself (one server).
         running: what decodes on each instance, for the policy (one server).
+        shared: slots of cached prefixes that several tasks hold.
     """
 
     def __init__(self, setup: Setup, agenda: Agenda, listener: ChunkListener, noise: Noise) -> None:
@@ -74,6 +76,7 @@ class PrefillPool:
         self.demand: Callable[[Task, Mapping[int, int]], Mapping[int, int]] | None = None
         self.running: Callable[[], tuple[Running, ...]] | None = None
         self.pressed: Callable[[int], None] | None = None
+        self.shared = SharedSlots()
         self._passing_until = [0.0] * n
         self._bound = 0
 
@@ -166,8 +169,8 @@ class PrefillPool:
         """
         assert task.bound_s is not None
         self.give(now, task, task.slots)
-        task.slots = slots = self.demand(task, slots) if self.demand else slots
-        self.take(now, task, slots)
+        task.slots = self._demand(task, slots)
+        self.take(now, task, task.slots)
         sooner = task.bound_s + plan.chunks[-1].end_s - task.expected_s
         task.late_s = -sooner  # `shift` adds it again
         self.order.shift(task, sooner)
@@ -175,7 +178,8 @@ class PrefillPool:
             self._start(now, head)
 
     def release(self, now: float, task: Task) -> None:
-        """All its KV is elsewhere: the promised slots are free."""
+        """All its KV is elsewhere: the promised slots are free, but what others share of them."""
+        self.shared.leave(task)
         self.give(now, task, task.slots)
         task.slots = {}
 
@@ -214,8 +218,13 @@ class PrefillPool:
     def _promise(self, now: float, task: Task, plan: Plan) -> None:
         holders = (plan.home,) if plan.reused else ()
         slots = kv_demand(plan.placement, self._setup.page_size, plan.reused, holders)
-        task.slots = self.demand(task, slots) if self.demand else slots
+        task.slots = self._demand(task, slots)
         self.take(now, task, task.slots)
+
+    def _demand(self, task: Task, slots: Mapping[int, int]) -> Mapping[int, int]:
+        """What a task is promised whose plan by itself needs these slots."""
+        whole = self.demand(task, slots) if self.demand else slots
+        return self.shared.beyond(task, whole)
 
     def _pass(self, now: float, task: Task, plan: Plan) -> None:
         """Let the plan's one chunk pass; whom it delays is charged for it at once."""

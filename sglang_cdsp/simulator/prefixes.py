@@ -5,8 +5,9 @@ with the answer's when it has ended; blocks that a request uses are locked; the 
 slots that are promised to nobody, and the least recently used go first, leaves before what they
 follow. The index is the server's own, and so a running prompt counts at its home, where a plan that
 starts from it waits for it. What a plan reuses is locked when the plan is bound, where a server
-locks it when the task heads its queue and plans anew what has gone meanwhile. Before decode
-instances a prompt is in its home's cache when decode has it (keeping.py).
+locks it when the task heads its queue and plans anew what has gone meanwhile; so is what a home
+elsewhere has of it, which does not travel. Before decode instances a prompt is in its home's cache
+when decode has it (keeping.py).
 
 Blocks stand for their whole prefix: two requests that have a block in common have all before it in
 common, too, as in Mooncake's trace.
@@ -23,6 +24,7 @@ from sglang_cdsp.planner.prefixes.index import PrefixIndex
 from sglang_cdsp.planner.types import HeldPrefix, Plan
 from sglang_cdsp.simulator.one_server import Role
 from sglang_cdsp.simulator.setup import Setup
+from sglang_cdsp.simulator.shared_slots import SharedSlots
 from sglang_cdsp.simulator.task import Task
 
 
@@ -76,6 +78,7 @@ class Prefixes:
             requests that some instance had. evicted_blocks: how many went. copied_tokens: whose KV
             was copied from one cache to another. hot_copies: copies of what was asked for often.
         free: KV slots promised to nobody, by instance: the pool's own, which sets it.
+        shared: slots of prefixes that several tasks hold; the pool's own, too.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -86,8 +89,10 @@ class Prefixes:
         self._decodes = setup.one_server is not None
         self._asked: dict[str, Task] = {}
         self._locked: dict[Task, tuple[int, Sequence[int]]] = {}
+        self._there: dict[Task, tuple[int, Sequence[int]]] = {}  # at a home outside its group
         self._coming: dict[Task, Sequence[int]] = {}
         self.free: Sequence[int] = [setup.slots] * n
+        self.shared = SharedSlots()
         self.reused_tokens = self.cached_tokens = self.evicted_blocks = 0
         self.copied_tokens = self.hot_copies = 0
         self._cost = setup.copy_cost()
@@ -118,9 +123,37 @@ class Prefixes:
                 most[home] = there
         ordered = sorted(most.items(), key=lambda entry: (-entry[1], entry[0]))
         return tuple(
-            HeldPrefix(i, count * self._block, need * self._page, stored.get(i, 0) * self._block)
+            HeldPrefix(
+                i,
+                count * self._block,
+                need * self._page - self._promised(i, blocks[:count]),
+                stored.get(i, 0) * self._block,
+            )
             for i, count in ordered
         )
+
+    def _promised(self, instance: int, blocks: Sequence[int]) -> int:
+        """Slots of a prefix at an instance that a plan in force was promised."""
+        there = self.shared.promised(instance, blocks[-1])
+        return len(blocks) * self._block if there else 0
+
+    def promised_already(self, task: Task, plan: Plan) -> int:
+        """Of the slots that a plan needs at its home, those that another one shares with it."""
+        return self._promised(plan.home, task.request.blocks[: plan.reused // self._block])
+
+    def cached(self, task: Task) -> list[int]:
+        """How many of a prompt's first tokens each instance has cached."""
+        blocks = task.request.blocks[: task.request.prompt_tokens // self._block]
+        tokens = [0] * len(self._caches)
+        for held in self._index.lookup(blocks):
+            for i in held.instances:
+                tokens[i] = held.pages * self._block
+        return tokens
+
+    def there(self, task: Task) -> int:
+        """How many of a prompt's first tokens its home has, which is outside of its group."""
+        _, blocks = self._there.get(task, (0, ()))
+        return len(blocks) * self._block
 
     # -- a request's way --------------------------------------------------------------------
 
@@ -139,6 +172,15 @@ class Prefixes:
         if plan.reused:
             # What is copied enters the cache when its slots are promised: others give way to it.
             self._use(now, task, plan.home, plan.reused - copied)
+        home = task.decode_instance if self._decodes else plan.home
+        assert home is not None
+        if plan.reused and home == plan.home:
+            last = task.request.blocks[plan.reused // self._block - 1]
+            self.shared.join(task, home, last, plan.reused)
+        if task.request.blocks and home not in plan.instances:
+            blocks = task.request.blocks[: self.cached(task)[home] // self._block]
+            self._caches[home].lock(blocks)
+            self._there[task] = home, blocks
         if task.request.blocks and (self._decodes or task.keeps):
             self._coming[task] = task.request.blocks[: task.request.prompt_tokens // self._block]
 
@@ -254,10 +296,11 @@ class Prefixes:
 
     def _leave(self, task: Task) -> None:
         """Unlock what a task uses."""
-        instance, blocks = self._locked.pop(task, (0, ()))
-        self._caches[instance].unlock(blocks)
-        if instance != self._home(task):
-            self.press(instance)
+        for locks in (self._locked, self._there):
+            instance, blocks = locks.pop(task, (0, ()))
+            self._caches[instance].unlock(blocks)
+            if instance != self._home(task):
+                self.press(instance)
 
     # -- accounts ---------------------------------------------------------------------------
 

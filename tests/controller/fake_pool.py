@@ -506,7 +506,7 @@ class FakePool:
         raise AssertionError("decode servers run requests, and keep them")
 
     def move_out(
-        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int, held: int
     ) -> None:
         """A running request is to leave its instance."""
         raise AssertionError("decode servers run requests, and keep them")

@@ -84,6 +84,7 @@ class Coming:
     Attributes:
         ahead: rows that come ahead.
         held: slots that it has here.
+        cached: of the rows that come ahead, those that are here already.
     """
 
     seq: int
@@ -91,6 +92,7 @@ class Coming:
     client: Client | None
     ahead: int
     held: int = 0
+    cached: int = 0
     ready: bool = False
     rows: int | None = None
     output: OutputState | None = None
@@ -233,6 +235,8 @@ class DecodingInstance(FakeInstance):
         seq, refuse = coming.seq, partial(self._refuse, coming)
         if not coming.ready:
             yield Move(f"{self.me} gets ready for {seq}", partial(self._ready, coming))
+            had = partial(self._ready, coming, min(coming.ahead, self.pool.page_size))
+            yield Move(f"{self.me} has a page cached of {seq}", had, fault=True)
             yield Move(f"{self.me} does not take {seq}", refuse, fault=True)
         elif coming.rows is not None:
             source = self.pool.instances[coming.source]
@@ -251,10 +255,10 @@ class DecodingInstance(FakeInstance):
         assert seq not in self.decoding
         self.coming[seq] = Coming(seq, source, client, ahead)
 
-    def _ready(self, coming: Coming) -> None:
-        coming.ready = True
+    def _ready(self, coming: Coming, cached: int = 0) -> None:
+        coming.ready, coming.cached = True, cached
         self._take_for(coming, coming.ahead)
-        self._say(0, MoveReady, seq=coming.seq)
+        self._say(0, MoveReady, seq=coming.seq, held=cached)
 
     def _refuse(self, coming: Coming) -> None:
         self._forget_coming(coming)
@@ -501,10 +505,12 @@ class OneServerPool(FakePool):
         return min(ahead, pages(request.tokens, self.page_size) * self.page_size)
 
     def move_out(
-        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int
+        self, request: PoolRequest, target: int, lane: int, serial: int, ahead: int, held: int
     ) -> None:
         """The source takes it out."""
         at = self._decoding_at(request.home)
+        assert held <= ahead
+        assert held == self._decoding_at(target).coming[request.seq].cached
         ahead = self._prompt_of(request, ahead)
         at.order(partial(at.on_move_out, request.seq, target, ahead))
 

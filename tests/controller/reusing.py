@@ -45,6 +45,11 @@ class DrawnPrefixes(PoolPrefixes):
         need = tokens_to_reuse(request, self._page)
         return tuple(HeldPrefix(seat, tokens, need) for seat, tokens in drawn)
 
+    def cached_of(self, request: PoolRequest) -> dict[int, int]:
+        """Drawn, too."""
+        seats = self._random.sample(range(self._size), self._random.randint(0, 2))
+        return {seat: self._random.randint(1, request.tokens) for seat in seats}
+
     def leaves(self, request: PoolRequest) -> None:
         """A request waits no longer."""
         known = self._drawn.get(request.rid)

@@ -197,7 +197,7 @@ def test_a_running_request_moves(wire: Wire) -> None:
     moving = bound((3, (1,)), (1, (1, 2)))
     output = OutputState(tokens=[7, 8], sent=1, logprobs=b"record")
     wire.effects.move_in(moving, 2, 3, 17, 4)
-    wire.effects.move_out(moving, 2, 3, 17, 4)
+    wire.effects.move_out(moving, 2, 3, 17, 4, 2)
     wire.effects.moved(moving, 2, 5, output, 4)
     wire.effects.move_end(5, 1, moved=True)
     asked, again, comes = wire.sent(2)
@@ -205,7 +205,7 @@ def test_a_running_request_moves(wire: Wire) -> None:
     assert isinstance(again, TokenizedGenerateReqInput)
     assert comes == MovedOrder(seq=5, rows=5, output=output, ahead=4)
     leaves, ended = wire.sent(1)
-    assert leaves == MoveOutOrder(seq=5, target=2, lane=3, serial=17, ahead=4)
+    assert leaves == MoveOutOrder(seq=5, target=2, lane=3, serial=17, ahead=4, held=2)
     assert ended == MoveEndOrder(seq=5, moved=True)
     assert wire.sent(0) == []
 

@@ -123,10 +123,11 @@ def test_what_is_computed_anew_counts_its_chunks_again_and_waits_but_once(
 
 def test_moves_count_when_the_next_instance_goes_on(scraped: Scraped) -> None:
     request = finished()
-    request.moves = [MoveTimes(1, 2, 105.0, 106.0, 106.5, 120)]
+    request.moves = [MoveTimes(1, 2, 105.0, 106.0, 106.5, 120, 70, 40)]
     scraped.metrics.moved(request)
     assert scraped("moved_requests_total") == 1
-    assert scraped("moved_tokens_total") == 120
+    assert scraped("moved_tokens_total") == 80
+    assert scraped("move_cached_tokens_total") == 40
     assert scraped("move_seconds_total") == pytest.approx(0.5)
 
 

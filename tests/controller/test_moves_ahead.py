@@ -112,6 +112,34 @@ def test_the_freest_decode_seat_is_asked() -> None:
     assert empty(pool)
 
 
+def test_what_a_decode_seat_has_cached_of_it_counts_as_free() -> None:
+    pool = pool_of("2p2d")
+    cached: dict[int, int] = {3: 60}
+    pool.lifecycle._moves._cached = lambda request: cached
+    first = in_last_chunk(pool)
+    assert asked(pool, first).target == 3
+    second = pool.submit(100, plan=[(100, [1])])
+    pool.until(lambda: move_of(pool, second) is not None)
+    move = move_of(pool, second)
+    assert move is not None
+    assert move.target == 2, "an instance where nobody decodes is freer all the same"
+    pool.settle()
+    assert empty(pool)
+
+
+def test_what_the_target_has_cached_is_told_to_the_source_and_kept() -> None:
+    pool = pool_of("2p1d", page_size=16)
+    request = in_last_chunk(pool)
+    pool.turn()
+    do(pool, "2 takes an order")
+    do(pool, f"2 has a page cached of {request.seq}")
+    do(pool, "the controller hears 2.0")
+    assert_finished(pool, request)
+    (way,) = request.moves
+    assert (way.ahead, way.cached) == (80, 16)
+    assert way.to_dict(0.0)["cached"] == 16
+
+
 def test_it_goes_on_at_the_target_when_all_are_done_with_its_plan() -> None:
     pool = pool_of("2p1d")
     request = in_last_chunk(pool)

@@ -11,10 +11,12 @@ import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_cdsp.engine.joining import Joining
+from sglang_cdsp.engine.joining import Joining, give_row, release
 from sglang_cdsp.engine.moving import Moving
+from sglang_cdsp.engine.prefixes import match_in
 from sglang_cdsp.engine.stock_requests import StockTracker
 from sglang_cdsp.engine.tasks import ChunkTask, StockRequest
+from sglang_cdsp.parallel.moves import MOVE_TAG
 from sglang_cdsp.protocol.messages import (
     MovedIn,
     MovedOrder,
@@ -27,10 +29,19 @@ from sglang_cdsp.protocol.messages import (
     Report,
 )
 from tests.engine.fake_stock import FakeReporter
-from tests.engine.one_thread import LAYERS, Instance, pool_of
+from tests.engine.one_thread import DIM, KV_HEADS, LAYERS, Instance, pool_of
 from tests.engine.stock_pools import VOCAB, Scheduler
+from tests.engine.wire import Wire
 
 PROMPT = list(range(30))
+SERIAL = 7
+ROW = LAYERS * 2 * KV_HEADS * DIM * 4
+"""Bytes of one token's K and V at all layers, in float32."""
+
+
+def sent(wire: Wire) -> int:
+    """Bytes of KV that went for the move's sake."""
+    return wire.of(SERIAL, MOVE_TAG)
 
 
 class Grammar:
@@ -65,10 +76,11 @@ def request(**params: Any) -> Req:
 class End:
     """One instance as far as moves concern it."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, core: str | None = None) -> None:
+        """``core``: of SGLang's unified tree, None for its plain tree."""
         self.instance = instance
         runner = SimpleNamespace(device="cpu", token_to_kv_pool=instance.pool)
-        self.scheduler = cast(Any, Scheduler())
+        self.scheduler = cast(Any, Scheduler(core=core))
         self.scheduler.tp_worker = SimpleNamespace(model_runner=runner)
         self.reporter = cast(Any, FakeReporter())
         self.reporter.instance = instance.number
@@ -81,6 +93,7 @@ class End:
             coroutines=instance.coroutines,
             hub=instance.hub,
             layers=tuple(range(LAYERS)),
+            match=match_in(self.scheduler.tree_cache),
         )
         self.tracker = StockTracker(
             self.scheduler,
@@ -130,6 +143,18 @@ class End:
             LAYERS, 2, req.kv.kv_committed_len, *self.instance.pool.kv.shape[3:]
         )
 
+    def caches(self, req: Req, tokens: int) -> None:
+        """A request has ended here that had so many of another one's tokens; its KV is drawn."""
+        one = request()
+        one.origin_input_ids = req.origin_input_ids[:tokens]
+        one.extra_key, one.cache_salt = req.extra_key, req.cache_salt
+        slots = self.scheduler.token_to_kv_pool_allocator.alloc(tokens)
+        assert slots is not None
+        self.instance.pool.kv[:, :, slots] = torch.randn(LAYERS, 2, tokens, KV_HEADS, DIM)
+        give_row(self.scheduler, one, slots, None)
+        one.finished_reason = Mock()
+        release(one, self.scheduler.tree_cache)
+
     def rows(self, req: Req) -> torch.Tensor:
         table = self.scheduler.req_to_token_pool.req_to_token
         return table[req.kv.req_pool_idx, : req.kv.kv_committed_len].to(torch.int64)
@@ -147,20 +172,22 @@ def ends_meet(source: End, target: End, *, moved: bool) -> None:
     until(MoveEnded, source, target)
 
 
-def two_ends(seed: int = 1) -> tuple[End, End]:
-    source, target, *_ = (End(instance) for instance in pool_of(1, seed))
+def two_ends(seed: int = 1, core: str | None = None) -> tuple[End, End]:
+    source, target, *_ = (End(instance, core) for instance in pool_of(1, seed))
     return source, target
 
 
-def ask(source: End, target: End, req: Req, ahead: int = 0) -> None:
-    """The controller asks the target, and then the source."""
+def ask(source: End, target: End, req: Req, ahead: int = 0, held: int = 0) -> None:
+    """The controller asks the target, which has ``held`` rows cached, and then the source."""
     at, to = source.instance.number, target.instance.number
-    order = MoveInOrder(rid="r", seq=5, source=at, lane=1, serial=7, ahead=ahead)
+    order = MoveInOrder(rid="r", seq=5, source=at, lane=1, serial=SERIAL, ahead=ahead)
     target.moving.on_move_in(order)
     assert target.moving.adopt(req)
     target.turn()
-    assert target.said(MoveReady) == {"seq": 5}
-    source.moving.on_move_out(MoveOutOrder(seq=5, target=to, lane=1, serial=7, ahead=ahead))
+    assert target.said(MoveReady) == {"seq": 5, "held": held}
+    source.moving.on_move_out(
+        MoveOutOrder(seq=5, target=to, lane=1, serial=SERIAL, ahead=ahead, held=held)
+    )
     source.turn()
 
 

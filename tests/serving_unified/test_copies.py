@@ -66,6 +66,28 @@ def test_a_turn_starts_from_what_a_seat_has_that_only_decodes(
     assert after["failed"] == before["failed"]
 
 
+def test_what_was_copied_from_the_only_decode_seat_does_not_go_back(
+    client: OneServerClient, checkpoint: Path, plan_log: Path
+) -> None:
+    """A conversation: each turn is computed elsewhere, and decodes where its past is cached."""
+    last = POOL_SIZE - 1
+    prompt = text_tokens(checkpoint, 2611, 165)
+    client.pool(prompt, [(2611, [last])], **LIMIT)
+    assert client.post("/cdsp/update", {"roles": f"{last}p1d"}).status_code == 200
+    for turn in range(3):
+        past = len(prompt) - 1  # an answer's last token has no KV
+        prompt = [*prompt, *text_tokens(checkpoint, 71, 166 + turn)]
+        ours, cached = ask(client, prompt)
+        difference(client.stock(prompt, **LIMIT), ours, TOLERANCE)
+        assert cached >= 2610
+        line = told(plan_log, len(prompt))
+        (move,) = line["moves"]
+        assert move["to"] == last
+        assert move["cached"] >= past
+        assert move["cached"] + move["ahead"] >= len(prompt)
+        prompt = [*prompt, *ours.tokens]
+
+
 def test_a_document_that_is_asked_ten_times_gets_a_second_copy(
     client: OneServerClient, checkpoint: Path
 ) -> None:

@@ -125,18 +125,23 @@ def test_a_prompt_goes_to_its_decode_seat_while_its_last_chunk_runs(
     """Its last chunk runs at two instances that are not to decode."""
     last = POOL_SIZE - 1
     assert client.post("/cdsp/update", {"roles": f"{last}p1d"}).status_code == 200
-    prompt = text_tokens(checkpoint, 6000, 12)
+    prompts = [text_tokens(checkpoint, 6000, 12 + number) for number, _ in enumerate(AHEAD)]
+    again = (*zip(prompts, AHEAD, strict=True), (prompts[0], AHEAD[1]))
     try:
-        for number, plan in enumerate(AHEAD):
+        for number, (prompt, plan) in enumerate(again):
             more = params({}) | {"rid": f"ahead-{number}"}
             ours = client.pool(prompt, plan, **more)
             difference(client.stock(prompt, **params({})), ours, TOLERANCE)
             record = logged(plan_log, f"ahead-{number}")
             (move,) = record["moves"]
             assert (move["from"], move["to"]) == (plan[0][1][0], last)
-            assert move["ahead"] == len(prompt)
+            assert move["ahead"] + move["cached"] == len(prompt)
+            if number < len(AHEAD):
+                assert move["cached"] < 100, "the prompts begin alike at most"
+            else:
+                assert move["cached"] == len(prompt), "that seat has it"
             assert move["asked_s"] < record["ttft_s"]["measured"], "while the chunk runs"
-            print(f"\ndecoded at home: {move['tokens'] - move['ahead']} tokens")
+            print(f"\ndecoded at home: {move['tokens'] - len(prompt)} tokens")
     finally:
         client.post("/cdsp/update", {"roles": f"{POOL_SIZE}b"})
 

@@ -83,6 +83,17 @@ def test_what_the_decode_seat_has_is_copied_to_where_chunks_run() -> None:
     assert without.records[1].reused == without.copied_tokens == 0
 
 
+def test_a_turn_decodes_where_its_past_is_cached() -> None:
+    other = Request("0", 0.0, 5000, 5000, tuple(range(1000, 1100)))
+    first = Request("1", 20.0, 5000, 500, tuple(range(55)))
+    second = Request("2", 200.0, 6000, 10, tuple(range(60)))
+    setup = replace(split(1e4), one_server=OneServer(parse_roles("2p2d", 4)))
+    result = simulate(setup, (other, first, second))
+    # Both seats are free when the second turn comes, and one of them has its past.
+    assert [record.decode_instance for record in result.records] == [2, 3, 3]
+    assert result.moved_tokens == 5000 + 5000 + (6000 - 5500)
+
+
 def test_a_copy_that_takes_longer_than_computing_is_none() -> None:
     first = Request("1", 0.0, 5000, 500, tuple(range(55)))
     second = Request("2", 100.0, 6000, 10, tuple(range(60)))
@@ -335,6 +346,37 @@ def test_a_recorded_run_with_reuse_is_replayed_with_its_history() -> None:
     found = replay(recorded, replace(setup, prefix_cache=False), plans=True)
     assert list(found.simulated) == pytest.approx(list(found.real), rel=1e-6)
     assert chunk_errors(recorded, setup.model) == pytest.approx(0.0, abs=1e-9)
+
+
+def asked_at_once(*answers: int) -> list[Request]:
+    """A document that was asked about long ago, and questions about it of one moment."""
+    document = tuple(range(120))
+    first = Request("first", 0.0, 12_050, 1, document)
+    return [
+        first,
+        *(Request(str(n), 100.0 + n / 1000, 12_050, a, document) for n, a in enumerate(answers)),
+    ]
+
+
+@pytest.mark.parametrize("answers", [(200,) * 4, (10, 200, 100, 200), (300, 20, 20, 20)])
+def test_plans_that_start_from_one_prefix_are_promised_its_slots_once(
+    answers: tuple[int, ...],
+) -> None:
+    """As in the server: an instance that could hold the document once serves all questions."""
+    setup = server(instances=1, sp_sizes=(1,), kv_tokens=20_000)
+    result = simulate(setup, asked_at_once(*answers))
+    records = result.records[1:]
+    assert [record.reused for record in records] == [12_000] * 4
+    last_bound = max(record.bound_s or 0.0 for record in records)
+    assert last_bound < min(record.end_s or 0.0 for record in records)
+    assert result.peak_slots == (12_000 + sum(50 + answer for answer in answers),)
+
+
+def test_before_decode_they_are_promised_them_once_too() -> None:
+    setup = before_decode(instances=1, sp_sizes=(1,), kv_tokens=20_000)
+    result = simulate(setup, asked_at_once(1, 1, 1, 1))
+    assert [record.reused for record in result.records[1:]] == [12_000] * 4
+    assert result.peak_slots == (12_000 + 4 * 50,)
 
 
 @pytest.mark.parametrize("policy", ["cdsp", "cdsp-late"])

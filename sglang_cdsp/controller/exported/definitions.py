@@ -183,6 +183,10 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         _counter("moved_requests_total", "Times that a running request went to another instance."),
         _counter("moved_tokens_total", "Tokens whose KV went along."),
         _counter(
+            "move_cached_tokens_total",
+            "Tokens whose KV did not go along, as the other instance had it cached.",
+        ),
+        _counter(
             "move_seconds_total",
             "Seconds in which requests were on their way, out of one batch and not in the next.",
         ),

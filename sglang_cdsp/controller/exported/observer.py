@@ -25,6 +25,7 @@ PLAIN_COUNTERS = (
     "resumed_requests_total",
     "moved_requests_total",
     "moved_tokens_total",
+    "move_cached_tokens_total",
     "move_seconds_total",
     "reused_tokens_total",
     "unused_cached_tokens_total",
@@ -113,7 +114,8 @@ class ExportedMetrics(Observer):
         """Another instance goes on with a request, by the last of its ``moves``."""
         move = request.moves[-1]
         self._to.count("moved_requests_total")
-        self._to.count("moved_tokens_total", move.rows)
+        self._to.count("moved_tokens_total", move.rows - move.cached)
+        self._to.count("move_cached_tokens_total", move.cached)
         self._to.count("move_seconds_total", move.arrived_s - move.left_s)
 
     def copied(self, copy: Copy) -> None:

@@ -170,6 +170,15 @@ class PoolPrefixes:
         ]
         return stored, coming
 
+    def cached_of(self, request: PoolRequest) -> dict[int, int]:
+        """How many of a request's first tokens instances have in their caches now.
+
+        Empty for one of which nobody had any when it was planned.
+        """
+        pages = self.pages_of(request)
+        found = self._index.lookup(pages) if pages is not None else ()
+        return {i: held.pages * self._page for held in found for i in held.instances}
+
     @property
     def cached_tokens(self) -> list[int]:
         """Tokens in each instance's cache."""

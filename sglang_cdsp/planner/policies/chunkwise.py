@@ -17,7 +17,8 @@ from sglang_cdsp.planner.latency import Coefficients, LatencyModel
 from sglang_cdsp.planner.paper import Report, ignore, plan_paper, plan_single_chunk
 from sglang_cdsp.planner.policies.first_come import FirstComePolicy, Search
 from sglang_cdsp.planner.policies.options import PolicyOptions
-from sglang_cdsp.planner.prefixes.starts import Start, best_start, starts
+from sglang_cdsp.planner.prefixes.bounds import least_cost
+from sglang_cdsp.planner.prefixes.starts import Least, Start, best_start, starts
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_cdsp
 from sglang_cdsp.planner.search import price as search_price
@@ -77,8 +78,8 @@ class Chunkwise(FirstComePolicy):
         held = self.held(prompt)
         if not held:
             return (Start(None, prompt, 0.0),)
-        copies = self.options.current_copy_cost()
-        return starts(held, prompt, pool, self._least_of_start, self._asked(price), copies)
+        copies, asked = self.options.current_copy_cost(), self._asked(price)
+        return starts(held, prompt, pool, self._least_cost(asked), asked, copies)
 
     def held(self, prompt: PromptView) -> tuple[HeldPrefix, ...]:
         """Who has what of a prompt cached, as far as this policy's plans may use it."""
@@ -97,12 +98,16 @@ class Chunkwise(FirstComePolicy):
 
         `alone`: one instance may compute it whatever the candidate sizes: it has the history.
         """
+        rows = self._current_rows(alone=alone)
+        times = [(row.predict(history, tokens), size) for size, row in rows]
+        return min(times)[0], min([seconds * size for seconds, size in times])
+
+    def _current_rows(self, *, alone: bool = False) -> Rows:
+        """Equation 1 of the candidate sizes; ``alone``: of a single instance, too."""
         sizes = self.options.current_sizes()
         if alone and sizes[0] != 1:
             sizes = (1, *sizes)
-        rows = self._rows_of(self.options.current_model(), sizes)
-        times = [(row.predict(history, tokens), size) for size, row in rows]
-        return min(times)[0], min([seconds * size for seconds, size in times])
+        return self._rows_of(self.options.current_model(), sizes)
 
     def _rows_of(self, model: LatencyModel, sizes: tuple[int, ...]) -> Rows:
         """The coefficients by SP size, which prompt after prompt is priced with."""
@@ -112,8 +117,10 @@ class Chunkwise(FirstComePolicy):
             self._rows = model, sizes, rows
         return rows
 
-    def _least_of_start(self, tokens: int, history: int) -> tuple[float, float]:
-        return self._least(tokens, history, alone=history > 0)
+    def _least_cost(self, asked: float) -> Least:
+        """What plans cost at least at a price for an instance-second."""
+        bound = least_cost(self._current_rows(alone=True), asked)
+        return lambda tokens, history, free_s: bound.of(tokens, history)
 
     def _searched(
         self,

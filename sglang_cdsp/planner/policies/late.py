@@ -55,7 +55,7 @@ from sglang_cdsp.planner.passing import Passing, ways_to_pass
 from sglang_cdsp.planner.policies.chunkwise import Chunkwise, worth_it
 from sglang_cdsp.planner.policies.first_come import Search
 from sglang_cdsp.planner.policies.options import PolicyOptions
-from sglang_cdsp.planner.prefixes.starts import Start
+from sglang_cdsp.planner.prefixes.starts import Least, Start
 from sglang_cdsp.planner.problem import Candidate, Problem
 from sglang_cdsp.planner.search import plan_priced
 from sglang_cdsp.planner.types import Passable, Plan, PlannedChunk, PoolView, PromptView
@@ -268,9 +268,21 @@ class CdspLate(Chunkwise):
         need = self._need(problem.tokens, problem.history_tokens)
         return plan_priced(problem, self._price(need.seconds, 0.0), report=report)
 
+    def _least_cost(self, asked: float) -> Least:
+        bound = super()._least_cost(asked)
+        # The holder alone computes what waits for it.
+        _, row = self._current_rows(alone=True)[0]
+
+        def least(tokens: int, history: int, free_s: float) -> float:
+            if history and free_s > LEAD_S:
+                return (1.0 + asked) * row.predict(history, tokens)
+            return bound(tokens, history, free_s)
+
+        return least
+
     def _from_start(self, start: Start, pool: PoolView, price: float | None) -> Plan | None:
         # Its holder is kept for it, and others must not stand idle until that is free.
-        waits = any(pool.queue_s[i] > LEAD_S for i in start.prompt.history_instances)
+        waits = start.prefix is not None and pool.queue_s[start.prefix.instance] > LEAD_S
         return self._searched(start.prompt, start.view(pool), price, (1,) if waits else None)
 
     def _search_for(self, prompt: PromptView) -> Search:

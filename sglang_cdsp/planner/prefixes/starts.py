@@ -7,9 +7,10 @@ have to wait for that one instance. The starts are compared at the price that th
 an instance-second, as its plans are; a plan beside requests that decode pays what these lose, too.
 
 A search costs far more than all else here, so starts are tried in the order of what they cost at
-least, and those that cannot win are not searched for. What is cached in part of a longer prefix is
-no start of its own: where one instance has all of it, reusing less computes more and saves nothing.
-A prefix that would have to be copied first (`copies.py`) is one more start, from its target on.
+least (`bounds.py`), and those that cannot win are not searched for. What is cached in part of a
+longer prefix is no start of its own: where one instance has all of it, reusing less computes more
+and saves nothing. A prefix that would have to be copied first (`copies.py`) is one more start, from
+its target on.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from sglang_cdsp.planner.types import HeldPrefix, Plan, PoolView, PrefixCopy, Pr
 MOST_SEARCHES = 3
 """So many starts are planned at most, none among them."""
 
-Least = Callable[[int, int], tuple[float, float]]
-"""`(tokens, history)`: seconds and instance-seconds that a prompt takes at least, when alone."""
+Least = Callable[[int, int, float], float]
+"""`(tokens, history, free_s)`: what plans for so many tokens cost at least from when the holder of
+their history is free, which is in `free_s` seconds; 0.0 where they have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +105,19 @@ def starts(
         copies: what it takes to copy a prefix; None where none is.
     """
     held = tuple(held)
-    seconds, work = least(prompt.tokens, 0)
-    soonest = min(pool.queue_s)
-    found = [Start(None, prompt, soonest + seconds + asked * work)]
+    found = [Start(None, prompt, min(pool.queue_s) + least(prompt.tokens, 0, 0.0))]
     ways: list[tuple[HeldPrefix, PrefixCopy | None]] = [
         (prefix, None) for prefix in usable(held, prompt, pool)
     ]
     if copies is not None and (copied := copy_to_start_from(held, prompt, pool, copies)):
         ways.append(copied)
     for prefix, copy in ways:
-        seconds, work = least(prompt.tokens - prefix.tokens, prefix.tokens)
         free_s = pool.queue_s[prefix.instance]
         at_s = free_s if copy is None else max(free_s, copy.seconds)
         # An instance that waits for a copy stands still for it.
-        cost = at_s + seconds + asked * (work + at_s - free_s)
-        found.append(Start(prefix, prompt, cost, copy))
+        waits = at_s + asked * (at_s - free_s)
+        rest = least(prompt.tokens - prefix.tokens, prefix.tokens, free_s)
+        found.append(Start(prefix, prompt, waits + rest, copy))
     return sorted(found, key=lambda start: start.least)
 
 

@@ -137,6 +137,23 @@ def test_a_request_that_ends_without_a_plan_is_forgotten() -> None:
     assert prefixes.held("r") == ()
 
 
+def test_what_a_planned_request_has_cached_is_looked_up_as_it_is_now() -> None:
+    prefixes = pool()
+    prefixes.changed(0, [stored(IDS)])
+    prefixes.changed(1, [stored(IDS[:8])])
+    one, other = request(IDS, **NO_LOGPROBS), request([1, *IDS], **NO_LOGPROBS)
+    for asked, cached in ((one, 36), (other, 0)):
+        asked.rid = str(cached)
+        prefixes.waits(asked)
+        asked.plan = Plan((PlannedChunk(len(IDS), (2,), 0, 1),), 1, "p", cached=cached)
+        prefixes.leaves(asked)
+    assert prefixes.cached_of(one) == {0: 36, 1: 8}
+    prefixes.changed(0, [removed(IDS, 5)])
+    prefixes.gone(1)
+    assert prefixes.cached_of(one) == {0: 20}
+    assert prefixes.cached_of(other) == {}
+
+
 def leading(prefixes: PoolPrefixes, ids: list[int], home: int, **more: Any) -> PoolRequest:
     """A request that chunk tasks compute."""
     leader = request(ids, **NO_LOGPROBS, **more)

@@ -10,6 +10,7 @@ from hypothesis import given
 
 from sglang_cdsp.planner import PolicyOptions, PoolView, PromptView, make_policy
 from sglang_cdsp.planner.policies.chunkwise import Cdsp, Chunkwise
+from sglang_cdsp.planner.policies.late import CdspLate
 from sglang_cdsp.planner.prefixes.starts import MOST_SEARCHES, best_start, cost, starts, usable
 from sglang_cdsp.planner.types import HeldPrefix, Plan, Running
 from sglang_cdsp.planner.views import after_plan
@@ -100,24 +101,30 @@ def test_beside_decode_a_holder_costs_what_its_requests_lose() -> None:
     assert alone.reused == 1024
 
 
-@given(cases(history=False), st.data())
+@pytest.mark.parametrize("policy_type", [Cdsp, CdspLate])
+@given(case=cases(history=False), data=st.data())
 @quick
-def test_the_chosen_start_is_the_cheapest_of_all(case: Case, data: st.DataObject) -> None:
+def test_the_chosen_start_is_the_cheapest_of_all(
+    policy_type: type[Chunkwise], case: Case, data: st.DataObject
+) -> None:
     n, page = case.pool.size, case.options.page_size
     pages = data.draw(st.lists(st.integers(0, 2000), min_size=n, max_size=n))
     instances = data.draw(st.lists(st.integers(0, n - 1), max_size=MOST_SEARCHES - 1, unique=True))
     held = [HeldPrefix(i, pages[i] * page, data.draw(st.integers(0, 90_000))) for i in instances]
-    policy = Cdsp(case.options)
-    asked = policy._asked(None)
-    ways = starts(held, case.prompt, case.pool, policy._least_of_start, asked)
-    chosen = best_start(ways, case.pool, lambda s: policy._from_start(s, case.pool, None), asked)
-    found = [policy._searched(way.prompt, case.pool, None) for way in ways]
+    policy = policy_type(case.options)
+    late = isinstance(policy, CdspLate)
+    price = data.draw(st.floats(0.0, 10.0)) if late else None
+    asked = policy._asked(price)
+    ways = starts(held, case.prompt, case.pool, policy._least_cost(asked), asked)
+    chosen = best_start(ways, case.pool, lambda s: policy._from_start(s, case.pool, price), asked)
+    found = [policy._from_start(way, case.pool, price) for way in ways]
     costs = [cost(plan, case.pool, asked) for plan in found if plan is not None]
+    for way, plan in zip(ways, found, strict=True):
+        assert plan is None or way.least <= cost(plan, case.pool, asked) * (1 + 1e-9) + 1e-12
     if not costs:
         assert chosen is None
         return
     assert chosen is not None
-    # What is given up unsearched is reckoned by the work of one chunk.
     assert cost(chosen, case.pool, asked) <= min(costs) * (1 + 1e-9)
     assert chosen.reused + chosen.tokens == case.prompt.tokens
     if chosen.reused:
