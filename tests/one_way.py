@@ -25,7 +25,7 @@ DRAWN = "drawn"
 SHARED = "tests.serving.shared."
 """Modules whose tests two folders import: one for each form of the server."""
 
-APART = 2
+APART = 1
 """How many of the folders apart are drawn."""
 
 NOT_APART = {"serving", "serving_unified"}
