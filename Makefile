@@ -89,8 +89,8 @@ check: lint
 	$(RUN) -m pytest $(ON_WORKERS) -m "not serving and not slow and not gpu"
 
 # Tests that need a GPU are skipped where there is none. On servers each question is asked once, of one
-# way through the pool and one form of the server, and a part of the folders with servers of their own
-# is run, drawn anew by a seed that is printed: make test WAYS= runs everything, twice as long.
+# way through the pool and one form of the server, and one of the folders with servers of their own is
+# run, drawn anew by a seed that is printed: make test WAYS= runs everything, over an hour longer.
 WAYS ?= --one-way=drawn
 test: lint
 	$(RUN) -m pytest $(ON_WORKERS) $(SLOWEST) -m "not serving"
