@@ -114,7 +114,7 @@ NEWEST_TESTS := tests/contract tests/controller tests/engine tests/transfer test
   tests/platforms --ignore tests/platforms/test_stock_servers.py
 NEWEST_SERVING := tests/serving/test_parity.py tests/serving/test_ends.py \
   tests/serving/test_features.py tests/serving/test_requests.py
-NEWEST_SERVED := not forced_plan_alone
+NEWEST_SERVED := not forced_plan_alone and not turn and not planned
 
 .PHONY: newest test-newest
 
@@ -133,7 +133,7 @@ $(NEWEST)/.installed: requirements/newest.txt $(INSTALLED) | $(NEWEST_RUN)
 
 test-newest: newest
 	$(NEWEST_RUN) -m pytest $(ON_WORKERS) $(SLOWEST) $(NEWEST_TESTS) -k "not AnyOrder"
-	$(NEWEST_RUN) -m pytest $(SLOWEST) $(NEWEST_SERVING) -k "$(NEWEST_SERVED)" $(WAYS)
+	$(NEWEST_RUN) -m pytest $(SLOWEST) $(NEWEST_SERVING) -k "$(NEWEST_SERVED)"
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
