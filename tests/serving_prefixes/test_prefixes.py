@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from tests.serving.client import difference, read, text_tokens
+from tests.serving.logged import told
 from tests.serving.plans import more_lengths
 from tests.serving_prefixes.client import LIMIT, OUTPUT, ReusingClient
 from tests.serving_prefixes.conftest import INSTANCE_TOKENS, POOL_SIZE
@@ -25,17 +26,6 @@ CAPACITY = [INSTANCE_TOKENS] * POOL_SIZE
 TALKS = 6 + len(more_lengths())
 NEW = 61
 """So little is new in a turn that no latency model would have all of it computed again."""
-
-
-def told(plan_log: Path, tokens: int) -> dict[str, Any]:
-    """The last line of the plan log about a prompt of so many tokens; it may take a moment."""
-    for _ in range(100):
-        lines = [json.loads(line) for line in plan_log.read_text(encoding="utf-8").splitlines()]
-        found = [line for line in lines if line.get("prompt_tokens") == tokens]
-        if found:
-            return dict(found[-1])
-        time.sleep(0.1)
-    raise AssertionError(f"no prompt of {tokens} tokens was logged")
 
 
 def test_turns_start_where_the_one_before_is_kept(

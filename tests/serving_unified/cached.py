@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -28,17 +25,6 @@ def ask(client: OneServerClient, prompt: list[int], **fields: Any) -> tuple[Answ
     """The pool's answer, by a plan of its own, and how many tokens were cached."""
     response = client.generate(client.servers.urls["pool"], prompt, **{**LIMIT, **fields})
     return read(response), int(response.json()["meta_info"]["cached_tokens"])
-
-
-def told(plan_log: Path, tokens: int) -> dict[str, Any]:
-    """The last line of the plan log about a prompt of so many tokens; it may take a moment."""
-    for _ in range(100):
-        lines = [json.loads(line) for line in plan_log.read_text(encoding="utf-8").splitlines()]
-        found = [line for line in lines if line.get("prompt_tokens") == tokens]
-        if found:
-            return dict(found[-1])
-        time.sleep(0.1)
-    raise AssertionError(f"no prompt of {tokens} tokens was logged")
 
 
 def flush(client: OneServerClient) -> None:

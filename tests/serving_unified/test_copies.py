@@ -12,6 +12,7 @@ import pytest
 
 from tests.serving.client import difference, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
+from tests.serving.logged import told
 from tests.serving.reference import TOLERANCE
 from tests.serving_unified.cached import (
     LIMIT,
@@ -19,7 +20,6 @@ from tests.serving_unified.cached import (
     ask,
     flush,
     prefixes,
-    told,
 )
 from tests.serving_unified.client import OneServerClient
 

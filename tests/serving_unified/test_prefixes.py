@@ -20,8 +20,9 @@ from sglang_cdsp.testing.caches import await_agreement
 from sglang_cdsp.testing.kv_events import EventPorts, Replay
 from tests.serving.client import Answer, difference, read, text_tokens
 from tests.serving.conftest import INSTANCE_TOKENS, POOL_SIZE
+from tests.serving.logged import told
 from tests.serving.plans import more_lengths
-from tests.serving_unified.cached import LIMIT, OUTPUT, ask, flush, prefixes, told
+from tests.serving_unified.cached import LIMIT, OUTPUT, ask, flush, prefixes
 from tests.serving_unified.client import OneServerClient
 
 SIZES = Sizes(output=OUTPUT)
