@@ -51,6 +51,9 @@ FIELDS: Mapping[str, Any] = {
     "norm_expert_weight": True,
     "swiglu_limits": [0.0] * LAYERS,
     "swiglu_limits_shared": [0.0] * LAYERS,
+    # SGLang 0.5.23 reads configurations by transformers first, whose 5.19 has a class for this one
+    # and without this refuses to say what differs among its layers.
+    "allow_global_per_layer_attribute_access": True,
 }
 """Of its configuration, beside those that all checkpoints here have; None for none of these."""
 

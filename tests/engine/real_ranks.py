@@ -117,10 +117,14 @@ def through_a_pool(
     return torch.stack([found[position] for position in range(TOKENS)])
 
 
+def written(folder: Path, family: str, rank: int) -> Path:
+    """A rank's own copy of a checkpoint."""
+    return write_family_checkpoint(folder / f"{family}-{rank}", family)
+
+
 def gap_of(folder: Path, family: str, ranks: Ranks, seed: int = 0) -> float:
     """The largest gap of a family to transformers, or where it has none to one instance alone."""
-    recipe = RECIPES[family]
-    checkpoint = write_family_checkpoint(folder / f"{family}-{ranks.rank}", family)
+    recipe, checkpoint = RECIPES[family], written(folder, family, ranks.rank)
     tokens = torch.randint(8, 2048, (TOKENS,), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():  # SGLang loads in threads, which no inference mode reaches
         model = loaded(checkpoint, family)
@@ -131,6 +135,8 @@ def gap_of(folder: Path, family: str, ranks: Ranks, seed: int = 0) -> float:
 
 
 def main(folder: Path, rank: int, size: int, families: list[str]) -> None:
+    for family in families:  # transformers writes no configuration as a rank above 0
+        written(folder, family, rank)
     become_rank(folder, rank, size)
     initialize_moe_config()
     torch.set_num_threads(1)
