@@ -72,16 +72,12 @@ class RunningState:
         if not k.shape[0] or start >= stop:
             return
         flops = 2.0 * self.queries.shape[1] * (k.shape[2] + v.shape[2])
-        for first, last in self.pacing.tiles(stop - start, k.shape[0], flops, causal=causal):
-            if first:
+        pieces = self.pacing.pieces(stop - start, k.shape[0], flops, causal=causal)
+        for number, tile in enumerate(pieces):
+            if number:
                 self.pacing.boundary()
-            tile = slice(start + first, start + last)
-            if not causal:
-                self._see(k, v, tile, causal=False)
-                continue
-            if first:
-                self._see(k[:first], v[:first], tile, causal=False)
-            self._see(k[first:last], v[first:last], tile, causal=True)
+            seeing = slice(start + tile.rows.start, start + tile.rows.stop)
+            self._see(k[tile.keys], v[tile.keys], seeing, causal=tile.causal)
 
     def _see(self, k: torch.Tensor, v: torch.Tensor, rows: slice, *, causal: bool) -> None:
         out, lse = partial_attention(self.queries[rows], k, v, causal=causal, scale=self._scale)

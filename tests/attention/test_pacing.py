@@ -49,6 +49,37 @@ def test_tiles_cover_the_rows_and_keep_to_the_limit(
         assert last - first <= 16 or (last - first) * seen * flops <= limit * (1 + 1e-9)
 
 
+@settings(print_blob=True, deadline=None, max_examples=100)
+@given(
+    rows=st.integers(1, 300),
+    keys=st.integers(1, 300),
+    flops=st.floats(1, 1e6),
+    causal=st.booleans(),
+)
+def test_pieces_show_every_row_its_keys_once_and_keep_to_the_limit(
+    rows: int, keys: int, flops: float, causal: bool
+) -> None:
+    limit = 1e6
+    keys = rows if causal else keys
+    seen = torch.zeros(rows, keys, dtype=torch.int)
+    for tile in Pacing(None, limit).pieces(rows, keys, flops, causal=causal):
+        part = seen[tile.rows, tile.keys]
+        assert part.numel()
+        part += torch.ones_like(part).tril() if tile.causal else 1
+        several = tile.rows.stop - tile.rows.start
+        # Borders of the keys are whole numbers.
+        assert several <= 16 or (part.numel() - several) * flops <= limit * (1 + 1e-9)
+    everything = torch.ones_like(seen)
+    assert torch.equal(seen, everything.tril() if causal else everything)
+
+
+def test_many_keys_are_cut_before_rows_are_few() -> None:
+    """Red where tiles see all their keys: these would have 183 rows."""
+    tiles = list(Pacing(None, 1.5e6).pieces(8192, 8192, 1.0, causal=True))
+    assert min(tile.rows.stop - tile.rows.start for tile in tiles if tile.rows.stop < 8192) >= 1024
+    assert max(tile.keys.stop - tile.keys.start for tile in tiles) < 1500
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_tiles_change_nothing_but_rounding(causal: bool) -> None:
     draw = torch.Generator().manual_seed(5)
@@ -60,7 +91,7 @@ def test_tiles_change_nothing_but_rounding(causal: bool) -> None:
     out, lse = reference_attention(q, k, v, causal=causal, scale=0.5)
     torch.testing.assert_close(state.out.double(), out, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(state.lse.double(), lse, atol=1e-5, rtol=1e-5)
-    tiles = list(pacing.tiles(130, 130, 4.0 * HEADS * DIM, causal=causal))
+    tiles = list(pacing.pieces(130, 130, 4.0 * HEADS * DIM, causal=causal))
     assert len(tiles) > 2
     assert calls == [None] * (len(tiles) - 1)
 
