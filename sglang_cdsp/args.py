@@ -225,7 +225,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="Without --disaggregation-mode: share of an instance's time that goes to decode while "
         f"a chunk runs beside it, above 0 and at most 0.5 (default: {USUAL_SHARE} while as many "
-        "requests decode as prompts wait, less in proportion where more wait).",
+        "requests decode as prompts wait, less by the square of their ratio where more wait).",
     )
     group.add_argument(
         "--cdsp-tpot-target",

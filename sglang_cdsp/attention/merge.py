@@ -72,25 +72,34 @@ class RunningState:
         if not k.shape[0] or start >= stop:
             return
         flops = 2.0 * self.queries.shape[1] * (k.shape[2] + v.shape[2])
+        fresh = self._fresh
         pieces = self.pacing.pieces(stop - start, k.shape[0], flops, causal=causal)
         for number, tile in enumerate(pieces):
             if number:
                 self.pacing.boundary()
             seeing = slice(start + tile.rows.start, start + tile.rows.stop)
-            self._see(k[tile.keys], v[tile.keys], seeing, causal=tile.causal)
-
-    def _see(self, k: torch.Tensor, v: torch.Tensor, rows: slice, *, causal: bool) -> None:
-        out, lse = partial_attention(self.queries[rows], k, v, causal=causal, scale=self._scale)
-        self.merge(out, lse, rows=rows)
+            out, lse = partial_attention(
+                self.queries[seeing],
+                *(k[tile.keys], v[tile.keys]),
+                causal=tile.causal,
+                scale=self._scale,
+            )
+            # Of the first block a row's first tile starts at the first key.
+            self._put(out, lse, seeing, fresh=fresh and not tile.keys.start)
+        self._fresh = False
 
     def merge(self, out: torch.Tensor, lse: torch.Tensor, *, rows: slice = slice(None)) -> None:
         """Merge a state over keys that the queries in ``rows`` have not seen yet."""
-        if self._fresh and lse.shape == self.lse.shape:
-            self.out.copy_(out)
-            self.lse.copy_(lse)
+        self._put(out, lse, rows, fresh=self._fresh)
+        self._fresh = False
+
+    def _put(self, out: torch.Tensor, lse: torch.Tensor, rows: slice, *, fresh: bool) -> None:
+        """Take in a state; ``fresh``: its rows have seen nothing, and what they hold is nothing."""
+        if fresh:
+            self.out[rows].copy_(out)
+            self.lse[rows].copy_(lse)
         else:
             merge_into(self.out[rows], self.lse[rows], out, lse)
-        self._fresh = False
 
     def result(self, sinks: torch.Tensor | None = None) -> torch.Tensor:
         """Return the attention ``[Tq, Hq, Dv]`` in the dtype of the queries. Call it once.

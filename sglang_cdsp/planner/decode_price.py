@@ -7,7 +7,7 @@ while r outweighs w. A step takes almost as long for one request as for many, so
 requests get while many prompts wait are lost to throughput, too: the same tokens would come in
 fuller batches later.
 
-So the share is the usual one while at least as many run as wait, and less in proportion to r / w
+So the share is the usual one while at least as many run as wait, and less by the square of r / w
 where more wait. It does not go to zero: those that run hear from their instance once in a longest
 stretch, and so do those that begin to run while the chunk does.
 """
@@ -34,5 +34,5 @@ def priced_share(running: float, waiting: float, step_s: float = 0.0) -> float:
         where the usual one is.
     """
     least = max(LEAST_SHARE, step_s / (step_s + LONGEST_S))
-    price = max(running, 1.0) / max(waiting, 1.0)
+    price = (max(running, 1.0) / max(waiting, 1.0)) ** 2
     return min(max(least, USUAL_SHARE * price), USUAL_SHARE)

@@ -43,7 +43,7 @@ def test_it_does_not_fall_where_the_stretch_does_not_grow(running: float, step: 
         assert stretch_s(step, least) == pytest.approx(LONGEST_S)
 
 
-def test_in_between_it_is_in_proportion() -> None:
-    assert priced_share(3, 12, 0.001) == pytest.approx(USUAL_SHARE / 4)
-    assert priced_share(0, 4, 0.001) == pytest.approx(USUAL_SHARE / 4), "one may come meanwhile"
+def test_in_between_it_falls_by_the_square() -> None:
+    assert priced_share(6, 12, 0.001) == pytest.approx(USUAL_SHARE / 4)
+    assert priced_share(0, 2, 0.001) == pytest.approx(USUAL_SHARE / 4), "one may come meanwhile"
     assert priced_share(0, 0) == USUAL_SHARE
