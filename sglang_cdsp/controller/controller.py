@@ -7,14 +7,12 @@ spins.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Collection
 from typing import Any
 
 import zmq
-from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.environ import envs
 from sglang.srt.managers.data_parallel_controller import DataParallelController
 from sglang.srt.managers.io_struct import (
@@ -50,7 +48,7 @@ from sglang_cdsp.controller.decode.rooms import Rooms
 from sglang_cdsp.controller.decode.servers import DecodeServers
 from sglang_cdsp.controller.decode.wire import PeerMessage, RoomAbort, RoomPages, wire_format
 from sglang_cdsp.controller.decode_shares import DecodeShares
-from sglang_cdsp.controller.dispatcher import Dispatcher, logprob_spec
+from sglang_cdsp.controller.dispatcher import Dispatcher
 from sglang_cdsp.controller.exported.instruments import make_instruments
 from sglang_cdsp.controller.exported.levels import Levels
 from sglang_cdsp.controller.exported.observer import CountedReports, ExportedMetrics
@@ -58,17 +56,20 @@ from sglang_cdsp.controller.feed.feed import Facts, Feed
 from sglang_cdsp.controller.feed.reasons import reasons_of
 from sglang_cdsp.controller.feed.recent import Recent
 from sglang_cdsp.controller.health import PoolHealth
-from sglang_cdsp.controller.homes import output_tokens
+from sglang_cdsp.controller.intake import (
+    joins_a_room,
+    name_its_space,
+    pool_request,
+    turned_away,
+)
 from sglang_cdsp.controller.launch_watch import LaunchWatch
 from sglang_cdsp.controller.ledger import InstanceLedger
 from sglang_cdsp.controller.metrics import PoolMetrics
 from sglang_cdsp.controller.phases import Phase
 from sglang_cdsp.controller.plan_log import PlanLog
 from sglang_cdsp.controller.pool_seats import PoolSeats
-from sglang_cdsp.controller.prefixes.namespaces import salt_of
 from sglang_cdsp.controller.prefixes.publisher import PoolPublisher
 from sglang_cdsp.controller.reports import read_reports
-from sglang_cdsp.controller.request import PoolRequest
 from sglang_cdsp.controller.request_checks import grammar_order
 from sglang_cdsp.controller.request_log import RequestLog, start_line
 from sglang_cdsp.controller.seats.stock_ranks import StockRanks
@@ -83,6 +84,7 @@ from sglang_cdsp.controller.startup import (
     link_orders,
     queue_limits,
 )
+from sglang_cdsp.controller.status import LoadTold, PoolStatus
 from sglang_cdsp.controller.turns import KEY as ROLES
 from sglang_cdsp.controller.turns import RoleTurns
 from sglang_cdsp.form import Form, form_of, tells_caches
@@ -102,7 +104,6 @@ logger = logging.getLogger(__name__)
 
 POLL_MS = 100
 LOOPBACK = "127.0.0.1"
-TELL_LOAD_EVERY_S = 0.25
 
 SETTINGS_OF_TIMES = ("attention_backend", "prefill_attention_backend", "quantization")
 """Options of SGLang's by which the same forward takes another time."""
@@ -148,7 +149,7 @@ class PoolController(DataParallelController):
             self._zmq,
             args.admin,
             args.admin_key,
-            status=self._status,
+            status=lambda: self._status.snapshot(),
             update=self._update,
             timeline=lambda since: self._feed.answer(since),
         )
@@ -182,7 +183,6 @@ class PoolController(DataParallelController):
             self._recent,
         )
         self._limits = queue_limits()
-        self._told_load, self._told_load_s = (0, (0, 0)), 0.0
         self._rooms = Rooms(self._tp_size)
         with LaunchWatch(lambda: self.scheduler_procs, self._seats.refuse):
             hellos = self._meet()
@@ -353,6 +353,16 @@ class PoolController(DataParallelController):
             up=lambda: self._seats.up,
             decodes=self._form is Form.ONE_SERVER,
         )
+        self._status = PoolStatus(
+            planning=self._planning,
+            ledger=self._ledger,
+            lifecycle=self._lifecycle,
+            decode=self._decode,
+            metrics=self._metrics,
+            seats=self._seats,
+            decodes=self._form is Form.ONE_SERVER,
+        )
+        self._load_told = LoadTold(self._lifecycle, self._seats)
         self._feed = Feed(
             self._recent,
             requests=self._lifecycle,
@@ -389,27 +399,6 @@ class PoolController(DataParallelController):
 
     # -- status and updates ---------------------------------------------------------------
 
-    def _status(self) -> dict[str, Any]:
-        """What ``GET /cdsp/status`` answers."""
-        now_s = time.monotonic()
-        return {
-            **self._planning.snapshot(now_s),
-            "decode": self._decode.snapshot(),
-            "pool": self._ledger.snapshot(now_s),
-            "roles": str(self._ledger.roles),
-            "prefixes": self._prefixes_shown(),
-            "requests": len(self._lifecycle.requests),
-            "counters": self._metrics.snapshot(),
-            "seats": self._seats.snapshot(),
-        }
-
-    def _prefixes_shown(self) -> dict[str, Any] | None:
-        """What is known of caches, and the copies between them; None where nothing is reused."""
-        prefixes = self._planning.prefixes
-        if prefixes is None:
-            return None
-        return {**prefixes.snapshot(), "copies": self._lifecycle.copies.snapshot()}
-
     def _update(self, body: Any) -> None:
         """What ``POST /cdsp/update`` changes; ``ValueError`` leaves everything as it was."""
         roles = self._turns.read(body)
@@ -431,26 +420,9 @@ class PoolController(DataParallelController):
 
     def _tell_status(self) -> None:
         """Let ``/server_info``, which asks the schedulers, show the planner too."""
-        status = self._planning.snapshot(time.monotonic())
-        if self._form is Form.ONE_SERVER:
-            status["roles"] = str(self._ledger.roles)
-        order = messages.StatusOrder(status=json.dumps(status))
+        order = self._status.order()
         self._seats.told.status(order)
         self.send_control_message(order)
-
-    def _tell_load(self) -> None:
-        """Let one instance count what waits here into SGLang's own numbers, when it changed."""
-        load, now_s = self._lifecycle.waiting, time.monotonic()
-        seat = min(self._seats.up, default=0)
-        before = self._told_load
-        if (seat, load) == before or now_s < self._told_load_s + TELL_LOAD_EVERY_S:
-            return
-        self._told_load, self._told_load_s = (seat, load), now_s
-        order = messages.LoadOrder(requests=load[0], tokens=load[1])
-        self._seats.told.load(seat, order)
-        self._seats.send(seat, order)
-        if before[0] != seat:
-            self._seats.send(before[0], messages.LoadOrder(requests=0, tokens=0))
 
     # -- requests -------------------------------------------------------------------------
 
@@ -480,48 +452,29 @@ class PoolController(DataParallelController):
             return
         decodes = self._form is Form.ONE_SERVER
         if decodes or self._planning.prefixes is not None:
-            salt = salt_of(tokenized.extra_key, tokenized.cache_salt)
-            tokenized.extra_key, tokenized.cache_salt = None, salt
-        fake = decodes or tokenized.bootstrap_host == FAKE_BOOTSTRAP_HOST
+            name_its_space(tokenized)
         seat = tokenized.routed_dp_rank
-        if seat is not None and (fake or tokenized.bootstrap_room is None):
+        if seat is not None and (decodes or not joins_a_room(tokenized)):
             if seat in self._seats.up or not 0 <= seat < len(self.workers):
                 self.dispatching_with_trace(tokenized)
             else:
-                self._refuse_routed(tokenized, seat)
+                state = self._seats.table.state(seat).value
+                message = f"instance {seat} is {state}: send it again later"
+                sock_send(self._tokenizer, turned_away(tokenized, message))
             return
-        request = PoolRequest(
-            rid=str(tokenized.rid),
-            tokenized=tokenized,
-            tokens=len(tokenized.input_ids or ()),
+        request = pool_request(
+            tokenized,
             arrival_s=time.monotonic(),
-            room=None if fake else tokenized.bootstrap_room,
             urgency=self._limits.urgency(tokenized.priority),
             decodes=decodes,
-            joins_late=logprob_spec(tokenized) is not None,
+            ledger=self._ledger,
         )
-        if decodes:
-            request.longest_output = tokenized.sampling_params.max_new_tokens
-            request.output_tokens = output_tokens(
-                request.tokens,
-                request.longest_output,
-                self._ledger.page_size,
-                self._ledger.smallest_instance,
-            )
         custom = tokenized.sampling_params.custom_params or {}
         self._lifecycle.on_request(request, custom.get(PARAMETER))
         order = grammar_order(tokenized)
         if order is not None and request.phase is not Phase.ENDED and (up := self._seats.up):
             # Equal grammars to the same instance: its backend has compiled them already.
             self._seats.send(up[hash(order.text) % len(up)], order)
-
-    def _refuse_routed(self, tokenized: TokenizedGenerateReqInput, seat: int) -> None:
-        """Answer a request that wants an instance which does not take any now."""
-        message = f"instance {seat} is {self._seats.table.state(seat).value}: send it again later"
-        reason = {"type": "abort", "message": message, "status_code": 503}
-        worker = getattr(tokenized, "http_worker_ipc", None)
-        answer = AbortReq(rid=tokenized.rid, finished_reason=reason, http_worker_ipc=worker)
-        sock_send(self._tokenizer, answer)
 
     def _on_health_check(self, tokenized: TokenizedGenerateReqInput) -> None:
         """Answer for a pool that works on chunks; an idle one shows that it can generate."""
@@ -580,7 +533,7 @@ class PoolController(DataParallelController):
             self._turns.ask_policy()
             self._lifecycle.on_loop()
             self._publish_events()
-            self._tell_load()
+            self._load_told.tick(time.monotonic())
             self._levels.tick(time.monotonic(), self._observe())
             self._feed.tick(time.monotonic())
             self._admin.serve()
