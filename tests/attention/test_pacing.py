@@ -27,13 +27,19 @@ from tests.parallel.ring_cases import RingCase, in_threads, run_member, thread_l
 HEADS, DIM = 2, 8
 
 
-@settings(print_blob=True, deadline=None, max_examples=100)
-@given(
-    rows=st.integers(1, 300),
-    keys=st.integers(1, 300),
-    flops=st.floats(1, 1e6),
-    causal=st.booleans(),
-)
+def blocks(test: Callable[..., None]) -> Callable[..., None]:
+    """Any block, and any price of one row and one key."""
+    drawn = given(
+        rows=st.integers(1, 300),
+        keys=st.integers(1, 300),
+        flops=st.floats(1, 1e6),
+        causal=st.booleans(),
+    )(test)
+    found: Callable[..., None] = settings(print_blob=True, deadline=None, max_examples=100)(drawn)
+    return found
+
+
+@blocks
 def test_tiles_cover_the_rows_and_keep_to_the_limit(
     rows: int, keys: int, flops: float, causal: bool
 ) -> None:
@@ -49,13 +55,7 @@ def test_tiles_cover_the_rows_and_keep_to_the_limit(
         assert last - first <= 16 or (last - first) * seen * flops <= limit * (1 + 1e-9)
 
 
-@settings(print_blob=True, deadline=None, max_examples=100)
-@given(
-    rows=st.integers(1, 300),
-    keys=st.integers(1, 300),
-    flops=st.floats(1, 1e6),
-    causal=st.booleans(),
-)
+@blocks
 def test_pieces_show_every_row_its_keys_once_and_keep_to_the_limit(
     rows: int, keys: int, flops: float, causal: bool
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from sglang_cdsp.simulator.replay import chunk_errors, replay
 from sglang_cdsp.simulator.setup import DecodeModel, Setup
 from sglang_cdsp.simulator.sharing import Conversations, Documents, conversations, questions
 from sglang_cdsp.simulator.traces import TraceError, read_trace
-from sglang_cdsp.simulator.types import Request
+from sglang_cdsp.simulator.types import Record, Request
 from sglang_cdsp.simulator.workload import Lengths, merged
 from tests.simulator.small_worlds import world
 
@@ -163,6 +164,43 @@ def workloads(draw: st.DrawFn) -> list[Request]:
     return out
 
 
+class Watched(Prefixes):
+    """Compares index and caches whenever a prompt is kept."""
+
+    def ended(self, now, task) -> None:  # type: ignore[no-untyped-def]
+        super().ended(now, task)
+        assert self.differences() == []
+
+    def sent(self, now, task) -> None:  # type: ignore[no-untyped-def]
+        super().sent(now, task)
+        assert self.differences() == []
+
+
+def watched(setup: Setup, rows: list[Request]) -> Sequence[Record]:
+    """Simulate requests and look at what is left; what became of them."""
+    seen: list[Watched] = []
+
+    def made(setup: Setup) -> Watched:
+        seen.append(Watched(setup))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "Prefixes", made)
+        result = simulate(setup, rows)
+    (prefixes,) = seen
+    for i, cache in enumerate(prefixes._caches):
+        assert not cache._locks
+        assert cache.idle * BLOCK <= prefixes.free[i]
+    for record in result.records:
+        assert not record.error
+        computed = sum(chunk.tokens for chunk in record.chunks)
+        assert computed + record.reused == record.request.prompt_tokens
+        assert computed >= 1
+        if setup.policy == "cdsp-paper":
+            assert record.reused == 0
+    return result.records
+
+
 @given(
     workloads(),
     st.sampled_from(("cdsp", "cdsp-late", "cache-aware", "cdsp-paper")),
@@ -174,38 +212,14 @@ def workloads(draw: st.DrawFn) -> list[Request]:
 def test_any_sharing_ends_well_and_index_and_caches_agree(
     rows: list[Request], policy: str, kv_tokens: int, roles: str, budget: float
 ) -> None:
-    seen: list[Prefixes] = []
-
-    class Watched(Prefixes):
-        def __init__(self, setup: Setup) -> None:
-            super().__init__(setup)
-            seen.append(self)
-
-        def ended(self, now, task) -> None:  # type: ignore[no-untyped-def]
-            super().ended(now, task)
-            assert self.differences() == []
-
     setup = server(
         policy=policy,
         kv_tokens=kv_tokens,
         one_server=OneServer(parse_roles(roles, 4)),
         preempt_budget=budget,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "Prefixes", Watched)
-        result = simulate(setup, rows)
-    (prefixes,) = seen
-    for i, cache in enumerate(prefixes._caches):
-        assert not cache._locks
-        assert cache.idle * BLOCK <= prefixes.free[i]
-    for record in result.records:
-        assert not record.error
-        computed = sum(chunk.tokens for chunk in record.chunks)
-        assert computed + record.reused == record.request.prompt_tokens
-        assert computed >= 1
+    for record in watched(setup, rows):
         assert record.reused <= record.cached or policy == "cache-aware"
-        if policy == "cdsp-paper":
-            assert record.reused == 0
 
 
 def before_decode(**changes: object) -> Setup:
@@ -244,37 +258,13 @@ def test_before_decode_a_home_without_much_room_keeps_nothing_beyond_its_share()
 def test_before_decode_any_sharing_ends_well_and_index_and_caches_agree(
     rows: list[Request], policy: str, kv_tokens: int, decode_instances: int, budget: float
 ) -> None:
-    seen: list[Prefixes] = []
-
-    class Watched(Prefixes):
-        def __init__(self, setup: Setup) -> None:
-            super().__init__(setup)
-            seen.append(self)
-
-        def sent(self, now, task) -> None:  # type: ignore[no-untyped-def]
-            super().sent(now, task)
-            assert self.differences() == []
-
     setup = before_decode(
         policy=policy,
         kv_tokens=kv_tokens,
         decode_instances=decode_instances,
         preempt_budget=budget,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "Prefixes", Watched)
-        result = simulate(setup, rows)
-    (prefixes,) = seen
-    for i, cache in enumerate(prefixes._caches):
-        assert not cache._locks
-        assert cache.idle * BLOCK <= prefixes.free[i]
-    for record in result.records:
-        assert not record.error
-        computed = sum(chunk.tokens for chunk in record.chunks)
-        assert computed + record.reused == record.request.prompt_tokens
-        assert computed >= 1
-        if policy == "cdsp-paper":
-            assert record.reused == 0
+    watched(setup, rows)
 
 
 def test_what_does_not_combine_is_refused() -> None:
