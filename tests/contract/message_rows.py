@@ -47,7 +47,7 @@ ROWS = (
         Signature(IO, "sock_send", ("socket", "obj")),
     ),
     row(
-        "controller.controller controller.dispatcher",
+        "controller.controller controller.dispatcher controller.intake",
         "what is read from a tokenized request",
         Fields(
             IO,
@@ -119,7 +119,7 @@ ROWS = (
         Attributes("sglang.srt.sampling.sampling_params", "SamplingParams", ("custom_params", "n")),
     ),
     row(
-        "controller.controller controller.dispatcher engine.scheduler",
+        "controller.controller controller.dispatcher controller.intake engine.scheduler",
         "aborts name requests by the beginning of their id, or all",
         Fields(IO, "AbortReq", ("abort_all", "finished_reason", "abort_message")),
     ),
@@ -175,7 +175,7 @@ ROWS = (
         Signature("sglang.srt.managers.utils", "is_health_check_generate_req", ("recv_req",)),
     ),
     row(
-        "controller.controller controller.prefixes.pool",
+        "controller.intake controller.prefixes.pool",
         "requests without a decode server",
         Value(UTILS, "FAKE_BOOTSTRAP_HOST", "'2.2.2.2'"),
     ),

@@ -21,7 +21,7 @@ def test_without_a_target_the_share_is_what_was_given() -> None:
 def test_without_either_it_follows_who_runs_and_who_waits() -> None:
     shares = DecodeShares(None, None)
     assert shares.of((0, 1), running=3, waiting=3) == 0.2
-    assert shares.of((0, 1), running=3, waiting=12) == pytest.approx(0.05)
+    assert shares.of((0, 1), running=3, waiting=6) == pytest.approx(0.05)
     assert shares.of((0, 1), running=3, waiting=1e6) == pytest.approx(0.01)
     shares.stepped(0, 0.05)
     shares.stepped(1, 0.1)

@@ -82,22 +82,23 @@ def test_a_chunk_that_starts_is_set_against_those_that_run_and_those_that_wait(
     assert priced.decode_share((0,)) == pytest.approx(0.2), "its own prompt is all that waits"
     for seq in (2, 3, 4):
         bound(priced, seq, 0)
-    assert priced.decode_share((0,)) == pytest.approx(0.2 / 4)
-    assert priced.decode_share((1, 0)) == pytest.approx(0.2 / 4)
+    assert priced.decode_share((0,)) == pytest.approx(0.2 / 4**2)
+    assert priced.decode_share((1, 0)) == pytest.approx(0.2 / 4**2)
     assert priced.decode_share((1,)) == pytest.approx(0.2)
     decoding(priced, 5, 0, 100)
-    assert priced.decode_share((0,)) == pytest.approx(2 * 0.2 / 4)
+    assert priced.decode_share((0,)) == pytest.approx(0.2 * (2 / 4) ** 2)
     priced.computed(1)
-    assert priced.decode_share((0,)) == pytest.approx(2 * 0.2 / 3), "it has had its chunks"
+    assert priced.decode_share((0,)) == pytest.approx(0.2 * (2 / 3) ** 2), "it has had its chunks"
 
 
 def test_prompts_without_a_plan_wait_for_all_who_take_chunks(priced: InstanceLedger) -> None:
     decoding(priced, 0, 0, 100)
     bound(priced, 1, 0)
-    priced.unplanned = lambda: 6
-    assert priced.decode_share((0,)) == pytest.approx(0.2 / 4)
+    priced.unplanned = lambda: 4
+    assert priced.decode_share((0,)) == pytest.approx(0.2 / 3**2)
     priced.take_roles(roles_of("1p1d", 2))
-    assert priced.decode_share((0,)) == pytest.approx(0.2 / 7)
+    priced.unplanned = lambda: 3
+    assert priced.decode_share((0,)) == pytest.approx(0.2 / 4**2)
 
 
 def test_who_waits_in_an_instances_own_queue_does_not_run(priced: InstanceLedger) -> None:
@@ -105,7 +106,7 @@ def test_who_waits_in_an_instances_own_queue_does_not_run(priced: InstanceLedger
     bound(priced, 1, 0)
     bound(priced, 2, 0)
     priced.decodes(2)
-    assert priced.decode_share((0,)) == pytest.approx(0.2 / 2)
+    assert priced.decode_share((0,)) == pytest.approx(0.2 / 2**2)
     priced.computed(2)
     assert priced.decode_share((0,)) == pytest.approx(0.2), "it has its first token"
 
@@ -113,7 +114,7 @@ def test_who_waits_in_an_instances_own_queue_does_not_run(priced: InstanceLedger
 def test_plans_are_timed_by_the_share_that_a_chunk_would_get_now(priced: InstanceLedger) -> None:
     decoding(priced, 0, 0, 100)
     assert priced.view(0.0).running[0].pace == pytest.approx(0.8)
-    priced.unplanned = lambda: 8
+    priced.unplanned = lambda: 4
     here = priced.view(0.0).running[0]
-    assert here.pace == pytest.approx(1 - 0.2 / 4)
-    assert here.stretch_s == pytest.approx(0.01 * (4 / 0.2 - 1))
+    assert here.pace == pytest.approx(1 - 0.2 / 2**2)
+    assert here.stretch_s == pytest.approx(0.01 * (2**2 / 0.2 - 1))

@@ -18,7 +18,7 @@ from sglang_cdsp.simulator.setup import DecodeModel, Setup
 from sglang_cdsp.simulator.sweep import UNIFIED_DECODE
 from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.workload import poisson
-from tests.simulator.small_worlds import Scripted, requests, there, world
+from tests.simulator.small_worlds import Scripted, requests, world
 
 # A step takes 0.1 s; beside a chunk it comes after a stretch of 0.4 s, so chunks get 0.8.
 STEP = DecodeModel(0.1, 0.0, 0.0)
@@ -78,15 +78,13 @@ def test_the_share_of_a_chunk_follows_who_runs_and_who_waits_when_it_starts() ->
     work = requests((0, 1000, 101), (3.05, 4000, 1), (3.05, 4000, 1))
     script = {"r0": ((1000, ON_0),), "r1": ((4000, ON_0),), "r2": ((4000, ON_0),)}
     running, first, second = run(pool(replace(FORM, decode_share=None)), work, script).records
-    # One runs. Two wait for the first chunk, which gives decode 0.1: a step in a second; for the
-    # second one waits, and it gives 0.2.
-    assert first.ttft_s == pytest.approx(4.0 / 0.9)
-    assert second.ttft_s == pytest.approx(4.0 / 0.9 + 4.0 / 0.8)
-    # The cycle in which the second chunk starts ends as it began, at 8.1; the last stretch ends
-    # with its chunk.
-    last = 0.1 + 3.05 + there(second.ttft_s) - 12.1
+    # One runs. Two wait for the first chunk: a quarter of 0.2 would be stretches of longer than a
+    # second, so decode has a step of 0.1 s after each second. For the second one waits: 0.2.
+    assert first.ttft_s == pytest.approx(4.0 * 1.1)
+    assert second.ttft_s == pytest.approx(4.0 * 1.1 + 4.0 / 0.8)
+    # The cycle in which the second chunk starts ends as it began, at 7.5; it ends within a step.
     found = token_gaps([running])
-    assert found == pytest.approx([0.1] * 21 + [1.0] * 5 + [0.5] * 8 + [last] + [0.1] * 65)
+    assert found == pytest.approx([0.1] * 21 + [1.1] * 4 + [0.5] * 10 + [0.1] * 65)
 
 
 def test_prompts_without_a_plan_count_for_all_who_take_chunks() -> None:
@@ -96,8 +94,9 @@ def test_prompts_without_a_plan_count_for_all_who_take_chunks() -> None:
     work = requests((0, 700, 101), *[(3.05, 600, 1)] * 3)
     script = {f"r{n}": ((r.prompt_tokens, ON_0),) for n, r in enumerate(work)}
     _, first, *_ = run(setup, work, script).records
-    # One runs; one has the chunk, and two wait for two instances.
-    assert first.ttft_s == pytest.approx(0.6 / 0.9)
+    # One runs; one has the chunk, and two wait for two instances: two wait there, and stretches
+    # are as long as may be.
+    assert first.ttft_s == pytest.approx(0.6 * 1.1)
 
 
 def test_a_ring_is_as_slow_as_its_slowest_member() -> None:
