@@ -86,7 +86,7 @@ def test_a_short_prompt_is_its_instances_own_to_the_end(pool: OneServerPool) -> 
 def test_a_chunks_share_is_decided_when_it_starts_and_left_out_of_what_is_learnt(
     pool: OneServerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One decodes on the instance, and two prompts wait for its chunks: a quarter of the usual share."""
+    """One decodes there, and two prompts wait for chunks: a quarter of the usual share."""
     pool.ledger.decode = DecodeShares(None, None)
     learnt: list[float] = []
     monkeypatch.setattr(

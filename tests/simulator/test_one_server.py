@@ -18,7 +18,7 @@ from sglang_cdsp.simulator.setup import DecodeModel, Setup
 from sglang_cdsp.simulator.sweep import UNIFIED_DECODE
 from sglang_cdsp.simulator.types import Request
 from sglang_cdsp.simulator.workload import poisson
-from tests.simulator.small_worlds import Scripted, requests, world
+from tests.simulator.small_worlds import Scripted, requests, there, world
 
 # A step takes 0.1 s; beside a chunk it comes after a stretch of 0.4 s, so chunks get 0.8.
 STEP = DecodeModel(0.1, 0.0, 0.0)
