@@ -210,7 +210,7 @@ class FakeInstance:
         task = self.tasks[seq]
         task.has_request = True
         assert task.client is not None
-        self.pool.answered(task.client, "home refused")
+        self._answer(task.client, "home refused")
         self._fail(task, "bad request", bad_request=True)
 
     def on_go(self, seq: int, chunk: int, revision: int) -> None:
@@ -246,7 +246,7 @@ class FakeInstance:
         self._pop(task)
         self.used -= task.held
         if task.has_request and not silent and task.client is not None:
-            self.pool.answered(task.client, "home failed" if error else "home finished")
+            self._answer(task.client, "home failed" if error else "home finished")
         self._say(0, Released, seq=seq)
 
     def on_cancel(self, seq: int) -> None:
