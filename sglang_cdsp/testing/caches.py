@@ -31,7 +31,9 @@ def await_agreement(
 def disagreements(url: str, replay: Replay | None = None) -> list[str]:
     """What does not agree just now, a line each."""
     info = requests.get(f"{url}/server_info", timeout=60).json()
-    states = [state["cdsp"] for state in info["internal_states"]]
+    # SGLang lists them as their answers came.
+    told = (state["cdsp"] for state in info["internal_states"])
+    states = sorted(told, key=lambda state: int(state["links"]["instance"]))
     index = requests.get(f"{url}/cdsp/status", timeout=60).json()["prefixes"]
     page = int(info["page_size"])
     wrong = []
